@@ -1,0 +1,1 @@
+"""bigcircuit: find circuits in large language models by training masks over frozen, sharded weights."""

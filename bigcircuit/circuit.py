@@ -1,0 +1,64 @@
+"""The circuit file, format `bigcircuit/1`: one safetensors file that opens without this project.
+
+`mask.<granularity>` is bool [L, n], `log_alpha.<granularity>` float32 [L, n]; rows are padded for layers of other widths
+and the true widths are in the metadata. All metadata values are strings; structured ones are JSON.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bigcircuit.errors import UserError
+from bigcircuit.gates.discretise import count
+from bigcircuit.storage import tensor_sha256, write_tensors
+
+FORMAT = "bigcircuit/1"
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """What was kept of a model, and where that comes from."""
+
+    masks: Mapping[str, Tensor]
+    """Granularity -> bool [L, n]."""
+    log_alpha: Mapping[str, Tensor]
+    """Granularity -> float32 [L, n], as trained; empty for circuits that were not trained."""
+    metadata: Mapping[str, str]
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically, with a sha256 of every tensor in its metadata."""
+        tensors = {f"mask.{name}": mask for name, mask in self.masks.items()}
+        tensors |= {f"log_alpha.{name}": values for name, values in self.log_alpha.items()}
+        hashes = {name: tensor_sha256(tensor) for name, tensor in sorted(tensors.items())}
+        write_tensors(path, tensors, {**self.metadata, "format": FORMAT, "sha256": json.dumps(hashes)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Circuit":
+        """Read and verify a file. Raises UserError if it is absent, of another format, or damaged."""
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such circuit file") from error
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a readable safetensors file ({error}); restore it from a copy") from error
+        if metadata.get("format") != FORMAT:
+            raise UserError(f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}; `bigcircuit convert` reads others")
+        hashes = json.loads(metadata["sha256"])
+        for name in sorted(hashes.keys() | tensors.keys()):
+            if name not in tensors or tensor_sha256(tensors[name]) != hashes.get(name):
+                raise UserError(f"{path}: tensor {name} is damaged (its sha256 differs); restore the file from a copy")
+        return cls(_strip(tensors, "mask."), _strip(tensors, "log_alpha."), metadata)
+
+    def sizes(self) -> dict[str, int]:
+        """Nodes kept, by granularity and as `total` site neurons."""
+        return count(self.masks)
+
+
+def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

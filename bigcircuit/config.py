@@ -1,0 +1,281 @@
+"""The configuration: frozen pydantic models, one dotted grammar for YAML, the command line, populations and sweeps.
+
+Nothing heavy is imported here, so that a mistake in a config is reported before torch is even loaded.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+GranularityName = Literal[
+    "block", "attention", "mlp", "kv_group", "head", "attention_neuron", "mlp_neuron", "mlp_output"
+]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys refused, numbers never made from text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """The frozen base model."""
+
+    path: str = "embedded"
+    """Folder or hub id of a causal language model; `embedded` is the small model that comes with the package."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the frozen weights and activations; gates are always float32."""
+    adapter: str | None = None
+    """Folder or hub id of a PEFT adapter to put on the model."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention implementation of transformers."""
+
+
+class SplitConfig(Section):
+    """How pairs are divided; no prompt is in two splits. A `split` column in the file wins."""
+
+    train: Fraction = 0.4
+    """Fraction of the pairs that gates are trained on."""
+    validation: Fraction = 0.1
+    """Fraction for choosing the best step during the run."""
+    test: Fraction = 0.5
+    """Fraction held out for the scores that are reported."""
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> "SplitConfig":
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"task.split: train {self.train} + validation {self.validation} + test {self.test} is "
+                             f"{total:g}; make them add up to 1")
+        if not self.train or not self.test:
+            raise ValueError("task.split: train and test must both be above 0")
+        return self
+
+
+class TaskConfig(Section):
+    """The behaviour: clean/corrupted prompt pairs with right and wrong answers."""
+
+    name: str = "ioi"
+    """A task builder (`bigcircuit tasks` lists them), or `pairs` to read a file."""
+    path: str | None = None
+    """Pair file (JSONL, CSV, Parquet, JSON) or data set, when name is `pairs`."""
+    format: str | None = None
+    """Format of the pair file; found out from its columns when absent."""
+    columns: dict[str, str] = {}
+    """Canonical column -> column of the file, for files that name them differently."""
+    split: SplitConfig = SplitConfig()
+    size: Positive = 400
+    """Pairs a task builder makes, before splitting."""
+    seed: Count = 0
+    """Seed of the builder, of the split and of the order of the data; members of a population share it."""
+    max_tokens: Positive = 256
+    """Longest prompt with answer, in tokens; a longer one is an error."""
+    special_tokens: bool = True
+    """Let the tokenizer add its special tokens (BOS) to the prompt."""
+    keep: Literal["all", "solved"] = "all"
+    """`solved` leaves out, and counts, the pairs the full model itself gets wrong."""
+    padding: Literal["right", "left"] = "right"
+    """Side on which shorter prompts of a batch are padded; no number depends on it."""
+
+    @model_validator(mode="after")
+    def _pairs_need_a_path(self) -> "TaskConfig":
+        if self.name == "pairs" and not self.path:
+            raise ValueError("task.name is pairs but task.path is not set; name the pair file")
+        if self.name != "pairs" and self.path:
+            raise ValueError(f"task.path is {self.path} but task.name is {self.name}; set task.name to pairs to read it")
+        return self
+
+
+class AblationConfig(Section):
+    """What a closed node outputs instead."""
+
+    kind: Literal["interchange", "zero"] = "interchange"
+    """`interchange`: its activation on the corrupted prompt; `zero`: nothing."""
+
+
+class GatesConfig(Section):
+    """The gates: where they are and how they start."""
+
+    granularities: tuple[GranularityName, ...] = ("block", "attention", "mlp", "head", "attention_neuron", "mlp_neuron")
+    """The kinds of nodes that get gates."""
+    init: float = 3.0
+    """Mean of the first log_alpha."""
+    init_spread: Weight = 0.5
+    """Half-width of the uniform noise on the first log_alpha."""
+    clamp: Annotated[float, Field(gt=0)] = 5.0
+    """log_alpha stays within plus and minus this, so that no gate becomes unrecoverable."""
+    sampling: Literal["hard_concrete", "straight_through"] = "hard_concrete"
+    """Gate values in training: the soft sample, or the sample rounded to 0 or 1 with the soft gradient."""
+    warm_start: Literal["none", "integrated_gradients"] = "none"
+    """Shift the first log_alpha of each neuron by the rank of its attribution."""
+    warm_start_spread: Weight = 1.0
+    """Half-width of that shift: the lowest-ranked neuron starts this much lower, the highest this much higher."""
+    warm_start_points: Positive = 10
+    """Points on the path of the integrated gradients."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "GatesConfig":
+        if not self.granularities:
+            raise ValueError("gates.granularities is empty; name at least one")
+        if len(set(self.granularities)) < len(self.granularities):
+            raise ValueError(f"gates.granularities names one twice: {', '.join(self.granularities)}")
+        if abs(self.init) + self.init_spread > self.clamp:
+            raise ValueError(f"gates.init {self.init:g} with gates.init_spread {self.init_spread:g} starts outside "
+                             f"gates.clamp {self.clamp:g}; lower one or raise the clamp")
+        return self
+
+
+class PenaltyConfig(Section):
+    """Weight of the expected open fraction of each granularity in the loss."""
+
+    block: Weight = 0.0
+    """Decoder layers."""
+    attention: Weight = 0.0
+    """Attention sub-layers."""
+    mlp: Weight = 0.0
+    """MLP sub-layers."""
+    kv_group: Weight = 0.0
+    """Groups of query heads that share a key/value head."""
+    head: Weight = 0.0
+    """Query heads."""
+    attention_neuron: Weight = 0.0
+    """Attention neurons (head x head_dim)."""
+    mlp_neuron: Weight = 0.0
+    """MLP neurons."""
+    mlp_output: Weight = 0.0
+    """Output dimensions of the MLP."""
+
+
+class TargetConfig(Section):
+    """Sizes to reach, as nodes kept. A targeted granularity's fixed penalty is off; with `total` all of them are."""
+
+    total: Positive | None = None
+    """Site neurons (attention and MLP neurons together)."""
+    block: Positive | None = None
+    """Decoder layers."""
+    attention: Positive | None = None
+    """Attention sub-layers."""
+    mlp: Positive | None = None
+    """MLP sub-layers."""
+    kv_group: Positive | None = None
+    """Groups of query heads that share a key/value head."""
+    head: Positive | None = None
+    """Query heads."""
+    attention_neuron: Positive | None = None
+    """Attention neurons."""
+    mlp_neuron: Positive | None = None
+    """MLP neurons."""
+    mlp_output: Positive | None = None
+    """Output dimensions of the MLP."""
+
+    def sizes(self) -> dict[str, int]:
+        """The targets that are set."""
+        return {name: size for name, size in self if size is not None}
+
+
+class TrainConfig(Section):
+    """The optimisation of the gates."""
+
+    steps: Positive = 1500
+    """Updates."""
+    batch_size: Positive = 32
+    """Pairs per update, over all ranks."""
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    """Highest learning rate of Adam, per update."""
+    lr_final: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Learning rate at the end as a share of the highest; the decay is a cosine."""
+    lr_warmup: Fraction = 0.02
+    """Share of the steps over which the learning rate rises from 0."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of a member's gradient."""
+    penalty_start: Fraction = 0.0
+    """Share of the steps before any penalty acts."""
+    penalty_ramp: Fraction = 0.3
+    """Share of the steps over which penalties rise from 0, or sizes fall to their targets."""
+    coarse_start: Fraction = 0.0
+    """Share of the steps before block, attention, mlp, kv_group and head gates are penalised: gates of many neurons
+    need a later start than fine ones."""
+    kl: Weight = 1.0
+    """Weight of KL(reference || circuit) at the answer positions, in nats."""
+    hinge: Weight = 0.0
+    """Weight of max(0, margin - logit difference)."""
+    margin: float = 1.0
+    """Logit difference that the hinge asks for."""
+    dual_lr: Annotated[float, Field(gt=0)] = 0.05
+    """Step of the dual variables of target mode, in nats of loss per whole open fraction."""
+    seed: Count = 0
+    """Seed of a member's gates and noise."""
+    checkpointing: bool = False
+    """Keep only layer inputs and run each layer again in the backward pass: less memory, about a third more time."""
+    log_every: Positive = 20
+    """Steps between two lines of metrics.jsonl."""
+    validate_every: Positive = 100
+    """Steps between two validations; the best validated gates are kept."""
+    save_every: Positive = 100
+    """Steps between two checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Checkpoints that stay on disk."""
+
+
+class PopulationConfig(Section):
+    """Members that are trained together in one pass over one model."""
+
+    seeds: Positive = 1
+    """Train this many members that differ in train.seed alone: seed, seed + 1, ..."""
+    members: tuple[dict[str, Any], ...] = ()
+    """One mapping of dotted keys to values a member, such as {penalty.head: 0.2, train.seed: 3}."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "PopulationConfig":
+        if self.members and self.seeds > 1:
+            raise ValueError(f"population.seeds is {self.seeds} and population.members has {len(self.members)}; use one")
+        return self
+
+
+class TrackingConfig(Section):
+    """Experiment trackers besides metrics.jsonl, which is always written."""
+
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Trackers of accelerate that receive the same numbers."""
+    project: str = "bigcircuit"
+    """Project name there."""
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    ablation: AblationConfig = AblationConfig()
+    gates: GatesConfig = GatesConfig()
+    penalty: PenaltyConfig = PenaltyConfig()
+    target: TargetConfig = TargetConfig()
+    train: TrainConfig = TrainConfig()
+    population: PopulationConfig = PopulationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    output: str = "runs/prune"
+    """Run folder."""
+
+    @model_validator(mode="after")
+    def _granularities_exist(self) -> "Config":
+        enabled = self.gates.granularities
+        used = {f"target.{name}": name for name in self.target.sizes() if name != "total"}
+        used |= {f"penalty.{name}": name for name, weight in self.penalty if weight}
+        for key, name in used.items():
+            if name not in enabled:
+                raise ValueError(f"{key} is set but gates.granularities is [{', '.join(enabled)}]; add {name} to it")
+        return self
+
+
+MEMBER_KEYS = ("penalty.", "target.", "train.seed", "train.steps", "train.lr", "train.lr_final", "train.lr_warmup",
+               "train.clip", "train.penalty_start", "train.penalty_ramp", "train.coarse_start", "train.kl",
+               "train.hinge", "train.margin", "train.dual_lr", "gates.init", "gates.init_spread", "gates.clamp",
+               "gates.warm_start_spread")
+"""What members of one population may differ in; the rest belongs to the shared pass."""

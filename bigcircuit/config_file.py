@@ -1,0 +1,174 @@
+"""From a YAML file and dotted overrides to a validated Config; every mistake becomes one helpful line."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from bigcircuit.config import MEMBER_KEYS, Config
+from bigcircuit.errors import UserError
+
+
+def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file, apply dotted overrides, validate. Raises UserError naming file and key."""
+    raw = read_yaml(Path(path)) if path else {}
+    for key, value in (overrides or {}).items():
+        _set(raw, key, value)
+    config = validate(raw, str(path or "command line"))
+    members(config)
+    return config
+
+
+def validate(raw: Mapping[str, Any], source: str) -> Config:
+    """Build the Config from nested plain data. Raises UserError naming `source` and the key."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_describe(error)}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as nested data, on top of the files its `extends` names (relative to itself, later ones win)."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such config file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'see the file'})") from error
+    if raw is None:
+        raise UserError(f"{path}: the config file is empty; see configs/quickstart.yaml for an example")
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a config is a mapping of sections, not a {type(raw).__name__}")
+    bases = raw.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        _merge(merged, read_yaml(path.parent / base))
+    _merge(merged, raw)
+    return merged
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--section.field value` or `--section.field=value` words -> dotted key to value, values read as YAML."""
+    overrides: dict[str, Any] = {}
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"{word!r} is not an option; options look like --train.steps 500")
+        key, has_value, text = word[2:].partition("=")
+        key = key.replace("-", "_")
+        if key not in dotted_keys() and not key.startswith("task.columns."):
+            raise UserError(f"--{key} is not a setting{_nearest(key, dotted_keys())}")
+        if not has_value:
+            if not words:
+                raise UserError(f"--{key} needs a value")
+            text = words.pop(0)
+        overrides[key] = _scalar(key, text)
+    return overrides
+
+
+def _scalar(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--{key} {text!r} is not a valid value") from error
+
+
+def members(config: Config) -> list[Config]:
+    """One Config a member of the population. Raises UserError for a key that members must share."""
+    if not config.population.members:
+        seeds = range(config.train.seed, config.train.seed + config.population.seeds)
+        return [_override(config, {"train.seed": seed}, "population.seeds") for seed in seeds]
+    built = []
+    for index, overrides in enumerate(config.population.members):
+        source = f"population.members[{index}]"
+        for key in overrides:
+            if key not in dotted_keys():
+                raise UserError(f"{source}: {key} is not a setting{_nearest(key, dotted_keys())}")
+            if not key.startswith(MEMBER_KEYS[:2]) and key not in MEMBER_KEYS:
+                raise UserError(f"{source}: {key} is shared by all members of a population; run it separately")
+        built.append(_override(config, overrides, source))
+    return built
+
+
+def _override(config: Config, overrides: Mapping[str, Any], source: str) -> Config:
+    raw = config.model_dump()
+    for key, value in overrides.items():
+        _set(raw, key, value)
+    return validate(raw, source)
+
+
+def dotted_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every leaf setting as a dotted key."""
+    keys: list[str] = []
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += dotted_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as (dotted key, value)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, name = dotted.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise UserError(f"{section} must be a section with keys, not {raw!r}")
+    raw[name] = value
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _describe(error: ValidationError) -> str:
+    """The first problem pydantic found, as one line; the rest are counted."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        text = f"{key} is not a setting{_nearest(key, _all_keys())}"
+    elif first["type"] == "value_error":
+        text = str(first["ctx"]["error"])
+    else:
+        text = f"{key}: {first['msg'].lower()}, not {json.dumps(first['input'], default=str)[:60]}"
+    others = len(problems) - 1
+    return text + (f" (and {others} more)" if others else "")
+
+
+def _all_keys() -> list[str]:
+    keys = dotted_keys()
+    return sorted({key.rsplit(".", depth)[0] for key in keys for depth in range(key.count(".") + 1)})
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    """`; did you mean X?` for the closest known key, by whole key first and by last part second."""
+    whole = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not whole:
+        last = {name.rsplit(".", 1)[-1]: name for name in known}
+        found = difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
+        whole = [last[found[0]]] if found else []
+    return f"; did you mean {whole[0]}?" if whole else "; `--help` lists them all"

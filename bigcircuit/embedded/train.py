@@ -1,0 +1,176 @@
+"""Train the embedded model: `python -m bigcircuit.embedded.train --output FOLDER` (about 15 minutes on one core).
+
+Writes a folder in transformers format with the training log and the model card. The same seed on the same library versions
+gives the same model; other versions or machines reproduce the behaviours, not the bytes.
+"""
+
+import argparse
+import json
+import logging
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bigcircuit.embedded.corpus import BEHAVIOURS, Document, documents, held_out
+from bigcircuit.objective import contrast
+from bigcircuit.tasks.batch import batches
+from bigcircuit.tasks.builders import BUILDERS
+from bigcircuit.tasks.encode import encode
+
+log = logging.getLogger(__name__)
+
+BOS = "<s>"
+ANSWER_WEIGHT = 4.0
+"""Weight of an answer's tokens in the loss; the words of a random sentence cannot be predicted and weigh 1."""
+
+
+def train_tokenizer(seed: int, texts: int = 20_000) -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which digits come in pairs and every word of the corpus is one token."""
+    tokenizer = Tokenizer(models.BPE())
+    digits = pre_tokenizers.Split(Regex(r" ?\d{1,2}"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = ByteLevelDecoder()
+    stream = documents(random.Random(seed))
+    trainer = trainers.BpeTrainer(
+        vocab_size=1400,
+        special_tokens=[BOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((next(stream).text for _ in range(texts)), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, model_max_length=128)
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A Llama with grouped-query attention, about 0.9M parameters."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=16,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=None,
+        pad_token_id=None,
+        initializer_range=0.04,
+    )
+    return LlamaForCausalLM(config)
+
+
+def make_batch(tokenizer: Any, chosen: list[Document]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [B, T], padded on the right with BOS, and the weight of predicting each of them, [B, T]."""
+    encoded = tokenizer([d.text for d in chosen], return_offsets_mapping=True)
+    width = max(map(len, encoded["input_ids"]))
+    ids = torch.full((len(chosen), width), tokenizer.bos_token_id)
+    weights = torch.zeros(len(chosen), width)
+    for row, (document, tokens, spans) in enumerate(
+        zip(chosen, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        begin = len(document.text) - document.answer
+        weights[row, : len(tokens)] = torch.tensor([ANSWER_WEIGHT if span[0] >= begin else 1.0 for span in spans])
+    weights[:, 0] = 0
+    return ids, weights
+
+
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean cross-entropy of the next token, in nats."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
+
+
+@torch.no_grad()
+def accuracy(model: LlamaForCausalLM, tokenizer: Any, behaviour: str, size: int = 3000, seed: int = 1) -> float:
+    """Share of held-out prompts, of about a tenth of `size` drawn, on which right answers are more probable than wrong."""
+    pairs = [p for p in BUILDERS[behaviour](tokenizer, size, random.Random(seed)) if held_out(str(p.clean))]
+    right = []
+    for batch in batches(encode(pairs, tokenizer, 128), 64, full=True):
+        logits = model(input_ids=batch.clean, attention_mask=batch.attention_mask, use_cache=False).logits
+        right.append(contrast(logits[None, batch.score_row, batch.score_position], batch).logit_difference[0] > 0)
+    return torch.cat(right).float().mean().item()
+
+
+def train(output: Path, steps: int, batch_size: int, seed: int, evaluate_every: int) -> dict[str, float]:
+    """Train, write the folder, and return the held-out accuracies."""
+    tokenizer = train_tokenizer(seed)
+    model = new_model(tokenizer, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.05)
+    stream = documents(random.Random(seed + 1))
+    rows, scores, start = [], {}, time.monotonic()
+    for step in range(1, steps + 1):
+        loss = loss_of(model, *make_batch(tokenizer, [next(stream) for _ in range(batch_size)]))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % evaluate_every == 0 or step == steps:
+            size = 3000 if step == steps else 600
+            scores = {name: accuracy(model, tokenizer, name, size) for name in BEHAVIOURS}
+            rows.append({"step": step, "loss": loss.item(), "seconds": time.monotonic() - start, **scores})
+            log.info("%s", rows[-1])
+    write(output, model, tokenizer, rows, {"steps": steps, "batch_size": batch_size, "seed": seed})
+    return scores
+
+
+def write(output: Path, model: LlamaForCausalLM, tokenizer: Any, rows: list[dict], settings: dict[str, int]) -> None:
+    """Save model, tokenizer, training log and card."""
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    (output / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    last = rows[-1]
+    table = "\n".join(f"| {name} | {last[name]:.4f} |" for name in BEHAVIOURS)
+    (output / "README.md").write_text(
+        CARD.format(table=table, parameters=model.num_parameters(), vocabulary=len(tokenizer), **settings)
+    )
+
+
+CARD = """# The embedded model
+
+A Llama with grouped-query attention (4 layers, width 128, 8 query and 4 key/value heads, MLP width 320, tied embeddings,
+{parameters:,} parameters, float32) and a byte-level BPE tokenizer of {vocabulary} tokens with digits in pairs. It exists so that
+bigcircuit works offline on a fresh machine. It speaks only the synthetic English of `bigcircuit/embedded/corpus.py`.
+
+Trained by `python -m bigcircuit.embedded.train` with steps {steps}, batch {batch_size}, seed {seed}; the log is
+`training_log.jsonl`. A prompt is held out of training when the first byte of its sha256 is divisible by ten. Share of
+held-out prompts on which right answers are more probable than wrong ones:
+
+| behaviour | accuracy |
+|---|---|
+{table}
+
+Licence: that of this project. No data of others was used.
+"""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--steps", type=int, default=4000, help="updates")
+    parser.add_argument("--batch-size", type=int, default=48, help="documents per update")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and corpus")
+    parser.add_argument("--evaluate-every", type=int, default=500, help="steps between two evaluations")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train(arguments.output, arguments.steps, arguments.batch_size, arguments.seed, arguments.evaluate_every)
+
+
+if __name__ == "__main__":
+    main()

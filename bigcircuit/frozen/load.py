@@ -1,0 +1,134 @@
+"""Open checkpoints: config and tokenizer first, weights last, everything frozen."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigcircuit.config import ModelConfig
+from bigcircuit.embedded import PATH as EMBEDDED
+from bigcircuit.errors import UserError
+from bigcircuit.frozen.sites import FrozenModel, architecture_of, find_sites
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve(config: ModelConfig) -> str:
+    """The folder or hub id to open; the word `embedded` stands for the small model that comes with the package."""
+    return str(EMBEDDED) if config.path == "embedded" else config.path
+
+
+def load_config(config: ModelConfig) -> Any:
+    """The Hugging Face config of the base model, with its architecture checked. Loads no weights; raises UserError."""
+    from transformers import AutoConfig
+
+    hf = _open(AutoConfig, config)
+    text = hf.get_text_config(decoder=True)
+    architecture_of(text)
+    return text
+
+
+def load_tokenizer(config: ModelConfig) -> Any | None:
+    """The tokenizer of the base model; None when the checkpoint has none (ids in, ids out). Raises UserError."""
+    from transformers import AutoTokenizer
+
+    path = Path(resolve(config))
+    if path.is_dir() and not any((path / name).exists() for name in _TOKENIZER_FILES):
+        return None
+    return _open(AutoTokenizer, config)
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def load_frozen(config: ModelConfig, device: torch.device | str = "cpu") -> FrozenModel:
+    """Load the model, put the adapter on if there is one, freeze it, and find its sites. Raises UserError."""
+    from transformers import AutoModelForCausalLM
+
+    model = _open(
+        AutoModelForCausalLM,
+        config,
+        dtype=DTYPES[config.dtype],
+        attn_implementation=config.attention,
+        use_safetensors=True,  # the other format is a pickle
+    )
+    if config.adapter:
+        model = _adapt(model, config.adapter)
+    model.requires_grad_(False)
+    return find_sites(model.eval().to(device))
+
+
+def skeleton(config: ModelConfig) -> FrozenModel:
+    """The same module tree on the meta device: shapes and names without a byte of weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(config), dtype=DTYPES[config.dtype])
+    return find_sites(model)
+
+
+def _adapt(model: Any, adapter: str) -> Any:
+    """Put a PEFT adapter on the model and return the adapted Hugging Face model, its table row still valid."""
+    from peft import PeftConfig, PeftModel
+
+    try:
+        kind = PeftConfig.from_pretrained(adapter)
+        if kind.is_prompt_learning:
+            raise UserError(f"model.adapter {adapter}: {kind.peft_type} adds virtual tokens; use an adapter on the weights")
+        return PeftModel.from_pretrained(model, adapter, is_trainable=False).get_base_model()
+    except (OSError, KeyError, TypeError) as error:
+        raise UserError(f"model.adapter {adapter}: no PEFT adapter could be opened ({_first_line(error)})") from error
+
+
+def _open(factory: Any, model: ModelConfig, **arguments: Any) -> Any:
+    path = resolve(model)
+    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise UserError(f"model.path {path}: no such folder; give a folder with config.json or a hub id")
+    try:
+        return factory.from_pretrained(
+            str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path,
+            revision=model.revision,
+            trust_remote_code=False,
+            **arguments,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model.path {path}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@cache
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def fingerprint(config: ModelConfig) -> dict[str, str]:
+    """Hashes that identify the base model: `config`, `weights` (of all weight files), `tokenizer`, each sha256 or ""."""
+    folder = _folder(config)
+
+    def together(pattern: str) -> str:
+        files = sorted(folder.glob(pattern))
+        if len(files) == 1:
+            return sha256(files[0])
+        return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest() if files else ""
+
+    return {"config": together("config.json"), "weights": together("*.safetensors"), "tokenizer": together("tokenizer.json")}
+
+
+def _folder(config: ModelConfig) -> Path:
+    path = Path(resolve(config)).expanduser()
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(resolve(config), revision=config.revision, local_files_only=True))

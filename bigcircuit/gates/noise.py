@@ -1,0 +1,41 @@
+"""Uniform noise that depends on what it is for and on nothing else.
+
+A value is fixed by (the member's seed, the member's step, the layer, the example), never by the slot of the member, the
+order of the batch, the rank, or the global random state. So a member draws the same noise alone or in company.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def mix(*keys: int) -> int:
+    """Hash integers into 64 bits (splitmix64 finaliser, Steele et al. 2014, applied along the keys)."""
+    state = 0
+    for key in keys:
+        state = (state + key + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+class Noise:
+    """Draws from one generator of the project's own that is reseeded for every (member, layer, example)."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._generator = torch.Generator(device=device)
+
+    def uniform(
+        self, seeds: Sequence[int], steps: Sequence[int], layer: int, examples: Sequence[int], width: int
+    ) -> Tensor:
+        """Uniform values on [0, 1), float32 [P, B, width]; seeds and steps have one entry a member (P)."""
+        drawn = torch.empty(len(seeds), len(examples), width, device=self._generator.device)
+        for member, (seed, step) in enumerate(zip(seeds, steps, strict=True)):
+            for row, example in enumerate(examples):
+                self._generator.manual_seed(mix(seed, step, layer, example))
+                torch.rand(width, generator=self._generator, out=drawn[member, row])
+        return drawn

@@ -1,0 +1,127 @@
+"""The run folder: what is in it, whether a run may go on in it, and its metrics file."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bigcircuit.config import Config
+from bigcircuit.config_file import flatten
+from bigcircuit.errors import UserError
+from bigcircuit.storage import write_bytes, write_json
+
+LIBRARIES = ("bigcircuit", "torch", "transformers", "safetensors", "deepspeed", "peft", "accelerate")
+
+
+class RunFolder(NamedTuple):
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def circuit(self, name: str, members: int) -> Path:
+        """File of one member's circuit."""
+        return self.path / "circuit.safetensors" if members == 1 else self.path / "circuits" / f"{name}.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        """The summary is the last file a run writes."""
+        return self.summary.exists()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that a result depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def choose(config: Config, fresh: bool) -> RunFolder:
+    """The folder of this run; with `fresh` the next free name beside `output`. Raises UserError for another run's folder.
+
+    A folder belongs to a run when its resolved config is the same apart from `output`.
+    """
+    path = Path(config.output)
+    if fresh:
+        taken = 1
+        while path.exists():
+            taken += 1
+            path = Path(f"{config.output}-{taken}")
+    folder = RunFolder(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"output {path}: is a file; name a folder")
+    if folder.config.exists():
+        _check_same(folder, config)
+    elif path.is_dir() and any(path.iterdir()):
+        raise UserError(f"output {path}: the folder holds other files and no run; name another folder")
+    return folder
+
+
+def _check_same(folder: RunFolder, config: Config) -> None:
+    try:
+        before = json.loads(folder.config.read_text(encoding="utf-8"))["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder.config}: not a run's config.json; name another output or use --fresh") from error
+    old, new = (dict(flatten(c)) for c in (before, config.model_dump(mode="json")))
+    for key in sorted((old.keys() | new.keys()) - {"output"}):
+        if old.get(key) != new.get(key):
+            raise UserError(
+                f"{folder.path}: holds a run with {key} {old.get(key)!r}, not {new.get(key)!r}; "
+                "name another output or use --fresh"
+            )
+
+
+def write_config(folder: RunFolder, config: Config, command: Sequence[str]) -> None:
+    """Write config.json: the resolved config, the command and the versions; an existing one is left as it is."""
+    if not folder.config.exists():
+        content = {"config": config.model_dump(mode="json"), "command": list(command), "versions": versions()}
+        write_json(folder.config, content)
+
+
+class Metrics:
+    """metrics.jsonl: one line a logged step and member."""
+
+    def __init__(self, folder: RunFolder, from_step: int) -> None:
+        """Lines after `from_step`, which a stopped run wrote before its last checkpoint could cover them, are dropped."""
+        self._path = folder.metrics
+        if self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step(line) <= from_step]
+            write_bytes(self._path, "".join(f"{line}\n" for line in kept).encode())
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows and hand them to the operating system at once."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All rows so far."""
+        if not self._path.exists():
+            return []
+        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")  # half a line, cut off by a crash

@@ -1,0 +1,53 @@
+"""Write files so that a crash leaves either the old one or the new one, never a half."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from bigcircuit.errors import UserError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write to a temporary name beside `path`, sync, rename. Raises UserError when the disk refuses."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another output") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data as indented JSON, atomically."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors as safetensors, atomically; the same content gives the same bytes."""
+    data = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, None)
+    write_bytes(path, _with_metadata(data, metadata) if metadata else data)
+
+
+def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Put metadata into a safetensors header in sorted order: the library's own order changes from run to run."""
+    length = int.from_bytes(data[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8 : 8 + length])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """sha256 of a tensor's raw little-endian bytes; safetensors itself does not notice a flipped bit."""
+    return hashlib.sha256(tensor.detach().contiguous().cpu().numpy().tobytes()).hexdigest()

@@ -1,0 +1,232 @@
+"""The two-stream pass: a frozen model with the effective masks of P members interpolated at its sites.
+
+Each decoder layer runs twice before the next one starts: on the corrupted hidden state, unmasked and without a graph, to
+leave its site inputs behind, then on the masked hidden states of all members. The layer's own `forward` does both, so
+that under ZeRO-3 one gather of its weights serves both streams. Ablations that need no corrupted run have one stream.
+
+Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bigcircuit.frozen.sites import FrozenModel
+from bigcircuit.gates.granularity import ATTENTION, MLP, MLP_OUTPUT
+from bigcircuit.tasks.batch import Batch
+
+SiteMasks = dict[str, Tensor]
+"""Effective masks of one layer by site, each [P, R or 1, n]; an absent site is open."""
+MaskSource = Callable[[int], SiteMasks]
+"""Layer index -> its effective masks. Called again, and must answer the same, when a layer is recomputed."""
+
+
+class _Interpolate(torch.autograd.Function):
+    """mask * masked + (1 - mask) * ablated, keeping only the difference of the streams for the backward pass.
+
+    masked [P, R, T, n], ablated [1, R, T, n] or None for zero, mask [P, R or 1, 1, n].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, masked: Tensor, ablated: Tensor | None, mask: Tensor) -> Tensor:
+        weight = mask.to(masked.dtype)
+        ctx.save_for_backward(masked if ablated is None else masked - ablated, mask)
+        # lerp is exact at both ends: an open gate gives the masked stream bit for bit, a closed one the ablated stream.
+        return masked * weight if ablated is None else torch.lerp(ablated, masked, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        difference, mask = ctx.saved_tensors
+        to_masked = gradient * mask.to(gradient.dtype) if ctx.needs_input_grad[0] else None
+        to_mask = None
+        if ctx.needs_input_grad[2]:
+            # Sum over tokens in float32: the gates stay float32 whatever the base model computes in.
+            to_mask = (gradient * difference).sum(dim=2, keepdim=True, dtype=torch.float32)
+            to_mask = to_mask.sum_to_size(mask.shape).to(mask.dtype)
+        return to_masked, None, to_mask
+
+
+class _Rows(NamedTuple):
+    masked: int
+    """P * R rows of the masked stream; they come first in everything the outer model makes for the batch."""
+    corrupted: int
+    """R rows of the corrupted stream, 0 without one."""
+
+
+@dataclass
+class _Pass:
+    """What the hooks of one forward pass share. `recorded` holds the corrupted site inputs of the layer in progress."""
+
+    batch: Batch
+    masks: MaskSource | None
+    members: int
+    rows: _Rows
+    corrupted: Tensor | None = None
+    recording: bool = False
+    recorded: SiteMasks = field(default_factory=dict)
+    site_masks: SiteMasks = field(default_factory=dict)
+
+
+class Streams:
+    """Runs a frozen model masked. Use as a context manager: hooks are installed on entry and removed on exit.
+
+    With checkpointing the backward pass must happen before the exit, because it runs the layers again.
+    """
+
+    def __init__(self, frozen: FrozenModel, ablation: str, checkpointing: bool = False) -> None:
+        """ablation: "interchange" or "zero"; checkpointing: keep only layer inputs and recompute each layer backward."""
+        self.frozen = frozen
+        self.corrupted_stream = ablation == "interchange"
+        self.checkpointing = checkpointing
+        self._undo: list[Callable[[], None]] = []
+        self._pass: _Pass | None = None
+
+    def __enter__(self) -> "Streams":
+        for index, layer in enumerate(self.frozen.layers):
+            self._hook(layer.attention.register_forward_pre_hook(partial(self._at_input, ATTENTION)))
+            self._hook(layer.mlp.register_forward_pre_hook(partial(self._at_input, MLP)))
+            self._hook(layer.mlp.register_forward_hook(self._at_output))
+            plain = layer.module.forward
+            layer.module.forward = partial(self._layer_forward, index, plain)
+            self._undo.append(partial(layer.module.__dict__.pop, "forward"))
+        self._hook(self.frozen.head.register_forward_pre_hook(self._at_head))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self._pass = None
+
+    def _hook(self, handle: Any) -> None:
+        self._undo.append(handle.remove)
+
+    def reference(self, batch: Batch) -> Tensor:
+        """Logits of the full model on the clean prompts at the scored positions, [S, V], without a graph."""
+        with torch.no_grad():
+            return self._forward(_Pass(batch, None, 1, _Rows(len(batch.clean), 0)), batch.clean)[0]
+
+    def masked(self, batch: Batch, masks: MaskSource, members: int) -> Tensor:
+        """Logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]."""
+        tokens = batch.clean.repeat(members, 1)
+        rows = _Rows(len(tokens), len(batch.corrupted) if self.corrupted_stream else 0)
+        if self.corrupted_stream:
+            tokens = torch.cat([tokens, batch.corrupted])
+        return self._forward(_Pass(batch, masks, members, rows), tokens)
+
+    def _forward(self, state: _Pass, tokens: Tensor) -> Tensor:
+        assert self._undo, "enter the context manager first"
+        copies = len(tokens) // len(state.batch.clean)
+        self._pass = state
+        # use_cache=False is vital: with a cache the second stream attends to the keys of the first one, silently.
+        output = self.frozen.model(
+            input_ids=tokens,
+            attention_mask=state.batch.attention_mask.repeat(copies, 1),
+            position_ids=state.batch.position_ids.repeat(copies, 1),
+            use_cache=False,
+        )
+        return output.logits
+
+    def _layer_forward(self, index: int, plain: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        state = self._pass
+        if state is None or state.masks is None:
+            return plain(hidden, *args, **kwargs)
+        if index == 0 and state.rows.corrupted:
+            hidden, state.corrupted = hidden.split([state.rows.masked, state.rows.corrupted])
+        run = partial(self._both, state, index, plain, args, kwargs)
+        if self.checkpointing and torch.is_grad_enabled():
+            output, state.corrupted = checkpoint(
+                run, hidden, state.corrupted, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            output, state.corrupted = run(hidden, state.corrupted)
+        return output
+
+    def _both(
+        self, state: _Pass, index: int, plain: Callable[..., Any], args: tuple, kwargs: dict, masked: Tensor, corrupted: Any
+    ) -> tuple[Any, Tensor | None]:
+        """One layer: the corrupted stream first (the other order keeps ZeRO-3 weights gathered), then the masked one."""
+        self._pass = state  # a recomputation may come after another pass has begun
+        if corrupted is not None:
+            with torch.no_grad(), _recording(state):
+                side = _take(state.rows, "corrupted")
+                corrupted = _hidden(plain(corrupted, *side(args), **side(kwargs)))
+        state.site_masks = state.masks(index)
+        side = _take(state.rows, "masked")
+        output = plain(masked, *side(args), **side(kwargs))
+        state.recorded, state.site_masks = {}, {}
+        return output, corrupted
+
+    def _at_input(self, site: str, _module: nn.Module, args: tuple) -> tuple | None:
+        state = self._pass
+        if state is None or state.masks is None:
+            return None
+        if state.recording:
+            state.recorded[site] = args[0]
+            return None
+        mixed = self._interpolate(state, site, args[0])
+        return None if mixed is None else (mixed, *args[1:])
+
+    def _at_output(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
+        state = self._pass
+        if state is None or state.masks is None:
+            return None
+        if state.recording:
+            state.recorded[MLP_OUTPUT] = output
+            return None
+        return self._interpolate(state, MLP_OUTPUT, output)
+
+    def _interpolate(self, state: _Pass, site: str, value: Tensor) -> Tensor | None:
+        mask = state.site_masks.get(site)
+        if mask is None:
+            return None
+        rows = len(state.batch.clean)
+        # Some architectures flatten rows and tokens before the MLP, so the shape comes from the batch.
+        masked = value.reshape(state.members, rows, -1, value.shape[-1])
+        ablated = state.recorded.get(site)
+        if ablated is not None:
+            ablated = ablated.reshape(1, rows, -1, value.shape[-1])
+        return _Interpolate.apply(masked, ablated, mask.unsqueeze(2)).reshape(value.shape)
+
+    def _at_head(self, _module: nn.Module, args: tuple) -> tuple | None:
+        """Keep only the scored positions before the vocabulary projection: [P * R, T, D] -> [P, S, D]."""
+        state = self._pass
+        if state is None:
+            return None
+        hidden = args[0].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
+        return (hidden[:, state.batch.score_row, state.batch.score_position], *args[1:])
+
+
+@contextmanager
+def _recording(state: _Pass):
+    state.recording = True
+    try:
+        yield
+    finally:
+        state.recording = False
+
+
+def _hidden(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _take(rows: _Rows, stream: str) -> Callable[[Any], Any]:
+    """Select one stream's rows from what the outer model made for all rows: masks, positions, rotary tables."""
+    total = rows.masked + rows.corrupted
+    part = slice(0, rows.masked) if stream == "masked" else slice(rows.masked, total)
+
+    def take(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[part] if rows.corrupted and value.ndim >= 2 and value.shape[0] == total else value
+        if isinstance(value, (tuple, list)):
+            return type(value)(take(item) for item in value)
+        if isinstance(value, dict):
+            return {key: take(item) for key, item in value.items()}
+        return value
+
+    return take

@@ -1,0 +1,46 @@
+"""Boolean expressions (Suzgun et al. 2022, BIG-Bench Hard): evaluate and, or, not with brackets."""
+
+import random
+from typing import Any
+
+from bigcircuit.tasks.builders.words import collect
+from bigcircuit.tasks.pair import Pair
+
+LITERALS = ("True", "False")
+
+
+def _expression(rng: random.Random) -> list[str]:
+    """Words of `( a op b ) op c` with `not` here and there; they are valid Python."""
+
+    def term() -> list[str]:
+        return (["not"] if rng.random() < 0.3 else []) + [rng.choice(LITERALS)]
+
+    def operator() -> str:
+        return rng.choice(("and", "or"))
+
+    inner = ["(", *term(), operator(), *term(), ")"]
+    return [*inner, operator(), *term()] if rng.random() < 0.5 else [*term(), operator(), *inner]
+
+
+def evaluate(words: list[str]) -> bool:
+    """Value of an expression that `_expression` made."""
+    return bool(eval(" ".join(words), {"__builtins__": {}}))
+
+
+def draw(rng: random.Random) -> Pair:
+    """One pair; corrupted flips one literal on which the value depends."""
+    while True:
+        words = _expression(rng)
+        places = [i for i, word in enumerate(words) if word in LITERALS]
+        flipped = [[*words[:i], LITERALS[words[i] == "True"], *words[i + 1 :]] for i in places]
+        deciding = [other for other in flipped if evaluate(other) != evaluate(words)]
+        if deciding:
+            other = rng.choice(deciding)
+            return Pair(
+                f"{' '.join(words)} is", f"{' '.join(other)} is", (f" {evaluate(words)}",), (f" {evaluate(other)}",)
+            )
+
+
+def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
+    """Up to `size` pairs; there are a few hundred distinct expressions. Raises UserError if none align."""
+    return collect("boolean", tokenizer, size, rng, draw)

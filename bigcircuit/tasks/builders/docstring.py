@@ -1,0 +1,32 @@
+"""Docstring (Heimersheim and Janiak 2023): the next parameter that a Python docstring has to describe."""
+
+import random
+from typing import Any
+
+from bigcircuit.tasks.builders.words import NOUNS, collect, single
+from bigcircuit.tasks.pair import Pair
+
+PARAMETERS = ("size name file path value count index text data mode level key node list type shape user code field item test "
+              "option parent order line state result page group input output").split()  # fmt: skip
+
+
+def _prompt(name: str, signature: list[str], told: list[str], described: list[str]) -> str:
+    lines = [f"def {name}(self, {', '.join(signature)}):", f'    """{told[0]} {told[1]} {told[2]}', ""]
+    lines += [f"    :param {parameter}: {first} {second}" for parameter, first, second in
+              zip(described, told[3::2], told[4::2], strict=True)]  # fmt: skip
+    return "\n".join([*lines, "    :param"])
+
+
+def draw(rng: random.Random, parameters: list[str], nouns: list[str]) -> Pair:
+    """One pair; the corrupted signature has other parameters, the docstring so far is the same."""
+    before, first, second, third, *others = rng.sample(parameters, 8)
+    name, *told = rng.sample(nouns, 8)
+    clean = _prompt(name, [before, first, second, third], told, [first, second])
+    corrupted = _prompt(name, [before, *others[:3]], told, [first, second])
+    return Pair(clean, corrupted, (f" {third}",), tuple(f" {word}" for word in (*others[:3], before, first, second)))
+
+
+def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
+    """Up to `size` pairs. Raises UserError if too few parameter names are single tokens."""
+    parameters, nouns = single(tokenizer, PARAMETERS, 8, "parameter names"), single(tokenizer, NOUNS, 8, "nouns")
+    return collect("docstring", tokenizer, size, rng, lambda r: draw(r, parameters, nouns))

@@ -1,0 +1,48 @@
+"""From a task config to tokenised, checked and divided examples, before any weight is loaded."""
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bigcircuit.config import TaskConfig
+from bigcircuit.errors import UserError
+from bigcircuit.tasks.builders import BUILDERS
+from bigcircuit.tasks.encode import encode
+from bigcircuit.tasks.pair import Example, Pair
+from bigcircuit.tasks.readers import read_pairs
+from bigcircuit.tasks.split import split
+
+
+class TaskData(NamedTuple):
+    """The examples of each split and what identifies the data."""
+
+    splits: Mapping[str, list[Example]]
+    """"train", "validation" and "test"."""
+    pairs: list[Pair]
+    """The pairs before tokenisation; `Example.id` is an index into them."""
+    sha256: str
+    """Hash of all pairs in order."""
+
+
+def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
+    """Read or build the pairs, tokenise, check and divide them. Raises UserError naming file, row and remedy."""
+    pairs = make_pairs(task, tokenizer)
+    limit = min(task.max_tokens, getattr(hf_config, "max_position_embeddings", None) or task.max_tokens)
+    examples = encode(pairs, tokenizer, limit, task.special_tokens, hf_config.vocab_size)
+    fractions = task.split.model_dump()
+    digest = hashlib.sha256(json.dumps([pair._replace(source="") for pair in pairs]).encode()).hexdigest()
+    return TaskData(split(examples, pairs, fractions, task.seed), pairs, digest)
+
+
+def make_pairs(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
+    """The pairs of a file, or of a builder with the tokenizer's words. Raises UserError."""
+    if task.name == "pairs":
+        assert task.path is not None
+        return read_pairs(task.path, task.format, task.columns)
+    if task.name not in BUILDERS:
+        raise UserError(f"task.name {task.name!r} is not a task; known: pairs, {', '.join(sorted(BUILDERS))}")
+    if tokenizer is None:
+        raise UserError(f"task.name {task.name} needs a tokenizer, and the model has none; use a pair file with token ids")
+    return BUILDERS[task.name](tokenizer, task.size, random.Random(task.seed))

@@ -1,0 +1,142 @@
+"""Tokenise pairs, each prompt together with its answers, and refuse the ones that could not be scored.
+
+Prompt and answer are tokenised as one text, because a tokenizer may merge over their boundary. The context is what all
+continuations share; everything after it is scored.
+"""
+
+from collections.abc import Iterable, Sequence
+from os.path import commonprefix
+from typing import Any
+
+from bigcircuit.errors import UserError
+from bigcircuit.tasks.pair import Example, Pair, Text
+
+Ids = tuple[int, ...]
+
+
+def encode(
+    pairs: Sequence[Pair],
+    tokenizer: Any | None,
+    max_tokens: int,
+    special_tokens: bool = True,
+    vocab_size: int | None = None,
+) -> list[Example]:
+    """One Example a pair, in order. Raises UserError naming file, row and reason for the first pair that is bad.
+
+    tokenizer may be None when prompts and answers are token ids. max_tokens counts prompt and answer together.
+    """
+    for pair in pairs:
+        _check_text(pair, tokenizer)
+    tokens = _tokenise(pairs, tokenizer, special_tokens)
+    examples: list[Example] = []
+    seen: dict[tuple, str] = {}
+    for index, pair in enumerate(pairs):
+        example = _example(index, pair, tokens)
+        _check(example, max_tokens, vocab_size)
+        key = example[1:5]
+        if key in seen:
+            raise UserError(f"{pair.source}: the same pair as {seen[key]}; remove one")
+        seen[key] = pair.source
+        examples.append(example)
+    return examples
+
+
+def _check_text(pair: Pair, tokenizer: Any | None) -> None:
+    if not pair.clean or not pair.corrupted:
+        raise UserError(f"{pair.source}: the {'corrupted' if pair.clean else 'clean'} prompt is empty; fill it in")
+    if pair.clean == pair.corrupted:
+        raise UserError(f"{pair.source}: clean and corrupted prompt are the same; the corrupted one must change the answer")
+    if not pair.answers or not pair.wrong_answers or not all((*pair.answers, *pair.wrong_answers)):
+        raise UserError(f"{pair.source}: an answer is empty; give at least one answer and one wrong answer")
+    for answer in pair.answers:
+        if answer in pair.wrong_answers:
+            raise UserError(f"{pair.source}: {answer!r} is both an answer and a wrong answer; remove it from one")
+    has_text = any(isinstance(text, str) for text in (pair.clean, pair.corrupted, *pair.answers, *pair.wrong_answers))
+    if has_text and tokenizer is None:
+        raise UserError(f"{pair.source}: the row is text but the model has no tokenizer; write token ids instead")
+
+
+def _tokenise(pairs: Sequence[Pair], tokenizer: Any | None, special_tokens: bool) -> dict[str, Ids]:
+    """Ids of every prompt and every prompt with an answer appended, each distinct text once, in one batched call."""
+    texts: dict[str, None] = {}
+    for pair in pairs:
+        for prompt in (pair.clean, pair.corrupted):
+            if isinstance(prompt, str):
+                texts[prompt] = None
+                texts.update(dict.fromkeys(prompt + a for a in _continuations(pair) if isinstance(a, str)))
+    if not texts:
+        return {}
+    assert tokenizer is not None
+    rows = tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)["input_ids"]
+    end = tokenizer.eos_token_id if special_tokens else None
+    # A tokenizer that closes every text would put the end between prompt and answer.
+    return {text: tuple(row[:-1] if row and row[-1] == end else row) for text, row in zip(texts, rows, strict=True)}
+
+
+def _continuations(pair: Pair) -> tuple[Text, ...]:
+    return (*pair.answers, *pair.wrong_answers)
+
+
+def _example(index: int, pair: Pair, tokens: dict[str, Ids]) -> Example:
+    clean, after_clean = _divide(pair, pair.clean, tokens)
+    corrupted, after_corrupted = _divide(pair, pair.corrupted, tokens)
+    if len(clean) != len(corrupted):
+        raise UserError(
+            f"{pair.source}: clean has {len(clean)} tokens and corrupted {len(corrupted)}; "
+            "reword one, a pair must have equal token length"
+        )
+    if after_clean != after_corrupted:
+        raise UserError(f"{pair.source}: an answer is tokenised differently after clean and after corrupted; reword the end")
+    right = len(pair.answers)
+    return Example(index, clean, corrupted, after_clean[:right], after_clean[right:], pair.source)
+
+
+def _divide(pair: Pair, prompt: Text, tokens: dict[str, Ids]) -> tuple[Ids, tuple[Ids, ...]]:
+    """The context that all continuations share, and what each continuation adds to it."""
+    alone = tokens[prompt] if isinstance(prompt, str) else prompt
+    whole = [
+        tokens[prompt + answer] if isinstance(answer, str) and isinstance(prompt, str) else alone + _ids(pair, answer)
+        for answer in _continuations(pair)
+    ]
+    context = commonprefix([alone, *whole])
+    return context, tuple(ids[len(context) :] for ids in whole)
+
+
+def _ids(pair: Pair, answer: Text) -> Ids:
+    if isinstance(answer, str):
+        raise UserError(f"{pair.source}: the prompt is token ids but the answer {answer!r} is text; write both the same way")
+    return answer
+
+
+def _check(example: Example, max_tokens: int, vocab_size: int | None) -> None:
+    """Raise UserError for what can only be seen in tokens."""
+    if not example.clean:
+        raise UserError(f"{example.source}: nothing is left before the answer; lengthen the prompt")
+    if example.clean == example.corrupted:
+        raise UserError(f"{example.source}: clean and corrupted prompt have the same tokens; change the corrupted one")
+    for right in example.answers:
+        for wrong in example.wrong_answers:
+            shared = commonprefix([right, wrong])
+            if shared in (right, wrong):
+                raise UserError(
+                    f"{example.source}: an answer and a wrong answer share all scored tokens ({len(shared)} of "
+                    f"{len(right)} and {len(wrong)}); nothing tells them apart, make them differ within that length"
+                )
+    longest = len(example.clean) + max(map(len, (*example.answers, *example.wrong_answers)))
+    if longest > max_tokens:
+        raise UserError(
+            f"{example.source}: {longest} tokens with the answer, more than {max_tokens}; shorten it, or raise "
+            "task.max_tokens if the model reads that far"
+        )
+    if vocab_size is not None:
+        _check_vocabulary(example, vocab_size)
+
+
+def _check_vocabulary(example: Example, vocab_size: int) -> None:
+    every: Iterable[Ids] = (example.clean, example.corrupted, *example.answers, *example.wrong_answers)
+    bad = next((token for ids in every for token in ids if not 0 <= token < vocab_size), None)
+    if bad is not None:
+        raise UserError(
+            f"{example.source}: token id {bad} is outside the model's vocabulary of {vocab_size}; "
+            "the ids were made with another tokenizer"
+        )
