@@ -40,7 +40,9 @@ def save(folder: Path, step: int, state: State, keep: int) -> None:
         write_json(temporary / "state.json", {**manifest, "sha256": _digest(manifest)})
         temporary.rename(final)
     except OSError as error:
-        raise UserError(f"{final}: cannot be written ({error.strerror}); free space or choose another output") from error
+        raise UserError(
+            f"{final}: cannot be written ({error.strerror}); free space or choose another output"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in _newest_first(folder)[keep:]:

@@ -48,7 +48,9 @@ class Circuit:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a readable safetensors file ({error}); restore it from a copy") from error
         if metadata.get("format") != FORMAT:
-            raise UserError(f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}; `bigcircuit convert` reads others")
+            raise UserError(
+                f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}; `bigcircuit convert` reads others"
+            )
         hashes = json.loads(metadata["sha256"])
         for name in sorted(hashes.keys() | tensors.keys()):
             if name not in tensors or tensor_sha256(tensors[name]) != hashes.get(name):

@@ -52,8 +52,10 @@ class SplitConfig(Section):
     def _sums_to_one(self) -> "SplitConfig":
         total = self.train + self.validation + self.test
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"task.split: train {self.train} + validation {self.validation} + test {self.test} is "
-                             f"{total:g}; make them add up to 1")
+            raise ValueError(
+                f"task.split: train {self.train} + validation {self.validation} + test {self.test} is "
+                f"{total:g}; make them add up to 1"
+            )
         if not self.train or not self.test:
             raise ValueError("task.split: train and test must both be above 0")
         return self
@@ -89,7 +91,9 @@ class TaskConfig(Section):
         if self.name == "pairs" and not self.path:
             raise ValueError("task.name is pairs but task.path is not set; name the pair file")
         if self.name != "pairs" and self.path:
-            raise ValueError(f"task.path is {self.path} but task.name is {self.name}; set task.name to pairs to read it")
+            raise ValueError(
+                f"task.path is {self.path} but task.name is {self.name}; set task.name to pairs to read it"
+            )
         return self
 
 
@@ -127,8 +131,10 @@ class GatesConfig(Section):
         if len(set(self.granularities)) < len(self.granularities):
             raise ValueError(f"gates.granularities names one twice: {', '.join(self.granularities)}")
         if abs(self.init) + self.init_spread > self.clamp:
-            raise ValueError(f"gates.init {self.init:g} with gates.init_spread {self.init_spread:g} starts outside "
-                             f"gates.clamp {self.clamp:g}; lower one or raise the clamp")
+            raise ValueError(
+                f"gates.init {self.init:g} with gates.init_spread {self.init_spread:g} starts outside "
+                f"gates.clamp {self.clamp:g}; lower one or raise the clamp"
+            )
         return self
 
 
@@ -235,7 +241,9 @@ class PopulationConfig(Section):
     @model_validator(mode="after")
     def _one_way(self) -> "PopulationConfig":
         if self.members and self.seeds > 1:
-            raise ValueError(f"population.seeds is {self.seeds} and population.members has {len(self.members)}; use one")
+            raise ValueError(
+                f"population.seeds is {self.seeds} and population.members has {len(self.members)}; use one"
+            )
         return self
 
 
@@ -274,8 +282,25 @@ class Config(Section):
         return self
 
 
-MEMBER_KEYS = ("penalty.", "target.", "train.seed", "train.steps", "train.lr", "train.lr_final", "train.lr_warmup",
-               "train.clip", "train.penalty_start", "train.penalty_ramp", "train.coarse_start", "train.kl",
-               "train.hinge", "train.margin", "train.dual_lr", "gates.init", "gates.init_spread", "gates.clamp",
-               "gates.warm_start_spread")
+MEMBER_KEYS = (
+    "penalty.",
+    "target.",
+    "train.seed",
+    "train.steps",
+    "train.lr",
+    "train.lr_final",
+    "train.lr_warmup",
+    "train.clip",
+    "train.penalty_start",
+    "train.penalty_ramp",
+    "train.coarse_start",
+    "train.kl",
+    "train.hinge",
+    "train.margin",
+    "train.dual_lr",
+    "gates.init",
+    "gates.init_spread",
+    "gates.clamp",
+    "gates.warm_start_spread",
+)
 """What members of one population may differ in; the rest belongs to the shared pass."""

@@ -42,7 +42,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'see the file'})") from error
+        raise UserError(
+            f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'see the file'})"
+        ) from error
     if raw is None:
         raise UserError(f"{path}: the config file is empty; see configs/quickstart.yaml for an example")
     if not isinstance(raw, dict):

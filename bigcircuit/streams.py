@@ -126,8 +126,8 @@ class Streams:
         # use_cache=False is vital: with a cache the second stream attends to the keys of the first one, silently.
         output = self.frozen.model(
             input_ids=tokens,
-            attention_mask=state.batch.attention_mask.repeat(copies, 1),
-            position_ids=state.batch.position_ids.repeat(copies, 1),
+            attention_mask=_repeat(state.batch.attention_mask, copies),
+            position_ids=_repeat(state.batch.position_ids, copies),
             use_cache=False,
         )
         return output.logits
@@ -148,7 +148,14 @@ class Streams:
         return output
 
     def _both(
-        self, state: _Pass, index: int, plain: Callable[..., Any], args: tuple, kwargs: dict, masked: Tensor, corrupted: Any
+        self,
+        state: _Pass,
+        index: int,
+        plain: Callable[..., Any],
+        args: tuple,
+        kwargs: dict,
+        masked: Tensor,
+        corrupted: Any,
     ) -> tuple[Any, Tensor | None]:
         """One layer: the corrupted stream first (the other order keeps ZeRO-3 weights gathered), then the masked one."""
         self._pass = state  # a recomputation may come after another pass has begun
@@ -209,6 +216,10 @@ def _recording(state: _Pass):
         yield
     finally:
         state.recording = False
+
+
+def _repeat(tensor: Tensor | None, copies: int) -> Tensor | None:
+    return None if tensor is None else tensor.repeat(copies, *[1] * (tensor.ndim - 1))
 
 
 def _hidden(output: Any) -> Tensor:

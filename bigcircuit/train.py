@@ -69,7 +69,9 @@ def losses(
     for index, (member, duals) in enumerate(zip(population.members, state.duals, strict=True)):
         mine = {name: sizes[index] for name, sizes in expected.items()}
         done = member.step / member.config.train.steps
-        prices.append(total({**duals.terms(mine, done), **fixed_terms(member.config, mine, duals.nodes, done)}).to(kl.device))
+        prices.append(
+            total({**duals.terms(mine, done), **fixed_terms(member.config, mine, duals.nodes, done)}).to(kl.device)
+        )
     return Losses(kl, hinge, torch.stack(prices), expected)
 
 
@@ -137,7 +139,9 @@ def current_masks(state: TrainState) -> list[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def validate(state: TrainState, streams: Streams, examples: Sequence[Example], batch_size: int) -> list[dict[str, float]]:
+def validate(
+    state: TrainState, streams: Streams, examples: Sequence[Example], batch_size: int
+) -> list[dict[str, float]]:
     """Score the discretised circuits of all members and remember the gates of any that is its best so far."""
     circuits = current_masks(state)
     scores = score(streams, examples, circuits, batch_size=batch_size)
@@ -145,7 +149,9 @@ def validate(state: TrainState, streams: Streams, examples: Sequence[Example], b
     for index, (member, masks) in enumerate(zip(state.population.members, circuits, strict=True)):
         sizes = count(masks)
         kl = float(scores.kl[index].mean())
-        objective = _objective(member.config, kl, float(scores.logit_difference[index].mean()), sizes, state.duals[index].nodes)
+        objective = _objective(
+            member.config, kl, float(scores.logit_difference[index].mean()), sizes, state.duals[index].nodes
+        )
         if objective < state.best[index].objective:
             gates = {name: values.detach().clone() for name, values in member.log_alpha.items()}
             state.best[index] = Best(objective, member.step, gates)

@@ -76,7 +76,9 @@ def _adapt(model: Any, adapter: str) -> Any:
     try:
         kind = PeftConfig.from_pretrained(adapter)
         if kind.is_prompt_learning:
-            raise UserError(f"model.adapter {adapter}: {kind.peft_type} adds virtual tokens; use an adapter on the weights")
+            raise UserError(
+                f"model.adapter {adapter}: {kind.peft_type} adds virtual tokens; use an adapter on the weights"
+            )
         return PeftModel.from_pretrained(model, adapter, is_trainable=False).get_base_model()
     except (OSError, KeyError, TypeError) as error:
         raise UserError(f"model.adapter {adapter}: no PEFT adapter could be opened ({_first_line(error)})") from error
@@ -122,7 +124,11 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
             return sha256(files[0])
         return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest() if files else ""
 
-    return {"config": together("config.json"), "weights": together("*.safetensors"), "tokenizer": together("tokenizer.json")}
+    return {
+        "config": together("config.json"),
+        "weights": together("*.safetensors"),
+        "tokenizer": together("tokenizer.json"),
+    }
 
 
 def _folder(config: ModelConfig) -> Path:

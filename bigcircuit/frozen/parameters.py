@@ -36,7 +36,9 @@ def parameters_kept(frozen: FrozenModel, masks: Mapping[str, Tensor]) -> Kept:
         costs = _costs(frozen, layer)
         kept += int(neurons.any(-1).sum()) * shape.head_dim * costs.attention_row  # query rows
         kept += int(neurons.flatten(1).any(-1).sum()) * shape.head_dim * costs.attention_row  # key rows
-        kept += int(neurons.any(1).sum()) * costs.attention_row + int(neurons.sum()) * shape.hidden  # value rows, outputs
+        kept += (
+            int(neurons.any(1).sum()) * costs.attention_row + int(neurons.sum()) * shape.hidden
+        )  # value rows, outputs
         kept += int(mlp.sum()) * (costs.mlp_row + outputs)
         kept += costs.attention_rest * bool(neurons.any()) + costs.mlp_rest * bool(mlp.any())
         kept += costs.layer_rest * bool(neurons.any() or mlp.any())

@@ -23,14 +23,14 @@ from bigcircuit.gates.granularity import (
 )
 
 Masks = dict[str, Tensor]
-"""Granularity -> bool [L, n], rows padded with False; the neuron granularities are always present."""
+"""Granularity -> bool [L, n], rows padded with False. All are present whatever has gates, but `mlp_output` only with gates."""
 
 
 def discretise(log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape], sizes: Mapping[str, int]) -> Masks:
     """Masks of one member.
 
     log_alpha: by granularity, [L, n]. sizes: nodes to keep, by granularity or as `total` site neurons; may be empty.
-    Returns the masks of every enabled granularity and of both neuron granularities.
+    Returns the masks of every granularity (`mlp_output` only where it has gates).
     """
     layers = _Layers(log_alpha, shapes)
     open_nodes = {site: strength > 0 for site, strength in layers.strength.items()}
@@ -163,8 +163,11 @@ class _Layers:
                 if not (neurons[MLP][inside == node].any() and neurons[MLP_OUTPUT][outside == node].any()):
                     neurons[MLP][inside == node] = False
                     neurons[MLP_OUTPUT][outside == node] = False
-        wanted = {*self.names, LEAVES[ATTENTION], LEAVES[MLP]}
-        return {name: self._rows(name, neurons) for name in GRANULARITIES if name in wanted}
+        return {
+            name: self._rows(name, neurons)
+            for name in GRANULARITIES
+            if name != LEAVES[MLP_OUTPUT] or MLP_OUTPUT in neurons
+        }
 
     def _rows(self, name: str, neurons: dict[str, Tensor]) -> Tensor:
         granularity = GRANULARITIES[name]

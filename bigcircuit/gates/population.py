@@ -60,6 +60,16 @@ class Population(nn.Module):
     def __len__(self) -> int:
         return len(self.members)
 
+    @torch.no_grad()
+    def shift_neurons(self, ranks: dict[str, list[Tensor]]) -> None:
+        """Warm start: move the first log_alpha of every neuron by its rank in [-1, 1], by site a list of [w] per layer."""
+        for member in self.members:
+            for site, rows in ranks.items():
+                if LEAVES[site] in member.log_alpha:
+                    for index, row in enumerate(rows):
+                        member.log_alpha[LEAVES[site]][index, : len(row)] += member.config.gates.warm_start_spread * row
+            member.clamp_()
+
     def stack(self) -> dict[str, Tensor]:
         """log_alpha of all members by granularity, [P, L, n]; gradients flow back to each member."""
         return {name: torch.stack([m.log_alpha[name] for m in self.members]) for name in self.members[0].log_alpha}

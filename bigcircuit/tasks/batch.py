@@ -26,10 +26,10 @@ class Batch(NamedTuple):
     """int64 [R, T]"""
     corrupted: Tensor
     """int64 [R, T]"""
-    attention_mask: Tensor
-    """int64 [R, T], the same for both prompts."""
-    position_ids: Tensor
-    """int64 [R, T], counted from the first token that is not padding."""
+    attention_mask: Tensor | None
+    """int64 [R, T], the same for both prompts; None where nothing is padded."""
+    position_ids: Tensor | None
+    """int64 [R, T], counted from the first token that is not padding; None for 0, 1, 2, ... in every row."""
     ids: Tensor
     """int64 [B], Example.id."""
     example_of_row: Tensor
@@ -70,7 +70,9 @@ class _Layout:
 
     def add(self, index: int, example: Example, full: bool) -> None:
         main = example.answers[0]
-        forced = _maximal([c[:-1] for c in (*example.answers, *example.wrong_answers)], main[:-1]) if full else [main[:-1]]
+        forced = (
+            _maximal([c[:-1] for c in (*example.answers, *example.wrong_answers)], main[:-1]) if full else [main[:-1]]
+        )
         first = len(self.rows)
         self.rows += [(example.clean, example.corrupted, index, tokens) for tokens in forced]
         start = len(example.clean) - 1
@@ -144,7 +146,12 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
 
 
 def batches(
-    examples: Sequence[Example], batch_size: int, *, full: bool, padding: str = "right", device: torch.device | str = "cpu"
+    examples: Sequence[Example],
+    batch_size: int,
+    *,
+    full: bool,
+    padding: str = "right",
+    device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
     """Every example once, sorted by length so that little is padded."""
     order = sorted(examples, key=lambda e: (len(e.clean) + len(e.answers[0]), e.id))

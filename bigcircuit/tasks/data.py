@@ -24,6 +24,8 @@ class TaskData(NamedTuple):
     """The pairs before tokenisation; `Example.id` is an index into them."""
     sha256: str
     """Hash of all pairs in order."""
+    unsolved: int = 0
+    """Pairs left out because the full model gets them wrong."""
 
 
 def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
@@ -44,5 +46,7 @@ def make_pairs(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
     if task.name not in BUILDERS:
         raise UserError(f"task.name {task.name!r} is not a task; known: pairs, {', '.join(sorted(BUILDERS))}")
     if tokenizer is None:
-        raise UserError(f"task.name {task.name} needs a tokenizer, and the model has none; use a pair file with token ids")
+        raise UserError(
+            f"task.name {task.name} needs a tokenizer, and the model has none; use a pair file with token ids"
+        )
     return BUILDERS[task.name](tokenizer, task.size, random.Random(task.seed))

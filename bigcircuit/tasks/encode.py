@@ -45,7 +45,9 @@ def _check_text(pair: Pair, tokenizer: Any | None) -> None:
     if not pair.clean or not pair.corrupted:
         raise UserError(f"{pair.source}: the {'corrupted' if pair.clean else 'clean'} prompt is empty; fill it in")
     if pair.clean == pair.corrupted:
-        raise UserError(f"{pair.source}: clean and corrupted prompt are the same; the corrupted one must change the answer")
+        raise UserError(
+            f"{pair.source}: clean and corrupted prompt are the same; the corrupted one must change the answer"
+        )
     if not pair.answers or not pair.wrong_answers or not all((*pair.answers, *pair.wrong_answers)):
         raise UserError(f"{pair.source}: an answer is empty; give at least one answer and one wrong answer")
     for answer in pair.answers:
@@ -86,7 +88,9 @@ def _example(index: int, pair: Pair, tokens: dict[str, Ids]) -> Example:
             "reword one, a pair must have equal token length"
         )
     if after_clean != after_corrupted:
-        raise UserError(f"{pair.source}: an answer is tokenised differently after clean and after corrupted; reword the end")
+        raise UserError(
+            f"{pair.source}: an answer is tokenised differently after clean and after corrupted; reword the end"
+        )
     right = len(pair.answers)
     return Example(index, clean, corrupted, after_clean[:right], after_clean[right:], pair.source)
 
@@ -104,7 +108,9 @@ def _divide(pair: Pair, prompt: Text, tokens: dict[str, Ids]) -> tuple[Ids, tupl
 
 def _ids(pair: Pair, answer: Text) -> Ids:
     if isinstance(answer, str):
-        raise UserError(f"{pair.source}: the prompt is token ids but the answer {answer!r} is text; write both the same way")
+        raise UserError(
+            f"{pair.source}: the prompt is token ids but the answer {answer!r} is text; write both the same way"
+        )
     return answer
 
 

@@ -44,7 +44,9 @@ def _given(examples: Sequence[Example], given: Sequence[str]) -> dict[int, str]:
         for prompt in (example.clean, example.corrupted):
             other, source = owner.setdefault(prompt, (name, example.source))
             if other != name:
-                raise UserError(f"{example.source}: its prompt is in split {name} and, at {source}, in split {other}; remove one")
+                raise UserError(
+                    f"{example.source}: its prompt is in split {name} and, at {source}, in split {other}; remove one"
+                )
     return {example.id: name for example, name in zip(examples, given, strict=True)}
 
 

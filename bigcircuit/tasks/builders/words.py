@@ -31,7 +31,9 @@ def single(tokenizer: Any, words: Sequence[str], least: int, what: str) -> list[
     return fitting
 
 
-def collect(name: str, tokenizer: Any, size: int, rng: random.Random, draw: Callable[[random.Random], Pair]) -> list[Pair]:
+def collect(
+    name: str, tokenizer: Any, size: int, rng: random.Random, draw: Callable[[random.Random], Pair]
+) -> list[Pair]:
     """Draw candidates until `size` pairs with distinct clean prompts fit the tokenizer, or new ones stop appearing.
 
     Raises UserError if none fits.

@@ -1,0 +1,138 @@
+"""Verbs that load no weights: check a config and its pairs, list tasks, describe the environment."""
+
+import os
+import platform
+
+from rich.console import Console
+from rich.table import Table
+
+from bigcircuit.config import Config
+from bigcircuit.config_file import members
+from bigcircuit.frozen.load import load_config, load_tokenizer, skeleton
+from bigcircuit.frozen.memory import estimate
+from bigcircuit.gates.population import node_counts
+from bigcircuit.run_folder import versions
+from bigcircuit.tasks.builders import BUILDERS
+from bigcircuit.tasks.data import TaskData, load_task, make_pairs
+from bigcircuit.tasks.pair import Example
+
+
+def check(config: Config, console: Console) -> None:
+    """Validate model config, tokenizer, task and targets, and print what a run would do. Raises UserError."""
+    hf_config = load_config(config.model)
+    data = load_task(config.task, load_tokenizer(config.model), hf_config)
+    frozen = skeleton(config.model)
+    check_targets(config, node_counts(frozen.shapes, config.gates.granularities))
+    console.print(_sites(config, frozen))
+    console.print(_pairs(data))
+    longest = max(_tokens(example) for example in data.splits["train"])
+    shown = Table(title=f"memory per rank, batch {config.train.batch_size} x {longest} tokens (estimate)")
+    shown.add_column("what")
+    shown.add_column("MiB", justify="right")
+    parts = estimate(frozen, config, longest)
+    for name, size in parts.items():
+        shown.add_row(name, f"{size / 2**20:,.1f}")
+    shown.add_row("together", f"{sum(parts.values()) / 2**20:,.1f}")
+    console.print(shown)
+    console.print(f"{len(members(config))} member(s), {config.train.steps} steps: the config is valid")
+
+
+def check_targets(config: Config, nodes: dict[str, int]) -> None:
+    """Raises UserError for a target above what the model has, or for targets that no circuit can meet together."""
+    from bigcircuit.errors import UserError
+
+    for member in members(config):
+        sizes = member.target.sizes()
+        for name, size in sizes.items():
+            if size > nodes[name]:
+                raise UserError(f"target.{name} is {size} but the model has {nodes[name]}; ask for fewer")
+        for fine, coarse in (
+            ("attention_neuron", "head"),
+            ("head", "attention"),
+            ("mlp_neuron", "mlp"),
+            ("total", "head"),
+        ):
+            if fine in sizes and coarse in sizes and sizes[fine] < sizes[coarse]:
+                raise UserError(
+                    f"target.{fine} {sizes[fine]} is below target.{coarse} {sizes[coarse]}, and every {coarse} needs one; "
+                    f"raise target.{fine} or lower target.{coarse}"
+                )
+
+
+def _sites(config: Config, frozen) -> Table:
+    shown = Table(title=f"{config.model.path}: {len(frozen.layers)} layers, sites and gates")
+    for heading in ("granularity", "nodes", "gates"):
+        shown.add_column(heading, justify="left" if heading == "granularity" else "right")
+    every = ("block", "attention", "mlp", "kv_group", "head", "attention_neuron", "mlp_neuron", "mlp_output")
+    for name, count in node_counts(frozen.shapes, every).items():
+        shown.add_row(
+            "site neurons" if name == "total" else name,
+            f"{count:,}",
+            "yes" if name in config.gates.granularities else "",
+        )
+    return shown
+
+
+def _tokens(example: Example) -> int:
+    return len(example.clean) + len(example.answers[0]) - 1
+
+
+def _pairs(data: TaskData) -> Table:
+    shown = Table(title="pairs")
+    for heading in ("split", "pairs", "longest prompt (tokens)", "first clean prompt", "answers"):
+        shown.add_column(heading)
+    for name, examples in data.splits.items():
+        if examples:
+            pair = data.pairs[examples[0].id]
+            answers = ", ".join(repr(answer) for answer in pair.answers[:3]) + (
+                ", ..." if len(pair.answers) > 3 else ""
+            )
+            shown.add_row(name, str(len(examples)), str(max(map(_tokens, examples))), str(pair.clean)[:80], answers)
+    return shown
+
+
+def list_tasks(console: Console) -> None:
+    """The builders with the first line of their module's docstring."""
+    import importlib
+
+    shown = Table(title="tasks (set task.name; `pairs` reads task.path)")
+    shown.add_column("name")
+    shown.add_column("what")
+    for name in sorted(BUILDERS):
+        module = importlib.import_module(f"bigcircuit.tasks.builders.{name}")
+        shown.add_row(name, (module.__doc__ or "").splitlines()[0])
+    console.print(shown)
+
+
+def show_pairs(config: Config, console: Console, count: int = 8) -> None:
+    """The first pairs that a config's task makes for its model."""
+    pairs = make_pairs(config.task, load_tokenizer(config.model))
+    shown = Table(title=f"{config.task.path or config.task.name}: {count} of {len(pairs)} pairs", show_lines=True)
+    for heading in ("clean", "corrupted", "answers", "wrong answers"):
+        shown.add_column(heading)
+    for pair in pairs[:count]:
+        shown.add_row(str(pair.clean), str(pair.corrupted), _few(pair.answers), _few(pair.wrong_answers))
+    console.print(shown)
+
+
+def _few(answers: tuple) -> str:
+    return ", ".join(repr(answer) for answer in answers[:4]) + (", ..." if len(answers) > 4 else "")
+
+
+def show_environment(console: Console) -> None:
+    """Versions, devices, cores and the variables that launchers set."""
+    import torch
+
+    shown = Table(title="environment")
+    shown.add_column("what")
+    shown.add_column("value")
+    for name, value in versions().items():
+        shown.add_row(name, value)
+    shown.add_row("platform", platform.platform())
+    shown.add_row("cores", f"{len(os.sched_getaffinity(0))} usable, torch uses {torch.get_num_threads()}")
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    shown.add_row("accelerators", ", ".join(devices) or "none, running on CPU")
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "HF_HOME", "HF_HUB_OFFLINE"):
+        if name in os.environ:
+            shown.add_row(name, os.environ[name])
+    console.print(shown)

@@ -1,0 +1,142 @@
+"""`bigcircuit <verb>`: parse, run, and turn what the user can mend into one line and an exit code."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from bigcircuit.config import Config
+from bigcircuit.config_file import load, parse_overrides
+from bigcircuit.errors import DivergedError, UserError
+
+USAGE = """usage: bigcircuit VERB [--config FILE] [--section.field VALUE ...]
+
+  prune   find circuits and write a run folder   [--fresh: start over in a new folder]
+  check   validate config and pairs, print sites, gates and memory per rank; loads no weights
+  tasks   list the task builders, or print pairs of the one that --task.name names
+  env     versions, devices and cores
+
+`bigcircuit prune --help` shows every setting with its unit and default."""
+
+
+class Arguments:
+    """The words after the verb: the config with its overrides, and the few options that are not settings."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """Raises UserError for an unknown option or a bad value, SystemExit after --help."""
+        rest = list(words)
+        if "--help" in rest or "-h" in rest:
+            _show_settings()
+            raise SystemExit(0)
+        self.fresh = "--fresh" in rest
+        rest = [word for word in rest if word != "--fresh" and not word.startswith("--local_rank")]
+        path = _take(rest, "--config")
+        self.overrides = parse_overrides(rest)
+        self.config: Config = load(path, self.overrides)
+
+
+def _take(words: list[str], option: str) -> str | None:
+    """Remove `option value` or `option=value` from the words and return the value."""
+    for index, word in enumerate(words):
+        if word == option:
+            if index + 1 == len(words):
+                raise UserError(f"{option} needs a value")
+            value = words[index + 1]
+            del words[index : index + 2]
+            return value
+        if word.startswith(option + "="):
+            return words.pop(index).partition("=")[2]
+    return None
+
+
+def _show_settings() -> None:
+    import tyro
+
+    tyro.cli(Config, prog="bigcircuit prune --config FILE", args=["--help"], description=USAGE)
+
+
+def run_prune(words: Sequence[str]) -> None:
+    """Verb `prune`, also the whole of launchers/prune.py."""
+    arguments = Arguments(words)
+    # Heavy imports come after the config has been found valid, so that a typo is answered at once.
+    from bigcircuit import distributed
+    from bigcircuit.prune import prune
+
+    ranks = distributed.start()
+    try:
+        prune(arguments.config, ranks, fresh=arguments.fresh)
+    finally:
+        distributed.stop(ranks)
+
+
+def run_check(words: Sequence[str]) -> None:
+    """Verb `check`."""
+    arguments = Arguments(words)
+    from bigcircuit.check import check
+
+    check(arguments.config, Console(highlight=False, soft_wrap=True))
+
+
+def run_tasks(words: Sequence[str]) -> None:
+    """Verb `tasks`."""
+    from bigcircuit.check import list_tasks, show_pairs
+
+    console = Console(highlight=False, soft_wrap=True)
+    if words:
+        show_pairs(Arguments(words).config, console)
+    else:
+        list_tasks(console)
+
+
+def run_env(words: Sequence[str]) -> None:
+    """Verb `env`."""
+    if words:
+        raise UserError(f"env takes no options, not {words[0]!r}")
+    from bigcircuit.check import show_environment
+
+    show_environment(Console(highlight=False, soft_wrap=True))
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "prune": run_prune,
+    "check": run_check,
+    "tasks": run_tasks,
+    "env": run_env,
+}
+
+
+def answer(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> int:
+    """Run a verb; what the user can mend becomes one line on stderr and exit code 2, a diverged run 3, Ctrl-C 130."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        run(words)
+    except (UserError, DivergedError) as error:
+        errors.print(f"bigcircuit: {error}", markup=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        errors.print("bigcircuit: stopped; the same command goes on from the last checkpoint", markup=False)
+        return 130
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `bigcircuit` command."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        Console(highlight=False, soft_wrap=True).print(USAGE, markup=False)
+        raise SystemExit(0 if words else 2)
+    raise SystemExit(answer(_verb(words[0]), words[1:]))
+
+
+def _verb(name: str) -> Callable[[Sequence[str]], None]:
+    if name in VERBS:
+        return VERBS[name]
+
+    def unknown(_: Sequence[str]) -> None:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(VERBS)}"
+        raise UserError(f"{name} is not a verb; {hint}")
+
+    return unknown

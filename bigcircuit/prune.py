@@ -1,0 +1,161 @@
+"""Find circuits: the whole run, top to bottom."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from bigcircuit import checkpoint
+from bigcircuit.config import Config
+from bigcircuit.config_file import members
+from bigcircuit.display import Display
+from bigcircuit.distributed import Ranks
+from bigcircuit.errors import UserError
+from bigcircuit.evaluation.attribution import integrated_gradients, rank_scores
+from bigcircuit.evaluation.scores import score
+from bigcircuit.frozen.load import load_config, load_frozen, load_tokenizer
+from bigcircuit.frozen.sites import FrozenModel
+from bigcircuit.gates.population import Population, node_counts
+from bigcircuit.results import finish
+from bigcircuit.run_folder import Metrics, RunFolder, choose, write_config
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.batch import train_order
+from bigcircuit.tasks.data import TaskData, load_task
+from bigcircuit.tracking import Trackers
+from bigcircuit.train import ReferenceCache, update, validate
+from bigcircuit.train_state import TrainState
+
+
+def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
+    """Train the population that `config` describes and write its run folder.
+
+    The same config and folder resume a stopped run; a finished one is left as it is. Raises UserError for what the user
+    can mend, before weights are loaded where it can be known, and DivergedError when a loss is not finite.
+    """
+    display = Display(ranks.first)
+    folder = choose(config, fresh)
+    if folder.finished:
+        display.say(f"{folder.path} holds a finished run with these settings; nothing to do (--fresh starts another)")
+        return folder
+    started = time.monotonic()
+    hf_config = load_config(config.model)
+    tokenizer = load_tokenizer(config.model)
+    data = load_task(config.task, tokenizer, hf_config)
+    _check_ranks(config, ranks)
+    if ranks.first:
+        write_config(folder, config, sys.argv)
+    frozen = load_frozen(config.model, ranks.device)
+    with Streams(frozen, config.ablation.kind, config.train.checkpointing) as streams:
+        data = keep_solved(config, streams, data, display)
+        introduce(config, frozen, data, display)
+        state = start_or_resume(config, folder, streams, data, ranks, display)
+        train(config, state, streams, data, folder, ranks, display)
+        finish(config, state, streams, data, tokenizer, folder, ranks, display, started)
+    return folder
+
+
+def _check_ranks(config: Config, ranks: Ranks) -> None:
+    if config.train.batch_size < ranks.size:
+        raise UserError(f"train.batch_size is {config.train.batch_size} but there are {ranks.size} ranks; raise it")
+
+
+def keep_solved(config: Config, streams: Streams, data: TaskData, display: Display) -> TaskData:
+    """With `task.keep: solved`, leave out the pairs that the full model gets wrong. Raises UserError if none is left."""
+    if config.task.keep == "all":
+        return data
+    kept, before = {}, sum(map(len, data.splits.values()))
+    for name, examples in data.splits.items():
+        right = score(streams, examples, None, batch_size=config.train.batch_size).accuracy[0] if examples else []
+        kept[name] = [example for example, solved in zip(examples, right, strict=True) if solved]
+    after = sum(map(len, kept.values()))
+    display.say(f"task.keep solved: {before - after} of {before} pairs left out, the full model gets them wrong")
+    if not kept["train"] or not kept["test"]:
+        raise UserError("task.keep solved leaves no pair to train or test on; the model does not show this behaviour")
+    return data._replace(splits=kept, unsolved=before - after)
+
+
+def introduce(config: Config, frozen: FrozenModel, data: TaskData, display: Display) -> None:
+    """Say in two lines what is about to be done."""
+    nodes = node_counts(frozen.shapes, config.gates.granularities)
+    sizes = ", ".join(f"{len(examples)} {name}" for name, examples in data.splits.items())
+    display.say(
+        f"{config.model.path}: {len(frozen.layers)} layers, {nodes.pop('total')} site neurons; gates: "
+        + ", ".join(f"{count} {name}" for name, count in nodes.items())
+    )
+    display.say(
+        f"{config.task.path or config.task.name}: {sizes} pairs; {len(members(config))} member(s), {config.ablation.kind} ablation"
+    )
+
+
+def start_or_resume(
+    config: Config, folder: RunFolder, streams: Streams, data: TaskData, ranks: Ranks, display: Display
+) -> TrainState:
+    """Fresh gates, warm-started if asked, or the state of the newest checkpoint."""
+    frozen = streams.frozen
+    population = Population(members(config), frozen.shapes, ranks.device)
+    state = TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
+    saved = checkpoint.newest(folder.checkpoints, display.say)
+    if saved is not None:
+        state.restore(saved)
+        display.say(f"resuming {folder.path} at step {state.step}")
+    elif config.gates.warm_start == "integrated_gradients":
+        scores = integrated_gradients(
+            streams, data.splits["train"], points=config.gates.warm_start_points, batch_size=config.train.batch_size
+        )
+        population.shift_neurons(rank_scores(scores))
+    return state
+
+
+def train(
+    config: Config,
+    state: TrainState,
+    streams: Streams,
+    data: TaskData,
+    folder: RunFolder,
+    ranks: Ranks,
+    display: Display,
+) -> None:
+    """The loop: choose examples, update, log, validate, save."""
+    settings, examples = config.train, data.splits["train"]
+    steps = max(member.config.train.steps for member in state.population.members)
+    cache = ReferenceCache(streams)
+    record = Recorder(config, folder, state.step) if ranks.first else None
+    ranks.wait()
+    with display.training(steps, state.step):
+        while state.step < steps:
+            order = train_order(len(examples), settings.batch_size, state.step, config.task.seed)
+            logged = update(state, streams, cache, [examples[i] for i in order], ranks)
+            due = {every for every in ("log", "validate", "save")
+                   if state.step % getattr(settings, f"{every}_every") == 0 or state.step == steps}  # fmt: skip
+            display.step(state.step, {"kl": logged["kl"].mean().item(), "neurons": logged["open.total"].mean().item()})
+            if "validate" in due:
+                rows = validate(state, streams, data.splits["validation"] or examples, settings.batch_size)
+                if record:
+                    record(state, {f"validation.{name}": [row[name] for row in rows] for name in rows[0]})
+            if "log" in due and record:
+                record(state, {name: values.tolist() for name, values in logged.items()})
+            if "save" in due and ranks.first:
+                checkpoint.save(folder.checkpoints, state.step, state.export(), settings.keep_checkpoints)
+    if record:
+        record.close()
+
+
+class Recorder:
+    """Writes the numbers of a step to metrics.jsonl and to the trackers, one row a member."""
+
+    def __init__(self, config: Config, folder: RunFolder, step: int) -> None:
+        self._metrics, self._trackers = Metrics(folder, step), Trackers(config, folder)
+
+    def __call__(self, state: TrainState, columns: dict[str, Sequence[Any]]) -> None:
+        rows = [
+            {"step": state.step, "member": index, "lr": state.optimizer.param_groups[index]["lr"]}
+            | {f"dual.{name}": value for name, value in state.duals[index].value.items()}
+            | {name: values[index] for name, values in columns.items()}
+            for index in range(len(state.population))
+        ]
+        self._metrics.write(rows)
+        self._trackers.log(rows)
+
+    def close(self) -> None:
+        """Finish the trackers."""
+        self._trackers.close()

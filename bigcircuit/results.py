@@ -1,0 +1,172 @@
+"""The end of a run: final circuits, their held-out scores, summary.json, and the table a person reads."""
+
+import json
+import resource
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from bigcircuit.circuit import Circuit
+from bigcircuit.config import Config
+from bigcircuit.display import Display
+from bigcircuit.distributed import Ranks
+from bigcircuit.evaluation.scores import Estimate, ExampleScores, score, summarise
+from bigcircuit.frozen.load import fingerprint
+from bigcircuit.frozen.parameters import parameters_kept
+from bigcircuit.gates.discretise import count, discretise
+from bigcircuit.gates.granularity import GRANULARITIES
+from bigcircuit.gates.population import node_counts
+from bigcircuit.report import write_report
+from bigcircuit.run_folder import Metrics, RunFolder, versions
+from bigcircuit.storage import write_json
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.data import TaskData
+from bigcircuit.train_state import TrainState
+
+SCORES = {"kl": "KL (nats)", "logit_difference": "logit difference", "recovered": "of the full model's",
+          "accuracy": "accuracy", "exact_match": "exact match"}  # fmt: skip
+
+
+def finish(
+    config: Config,
+    state: TrainState,
+    streams: Streams,
+    data: TaskData,
+    tokenizer: Any,
+    folder: RunFolder,
+    ranks: Ranks,
+    display: Display,
+    started: float,
+) -> None:
+    """Write circuits, summary.json and report.html, and show the closing table. Only the first rank does anything."""
+    if not ranks.first:
+        return
+    population = state.population
+    log_alpha = [dict(best.log_alpha) for best in state.best]
+    masks = [
+        discretise(gates, population.shapes, member.config.target.sizes())
+        for gates, member in zip(log_alpha, population.members, strict=True)
+    ]
+    nothing = {name: torch.zeros_like(mask) for name, mask in masks[0].items()}
+    batch_size, examples = config.train.batch_size, data.splits["test"]
+    circuits = score(streams, examples, [*masks, nothing], batch_size=batch_size)
+    full = score(streams, examples, None, batch_size=batch_size)
+    rows = []
+    for index, kept in enumerate(masks):
+        path = folder.circuit(str(index), len(masks))
+        scores = summarise(circuits, full, index)
+        metadata = describe(config, state, index, data, scores)
+        Circuit(kept, {name: values.cpu() for name, values in log_alpha[index].items()}, metadata).save(path)
+        rows.append(_member(state, streams, index, kept, scores, str(path.relative_to(folder.path))))
+    summary = {
+        "model": config.model.path,
+        "task": config.task.path or config.task.name,
+        "ablation": config.ablation.kind,
+        "pairs": {name: len(split) for name, split in data.splits.items()} | {"unsolved_left_out": data.unsolved},
+        "nodes": node_counts(population.shapes, list(GRANULARITIES)),
+        "members": rows,
+        "full": _plain(summarise(full, full, 0)),
+        "empty": _plain(summarise(circuits, full, len(masks))),
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_memory_bytes": peak_memory(ranks),
+    }
+    write_report(folder, config, summary, masks, Metrics(folder, state.step).read(), data, tokenizer, streams)
+    write_json(folder.summary, summary)
+    display.show(table(summary))
+    display.say(
+        f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; see {folder.report}"
+    )
+
+
+def describe(
+    config: Config, state: TrainState, index: int, data: TaskData, scores: Mapping[str, Estimate]
+) -> dict[str, str]:
+    """Metadata of one member's circuit file: what it was found in, on, with, and how well it does."""
+    member = state.population.members[index].config
+    base = fingerprint(config.model)
+    return {
+        "model": config.model.path
+        if config.model.path == "embedded"
+        else config.model.path.rstrip("/").rsplit("/", 1)[-1],
+        "model_revision": config.model.revision or "",
+        "model_config_sha256": base["config"],
+        "model_weights_sha256": base["weights"],
+        "tokenizer_sha256": base["tokenizer"],
+        "adapter": config.model.adapter or "",
+        "task": config.task.path.rsplit("/", 1)[-1] if config.task.path else config.task.name,
+        "task_sha256": data.sha256,
+        "ablation": config.ablation.kind,
+        "metric": "KL(reference || circuit) in nats at the answer positions, test split",
+        "granularities": json.dumps(list(config.gates.granularities)),
+        "widths": json.dumps(
+            {name: [g.width(s) for s in state.population.shapes] for name, g in GRANULARITIES.items()}
+        ),
+        "seed": str(member.train.seed),
+        "step": str(state.best[index].step),
+        "targets": json.dumps(member.target.sizes()),
+        "scores": json.dumps(_plain(scores)),
+        "versions": json.dumps(versions()),
+    }
+
+
+def _member(
+    state: TrainState,
+    streams: Streams,
+    index: int,
+    masks: Mapping[str, Tensor],
+    scores: Mapping[str, Estimate],
+    path: str,
+) -> dict[str, Any]:
+    config = state.population.members[index].config
+    parameters = parameters_kept(streams.frozen, masks)
+    return {
+        "member": index,
+        "seed": config.train.seed,
+        "targets": config.target.sizes(),
+        "penalties": {name: weight for name, weight in config.penalty if weight},
+        "circuit": path,
+        "best_step": state.best[index].step,
+        "kept": count(masks),
+        "parameters_kept": parameters.kept / parameters.total,
+        "parameters": parameters._asdict(),
+        "scores": _plain(scores),
+    }
+
+
+def _plain(scores: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+    return {name: estimate._asdict() for name, estimate in scores.items()}
+
+
+def peak_memory(ranks: Ranks) -> int:
+    """Bytes: the most that was allocated on the GPU, or the largest resident set of this process on CPU."""
+    if ranks.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(ranks.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """The closing table: sizes and held-out scores of every circuit beside the full model and the empty circuit."""
+    nodes = summary["nodes"]
+    shown = Table(title=f"{summary['task']}: held-out scores on {summary['pairs']['test']} pairs, 95% intervals")
+    for heading in ("circuit", "neurons", "heads", "parameters", *SCORES.values()):
+        shown.add_column(heading, justify="left" if heading == "circuit" else "right")
+    shown.add_row("full model", str(nodes["total"]), str(nodes["head"]), "100%", *_cells(summary["full"]))
+    for row in summary["members"]:
+        kept = row["kept"]
+        shown.add_row(
+            f"circuit {row['member']}" if len(summary["members"]) > 1 else "circuit",
+            f"{kept['total']} / {nodes['total']}",
+            f"{kept['head']} / {nodes['head']}",
+            f"{row['parameters_kept']:.1%}",
+            *_cells(row["scores"]),
+        )
+    shown.add_row("nothing kept", "0", "0", "0%", *_cells(summary["empty"]))
+    return shown
+
+
+def _cells(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return [f"{s['mean']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" for s in (scores[name] for name in SCORES)]
