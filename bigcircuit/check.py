@@ -12,6 +12,7 @@ from bigcircuit.frozen.load import load_config, load_tokenizer, skeleton
 from bigcircuit.frozen.memory import estimate
 from bigcircuit.gates.population import node_counts
 from bigcircuit.run_folder import versions
+from bigcircuit.targets import check_targets
 from bigcircuit.tasks.builders import BUILDERS
 from bigcircuit.tasks.data import TaskData, load_task, make_pairs
 from bigcircuit.tasks.pair import Example
@@ -35,28 +36,6 @@ def check(config: Config, console: Console) -> None:
     shown.add_row("together", f"{sum(parts.values()) / 2**20:,.1f}")
     console.print(shown)
     console.print(f"{len(members(config))} member(s), {config.train.steps} steps: the config is valid")
-
-
-def check_targets(config: Config, nodes: dict[str, int]) -> None:
-    """Raises UserError for a target above what the model has, or for targets that no circuit can meet together."""
-    from bigcircuit.errors import UserError
-
-    for member in members(config):
-        sizes = member.target.sizes()
-        for name, size in sizes.items():
-            if size > nodes[name]:
-                raise UserError(f"target.{name} is {size} but the model has {nodes[name]}; ask for fewer")
-        for fine, coarse in (
-            ("attention_neuron", "head"),
-            ("head", "attention"),
-            ("mlp_neuron", "mlp"),
-            ("total", "head"),
-        ):
-            if fine in sizes and coarse in sizes and sizes[fine] < sizes[coarse]:
-                raise UserError(
-                    f"target.{fine} {sizes[fine]} is below target.{coarse} {sizes[coarse]}, and every {coarse} needs one; "
-                    f"raise target.{fine} or lower target.{coarse}"
-                )
 
 
 def _sites(config: Config, frozen) -> Table:

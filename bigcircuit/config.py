@@ -109,7 +109,7 @@ class GatesConfig(Section):
 
     granularities: tuple[GranularityName, ...] = ("block", "attention", "mlp", "head", "attention_neuron", "mlp_neuron")
     """The kinds of nodes that get gates."""
-    init: float = 3.0
+    init: float = 1.0
     """Mean of the first log_alpha."""
     init_spread: Weight = 0.5
     """Half-width of the uniform noise on the first log_alpha."""
@@ -191,7 +191,7 @@ class TrainConfig(Section):
 
     steps: Positive = 1500
     """Updates."""
-    batch_size: Positive = 32
+    batch_size: Positive = 16
     """Pairs per update, over all ranks."""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Highest learning rate of Adam, per update."""
@@ -203,7 +203,7 @@ class TrainConfig(Section):
     """Largest norm of a member's gradient."""
     penalty_start: Fraction = 0.0
     """Share of the steps before any penalty acts."""
-    penalty_ramp: Fraction = 0.3
+    penalty_ramp: Fraction = 0.7
     """Share of the steps over which penalties rise from 0, or sizes fall to their targets."""
     coarse_start: Fraction = 0.0
     """Share of the steps before block, attention, mlp, kv_group and head gates are penalised: gates of many neurons
@@ -214,7 +214,7 @@ class TrainConfig(Section):
     """Weight of max(0, margin - logit difference)."""
     margin: float = 1.0
     """Logit difference that the hinge asks for."""
-    dual_lr: Annotated[float, Field(gt=0)] = 0.05
+    dual_lr: Annotated[float, Field(gt=0)] = 0.005
     """Step of the dual variables of target mode, in nats of loss per whole open fraction."""
     seed: Count = 0
     """Seed of a member's gates and noise."""

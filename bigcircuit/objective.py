@@ -5,7 +5,6 @@ Shapes: P members, B examples, S scored positions, C continuations, K continuati
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from bigcircuit.tasks.batch import Batch

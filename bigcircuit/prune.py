@@ -13,12 +13,14 @@ from bigcircuit.distributed import Ranks
 from bigcircuit.errors import UserError
 from bigcircuit.evaluation.attribution import integrated_gradients, rank_scores
 from bigcircuit.evaluation.scores import score
-from bigcircuit.frozen.load import load_config, load_frozen, load_tokenizer
+from bigcircuit.frozen.load import load_config, load_frozen, load_tokenizer, skeleton
 from bigcircuit.frozen.sites import FrozenModel
+from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.gates.population import Population, node_counts
 from bigcircuit.results import finish
 from bigcircuit.run_folder import Metrics, RunFolder, choose, write_config
 from bigcircuit.streams import Streams
+from bigcircuit.targets import check_targets
 from bigcircuit.tasks.batch import train_order
 from bigcircuit.tasks.data import TaskData, load_task
 from bigcircuit.tracking import Trackers
@@ -41,6 +43,7 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
     hf_config = load_config(config.model)
     tokenizer = load_tokenizer(config.model)
     data = load_task(config.task, tokenizer, hf_config)
+    check_targets(config, node_counts(skeleton(config.model).shapes, list(GRANULARITIES)))
     _check_ranks(config, ranks)
     if ranks.first:
         write_config(folder, config, sys.argv)

@@ -14,7 +14,7 @@ from bigcircuit.circuit import Circuit
 from bigcircuit.config import Config
 from bigcircuit.display import Display
 from bigcircuit.distributed import Ranks
-from bigcircuit.evaluation.scores import Estimate, ExampleScores, score, summarise
+from bigcircuit.evaluation.scores import Estimate, score, summarise
 from bigcircuit.frozen.load import fingerprint
 from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.gates.discretise import count, discretise
@@ -27,7 +27,7 @@ from bigcircuit.streams import Streams
 from bigcircuit.tasks.data import TaskData
 from bigcircuit.train_state import TrainState
 
-SCORES = {"kl": "KL (nats)", "logit_difference": "logit difference", "recovered": "of the full model's",
+SCORES = {"kl": "KL (nats)", "logit_difference": "logit diff", "recovered": "recovered",
           "accuracy": "accuracy", "exact_match": "exact match"}  # fmt: skip
 
 
@@ -76,7 +76,8 @@ def finish(
     }
     write_report(folder, config, summary, masks, Metrics(folder, state.step).read(), data, tokenizer, streams)
     write_json(folder.summary, summary)
-    display.show(table(summary))
+    display.show(table(summary, wide=display.console.width >= 130))
+    display.say(sentences(summary))
     display.say(
         f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; see {folder.report}"
     )
@@ -148,25 +149,41 @@ def peak_memory(ranks: Ranks) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def table(summary: Mapping[str, Any]) -> Table:
-    """The closing table: sizes and held-out scores of every circuit beside the full model and the empty circuit."""
+def table(summary: Mapping[str, Any], wide: bool) -> Table:
+    """The closing table: sizes and held-out means of every circuit beside the full model and the empty circuit.
+
+    wide: with 95% intervals, for terminals of 130 columns or more.
+    """
     nodes = summary["nodes"]
-    shown = Table(title=f"{summary['task']}: held-out scores on {summary['pairs']['test']} pairs, 95% intervals")
-    for heading in ("circuit", "neurons", "heads", "parameters", *SCORES.values()):
-        shown.add_column(heading, justify="left" if heading == "circuit" else "right")
-    shown.add_row("full model", str(nodes["total"]), str(nodes["head"]), "100%", *_cells(summary["full"]))
+    shown = Table(title=f"held-out scores on {summary['pairs']['test']} pairs of {summary['task']}")
+    for heading in ("", "neurons", "heads", "param.", *SCORES.values()):
+        shown.add_column(heading, justify="right" if heading else "left")
+    shown.add_row("full model", str(nodes["total"]), str(nodes["head"]), "100%", *_cells(summary["full"], wide))
     for row in summary["members"]:
-        kept = row["kept"]
         shown.add_row(
             f"circuit {row['member']}" if len(summary["members"]) > 1 else "circuit",
-            f"{kept['total']} / {nodes['total']}",
-            f"{kept['head']} / {nodes['head']}",
+            str(row["kept"]["total"]),
+            str(row["kept"]["head"]),
             f"{row['parameters_kept']:.1%}",
-            *_cells(row["scores"]),
+            *_cells(row["scores"], wide),
         )
-    shown.add_row("nothing kept", "0", "0", "0%", *_cells(summary["empty"]))
+    shown.add_row("nothing kept", "0", "0", "0%", *_cells(summary["empty"], wide))
     return shown
 
 
-def _cells(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    return [f"{s['mean']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" for s in (scores[name] for name in SCORES)]
+def _cells(scores: Mapping[str, Mapping[str, float]], wide: bool) -> list[str]:
+    shown = (scores[name] for name in SCORES)
+    return [f"{s['mean']:.3f}" + (f" [{s['low']:.3f}, {s['high']:.3f}]" if wide else "") for s in shown]
+
+
+def sentences(summary: Mapping[str, Any]) -> str:
+    """The result of the first member in words."""
+    row, nodes = summary["members"][0], summary["nodes"]
+    scores, kept = row["scores"], row["kept"]
+    return (
+        f"Keeping {kept['total']} of {nodes['total']} neurons ({kept['head']} of {nodes['head']} heads, {kept['mlp']} of "
+        f"{nodes['mlp']} MLPs) the model still predicts what the full model predicts on "
+        f"{scores['exact_match']['mean']:.0%} of the held-out prompts and prefers the right answer on "
+        f"{scores['accuracy']['mean']:.0%} (KL {scores['kl']['mean']:.3f} nats, 95% interval "
+        f"{scores['kl']['low']:.3f} to {scores['kl']['high']:.3f})."
+    )

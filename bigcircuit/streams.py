@@ -159,11 +159,11 @@ class Streams:
     ) -> tuple[Any, Tensor | None]:
         """One layer: the corrupted stream first (the other order keeps ZeRO-3 weights gathered), then the masked one."""
         self._pass = state  # a recomputation may come after another pass has begun
+        state.site_masks = state.masks(index)
         if corrupted is not None:
             with torch.no_grad(), _recording(state):
                 side = _take(state.rows, "corrupted")
                 corrupted = _hidden(plain(corrupted, *side(args), **side(kwargs)))
-        state.site_masks = state.masks(index)
         side = _take(state.rows, "masked")
         output = plain(masked, *side(args), **side(kwargs))
         state.recorded, state.site_masks = {}, {}
@@ -171,34 +171,30 @@ class Streams:
 
     def _at_input(self, site: str, _module: nn.Module, args: tuple) -> tuple | None:
         state = self._pass
-        if state is None or state.masks is None:
+        if state is None or site not in state.site_masks:
             return None
         if state.recording:
             state.recorded[site] = args[0]
             return None
-        mixed = self._interpolate(state, site, args[0])
-        return None if mixed is None else (mixed, *args[1:])
+        return self._interpolate(state, site, args[0]), *args[1:]
 
     def _at_output(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
         state = self._pass
-        if state is None or state.masks is None:
+        if state is None or MLP_OUTPUT not in state.site_masks:
             return None
         if state.recording:
-            state.recorded[MLP_OUTPUT] = output
+            state.recorded[MLP_OUTPUT] = output.clone()  # Falcon adds to it in place
             return None
         return self._interpolate(state, MLP_OUTPUT, output)
 
-    def _interpolate(self, state: _Pass, site: str, value: Tensor) -> Tensor | None:
-        mask = state.site_masks.get(site)
-        if mask is None:
-            return None
+    def _interpolate(self, state: _Pass, site: str, value: Tensor) -> Tensor:
         rows = len(state.batch.clean)
         # Some architectures flatten rows and tokens before the MLP, so the shape comes from the batch.
         masked = value.reshape(state.members, rows, -1, value.shape[-1])
         ablated = state.recorded.get(site)
         if ablated is not None:
             ablated = ablated.reshape(1, rows, -1, value.shape[-1])
-        return _Interpolate.apply(masked, ablated, mask.unsqueeze(2)).reshape(value.shape)
+        return _Interpolate.apply(masked, ablated, state.site_masks[site].unsqueeze(2)).reshape(value.shape)
 
     def _at_head(self, _module: nn.Module, args: tuple) -> tuple | None:
         """Keep only the scored positions before the vocabulary projection: [P * R, T, D] -> [P, S, D]."""

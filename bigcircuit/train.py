@@ -85,15 +85,13 @@ def update(
     """
     members = state.population.members
     share = ranks.share(chosen)
-    found: Losses | None = None
     state.optimizer.zero_grad(set_to_none=True)
-    if share:
-        batch = collate(share, full=False, padding=members[0].config.task.padding).to(ranks.device)
-        ids = [example.id for example in share]
-        found = losses(state, streams, batch, ids, cache(batch, ids), len(chosen))
-        weights = torch.tensor([[m.config.train.kl, m.config.train.hinge] for m in members], device=ranks.device)
-        per_member = weights[:, 0] * found.kl + weights[:, 1] * found.hinge + found.penalty / ranks.size
-        per_member.sum().backward()
+    batch = collate(share, full=False, padding=members[0].config.task.padding).to(ranks.device)
+    ids = [example.id for example in share]
+    found = losses(state, streams, batch, ids, cache(batch, ids), len(chosen))
+    weights = torch.tensor([[m.config.train.kl, m.config.train.hinge] for m in members], device=ranks.device)
+    per_member = weights[:, 0] * found.kl + weights[:, 1] * found.hinge + found.penalty / ranks.size
+    per_member.sum().backward()
     return _apply(state, found, ranks)
 
 

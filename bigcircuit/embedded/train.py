@@ -8,7 +8,9 @@ import argparse
 import json
 import logging
 import random
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bigcircuit.embedded.corpus import BEHAVIOURS, Document, documents, held_out
 from bigcircuit.objective import contrast
+from bigcircuit.storage import write_bytes, write_json
 from bigcircuit.tasks.batch import batches
 from bigcircuit.tasks.builders import BUILDERS
 from bigcircuit.tasks.encode import encode
+from bigcircuit.tasks.pair import Example
 
 log = logging.getLogger(__name__)
 
@@ -94,25 +98,39 @@ def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -
     return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
 
 
+def held_out_examples(tokenizer: Any, size: int, seed: int = 1) -> dict[str, list[Example]]:
+    """For each behaviour the prompts that training excludes, about a tenth of the `size` that its builder is asked for."""
+    examples = {}
+    for name in BEHAVIOURS:
+        pairs = BUILDERS[name](tokenizer, size, random.Random(seed))
+        examples[name] = encode([pair for pair in pairs if held_out(str(pair.clean))], tokenizer, max_tokens=128)
+    return examples
+
+
 @torch.no_grad()
-def accuracy(model: LlamaForCausalLM, tokenizer: Any, behaviour: str, size: int = 3000, seed: int = 1) -> float:
-    """Share of held-out prompts, of about a tenth of `size` drawn, on which right answers are more probable than wrong."""
-    pairs = [p for p in BUILDERS[behaviour](tokenizer, size, random.Random(seed)) if held_out(str(p.clean))]
-    right = []
-    for batch in batches(encode(pairs, tokenizer, 128), 64, full=True):
-        logits = model(input_ids=batch.clean, attention_mask=batch.attention_mask, use_cache=False).logits
-        right.append(contrast(logits[None, batch.score_row, batch.score_position], batch).logit_difference[0] > 0)
-    return torch.cat(right).float().mean().item()
+def accuracy(model: LlamaForCausalLM, examples: Sequence[Example], corrupted: bool = False) -> float:
+    """Share of prompts on which the right answers are more probable than the wrong ones.
+
+    corrupted: the share of corrupted prompts on which it is the other way round, as it should be where they swap the answer.
+    """
+    won = []
+    for batch in batches(examples, 64, full=True):
+        ids = batch.corrupted if corrupted else batch.clean
+        logits = model(input_ids=ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        difference = contrast(logits[None, batch.score_row, batch.score_position], batch).logit_difference[0]
+        won.append(difference < 0 if corrupted else difference > 0)
+    return torch.cat(won).float().mean().item()
 
 
-def train(output: Path, steps: int, batch_size: int, seed: int, evaluate_every: int) -> dict[str, float]:
+def train(output: Path, steps: int, batch_size: int, seed: int, evaluate_every: int, prompts: int) -> dict[str, float]:
     """Train, write the folder, and return the held-out accuracies."""
     tokenizer = train_tokenizer(seed)
     model = new_model(tokenizer, seed)
+    examples = held_out_examples(tokenizer, prompts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.05)
     stream = documents(random.Random(seed + 1))
-    rows, scores, start = [], {}, time.monotonic()
+    rows, losses, scores, start = [], [], {}, time.monotonic()
     for step in range(1, steps + 1):
         loss = loss_of(model, *make_batch(tokenizer, [next(stream) for _ in range(batch_size)]))
         optimizer.zero_grad()
@@ -120,25 +138,43 @@ def train(output: Path, steps: int, batch_size: int, seed: int, evaluate_every: 
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        losses.append(loss.item())
         if step % evaluate_every == 0 or step == steps:
-            size = 3000 if step == steps else 600
-            scores = {name: accuracy(model, tokenizer, name, size) for name in BEHAVIOURS}
-            rows.append({"step": step, "loss": loss.item(), "seconds": time.monotonic() - start, **scores})
+            scores = {name: accuracy(model, chosen) for name, chosen in examples.items()}
+            seconds = round(time.monotonic() - start, 1)
+            rows.append({"step": step, "loss": sum(losses) / len(losses), "seconds": seconds, **scores})
+            losses.clear()
             log.info("%s", rows[-1])
-    write(output, model, tokenizer, rows, {"steps": steps, "batch_size": batch_size, "seed": seed})
+    settings = {"steps": steps, "batch_size": batch_size, "seed": seed, "seconds": rows[-1]["seconds"]}
+    write(output, model, tokenizer, rows, card(model, tokenizer, examples, settings))
     return scores
 
 
-def write(output: Path, model: LlamaForCausalLM, tokenizer: Any, rows: list[dict], settings: dict[str, int]) -> None:
-    """Save model, tokenizer, training log and card."""
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    (output / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    last = rows[-1]
-    table = "\n".join(f"| {name} | {last[name]:.4f} |" for name in BEHAVIOURS)
-    (output / "README.md").write_text(
-        CARD.format(table=table, parameters=model.num_parameters(), vocabulary=len(tokenizer), **settings)
-    )
+def write(output: Path, model: LlamaForCausalLM, tokenizer: Any, rows: list[dict], text: str) -> None:
+    """Save model, tokenizer, training log and card; a folder that was there before stays whole until all is ready."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        described = Path(folder) / "tokenizer_config.json"
+        # The class name that every version of transformers knows; version 5 writes one of its own.
+        write_json(described, {**json.loads(described.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"})
+        (Path(folder) / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (Path(folder) / "README.md").write_text(text)
+        for file in sorted(Path(folder).iterdir()):
+            write_bytes(output / file.name, file.read_bytes())
+
+
+def card(
+    model: LlamaForCausalLM, tokenizer: Any, examples: Mapping[str, Sequence[Example]], settings: Mapping[str, float]
+) -> str:
+    """The model card, with accuracies measured now."""
+    lines = []
+    for name, chosen in examples.items():
+        # Begun in year 01 the corrupted period may end in any year, so its answer is not swapped.
+        swapped = "-" if name == "greater_than" else f"{accuracy(model, chosen, corrupted=True):.4f}"
+        lines.append(f"| {name} | {len(chosen)} | {accuracy(model, chosen):.4f} | {swapped} |")
+    size = {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}
+    return CARD.format(table="\n".join(lines), **size, **settings)
 
 
 CARD = """# The embedded model
@@ -147,15 +183,23 @@ A Llama with grouped-query attention (4 layers, width 128, 8 query and 4 key/val
 {parameters:,} parameters, float32) and a byte-level BPE tokenizer of {vocabulary} tokens with digits in pairs. It exists so that
 bigcircuit works offline on a fresh machine. It speaks only the synthetic English of `bigcircuit/embedded/corpus.py`.
 
-Trained by `python -m bigcircuit.embedded.train` with steps {steps}, batch {batch_size}, seed {seed}; the log is
-`training_log.jsonl`. A prompt is held out of training when the first byte of its sha256 is divisible by ten. Share of
-held-out prompts on which right answers are more probable than wrong ones:
+Trained by `python -m bigcircuit.embedded.train` with steps {steps}, batch {batch_size}, seed {seed}, in {seconds:.0f} seconds on
+one CPU thread; `training_log.jsonl` has the loss (mean since the line before, weighted, in nats) and the held-out accuracies.
 
-| behaviour | accuracy |
-|---|---|
+## What it can do
+
+A prompt is held out of training when the first byte of its sha256 is divisible by ten (`held_out` in
+`bigcircuit/embedded/corpus.py`), a tenth of all prompts; only whole prompts are held out, their words are all known. The
+table counts held-out prompts of the task builders. Clean: the share on which the right answers together are more probable than
+the wrong ones. Corrupted: the share of their corrupted prompts on which the wrong answer is the more probable one.
+
+| behaviour | prompts | clean | corrupted |
+|---|---|---|---|
 {table}
 
-Licence: that of this project. No data of others was used.
+Weights and training data are synthetic: lists of words and sentence frames in this repository, and nothing else.
+
+Licence: that of this project.
 """
 
 
@@ -167,9 +211,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=48, help="documents per update")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and corpus")
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps between two evaluations")
+    parser.add_argument("--prompts", type=int, default=3000, help="prompts per behaviour to draw held-out ones from")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(arguments.output, arguments.steps, arguments.batch_size, arguments.seed, arguments.evaluate_every)
+    torch.set_num_threads(1)  # sums over several threads depend on their number
+    train(**vars(arguments))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _FUSED_ATTENTION = ("self_attention.query_key_value",)
 _LLAMA = Architecture("model.layers", "self_attn.o_proj", "mlp.down_proj", _QKV, ("mlp.gate_proj", "mlp.up_proj"))
 _PHI3 = _LLAMA._replace(qkv=("self_attn.qkv_proj",), mlp_inputs=("mlp.gate_up_proj",))
-_GPT2 = Architecture("transformer.h", "attn.c_proj", "mlp.c_proj", ("attn.c_attn",), ("mlp.c_fc",))
 
 ARCHITECTURES: dict[str, Architecture] = {
     "cohere": _LLAMA,
@@ -38,8 +37,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
     "glm": _LLAMA._replace(mlp_inputs=("mlp.gate_up_proj",)),
-    "gpt2": _GPT2,
-    "gpt_bigcode": _GPT2,
+    "gpt2": Architecture("transformer.h", "attn.c_proj", "mlp.c_proj", ("attn.c_attn",), ("mlp.c_fc",)),
     "gpt_neo": Architecture(
         "transformer.h",
         "attn.attention.out_proj",

@@ -46,7 +46,9 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 def load_frozen(config: ModelConfig, device: torch.device | str = "cpu") -> FrozenModel:
     """Load the model, put the adapter on if there is one, freeze it, and find its sites. Raises UserError."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     model = _open(
         AutoModelForCausalLM,
         config,

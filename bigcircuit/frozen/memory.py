@@ -83,7 +83,7 @@ def saved_for_backward(frozen: FrozenModel, config: Config, tokens: int) -> int:
         Streams(frozen, config.ablation.kind, config.train.checkpointing) as streams,
         count_saved(frozen.model) as saved,
     ):
-        streams.masked(batch, lambda index: gates, count)
+        streams.masked(batch, lambda _: gates, count)
     return saved.total
 
 

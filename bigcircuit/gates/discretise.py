@@ -36,9 +36,10 @@ def discretise(log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape], si
     open_nodes = {site: strength > 0 for site, strength in layers.strength.items()}
     alive = {site: torch.ones_like(mask) for site, mask in open_nodes.items()}
     forced = {site: torch.zeros_like(mask) for site, mask in open_nodes.items()}
-    for name in GRANULARITIES:
-        if name in sizes and name not in LEAVES.values():
-            layers.keep_strongest_nodes(name, sizes[name], alive, forced)
+    coarse = [name for name in GRANULARITIES if name in sizes and name not in LEAVES.values()]
+    chosen = {name: layers.keep_strongest_nodes(name, sizes[name], alive) for name in coarse}
+    for name in coarse:  # after all choices, because a finer one may have closed what stood for a coarser node
+        layers.represent(name, chosen[name], alive, forced)
     for name, sites in [(leaf, (site,)) for site, leaf in LEAVES.items()] + [("total", (ATTENTION, MLP))]:
         if name in sizes:
             layers.keep_strongest_neurons(sites, sizes[name], alive, forced, open_nodes)
@@ -78,49 +79,44 @@ class _Layers:
             offset += width
         return torch.cat(numbers)
 
-    def order(self, site: str) -> Tensor:
-        """Indices of a site's neurons from strongest to weakest; equal ones by the sum of their chain, then by place."""
-        by_tie = torch.argsort(self.tie_break[site], descending=True, stable=True)
-        return by_tie[torch.argsort(self.strength[site][by_tie], descending=True, stable=True)]
-
-    def keep_strongest_nodes(self, name: str, size: int, alive: Masks, forced: Masks) -> None:
-        """Leave `size` nodes of a coarse granularity alive and force what represents each of them open."""
-        sites = [site for site in GRANULARITIES[name].sites if site in self.sites]
-        owner = {site: self.node_of_neuron(name, site) for site in sites}
-        count = 1 + max(int(owner[site].max()) for site in sites)
+    def keep_strongest_nodes(self, name: str, size: int, alive: Masks) -> Tensor:
+        """Leave the neurons of the `size` strongest nodes of a coarse granularity alive; which nodes, bool [nodes]."""
+        owner = self._owners(name)
+        count = 1 + max(int(numbers.max()) for numbers in owner.values())
         strength = torch.full((count,), -float("inf"), dtype=torch.float64)
         tie = strength.clone()
-        for site in sites:
+        for site, numbers in owner.items():
             usable = alive[site]
-            strength.scatter_reduce_(0, owner[site][usable], self.strength[site][usable], "amax")
-            tie.scatter_reduce_(0, owner[site][usable], self.tie_break[site][usable], "amax")
-        by_tie = torch.argsort(tie, descending=True, stable=True)
-        order = by_tie[torch.argsort(strength[by_tie], descending=True, stable=True)]
+            strength.scatter_reduce_(0, numbers[usable], self.strength[site][usable], "amax")
+            tie.scatter_reduce_(0, numbers[usable], self.tie_break[site][usable], "amax")
         kept = torch.zeros(count, dtype=torch.bool)
-        kept[[node for node in order[:size].tolist() if strength[node] > -float("inf")]] = True
-        for site in sites:
-            alive[site] &= kept[owner[site]]
-        for site in sites:
-            forced[site] &= alive[site]
-        represented = torch.zeros(count, dtype=torch.bool)
-        for site in sites:
-            represented[owner[site][forced[site]]] = True
-        for site in sites:
-            self._force_best(site, owner[site], kept & ~represented, strength, alive, forced)
-            represented[owner[site][forced[site]]] = True
+        kept[[node for node in _strongest_first(strength, tie)[:size].tolist() if strength[node] > -float("inf")]] = (
+            True
+        )
+        for site, numbers in owner.items():
+            alive[site] &= kept[numbers]
+        return kept
 
-    def _force_best(
-        self, site: str, owner: Tensor, wanted: Tensor, strength: Tensor, alive: Masks, forced: Masks
-    ) -> None:
-        """Force the strongest neuron, or the whole finest gate it stands for, of every wanted node open."""
-        done = ~wanted
-        leaf = self._leaf_of_neuron(site)
-        for neuron in self.order(site).tolist():
-            node = int(owner[neuron])
-            if done[node] or not alive[site][neuron] or self.strength[site][neuron] < strength[node]:
-                continue
-            forced[site] |= (leaf == leaf[neuron]) & alive[site]
-            done[node] = True
+    def represent(self, name: str, kept: Tensor, alive: Masks, forced: Masks) -> None:
+        """Force the strongest leaf of every kept node open that has none forced yet."""
+        owner = self._owners(name)
+        wanted = kept.clone()
+        for site, numbers in owner.items():
+            wanted[numbers[forced[site]]] = False
+        for node in wanted.nonzero().flatten().tolist():
+            best = []
+            for site, numbers in owner.items():
+                inside = ((numbers == node) & alive[site]).nonzero().flatten()
+                if len(inside):
+                    first = inside[_strongest_first(self.strength[site][inside], self.tie_break[site][inside])[0]]
+                    best.append((float(self.strength[site][first]), site, int(first)))
+            if best:
+                _, site, neuron = max(best, key=lambda item: item[0])
+                leaf = self._leaf_of_neuron(site)
+                forced[site] |= (leaf == leaf[neuron]) & alive[site]
+
+    def _owners(self, name: str) -> dict[str, Tensor]:
+        return {site: self.node_of_neuron(name, site) for site in GRANULARITIES[name].sites if site in self.sites}
 
     def _leaf_of_neuron(self, site: str) -> Tensor:
         """The finest enabled gate over each neuron; neurons of one leaf open and close together."""
@@ -142,8 +138,7 @@ class _Layers:
         strength = strength.masked_fill(~torch.cat([alive[site] for site in sites]), -float("inf"))
         strength = strength.masked_fill(torch.cat([forced[site] for site in sites]), float("inf"))
         tie = torch.cat([self.tie_break[site] for site in sites])
-        by_tie = torch.argsort(tie, descending=True, stable=True)
-        order = by_tie[torch.argsort(strength[by_tie], descending=True, stable=True)]
+        order = _strongest_first(strength, tie)
         order = order[strength[order] > -float("inf")]
         weight = torch.bincount(leaf, minlength=offset)
         chosen = torch.zeros(offset, dtype=torch.bool)
@@ -180,6 +175,12 @@ class _Layers:
         for index, part in enumerate(opened.split(widths)):
             rows[index, : widths[index]] = part
         return rows
+
+
+def _strongest_first(strength: Tensor, tie: Tensor) -> Tensor:
+    """Indices from strongest to weakest; equal ones by `tie`, the sum of the chain, then by place."""
+    by_tie = torch.argsort(tie, descending=True, stable=True)
+    return by_tie[torch.argsort(strength[by_tie], descending=True, stable=True)]
 
 
 def site_masks(masks: Mapping[str, Tensor], index: int, shape: LayerShape) -> dict[str, Tensor]:

@@ -36,9 +36,9 @@ ATTENTION, MLP, MLP_OUTPUT = "attention", "mlp", "mlp_output"
 """The places where gates act: the input of the attention output projection, of the MLP down projection, and its output."""
 
 GRANULARITIES: dict[str, Granularity] = {
-    "block": Granularity(lambda s: 1, (ATTENTION, MLP, MLP_OUTPUT), ()),
-    "attention": Granularity(lambda s: 1, (ATTENTION,), ("block",)),
-    "mlp": Granularity(lambda s: 1, (MLP, MLP_OUTPUT), ("block",)),
+    "block": Granularity(lambda _: 1, (ATTENTION, MLP, MLP_OUTPUT), ()),
+    "attention": Granularity(lambda _: 1, (ATTENTION,), ("block",)),
+    "mlp": Granularity(lambda _: 1, (MLP, MLP_OUTPUT), ("block",)),
     "kv_group": Granularity(lambda s: s.kv_heads, (ATTENTION,), ("block", "attention")),
     "head": Granularity(lambda s: s.heads, (ATTENTION,), ("block", "attention", "kv_group")),
     "attention_neuron": Granularity(
@@ -80,7 +80,6 @@ def fold(
             return None
         gate = values[name]
         if folded is not None:
-            folded = combine(folded.repeat_interleave(gate.shape[-1] // folded.shape[-1], dim=-1), gate)
-        else:
-            folded = gate
+            gate = combine(folded.repeat_interleave(gate.shape[-1] // folded.shape[-1], dim=-1), gate)
+        folded = gate
     return None if folded is None else expand(folded, site, shape)

@@ -1,17 +1,25 @@
 """Tokenise pairs, each prompt together with its answers, and refuse the ones that could not be scored.
 
 Prompt and answer are tokenised as one text, because a tokenizer may merge over their boundary. The context is what all
-continuations share; everything after it is scored.
+continuations share; everything after it is scored. Where some continuations leave the prompt's own tokens alone and others
+merge into them (13|53 but 1300), all follow the prompt's own tokens, so that they compete at the same place.
 """
 
 from collections.abc import Iterable, Sequence
 from os.path import commonprefix
-from typing import Any
+from typing import Any, NamedTuple
 
 from bigcircuit.errors import UserError
 from bigcircuit.tasks.pair import Example, Pair, Text
 
 Ids = tuple[int, ...]
+
+
+class _Tokens(NamedTuple):
+    joined: dict[str, Ids]
+    """Every prompt, and every prompt with an answer appended."""
+    own: dict[str, Ids]
+    """Answers tokenised by themselves, those that read the same after a prompt."""
 
 
 def encode(
@@ -58,28 +66,42 @@ def _check_text(pair: Pair, tokenizer: Any | None) -> None:
         raise UserError(f"{pair.source}: the row is text but the model has no tokenizer; write token ids instead")
 
 
-def _tokenise(pairs: Sequence[Pair], tokenizer: Any | None, special_tokens: bool) -> dict[str, Ids]:
-    """Ids of every prompt and every prompt with an answer appended, each distinct text once, in one batched call."""
+def _tokenise(pairs: Sequence[Pair], tokenizer: Any | None, special_tokens: bool) -> _Tokens:
+    """Each distinct text once, in batched calls."""
     texts: dict[str, None] = {}
+    answers: dict[str, None] = {}
     for pair in pairs:
+        added = [answer for answer in _continuations(pair) if isinstance(answer, str)]
         for prompt in (pair.clean, pair.corrupted):
             if isinstance(prompt, str):
-                texts[prompt] = None
-                texts.update(dict.fromkeys(prompt + a for a in _continuations(pair) if isinstance(a, str)))
+                answers.update(dict.fromkeys(added))
+                texts.update(dict.fromkeys((prompt, *(prompt + answer for answer in added))))
     if not texts:
-        return {}
+        return _Tokens({}, {})
     assert tokenizer is not None
     rows = tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)["input_ids"]
     end = tokenizer.eos_token_id if special_tokens else None
     # A tokenizer that closes every text would put the end between prompt and answer.
-    return {text: tuple(row[:-1] if row and row[-1] == end else row) for text, row in zip(texts, rows, strict=True)}
+    joined = {text: tuple(row[:-1] if row and row[-1] == end else row) for text, row in zip(texts, rows, strict=True)}
+    return _Tokens(joined, _own(list(answers), next(iter(joined.values())), tokenizer))
+
+
+def _own(answers: Sequence[str], before: Ids, tokenizer: Any) -> dict[str, Ids]:
+    """Ids of the answers alone, without those to which the tokenizer adds a space of its own (SentencePiece)."""
+    if not answers:
+        return {}
+    rows = tokenizer(list(answers), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    read = tokenizer.batch_decode(
+        [list(before), *([*before, *row] for row in rows)], clean_up_tokenization_spaces=False
+    )
+    return {a: tuple(row) for a, row, text in zip(answers, rows, read[1:], strict=True) if text == read[0] + a}
 
 
 def _continuations(pair: Pair) -> tuple[Text, ...]:
     return (*pair.answers, *pair.wrong_answers)
 
 
-def _example(index: int, pair: Pair, tokens: dict[str, Ids]) -> Example:
+def _example(index: int, pair: Pair, tokens: _Tokens) -> Example:
     clean, after_clean = _divide(pair, pair.clean, tokens)
     corrupted, after_corrupted = _divide(pair, pair.corrupted, tokens)
     if len(clean) != len(corrupted):
@@ -95,13 +117,16 @@ def _example(index: int, pair: Pair, tokens: dict[str, Ids]) -> Example:
     return Example(index, clean, corrupted, after_clean[:right], after_clean[right:], pair.source)
 
 
-def _divide(pair: Pair, prompt: Text, tokens: dict[str, Ids]) -> tuple[Ids, tuple[Ids, ...]]:
+def _divide(pair: Pair, prompt: Text, tokens: _Tokens) -> tuple[Ids, tuple[Ids, ...]]:
     """The context that all continuations share, and what each continuation adds to it."""
-    alone = tokens[prompt] if isinstance(prompt, str) else prompt
-    whole = [
-        tokens[prompt + answer] if isinstance(answer, str) and isinstance(prompt, str) else alone + _ids(pair, answer)
-        for answer in _continuations(pair)
-    ]
+    if not isinstance(prompt, str):
+        return prompt, tuple(_ids(pair, answer) for answer in _continuations(pair))
+    alone = tokens.joined[prompt]
+    whole = [tokens.joined[prompt + a] if isinstance(a, str) else alone + a for a in _continuations(pair)]
+    if any(ids[: len(alone)] == alone for ids in whole):
+        for place, answer in enumerate(_continuations(pair)):
+            if whole[place][: len(alone)] != alone and answer in tokens.own:
+                whole[place] = alone + tokens.own[answer]
     context = commonprefix([alone, *whole])
     return context, tuple(ids[len(context) :] for ids in whole)
 

@@ -1,5 +1,6 @@
 """Divide examples into train, validation and test so that no prompt, clean or corrupted, is in two of them."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -8,6 +9,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.tasks.pair import Example, Pair
 
 SPLITS = ("train", "validation", "test")
+_PLACE = r"(:| row | #)\d+$"
 
 
 def split(
@@ -20,18 +22,16 @@ def split(
     split overlaps another, when only some pairs have one, or when train or test would be empty.
     """
     given = [pairs[example.id].split for example in examples]
-    if any(given):
-        chosen = _given(examples, given)
-    else:
-        chosen = _drawn(_groups(examples), fractions, seed)
+    chosen = _given(examples, given) if any(given) else _drawn(_groups(examples), fractions, seed)
     result: dict[str, list[Example]] = {name: [] for name in SPLITS}
     for example in sorted(examples, key=lambda e: e.id):
         result[chosen[example.id]].append(example)
     for name in ("train", "test"):
         if not result[name]:
             raise UserError(
-                f"{examples[0].source.rpartition(':')[0] or examples[0].source}: the {name} split is empty "
-                f"({len(examples)} pairs in {len(_groups(examples))} groups that share prompts); add pairs or change task.split"
+                f"{re.sub(_PLACE, '', examples[0].source)}: the {name} split is empty "
+                f"({len(examples)} pairs in {len(_groups(examples))} groups that share prompts); add pairs or "
+                "change task.split"
             )
     return result
 

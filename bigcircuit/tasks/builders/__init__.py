@@ -5,6 +5,7 @@ A builder takes a tokenizer, a number of pairs and a random generator. One more 
 
 import random
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from bigcircuit.tasks.builders import (
@@ -21,13 +22,25 @@ from bigcircuit.tasks.pair import Pair
 
 Builder = Callable[[Any, int, random.Random], list[Pair]]
 
-BUILDERS: dict[str, Builder] = {
-    "arithmetic": arithmetic.build,
-    "boolean": boolean.build,
-    "docstring": docstring.build,
-    "gendered_pronoun": gendered_pronoun.build,
-    "greater_than": greater_than.build,
-    "induction": induction.build,
-    "ioi": ioi.build,
-    "subject_verb": subject_verb.build,
-}
+
+def _registry(*modules: ModuleType) -> dict[str, Builder]:
+    """Builders by the name of their file."""
+    found: dict[str, Builder] = {}
+    for module in modules:
+        name = module.__name__.rpartition(".")[2]
+        if name in found:
+            raise ValueError(f"task {name!r} is entered twice in tasks/builders/__init__.py; remove one")
+        found[name] = module.build
+    return found
+
+
+BUILDERS = _registry(
+    arithmetic,
+    boolean,
+    docstring,
+    gendered_pronoun,
+    greater_than,
+    induction,
+    ioi,
+    subject_verb,
+)

@@ -9,14 +9,14 @@ from bigcircuit.tasks.pair import Pair
 
 def draw(rng: random.Random) -> Pair:
     """One pair; corrupted changes the second number, and its answer is the wrong one."""
-    first, second, other = rng.randint(1, 99), rng.randint(1, 99), rng.randint(1, 99)
     sign = rng.choice("+-")
+    first, second, other = rng.randint(1, 99), rng.randint(1, 99), rng.randint(1, 99)
     if sign == "-":
-        first = max(first, second, other) + 1
+        first = max(second, other) + rng.randint(1, 99)  # so that no result is negative
     results = [first + n if sign == "+" else first - n for n in (second, other)]
     return Pair(f"{first} {sign} {second} =", f"{first} {sign} {other} =", (f" {results[0]}",), (f" {results[1]}",))
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
     """Up to `size` pairs whose numbers have as many tokens. Raises UserError if none align."""
-    return collect("arithmetic", tokenizer, size, rng, draw)
+    return collect("arithmetic", tokenizer, size, rng, draw, distinct_first=False)

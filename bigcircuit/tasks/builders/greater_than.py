@@ -37,7 +37,9 @@ def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
     years = {century: single_years(tokenizer, century) for century in CENTURIES}
     usable = [century for century in CENTURIES if "01" in years[century] and len(years[century]) >= 50]
     if not usable:
-        raise UserError("task greater_than: the tokenizer does not write years as two tokens, 17|32; use another task")
+        raise UserError(
+            "task greater_than: the tokenizer does not write years as two tokens, 17|32; write a pair file for this model instead"
+        )
 
     def draw_one(r: random.Random) -> Pair:
         century = r.choice(usable)

@@ -1,178 +1,160 @@
-"""The shapes of pair files, as a table: which columns tell a format, and how one of its rows becomes a pair.
+"""The formats of pair files, as a table: which columns tell a format, and how one of its rows becomes a pair.
 
-A converter takes the values of a row and returns a Pair, or raises ValueError saying what is wrong with the row. One more
-format is one more entry.
+A converter takes the cells of a row and returns a Pair, or raises ValueError saying what is wrong with the row.
+One more format is one more entry. A `split` column is read in every format.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from fnmatch import filter as matching
+from typing import NamedTuple
 
-from bigcircuit.tasks.pair import Pair, Text
-
-Values = Mapping[str, Any]
+from bigcircuit.tasks.pair import Pair
+from bigcircuit.tasks.readers.cells import Values, answers, part, prompt, text, token_id, two_digits
 
 
 class Format(NamedTuple):
     """How to know a format and read its rows."""
 
     columns: tuple[str, ...]
-    """All must be present; the first format of the table whose columns are is chosen."""
+    """Columns that must be there; `*` stands for any part of a name."""
     convert: Callable[[Values], Pair]
 
 
-def _text(values: Values, column: str) -> str:
-    value = values[column]
-    if not isinstance(value, str):
-        raise ValueError(f"{column} must be text, not {value!r:.60}")
-    return value
-
-
-def _prompt(values: Values, column: str) -> Text:
-    """Text, or a list of token ids."""
-    value = values[column]
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(_is_id(item) for item in value):
-        return tuple(value)
-    raise ValueError(f"{column} must be text or a list of token ids, not {value!r:.60}")
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _answers(values: Values, column: str) -> tuple[Text, ...]:
-    """One answer or a list of them; a flat list of numbers is one answer of several token ids."""
-    value = values[column]
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, list) and value:
-        if all(_is_id(item) for item in value):
-            return (tuple(value),)
-        if all(isinstance(item, str) for item in value):
-            return tuple(value)
-        if all(isinstance(item, list) and item and all(map(_is_id, item)) for item in value):
-            return tuple(map(tuple, value))
-    raise ValueError(
-        f"{column} must be text, a list of texts or a list of token ids, and not empty; it is {value!r:.60}"
-    )
-
-
 def canonical(values: Values) -> Pair:
-    """`clean, corrupted, answers, wrong_answers`, optionally `split`."""
+    """Ours: prompts are text or token ids, answers one or several of either."""
     return Pair(
-        _prompt(values, "clean"),
-        _prompt(values, "corrupted"),
-        _answers(values, "answers"),
-        _answers(values, "wrong_answers"),
-        values.get("split") or "",
+        prompt(values, "clean"),
+        prompt(values, "corrupted"),
+        answers(values, "answers"),
+        answers(values, "wrong_answers"),
     )
-
-
-def eap_ids(values: Values) -> Pair:
-    """EAP-IG and MIB: the answers are ids of single tokens after a text."""
-    answers = []
-    for column in ("correct_idx", "incorrect_idx"):
-        try:
-            answers.append((int(values[column]),))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{column} must be a token id, not {values[column]!r:.60}") from error
-    return Pair(_text(values, "clean"), _text(values, "corrupted"), (answers[0],), (answers[1],))
-
-
-def _years(label: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Two-digit continuations above the label, and the label with all below it."""
-    if not re.fullmatch(r"\d{1,2}", str(label)):
-        raise ValueError(f"the year must be two digits, not {label!r:.60}")
-    year = int(label)
-    if year == 99:
-        raise ValueError("the year is 99 and nothing is greater; drop the row")
-    numbers = [f"{n:02d}" for n in range(100)]
-    return tuple(numbers[year + 1 :]), tuple(numbers[: year + 1])
-
-
-def eap_greater_than(values: Values) -> Pair:
-    """EAP-IG and MIB greater-than: `label` holds the two digits that the answer must exceed."""
-    return Pair(_text(values, "clean"), _text(values, "corrupted"), *_years(values["label"]))
-
-
-def mib(values: Values) -> Pair:
-    """MIB on the hub: a prompt, its first counterfactual, and multiple-choice labels or the IOI names."""
-    column = next((name for name in values if name.endswith("_counterfactual")), None)
-    if column is None or not isinstance(values[column], Mapping):
-        raise ValueError("no <name>_counterfactual column with a prompt; choose one with task.columns")
-    choices, metadata = values.get("choices"), values.get("metadata") or {}
-    if choices and values.get("answerKey") is not None:
-        labels = list(choices["label"])
-        right = labels[int(values["answerKey"])]
-        answers, wrong = (f" {right}",), tuple(f" {label}" for label in labels if label != right)
-    elif "indirect_object" in metadata and "subject" in metadata:
-        answers, wrong = (f" {metadata['indirect_object']}",), (f" {metadata['subject']}",)
-    else:
-        raise ValueError("neither choices with answerKey nor metadata with indirect_object and subject")
-    return Pair(_text(values, "prompt"), _text(values[column], "prompt"), answers, wrong)
 
 
 def auto_circuit(values: Values) -> Pair:
-    """auto-circuit: `clean`, `corrupt`, and lists of answers."""
-    return Pair(
-        _prompt(values, "clean"),
-        _prompt(values, "corrupt"),
-        _answers(values, "answers"),
-        _answers(values, "wrong_answers"),
-    )
+    """auto-circuit: as ours, but the corrupted prompt is called `corrupt`."""
+    return canonical({**values, "corrupted": values.get("corrupt")})
 
 
-_PREDICT = re.compile(r"^(.*)<predict>(.*)</predict>.*$", re.DOTALL)
+def eap_ids(values: Values) -> Pair:
+    """EAP-IG and MIB: the answers are ids of single tokens of one tokenizer, after a text."""
+    right, wrong = token_id(values, "correct_idx"), token_id(values, "incorrect_idx")
+    return Pair(text(values, "clean"), text(values, "corrupted"), ((right,),), ((wrong,),))
+
+
+def eap_greater_than(values: Values) -> Pair:
+    """EAP-IG and MIB greater-than: the answer continues the year directly and must exceed the two digits `label`."""
+    return Pair(text(values, "clean"), text(values, "corrupted"), *_years(two_digits(values, "label")))
+
+
+def mib(values: Values) -> Pair:
+    """MIB on the hub: one counterfactual's prompt is the corrupted one.
+
+    Of several counterfactuals MIB's own default is taken; task.columns.corrupted=<name>_counterfactual chooses another.
+    IOI has its names in `metadata`. Multiple choice has `choices.label`; the wrong answer is the label that the
+    counterfactual makes right, or all other labels where that is the same one.
+    """
+    other = part(values, _counterfactual(values))
+    clean, corrupted = text(values, "prompt"), text(other, "prompt")
+    names = values.get("metadata") or {}
+    if "indirect_object" in names and "subject" in names:
+        right, wrong = text(names, "indirect_object"), [text(names, "subject")]
+    else:
+        labels, key = _choices(values)
+        right = labels[key]
+        labels, key = _choices(other) if other.get("choices") else (labels, key)
+        wrong = [labels[key]] if labels[key] != right else [label for label in labels if label != right]
+    return Pair(clean, corrupted, (_word_after(clean, right),), tuple(_word_after(clean, word) for word in wrong))
 
 
 def edge_pruning_custom(values: Values) -> Pair:
-    """Edge-Pruning: the target of either prompt stands inside it; the corrupted one's target is the wrong answer.
+    """Edge-Pruning: either prompt ends where its `<predict>target</predict>` begins.
 
-    White space before `<predict>` belongs to the answer, because that is where tokenizers put it.
+    The target of the corrupted prompt is the wrong answer. A space before `<predict>` goes with the answer, because
+    that is where tokenizers put it; text after `</predict>` is not used.
     """
-    parts = {}
-    for column in ("clean", "corrupted"):
-        match = _PREDICT.match(_text(values, column))
-        if match is None:
-            raise ValueError(f"{column} has no <predict>...</predict>")
-        before, target = match.groups()
-        parts[column] = before.rstrip(), before[len(before.rstrip()) :] + target
-    (clean, right), (corrupted, wrong) = parts["clean"], parts["corrupted"]
-    return Pair(clean, corrupted, (right,), (wrong,), values.get("split") or "")
+    (clean, right), (corrupted, wrong) = _predicted(values, "clean"), _predicted(values, "corrupted")
+    return Pair(clean, corrupted, (right,), (wrong,))
 
 
 def edge_pruning_ioi(values: Values) -> Pair:
-    """Edge-Pruning IOI: sentences that end with the receiver.
+    """Edge-Pruning IOI: whole sentences that end with a name, so both prompts are cut before their last word.
 
-    Both prompts are cut before their last word. Right is name `a`, wrong is name `b` of the clean sentence; the corrupted
-    sentence is about other people, so its own last name is not used.
+    Right is `a` and wrong is `b`, the names of the clean sentence. The corrupted sentence is about other people and
+    ends with a name of its own, which is not used.
     """
-    cut = [_text(values, column).rsplit(" ", 1)[0] for column in ("ioi_sentences", "corr_ioi_sentences")]
-    return Pair(cut[0], cut[1], (" " + _text(values, "a"),), (" " + _text(values, "b"),))
+    right = text(values, "a")
+    clean, _, last = text(values, "ioi_sentences").rpartition(" ")
+    if last != right:
+        raise ValueError(f"ioi_sentences must end with a, {right!r:.60}, but ends with {last!r:.60}")
+    corrupted = text(values, "corr_ioi_sentences").rpartition(" ")[0]
+    return Pair(clean, corrupted, (" " + right,), (" " + text(values, "b"),))
 
 
 def edge_pruning_greater_than(values: Values) -> Pair:
-    """Edge-Pruning greater-than: the answer must exceed `digits` of the clean prompt."""
-    return Pair(_text(values, "prefix"), _text(values, "corr_prefix"), *_years(values["digits"]))
+    """Edge-Pruning greater-than: the answer continues the year directly, must exceed `digits` of the clean one."""
+    return Pair(text(values, "prefix"), text(values, "corr_prefix"), *_years(two_digits(values, "digits")))
 
 
 def edge_pruning_pronoun(values: Values) -> Pair:
     """Edge-Pruning gendered pronoun: the corrupted prompt's pronoun is the wrong answer."""
-    right, wrong = _text(values, "pronoun"), _text(values, "corr_pronoun")
-    return Pair(_text(values, "prefix"), _text(values, "corr_prefix"), (f" {right}",), (f" {wrong}",))
+    right, wrong = text(values, "pronoun"), text(values, "corr_pronoun")
+    return Pair(text(values, "prefix"), text(values, "corr_prefix"), (" " + right,), (" " + wrong,))
 
 
 FORMATS: dict[str, Format] = {
-    "edge-pruning-ioi": Format(("ioi_sentences", "corr_ioi_sentences", "a", "b"), edge_pruning_ioi),
-    "edge-pruning-greater-than": Format(("prefix", "corr_prefix", "digits"), edge_pruning_greater_than),
-    "edge-pruning-pronoun": Format(("prefix", "corr_prefix", "pronoun", "corr_pronoun"), edge_pruning_pronoun),
     "pairs": Format(("clean", "corrupted", "answers", "wrong_answers"), canonical),
     "auto-circuit": Format(("clean", "corrupt", "answers", "wrong_answers"), auto_circuit),
     "eap-ig": Format(("clean", "corrupted", "correct_idx", "incorrect_idx"), eap_ids),
     "eap-ig-greater-than": Format(("clean", "corrupted", "label"), eap_greater_than),
-    "mib": Format(("prompt",), mib),
+    "mib": Format(("prompt", "*_counterfactual"), mib),
     "edge-pruning": Format(("clean", "corrupted"), edge_pruning_custom),
+    "edge-pruning-ioi": Format(("ioi_sentences", "corr_ioi_sentences", "a", "b"), edge_pruning_ioi),
+    "edge-pruning-greater-than": Format(("prefix", "corr_prefix", "digits"), edge_pruning_greater_than),
+    "edge-pruning-pronoun": Format(("prefix", "corr_prefix", "pronoun", "corr_pronoun"), edge_pruning_pronoun),
 }
-"""In the order in which they are tried: those with fewer or commoner columns last."""
+"""The first one whose columns are all in the file is chosen, so the one with the fewest of the same columns is last."""
+
+_PREDICT = re.compile(r"(.*?)( ?)<predict>(.+?)</predict>", re.DOTALL)
+_MIB_DEFAULTS = ("s2_io_flip_counterfactual", "symbol_counterfactual")
+
+
+def _years(year: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The two-digit texts above a year, and the year with all below it."""
+    numbers = tuple(f"{number:02d}" for number in range(100))
+    return numbers[year + 1 :], numbers[: year + 1]
+
+
+def _predicted(values: Values, column: str) -> tuple[str, str]:
+    whole = text(values, column)
+    match = _PREDICT.match(whole)
+    if match is None or whole.count("<predict>") != 1:
+        raise ValueError(f"{column} must hold <predict>target</predict> once; mark the target, or give answers columns")
+    before, space, target = match.groups()
+    return before, space + target
+
+
+def _counterfactual(values: Values) -> str:
+    if "corrupted" in values:
+        return "corrupted"
+    there = [name for name in matching(values, "*_counterfactual") if values[name] is not None]
+    chosen = next((name for name in _MIB_DEFAULTS if name in there), there[0] if len(there) == 1 else None)
+    if chosen is None:
+        raise ValueError(f"{len(there)} counterfactuals ({', '.join(there)}); name one with task.columns.corrupted")
+    return chosen
+
+
+def _choices(values: Values) -> tuple[list[str], int]:
+    """The labels and the index of the right one."""
+    labels = part(values, "choices").get("label")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"choices.label must be a list of texts, not {labels!r:.60}")
+    key = token_id(values, "answerKey")
+    if not 0 <= key < len(labels):
+        raise ValueError(f"answerKey is {key} but there are {len(labels)} choices")
+    return labels, key
+
+
+def _word_after(before: str, word: str) -> str:
+    """The word with the space that parts it from the prompt, unless one of them brings it."""
+    return word if word[:1].isspace() or before[-1:].isspace() else " " + word

@@ -1,7 +1,8 @@
 """Choose the format of a pair file and read it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from fnmatch import filter as matching
 
 from bigcircuit.errors import UserError
 from bigcircuit.tasks.pair import Pair
@@ -11,62 +12,88 @@ from bigcircuit.tasks.split import SPLITS
 
 
 def read_pairs(path: str, format: str | None = None, columns: Mapping[str, str] | None = None) -> list[Pair]:
-    """All pairs of a file or data set.
+    """All pairs of a file or data set, prompts exactly as they are written there.
 
-    format: a key of FORMATS, found out from the columns when None. columns: canonical column -> the file's column.
-    Raises UserError, one line that names file, row and remedy.
+    path: a JSONL, JSON, CSV or Parquet file, a folder saved by datasets' save_to_disk, or `hf://org/name`.
+    format: a key of FORMATS; found out from the columns of the first row when None.
+    columns: canonical column -> the file's column, such as {"clean": "prompt"}.
+    Raises UserError, one line that names the file, the row or column, and what to do.
     """
-    rows = read_rows(path)
-    if columns:
-        rows = [_rename(row, columns) for row in rows]
-    chosen = _choose(path, rows[0], format)
+    columns = columns or {}
+    if format is not None and format not in FORMATS:
+        raise UserError(f"task.format {format!r} is unknown{_nearest(format, FORMATS)}; known: {', '.join(FORMATS)}")
+    _check_columns(columns)
+    rows = [_rename(row, columns) for row in read_rows(str(path))]
+    chosen = FORMATS[format or _recognise(path, rows[0])]
     return [_convert(row, chosen) for row in rows]
 
 
+def _check_columns(columns: Mapping[str, str]) -> None:
+    known = dict.fromkeys(name for entry in FORMATS.values() for name in entry.columns if "*" not in name)
+    for name in columns:
+        if name not in (*known, "split"):
+            near = _nearest(name, (*known, "split"))
+            raise UserError(
+                f"task.columns.{name}: no format has a column {name}{near}; known: {', '.join(known)}, split"
+            )
+
+
 def _rename(row: Row, columns: Mapping[str, str]) -> Row:
-    missing = next((name for name in columns.values() if name not in row.values), None)
-    if missing is not None:
-        raise UserError(f"{row.source}: task.columns names {missing}, which the row has not{_has(row)}")
+    for ours, theirs in columns.items():
+        if theirs not in row.values:
+            near = _nearest(theirs, row.values)
+            raise UserError(f"{row.source}: no column {theirs}, which task.columns.{ours} names{near}; {_has(row)}")
     return row._replace(values={**row.values, **{ours: row.values[theirs] for ours, theirs in columns.items()}})
 
 
-def _choose(path: str, first: Row, format: str | None) -> Format:
-    if format is not None:
-        if format not in FORMATS:
-            near = get_close_matches(format, FORMATS, n=1, cutoff=0.4)
-            raise UserError(
-                f"task.format {format!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (known: {', '.join(FORMATS)})"
-            )
-        return FORMATS[format]
-    for known in FORMATS.values():
-        if all(column in first.values for column in known.columns):
-            # A pair file that lost its answers must not pass for the format in which answers stand inside the prompts.
-            if known is not FORMATS["edge-pruning"] or "<predict>" in str(first.values["clean"]):
-                return known
-    missing = [column for column in FORMATS["pairs"].columns if column not in first.values]
-    near = get_close_matches(missing[0], [str(name) for name in first.values], n=1, cutoff=0.4)
-    hint = (
-        f"; is {near[0]} it? then set task.columns.{missing[0]} {near[0]}" if near else "; map yours with task.columns"
+def _recognise(path: str, first: Row) -> str:
+    """The format whose columns are there, or an error against the canonical ones."""
+    for name, known in FORMATS.items():
+        if _missing(first, known) is None and _plausible(name, first):
+            return name
+    absent = [column for column in FORMATS["pairs"].columns if column not in first.values]
+    free = [name for name in first.values if name not in FORMATS["pairs"].columns]
+    near = get_close_matches(absent[0], map(str, free), n=1, cutoff=0.4)
+    remedy = (
+        f"is {near[0]} {absent[0]}? then set task.columns.{absent[0]}={near[0]}"
+        if near
+        else "name yours in task.columns"
     )
-    raise UserError(f"{path}: column {missing[0]} is missing{_has(first)}{hint}")
+    plural = "columns" if len(absent) > 1 else "column"
+    raise UserError(f"{path}: no {plural} {', '.join(absent)}; {_has(first)}; {remedy}, or set task.format")
+
+
+def _plausible(name: str, first: Row) -> bool:
+    """A file that lost its answers must not pass for the format whose answers stand inside the prompts."""
+    return name != "edge-pruning" or any("<predict>" in str(first.values[column]) for column in ("clean", "corrupted"))
 
 
 def _convert(row: Row, chosen: Format) -> Pair:
-    missing = next((column for column in chosen.columns if column not in row.values), None)
+    missing = _missing(row, chosen)
     if missing is not None:
-        raise UserError(f"{row.source}: column {missing} is missing{_has(row)}; fill it in or drop the row")
+        near = _nearest(missing, row.values)
+        raise UserError(
+            f"{row.source}: no column {missing}{near}; {_has(row)}; fill it in, or name yours in task.columns"
+        )
     try:
         pair = chosen.convert(row.values)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{row.source}: {error}; mend or drop the row") from error
-    if pair.split not in ("", *SPLITS):
-        raise UserError(f"{row.source}: split is {pair.split!r}; use {_either(SPLITS)}")
-    return pair._replace(source=row.source)
+    except ValueError as error:
+        raise UserError(f"{row.source}: {error}") from error
+    split = row.values.get("split") or ""
+    if split not in ("", *SPLITS):
+        raise UserError(f"{row.source}: split is {split!r:.60}; use {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
+    return pair._replace(split=split, source=row.source)
+
+
+def _missing(row: Row, known: Format) -> str | None:
+    return next((column for column in known.columns if not matching(row.values, column)), None)
 
 
 def _has(row: Row) -> str:
-    return f" (it has: {', '.join(map(str, row.values))})"
+    names = [" ".join(str(name).split()) or "''" for name in row.values]
+    return f"it has {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
 
 
-def _either(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, [str(other) for other in known], n=1, cutoff=0.5)
+    return f" (nearest: {near[0]})" if near else ""

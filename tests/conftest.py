@@ -1,0 +1,40 @@
+"""Fixtures: real models and data where they are at hand, the embedded model always."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from bigcircuit.config import ModelConfig
+from bigcircuit.frozen.load import load_frozen, load_tokenizer
+
+SHARED = Path(__file__).parents[2] / "shared"
+torch.set_num_threads(1)
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of pretrained models and pair files; tests that need it skip without it."""
+    if not (SHARED / "models").is_dir():
+        pytest.skip("the folder ../shared with pretrained models is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """The embedded model, frozen, with its tokenizer."""
+    config = ModelConfig()
+    return load_frozen(config), load_tokenizer(config)
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer(shared):
+    """The real GPT-2 tokenizer."""
+    return AutoTokenizer.from_pretrained(shared / "data/tokenizers/gpt2")

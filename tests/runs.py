@@ -1,0 +1,26 @@
+"""Short real runs on the embedded model, shared by several test files."""
+
+from pathlib import Path
+from typing import Any
+
+from bigcircuit.config_file import load
+from bigcircuit.distributed import Ranks
+from bigcircuit.prune import prune
+from bigcircuit.run_folder import RunFolder
+
+QUICK = {
+    "task.name": "ioi",
+    "task.size": 80,
+    "train.steps": 12,
+    "train.batch_size": 8,
+    "train.log_every": 4,
+    "train.validate_every": 6,
+    "train.save_every": 6,
+    "target.total": 200,
+}
+
+
+def run(output: Path, **overrides: Any) -> RunFolder:
+    """Prune the embedded model for a few steps; overrides are dotted keys with `__` for the dot."""
+    values = {key.replace("__", "."): value for key, value in overrides.items()}
+    return prune(load(None, {**QUICK, "output": str(output), **values}), Ranks())
