@@ -8,6 +8,7 @@ from rich.console import Console
 from bigcircuit.config import Config
 from bigcircuit.config_file import load, parse_overrides
 from bigcircuit.errors import DivergedError, UserError
+from bigcircuit.settings_help import show_settings
 
 USAGE = """usage: bigcircuit VERB [--config FILE] [--section.field VALUE ...]
 
@@ -26,7 +27,7 @@ class Arguments:
         """Raises UserError for an unknown option or a bad value, SystemExit after --help."""
         rest = list(words)
         if "--help" in rest or "-h" in rest:
-            _show_settings()
+            show_settings(Console(highlight=False), USAGE)
             raise SystemExit(0)
         self.fresh = "--fresh" in rest
         rest = [word for word in rest if word != "--fresh" and not word.startswith("--local_rank")]
@@ -47,12 +48,6 @@ def _take(words: list[str], option: str) -> str | None:
         if word.startswith(option + "="):
             return words.pop(index).partition("=")[2]
     return None
-
-
-def _show_settings() -> None:
-    import tyro
-
-    tyro.cli(Config, prog="bigcircuit prune --config FILE", args=["--help"], description=USAGE)
 
 
 def run_prune(words: Sequence[str]) -> None:

@@ -167,10 +167,14 @@ def _all_keys() -> list[str]:
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
-    """`; did you mean X?` for the closest known key, by whole key first and by last part second."""
-    whole = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not whole:
-        last = {name.rsplit(".", 1)[-1]: name for name in known}
-        found = difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
-        whole = [last[found[0]]] if found else []
-    return f"; did you mean {whole[0]}?" if whole else "; `--help` lists them all"
+    """`; did you mean X?`: the key of the same last part elsewhere, else the closest whole key, else the closest last part."""
+    last: dict[str, str] = {}
+    for name in known:
+        last.setdefault(name.rsplit(".", 1)[-1], name)
+    part = key.rsplit(".", 1)[-1]
+    if part in last:
+        nearest = [last[part]]
+    else:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        nearest = nearest or [last[name] for name in difflib.get_close_matches(part, last, n=1, cutoff=0.6)]
+    return f"; did you mean {nearest[0]}?" if nearest else "; `--help` lists them all"

@@ -121,11 +121,17 @@ def test_ioi_answers_with_the_name_that_is_said_once(tokenizer):
 
 def test_greater_than_divides_the_years_at_the_first_one(tokenizer):
     for pair in pairs_of("greater_than", tokenizer):
-        century, year, again = re.fullmatch(r"The \w+ lasted from the year (..)(..) to the year (..)", pair.clean).groups()
+        century, year, again = re.fullmatch(
+            r"The \w+ lasted from the year (..)(..) to the year (..)", pair.clean
+        ).groups()
         assert century == again and pair.corrupted == pair.clean.replace(f"{century}{year}", f"{century}01")
         assert all(int(answer) > int(year) for answer in pair.answers)
         assert all(int(answer) <= int(year) for answer in pair.wrong_answers)
-        single = {f"{y:02d}" for y in range(100) if len(ids(tokenizer, f" {century}{y:02d}")) == len(ids(tokenizer, " 17")) + 1}
+        single = {
+            f"{y:02d}"
+            for y in range(100)
+            if len(ids(tokenizer, f" {century}{y:02d}")) == len(ids(tokenizer, " 17")) + 1
+        }
         assert set(pair.answers) | set(pair.wrong_answers) == single
         assert len(pair.answers) + len(pair.wrong_answers) == len(single)
 

@@ -68,7 +68,15 @@ def test_circuit_file_opens_without_this_project(finished):
     assert masks["log_alpha.head"].dtype == torch.float32
     hashes = json.loads(metadata["sha256"])
     assert {name: tensor_sha256(mask) for name, mask in masks.items()} == hashes
-    for key in ("model", "model_config_sha256", "model_weights_sha256", "tokenizer_sha256", "task", "task_sha256", "seed"):
+    for key in (
+        "model",
+        "model_config_sha256",
+        "model_weights_sha256",
+        "tokenizer_sha256",
+        "task",
+        "task_sha256",
+        "seed",
+    ):
         assert metadata[key], key
     assert json.loads(metadata["scores"])["kl"]["mean"] > 0
 
@@ -141,8 +149,10 @@ def test_resuming_changes_no_bit(finished, tmp_path, monkeypatch, step):
     circuit = (resumed.path / "circuit.safetensors").read_bytes()
     assert circuit == (reference.path / "circuit.safetensors").read_bytes()
     assert resumed.metrics.read_text() == reference.metrics.read_text()
-    assert Circuit.load(finished.path / "circuit.safetensors").masks["head"].equal(
-        Circuit.load(resumed.path / "circuit.safetensors").masks["head"]
+    assert (
+        Circuit.load(finished.path / "circuit.safetensors")
+        .masks["head"]
+        .equal(Circuit.load(resumed.path / "circuit.safetensors").masks["head"])
     )
 
 
@@ -198,7 +208,10 @@ def test_population_writes_one_file_a_member(tmp_path):
     assert [row["kept"]["total"] for row in summary["members"]] == [200, 99]
     assert [row["circuit"] for row in summary["members"]] == ["circuits/0.safetensors", "circuits/1.safetensors"]
     alone = run(tmp_path / "alone")
-    ours, theirs = Circuit.load(folder.path / "circuits/0.safetensors"), Circuit.load(alone.path / "circuit.safetensors")
+    ours, theirs = (
+        Circuit.load(folder.path / "circuits/0.safetensors"),
+        Circuit.load(alone.path / "circuit.safetensors"),
+    )
     for name, values in ours.log_alpha.items():
         torch.testing.assert_close(values, theirs.log_alpha[name], atol=1e-5, rtol=0)
 
@@ -227,7 +240,14 @@ def test_unsolved_pairs_are_counted(tmp_path, capsys):
         {"gates__sampling": "straight_through", "train__hinge": 1.0},
         {
             "gates__granularities": [
-                "block", "attention", "mlp", "kv_group", "head", "attention_neuron", "mlp_neuron", "mlp_output",
+                "block",
+                "attention",
+                "mlp",
+                "kv_group",
+                "head",
+                "attention_neuron",
+                "mlp_neuron",
+                "mlp_output",
             ]
         },  # fmt: skip
         {"gates__granularities": ["head", "mlp"]},

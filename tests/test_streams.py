@@ -174,7 +174,9 @@ def test_hooks_are_removed_after_an_error(frozen):
 def test_zero_ablation_runs_no_corrupted_stream(frozen):
     batch = collate(examples(2), full=False)
     rows = []
-    handle = frozen.layers[0].module.self_attn.register_forward_hook(lambda _module, _args, out: rows.append(out[0].shape[0]))
+    handle = frozen.layers[0].module.self_attn.register_forward_hook(
+        lambda _module, _args, out: rows.append(out[0].shape[0])
+    )
     masks = random_masks(frozen, 2, 2)
     with torch.no_grad():
         for ablation in ("zero", "interchange"):

@@ -1,0 +1,91 @@
+"""Bytes that autograd keeps for the backward pass, GPT-2 small shape, float32, batch 8 x 32, parameters excluded.
+
+python benchmarks/saved_bytes.py
+"""
+
+import random
+from datetime import date
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from bigcircuit.config_file import load
+from bigcircuit.frozen.memory import count_saved, saved_for_backward
+from bigcircuit.frozen.sites import find_sites
+from bigcircuit.gates.population import Population
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.batch import collate
+from bigcircuit.tasks.pair import Example
+
+ROWS, TOKENS = 8, 32
+OUTPUT = Path(__file__).with_suffix(".md")
+
+
+def plain(layers: int, checkpointing: bool) -> int:
+    """The plain model, gradients with respect to activations only, logits at one position a row."""
+    model = GPT2LMHeadModel(GPT2Config(n_layer=layers)).requires_grad_(False)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train(checkpointing)  # transformers checkpoints in training mode only; dropout is off below
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    ids = torch.randint(0, 50_000, (ROWS, TOKENS))
+    with count_saved(model) as saved:
+        model(inputs_embeds=model.transformer.wte(ids).requires_grad_(), use_cache=False, logits_to_keep=1)
+    return saved.total
+
+
+def masked(layers: int, checkpointing: bool, members: int = 1) -> int:
+    """An update of this project, from the gates to the logits."""
+    frozen = find_sites(GPT2LMHeadModel(GPT2Config(n_layer=layers)).eval().requires_grad_(False))
+    rng = random.Random(0)
+
+    def prompt() -> tuple[int, ...]:
+        return tuple(rng.randrange(50_000) for _ in range(TOKENS))
+
+    examples = [Example(index, prompt(), prompt(), ((5,),), ((6,),), "") for index in range(ROWS)]
+    config = load(None)
+    population = Population([config] * members, frozen.shapes)
+    with Streams(frozen, "interchange", checkpointing) as streams, count_saved(frozen.model) as saved:
+        stacked = population.stack()
+        streams.masked(
+            collate(examples, full=False), lambda i: population.sample_masks(stacked, i, range(ROWS)), members
+        )
+    return saved.total
+
+
+def predicted(layers: int, checkpointing: bool) -> int:
+    """What `bigcircuit check` predicts without weights."""
+    with torch.device("meta"):
+        frozen = find_sites(GPT2LMHeadModel(GPT2Config(n_layer=layers)).eval().requires_grad_(False))
+    return saved_for_backward(
+        frozen, load(None, {"train.batch_size": ROWS, "train.checkpointing": checkpointing}), TOKENS
+    )
+
+
+def main() -> None:
+    """Count and write the table."""
+    lines = [
+        f"# Bytes saved for backward, {date.today()}",
+        "",
+        f"GPT-2 small shape, float32, batch {ROWS} x {TOKENS}, interchange ablation, one member; MB, parameters excluded.",
+        "",
+        "| layers | checkpointing | plain model | bigcircuit | ratio | predicted without weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    for layers in (12, 24):
+        for checkpointing in (False, True):
+            base, ours = plain(layers, checkpointing), masked(layers, checkpointing)
+            guess = predicted(layers, checkpointing)
+            lines.append(
+                f"| {layers} | {'yes' if checkpointing else 'no'} | {base / 1e6:.1f} | {ours / 1e6:.1f} | {ours / base:.2f} | "
+                f"{guess / 1e6:.1f} |"
+            )
+    OUTPUT.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
