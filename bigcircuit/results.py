@@ -14,7 +14,8 @@ from bigcircuit.circuit import Circuit
 from bigcircuit.config import Config
 from bigcircuit.display import Display
 from bigcircuit.distributed import Ranks
-from bigcircuit.evaluation.scores import Estimate, score, summarise
+from bigcircuit.evaluation.bootstrap import Estimate
+from bigcircuit.evaluation.scores import score, summarise
 from bigcircuit.frozen.load import fingerprint
 from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.gates.discretise import count, discretise

@@ -186,7 +186,13 @@ TOKENS = {
         "a.jsonl",
         second(corrupted="Then Jane and Anna met"),
         ":2:",
-        ("clean has 4 tokens and corrupted 6", "equal token length"),
+        ("clean has 6 tokens and corrupted 8", "equal token length"),
+    ),
+    "different boundary": Bad(
+        "a.jsonl",
+        second(clean="Then the", corrupted="Then then", answers=["re"], wrong_answers=["y"]),
+        ":2:",
+        ("an answer is tokenised differently after clean and after corrupted", "reword the end"),
     ),
     "right and wrong": Bad(
         "a.jsonl", second(wrong_answers=[" x", " Lucy"]), ":2:", ("both an answer and a wrong", "remove it")
@@ -197,17 +203,11 @@ TOKENS = {
         ":2:",
         ("share all scored tokens", "make them differ"),
     ),
-    "different boundary": Bad(
-        "a.jsonl",
-        second(clean="Then the", corrupted="Then the", answers=["re"], wrong_answers=["n"]),
-        ":2:",
-        ("the same", "change"),
-    ),
     "too long": Bad(
-        "a.jsonl", second(clean="Anna " * 80, corrupted="Emma " * 80), ":2:", ("more than 128", "task.max_tokens")
+        "a.jsonl", second(clean="Anna " * 130, corrupted="Emma " * 130), ":2:", ("more than 128", "task.max_tokens")
     ),
     "too long for the setting": Bad(
-        "a.jsonl", lines(GOOD), ":1:", ("5 tokens with the answer, more than 4", "shorten it"), {"max_tokens": 4}
+        "a.jsonl", lines(GOOD), ":1:", ("6 tokens with the answer, more than 4", "shorten it"), {"max_tokens": 4}
     ),
     "twice": Bad("a.jsonl", lines(GOOD, OTHER, GOOD), ":3:", ("the same pair as", "a.jsonl:1", "remove one")),
     "foreign ids": Bad(
@@ -231,8 +231,8 @@ TOKENS = {
     "split for some": Bad(
         "a.jsonl", lines({**GOOD, "split": "train"}, OTHER), ":2:", ("no split while others have", "fill in")
     ),
-    "one pair": Bad("a.jsonl", lines(GOOD), ":", ("the test split is empty", "add pairs or change task.split")),
-    "one pair in parquet": Bad("a.parquet", [GOOD], ":", ("the test split is empty", "add pairs")),
+    "one pair": Bad("a.jsonl", lines(GOOD), ":", ("the train split is empty", "add pairs or change task.split")),
+    "one pair in parquet": Bad("a.parquet", [GOOD], ":", ("the train split is empty", "add pairs")),
     "all connected": Bad(
         "a.jsonl", second(corrupted=GOOD["corrupted"]), ":", ("1 groups that share prompts", "add pairs")
     ),

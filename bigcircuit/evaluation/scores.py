@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigcircuit.evaluation.bootstrap import Estimate, estimate
 from bigcircuit.gates.discretise import site_masks
 from bigcircuit.objective import contrast, exact_match, kl_divergence
 from bigcircuit.streams import MaskSource, Streams
@@ -74,33 +75,14 @@ def score(
     return ExampleScores(*(torch.cat(columns, dim=1).cpu()[:, order] for columns in zip(*parts, strict=True)))
 
 
-class Estimate(NamedTuple):
-    """A mean over examples with its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-_RESAMPLES = 1000
-
-
 def summarise(scores: ExampleScores, full: ExampleScores, member: int) -> dict[str, Estimate]:
-    """Means of one circuit with percentile bootstrap intervals (Efron 1979) over examples, in a fixed order of draws.
-
-    `recovered` is the mean logit difference as a share of the full model's; both are resampled together.
-    """
-    count = scores.kl.shape[1]
-    picks = np.random.Generator(np.random.PCG64(0)).integers(0, count, (_RESAMPLES, count))
+    """Means of one circuit with bootstrap intervals; `recovered` is its mean logit difference over the full model's."""
     values = {name: getattr(scores, name)[member].double().numpy() for name in ExampleScores._fields}
-    estimates = {name: _estimate(column.mean(), column[picks].mean(1)) for name, column in values.items()}
-    difference, whole = values["logit_difference"], full.logit_difference[0].double().numpy()
-    estimates["recovered"] = _estimate(
-        difference.mean() / whole.mean(), difference[picks].mean(1) / whole[picks].mean(1)
-    )
+    estimates = {name: estimate([column], np.mean) for name, column in values.items()}
+    whole = full.logit_difference[0].double().numpy()
+    estimates["recovered"] = estimate([values["logit_difference"], whole], _ratio)
     return estimates
 
 
-def _estimate(mean: float, draws: np.ndarray) -> Estimate:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Estimate(float(mean), float(low), float(high))
+def _ratio(part: np.ndarray, whole: np.ndarray, axis: int) -> np.ndarray:
+    return part.mean(axis) / whole.mean(axis)

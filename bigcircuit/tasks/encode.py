@@ -58,6 +58,10 @@ def _check_text(pair: Pair, tokenizer: Any | None) -> None:
         )
     if not pair.answers or not pair.wrong_answers or not all((*pair.answers, *pair.wrong_answers)):
         raise UserError(f"{pair.source}: an answer is empty; give at least one answer and one wrong answer")
+    for group in (pair.answers, pair.wrong_answers):
+        twice = next((answer for place, answer in enumerate(group) if answer in group[:place]), None)
+        if twice is not None:
+            raise UserError(f"{pair.source}: {twice!r} is given twice and would count twice; remove one")
     for answer in pair.answers:
         if answer in pair.wrong_answers:
             raise UserError(f"{pair.source}: {answer!r} is both an answer and a wrong answer; remove it from one")
@@ -153,7 +157,8 @@ def _check(example: Example, max_tokens: int, vocab_size: int | None) -> None:
                     f"{example.source}: an answer and a wrong answer share all scored tokens ({len(shared)} of "
                     f"{len(right)} and {len(wrong)}); nothing tells them apart, make them differ within that length"
                 )
-    longest = len(example.clean) + max(map(len, (*example.answers, *example.wrong_answers)))
+    # The last token of an answer is predicted and never read.
+    longest = len(example.clean) + max(map(len, (*example.answers, *example.wrong_answers))) - 1
     if longest > max_tokens:
         raise UserError(
             f"{example.source}: {longest} tokens with the answer, more than {max_tokens}; shorten it, or raise "

@@ -1,6 +1,7 @@
 """Boolean expressions (Suzgun et al. 2022, BIG-Bench Hard): evaluate and, or, not with brackets."""
 
 import random
+from functools import cache
 from typing import Any
 
 from bigcircuit.tasks.builders.words import collect
@@ -22,9 +23,14 @@ def _expression(rng: random.Random) -> list[str]:
     return [*inner, operator(), *term()] if rng.random() < 0.5 else [*term(), operator(), *inner]
 
 
+@cache  # there are 512 expressions, and each is met often
+def _value(text: str) -> bool:
+    return bool(eval(text, {"__builtins__": {}}))
+
+
 def evaluate(words: list[str]) -> bool:
     """Value of an expression that `_expression` made."""
-    return bool(eval(" ".join(words), {"__builtins__": {}}))
+    return _value(" ".join(words))
 
 
 def draw(rng: random.Random) -> Pair:

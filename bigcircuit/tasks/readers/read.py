@@ -53,7 +53,7 @@ def _recognise(path: str, first: Row) -> str:
             return name
     absent = [column for column in FORMATS["pairs"].columns if column not in first.values]
     free = [name for name in first.values if name not in FORMATS["pairs"].columns]
-    near = get_close_matches(absent[0], map(str, free), n=1, cutoff=0.4)
+    near = get_close_matches(absent[0], map(_shown, free), n=1, cutoff=0.4)
     remedy = (
         f"is {near[0]} {absent[0]}? then set task.columns.{absent[0]}={near[0]}"
         if near
@@ -90,10 +90,16 @@ def _missing(row: Row, known: Format) -> str | None:
 
 
 def _has(row: Row) -> str:
-    names = [" ".join(str(name).split()) or "''" for name in row.values]
+    names = [_shown(name) for name in row.values]
     return f"it has {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
 
 
+def _shown(name: object) -> str:
+    """A column name as it is, or quoted where it could not stand in a line."""
+    text = str(name)
+    return text if text and text.isprintable() else repr(text)
+
+
 def _nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, [str(other) for other in known], n=1, cutoff=0.5)
+    near = get_close_matches(name, map(_shown, known), n=1, cutoff=0.5)
     return f" (nearest: {near[0]})" if near else ""

@@ -1,0 +1,211 @@
+"""Batches: the log-probabilities read from a padded batch equal those computed one continuation at a time."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bigcircuit.tasks.batch import Batch, batches, collate, train_order
+from bigcircuit.tasks.pair import Example
+
+VOCABULARY = 13
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random and tiny; weights large enough that every token and position matters."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).double().eval().requires_grad_(False)
+
+
+def example(number, clean, answers, wrong, corrupted=None) -> Example:
+    clean = tuple(clean)
+    corrupted = tuple(corrupted) if corrupted else tuple((t + 1) % VOCABULARY for t in clean)
+    return Example(number, clean, corrupted, tuple(map(tuple, answers)), tuple(map(tuple, wrong)), f"x:{number}")
+
+
+EXAMPLES = [
+    example(0, [1, 2, 3], [[4]], [[5]]),
+    example(1, [7, 2], [[4, 5, 6]], [[4, 5, 7], [8], [4, 9, 9, 9]]),
+    example(2, [9, 8, 7, 6, 5, 4], [[1], [2], [3]], [[10], [11], [12]]),
+    example(3, [3], [[4, 5], [6, 5], [6, 7, 8]], [[6, 9], [7, 7]]),
+    example(4, [5, 5, 5, 5], [[1, 2], [1, 2, 3, 4]], [[1, 3]]),
+    example(5, [5, 6, 5, 5], [[1]], [[2, 3, 4, 5, 6]]),
+    example(6, [0, 1], [[1, 2, 3, 4], [1, 2]], [[2], [1, 5]]),
+]
+
+
+def naive(model, prompt, continuation) -> float:
+    """Sum of log p of the tokens, each from a forward pass over exactly what is before it."""
+    total = 0.0
+    for place, token in enumerate(continuation):
+        logits = model(torch.tensor([prompt + continuation[:place]]), use_cache=False).logits[0, -1]
+        total += logits.log_softmax(-1)[token].item()
+    return total
+
+
+def read(model, batch: Batch, ids) -> torch.Tensor:
+    """Log p of every continuation [C], as the layout says."""
+    logits = model(ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False).logits
+    log_p = logits[batch.score_row, batch.score_position].log_softmax(-1)
+    tokens = log_p[batch.token_score, batch.token_id]
+    return torch.zeros(len(batch.correct), dtype=tokens.dtype).index_add(0, batch.continuation_of_token, tokens)
+
+
+def scored_in_training(example: Example, group) -> list[tuple[int, ...]]:
+    """Every continuation up to where it leaves the first answer, each once, by walking along both."""
+    main, result = example.answers[0], []
+    for continuation in group:
+        kept = []
+        for place, token in enumerate(continuation[: len(main)]):
+            kept.append(token)
+            if token != main[place]:
+                break
+        if tuple(kept) not in result:
+            result.append(tuple(kept))
+    return result
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 3, len(EXAMPLES)])
+def test_log_probabilities_equal_those_of_one_continuation_at_a_time(model, padding, full, size):
+    for start in range(0, len(EXAMPLES), size):
+        chunk = EXAMPLES[start : start + size]
+        batch = collate(chunk, full=full, padding=padding, pad_id=11)
+        expected = []
+        for number, one in enumerate(chunk):
+            for correct, group in ((True, one.answers), (False, one.wrong_answers)):
+                scored = group if full else scored_in_training(one, group)
+                expected += [(number, correct, one, continuation) for continuation in scored]
+        assert batch.example_of_continuation.tolist() == [number for number, *_ in expected]
+        assert batch.correct.tolist() == [correct for _, correct, *_ in expected]
+        for ids, field in ((batch.clean, "clean"), (batch.corrupted, "corrupted")):
+            wanted = torch.tensor([naive(model, getattr(one, field), c) for _, _, one, c in expected]).double()
+            torch.testing.assert_close(read(model, batch, ids), wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_answer_positions_weigh_one_an_example_and_predict_the_first_answer(padding, full):
+    batch = collate(EXAMPLES, full=full, padding=padding)
+    weight = torch.zeros(len(EXAMPLES)).index_add(0, batch.example_of_score, batch.kl_weight)
+    torch.testing.assert_close(weight, torch.ones(len(EXAMPLES)))
+    for number, one in enumerate(EXAMPLES):
+        chosen = ((batch.example_of_score == number) & (batch.kl_weight > 0)).nonzero()[:, 0]
+        rows, positions = batch.score_row[chosen], batch.score_position[chosen]
+        assert len(set(rows.tolist())) == 1
+        before = [
+            batch.clean[r, : p + 1][batch.attention_mask[r, : p + 1] == 1].tolist()
+            for r, p in zip(rows, positions, strict=True)
+        ]
+        main = one.answers[0]
+        assert before == [list(one.clean + main[:place]) for place in range(len(main))]
+        torch.testing.assert_close(batch.kl_weight[chosen], torch.full((len(main),), 1 / len(main)))
+
+
+def test_training_needs_one_row_an_example():
+    batch = collate(EXAMPLES, full=False)
+    assert batch.example_of_row.tolist() == list(range(len(EXAMPLES)))
+    assert len(batch.clean) == len(EXAMPLES) == len(batch.ids)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_scores_are_distinct_and_ordered_by_example(full):
+    batch = collate(EXAMPLES, full=full)
+    places = list(zip(batch.score_row.tolist(), batch.score_position.tolist(), strict=True))
+    assert len(set(places)) == len(places)
+    assert batch.example_of_score.tolist() == sorted(batch.example_of_score.tolist())
+    assert batch.example_of_score.tolist() == batch.example_of_row[batch.score_row].tolist()
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_padding(padding):
+    batch = collate([EXAMPLES[0], EXAMPLES[2]], full=True, padding=padding, pad_id=12)
+    short = [1, 1, 1, 0, 0, 0]
+    assert batch.attention_mask.tolist() == [short if padding == "right" else short[::-1], [1] * 6]
+    assert batch.clean[0].tolist() == ([1, 2, 3, 12, 12, 12] if padding == "right" else [12, 12, 12, 1, 2, 3])
+    assert batch.position_ids[0][batch.attention_mask[0] == 1].tolist() == [0, 1, 2]
+
+
+tokens = st.integers(0, VOCABULARY - 1)
+words = st.lists(tokens, min_size=1, max_size=4).map(tuple)
+
+
+@st.composite
+def random_examples(draw):
+    """Whatever encode lets through: no wrong answer begins an answer, or the other way round."""
+    found = []
+    for number in range(draw(st.integers(1, 4))):
+        answers = draw(st.lists(words, min_size=1, max_size=4, unique=True))
+        wrong = [
+            w
+            for w in draw(st.lists(words, min_size=1, max_size=4, unique=True))
+            if not any(w[: len(a)] == a or a[: len(w)] == w for a in answers)
+        ] or [(VOCABULARY + 1,)]
+        found.append(example(number, draw(words), answers, wrong))
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(random_examples(), st.booleans(), st.sampled_from(["left", "right"]))
+def test_random_layouts(found, full, padding):
+    """Every scored token stands after exactly its prompt and what precedes it in its continuation."""
+    batch = collate(found, full=full, padding=padding)
+    spelled: dict[int, list[int]] = {}
+    owner = batch.example_of_continuation.tolist()
+    for slot, token, number in zip(
+        batch.token_score, batch.token_id, batch.continuation_of_token.tolist(), strict=True
+    ):
+        row, end = batch.score_row[slot], batch.score_position[slot] + 1
+        before = batch.clean[row, :end][batch.attention_mask[row, :end] == 1].tolist()
+        assert before == [*found[owner[number]].clean, *spelled.setdefault(number, [])]
+        spelled[number].append(token.item())
+    expected = []
+    for one in found:
+        for group in (one.answers, one.wrong_answers):
+            expected += group if full else scored_in_training(one, group)
+    assert [tuple(spelled[number]) for number in range(len(expected))] == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+def test_batches_hold_every_example_once(size):
+    seen = [batch.ids.tolist() for batch in batches(EXAMPLES, size, full=True)]
+    assert sorted(number for ids in seen for number in ids) == list(range(len(EXAMPLES)))
+    assert all(len(ids) == size for ids in seen[:-1])
+
+
+def test_to_a_device_keeps_everything():
+    batch = collate(EXAMPLES, full=True)
+    moved = batch.to("meta")
+    assert [(t.shape, t.dtype) for t in moved] == [(t.shape, t.dtype) for t in batch]
+    assert {t.device.type for t in moved} == {"meta"}
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 5))
+def test_train_order_takes_every_example_once_an_epoch(count, size, seed):
+    steps = -(-3 * count // size)
+    order = [index for step in range(steps) for index in train_order(count, size, step, seed)]
+    for epoch in range(3):
+        assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_train_order_depends_on_step_and_seed_alone():
+    torch.manual_seed(1)
+    first = train_order(100, 8, 37, seed=3)
+    state = torch.get_rng_state()
+    assert train_order(100, 8, 37, seed=3) == first
+    assert torch.equal(torch.get_rng_state(), state)
+    assert train_order(100, 8, 37, seed=4) != first
+    assert train_order(100, 100, 0, seed=3) != train_order(100, 100, 1, seed=3)

@@ -1,0 +1,186 @@
+"""Tokenisation of prompt and answer: where the context ends, whatever the tokenizer does at the boundary."""
+
+import itertools
+import random
+import time
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from bigcircuit.config import ModelConfig
+from bigcircuit.errors import UserError
+from bigcircuit.frozen.load import load_tokenizer
+from bigcircuit.tasks.builders import BUILDERS
+from bigcircuit.tasks.builders.words import MEN, NOUNS, WOMEN
+from bigcircuit.tasks.encode import encode
+from bigcircuit.tasks.pair import Pair
+
+MERGES = [("1", "3"), ("1", "5"), ("5", "3"), ("0", "0"), ("13", "00"), ("a", "b"), ("_", "a")]
+
+
+def years(*, metaspace: bool = False) -> PreTrainedTokenizerFast:
+    """Byte pairs written by hand: 13|53 stay apart and 1300 is one token."""
+    words = dict.fromkeys([*"0135abc_^$", *(one + two for one, two in MERGES)])
+    vocabulary = {word: number for number, word in enumerate([*words, "▁"])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=MERGES))
+    if metaspace:
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+        raw.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+    else:
+        raw.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="^", eos_token="$")
+
+
+@pytest.fixture(scope="module")
+def embedded_tokenizer():
+    return load_tokenizer(ModelConfig())
+
+
+def spell(tokenizer, ids):
+    return tuple(tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+def divided(tokenizer, clean, corrupted, answers, wrong, **settings):
+    """The one example of a pair, in tokens one can read."""
+    example = encode([Pair(clean, corrupted, answers, wrong, "", "f:1")], tokenizer, 64, **settings)[0]
+    return [
+        spell(tokenizer, example.clean),
+        spell(tokenizer, example.corrupted),
+        *(tuple(spell(tokenizer, ids) for ids in group) for group in (example.answers, example.wrong_answers)),
+    ]
+
+
+def test_the_plain_case():
+    assert divided(years(), "a13", "c13", ("53",), ("15",)) == [("a", "13"), ("c", "13"), (("53",),), (("15",),)]
+
+
+def test_an_answer_that_merges_into_the_prompt_does_not_move_the_others():
+    """1300 is one token, but the year 00 competes with 53 after 13."""
+    assert divided(years(), "a13", "c13", ("53",), ("00", "15")) == [
+        ("a", "13"),
+        ("c", "13"),
+        (("53",),),
+        (("00",), ("15",)),
+    ]
+
+
+def test_merges_that_differ_between_the_prompts():
+    """Nothing merges after 15, so that both prompts must be divided in the same place."""
+    assert divided(years(), "a13", "a15", ("53",), ("00",)) == [("a", "13"), ("a", "15"), (("53",),), (("00",),)]
+
+
+def test_when_every_answer_merges_the_context_gives_way():
+    """A space, here _, before the answer belongs to its token: the model never sees it alone in a text."""
+    assert divided(years(), "1_", "5_", ("ac",), ("aa",)) == [("1",), ("5",), (("_a", "c"),), (("_a", "a"),)]
+
+
+def test_a_trailing_space_with_the_embedded_tokenizer(embedded_tokenizer):
+    with_space = divided(embedded_tokenizer, "Anna gave ", "Emma gave ", ("Anna",), ("Emma",))
+    without = divided(embedded_tokenizer, "Anna gave", "Emma gave", (" Anna",), (" Emma",))
+    assert with_space == without
+    assert without[2] == (("ĠAnna",),)
+
+
+def test_a_tokenizer_that_adds_a_space_falls_back_to_the_common_context():
+    """Alone, 00 would read as a word of its own; the joined text must be kept instead."""
+    tokenizer = years(metaspace=True)
+    clean, corrupted, right, wrong = divided(tokenizer, "a13", "c13", ("53",), ("00",))
+    assert (clean, corrupted) == (("▁", "a"), ("▁", "c"))
+    assert (right, wrong) == ((("13", "53"),), (("1300",),))
+
+
+def test_context_and_continuation_are_the_tokens_of_the_joined_text(embedded_tokenizer):
+    """For every task of the embedded model: nothing is lost or doubled at the boundary."""
+    for name in ("ioi", "greater_than", "gendered_pronoun", "induction"):
+        pairs = BUILDERS[name](embedded_tokenizer, 30, random.Random(0))
+        for pair, example in zip(pairs, encode(pairs, embedded_tokenizer, 128), strict=True):
+            for prompt, context in ((pair.clean, example.clean), (pair.corrupted, example.corrupted)):
+                texts = (*pair.answers, *pair.wrong_answers)
+                for text, ids in zip(texts, (*example.answers, *example.wrong_answers), strict=True):
+                    assert list(context + ids) == embedded_tokenizer(prompt + text)["input_ids"]
+
+
+def closing(tokenizer):
+    """The same tokenizer, opening and closing every text."""
+    raw = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    marks = [("<open>", raw.token_to_id("^")), ("<close>", raw.token_to_id("$"))]
+    raw.post_processor = processors.TemplateProcessing(single="<open> $A <close>", special_tokens=marks)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="^", eos_token="$")
+
+
+def test_the_end_that_some_tokenizers_append_is_no_part_of_the_prompt():
+    tokenizer = closing(years())
+    assert spell(tokenizer, tokenizer("a13")["input_ids"]) == ("^", "a", "13", "$")
+    assert divided(tokenizer, "a13", "c13", ("53",), ("00",)) == [
+        ("^", "a", "13"),
+        ("^", "c", "13"),
+        (("53",),),
+        (("00",),),
+    ]
+
+
+def test_special_tokens_can_be_left_out(embedded_tokenizer):
+    pair = Pair("Anna gave", "Emma gave", (" Anna",), (" Emma",))
+    opened = encode([pair], embedded_tokenizer, 64)[0]
+    plain = encode([pair], embedded_tokenizer, 64, special_tokens=False)[0]
+    assert opened.clean == (embedded_tokenizer.bos_token_id, *plain.clean)
+    assert opened.answers == plain.answers
+
+
+def test_ids_need_no_tokenizer():
+    pair = Pair((1, 2), (3, 2), ((4,), (5, 6)), ((7,),), "train", "f:1")
+    example = encode([pair], None, 4, vocab_size=8)[0]
+    assert example == (0, (1, 2), (3, 2), ((4,), (5, 6)), ((7,),), "f:1")
+
+
+def test_answers_as_ids_after_text():
+    """As in the EAP-IG files; a merge with the text is out of question."""
+    tokenizer = years()
+    ids = tokenizer.convert_tokens_to_ids(["00", "53"])
+    assert divided(tokenizer, "a13", "c13", ((ids[0],),), ((ids[1],),)) == [
+        ("a", "13"),
+        ("c", "13"),
+        (("00",),),
+        (("53",),),
+    ]
+
+
+def test_ids_are_places_in_the_data_set(embedded_tokenizer):
+    pairs = [Pair(f"{a} gave", f"{b} gave", (f" {a}",), (f" {b}",)) for a, b in (("Anna", "Emma"), ("Lucy", "Jane"))]
+    assert [example.id for example in encode(pairs, embedded_tokenizer, 64)] == [0, 1]
+
+
+def test_the_longest_continuation_counts():
+    pair = Pair((1, 2, 3), (4, 2, 3), ((5,),), ((6, 7, 8),), "", "f:1")
+    assert encode([pair], None, 6)
+    with pytest.raises(UserError, match="^f:1: 6 tokens with the answer, more than 5; .*task.max_tokens"):
+        encode([pair], None, 5)
+
+
+def test_prompts_that_differ_only_before_tokenisation():
+    raw = Tokenizer(models.WordLevel({"then": 0, "he": 1, "she": 2, "?": 3}, unk_token="?"))
+    raw.normalizer, raw.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    with pytest.raises(UserError, match="^f:1: clean and corrupted prompt have the same tokens; change the corrupted"):
+        encode([Pair("Then", "then", (" he",), (" she",), "", "f:1")], tokenizer, 64)
+
+
+def test_an_answer_given_twice_is_refused():
+    """Its probability would be counted twice."""
+    with pytest.raises(UserError, match="^f:1: .*twice"):
+        encode([Pair((1,), (2,), ((3,), (3,)), ((4,),), "", "f:1")], None, 64)
+
+
+def test_ten_thousand_pairs_take_seconds(embedded_tokenizer):
+    """Texts of 20 to 30 tokens, all different, with two answers each."""
+    names = WOMEN[:10] + MEN[:10]
+    people = itertools.permutations(names, 4)
+    pairs = []
+    for number, (one, other, third, fourth) in zip(range(10_000), people, strict=False):
+        rest = f" and {third} met {fourth} at the {NOUNS[number % len(NOUNS)]}. After that {third} and {fourth} saw"
+        pairs.append(Pair(one + rest, other + rest, (f" {one}",), (f" {other}",), "", f"f:{number}"))
+    start = time.perf_counter()
+    examples = encode(pairs, embedded_tokenizer, 128, vocab_size=976)
+    assert len(examples) == 10_000
+    assert time.perf_counter() - start < 20
