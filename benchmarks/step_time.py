@@ -101,7 +101,8 @@ def main() -> None:
         f"# Time of one update, {date.today()}",
         "",
         f"Llama of {parameters:.1f}M parameters, float32, batch {BATCH} x {TOKENS}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}; medians of {arguments.rounds} alternating rounds. Floor: plain no-grad forward + forward and backward.",
+        f"torch {torch.__version__}; medians of {arguments.rounds} alternating rounds. Floor: plain no-grad forward + forward "
+        "and backward.",
         "",
         "| members | floor, s | update, s | update / floor | per member, floors |",
         "|---|---|---|---|---|",

@@ -7,7 +7,7 @@ that under ZeRO-3 one gather of its weights serves both streams. Ablations that 
 Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -101,7 +101,6 @@ class Streams:
     def __exit__(self, *_: object) -> None:
         while self._undo:
             self._undo.pop()()
-        self._pass = None
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
@@ -122,15 +121,24 @@ class Streams:
     def _forward(self, state: _Pass, tokens: Tensor) -> Tensor:
         assert self._undo, "enter the context manager first"
         copies = len(tokens) // len(state.batch.clean)
-        self._pass = state
-        # use_cache=False is vital: with a cache the second stream attends to the keys of the first one, silently.
-        output = self.frozen.model(
-            input_ids=tokens,
-            attention_mask=_repeat(state.batch.attention_mask, copies),
-            position_ids=_repeat(state.batch.position_ids, copies),
-            use_cache=False,
-        )
+        with self._during(state):
+            # use_cache=False is vital: with a cache the second stream attends to the keys of the first one, silently.
+            output = self.frozen.model(
+                input_ids=tokens,
+                attention_mask=_repeat(state.batch.attention_mask, copies),
+                position_ids=_repeat(state.batch.position_ids, copies),
+                use_cache=False,
+            )
         return output.logits
+
+    @contextmanager
+    def _during(self, state: _Pass) -> Iterator[None]:
+        """Hooks act on this pass inside the context and on nothing outside any."""
+        before, self._pass = self._pass, state
+        try:
+            yield
+        finally:
+            self._pass = before
 
     def _layer_forward(self, index: int, plain: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         state = self._pass
@@ -158,14 +166,14 @@ class Streams:
         corrupted: Any,
     ) -> tuple[Any, Tensor | None]:
         """One layer: the corrupted stream first (the other order keeps ZeRO-3 weights gathered), then the masked one."""
-        self._pass = state  # a recomputation may come after another pass has begun
-        state.site_masks = state.masks(index)
-        if corrupted is not None:
-            with torch.no_grad(), _recording(state):
-                side = _take(state.rows, "corrupted")
-                corrupted = _hidden(plain(corrupted, *side(args), **side(kwargs)))
-        side = _take(state.rows, "masked")
-        output = plain(masked, *side(args), **side(kwargs))
+        with self._during(state):  # again, because a recomputation comes when the forward pass is long over
+            state.site_masks = state.masks(index)
+            if corrupted is not None:
+                with torch.no_grad(), _recording(state):
+                    side = _take(state.rows, "corrupted")
+                    corrupted = _hidden(plain(corrupted, *side(args), **side(kwargs)))
+            side = _take(state.rows, "masked")
+            output = plain(masked, *side(args), **side(kwargs))
         state.recorded, state.site_masks = {}, {}
         return output, corrupted
 
@@ -206,7 +214,7 @@ class Streams:
 
 
 @contextmanager
-def _recording(state: _Pass):
+def _recording(state: _Pass) -> Iterator[None]:
     state.recording = True
     try:
         yield

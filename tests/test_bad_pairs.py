@@ -190,7 +190,7 @@ TOKENS = {
     ),
     "different boundary": Bad(
         "a.jsonl",
-        second(clean="Then the", corrupted="Then then", answers=["re"], wrong_answers=["y"]),
+        second(clean="Then s", corrupted="Then t", answers=["hey"], wrong_answers=["here"]),
         ":2:",
         ("an answer is tokenised differently after clean and after corrupted", "reword the end"),
     ),

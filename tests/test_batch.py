@@ -209,3 +209,59 @@ def test_train_order_depends_on_step_and_seed_alone():
     assert torch.equal(torch.get_rng_state(), state)
     assert train_order(100, 8, 37, seed=4) != first
     assert train_order(100, 100, 0, seed=3) != train_order(100, 100, 1, seed=3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(random_examples(), st.booleans(), st.sampled_from(["left", "right"]))
+def test_rows_are_the_longest_of_all_beginnings(found, full, padding):
+    """No row could be read off another one, and the main row is the first of its example, for both prompts."""
+    batch = collate(found, full=full, padding=padding)
+    for place, one in enumerate(found):
+        rows = (batch.example_of_row == place).nonzero().flatten()
+        for ids, context in ((batch.clean, one.clean), (batch.corrupted, one.corrupted)):
+            texts = [tuple(ids[r][batch.attention_mask[r] == 1].tolist()) for r in rows]
+            main = one.answers[0][:-1]
+            every = {c[:-1] for c in (*one.answers, *one.wrong_answers)} if full else {main}
+            longest = {s for s in every if not any(o != s and o[: len(s)] == s for o in every)}
+            assert sorted(texts) == sorted(context + s for s in longest)
+            assert texts[0][: len(context + main)] == context + main
+
+
+def test_a_hundred_answers_of_one_token_need_one_row():
+    years = [[n] for n in range(100)]
+    batch = collate([example(7, [1, 2], years[60:], years[:60], [1, 3])], full=True)
+    assert (batch.clean.tolist(), batch.corrupted.tolist()) == ([[1, 2]], [[1, 3]])
+    assert (batch.score_position.tolist(), batch.kl_weight.tolist()) == ([1], [1.0])
+    assert batch.token_id.tolist() == [*range(60, 100), *range(60)]
+    assert batch.correct.tolist() == [True] * 40 + [False] * 60
+
+
+@pytest.mark.parametrize("order", [([0], [0, 5]), ([0, 5], [0])])
+def test_one_right_answer_may_begin_another(model, order):
+    """In training the longer one ends with the row, where it is the shorter one again; in evaluation both are whole."""
+    one = example(0, [9, 8], order, [[4]])
+    for full, answers in ((True, one.answers), (False, scored_in_training(one, one.answers))):
+        batch = collate([one], full=full)
+        wanted = torch.tensor([naive(model, one.clean, c) for c in (*answers, (4,))]).double()
+        torch.testing.assert_close(read(model, batch, batch.clean), wanted, atol=1e-9, rtol=0)
+
+
+def test_to_a_device_keeps_absent_masks_absent():
+    batch = collate(EXAMPLES, full=True)._replace(attention_mask=None, position_ids=None).to("cpu")
+    assert batch.attention_mask is None and batch.position_ids is None
+
+
+def test_batches_pad_little_and_do_not_depend_on_the_order_of_the_data():
+    lengths = [3, 30, 4, 29, 5, 28, 3, 31]
+    found = [example(number, [1] * n, [[3]], [[4]]) for number, n in enumerate(lengths)]
+    sorted_ones = list(batches(found, 2, full=True))
+    assert [batch.clean.shape[1] for batch in sorted_ones] == [3, 5, 29, 31]
+    again = [batch.ids.tolist() for batch in batches(found[::-1], 2, full=True)]
+    assert again == [batch.ids.tolist() for batch in sorted_ones]
+
+
+@given(st.integers(1, 30), st.integers(1, 70), st.integers(0, 5))
+def test_train_order_is_one_stream_whatever_the_batch_size(count, size, seed):
+    """So a batch may straddle an epoch, or be larger than the data."""
+    stream = [train_order(count, 1, place, seed)[0] for place in range(3 * size)]
+    assert [index for step in range(3) for index in train_order(count, size, step, seed)] == stream

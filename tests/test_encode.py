@@ -5,8 +5,10 @@ import random
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bigcircuit.config import ModelConfig
 from bigcircuit.errors import UserError
@@ -15,6 +17,7 @@ from bigcircuit.tasks.builders import BUILDERS
 from bigcircuit.tasks.builders.words import MEN, NOUNS, WOMEN
 from bigcircuit.tasks.encode import encode
 from bigcircuit.tasks.pair import Pair
+from bigcircuit.tasks.readers import read_pairs
 
 MERGES = [("1", "3"), ("1", "5"), ("5", "3"), ("0", "0"), ("13", "00"), ("a", "b"), ("_", "a")]
 
@@ -152,10 +155,11 @@ def test_ids_are_places_in_the_data_set(embedded_tokenizer):
 
 
 def test_the_longest_continuation_counts():
+    """But for its last token, which the model predicts and never reads."""
     pair = Pair((1, 2, 3), (4, 2, 3), ((5,),), ((6, 7, 8),), "", "f:1")
-    assert encode([pair], None, 6)
-    with pytest.raises(UserError, match="^f:1: 6 tokens with the answer, more than 5; .*task.max_tokens"):
-        encode([pair], None, 5)
+    assert encode([pair], None, 5)
+    with pytest.raises(UserError, match="^f:1: .*more than 4; .*task.max_tokens"):
+        encode([pair], None, 4)
 
 
 def test_prompts_that_differ_only_before_tokenisation():
@@ -184,3 +188,37 @@ def test_ten_thousand_pairs_take_seconds(embedded_tokenizer):
     examples = encode(pairs, embedded_tokenizer, 128, vocab_size=976)
     assert len(examples) == 10_000
     assert time.perf_counter() - start < 20
+
+
+few = st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple)
+some = st.lists(few, min_size=1, max_size=3, unique=True).map(tuple)
+
+
+@settings(deadline=None, max_examples=300)
+@given(some, some)
+def test_answers_are_refused_exactly_when_one_begins_the_other(right, wrong):
+    """Checked by trying every pair of them."""
+    alike = any(r[: len(w)] == w or w[: len(r)] == r for r in right for w in wrong)
+    try:
+        encode([Pair((7,), (8,), right, wrong, "", "f:1")], None, 64)
+        refused = False
+    except UserError as error:
+        assert str(error).startswith("f:1: ")
+        refused = True
+    assert refused == alike
+
+
+REAL = ["babyllama105/pronoun_noun_name", "stories260k/name_copy_same_gender", "stories260k/object_induction"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_pairs_keep_the_tokens_of_prompt_and_answer_together(shared, name):
+    """Tokenised one text at a time here. The context never goes beyond the prompt's own tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / name.split("/")[0])
+    pairs = read_pairs(str(shared / "data/pairs" / f"{name}.jsonl"))
+    for pair, example in zip(pairs, encode(pairs, tokenizer, 512), strict=True):
+        assert len(example.clean) == len(example.corrupted)
+        for prompt, context in ((pair.clean, example.clean), (pair.corrupted, example.corrupted)):
+            assert tuple(tokenizer(prompt)["input_ids"])[: len(context)] == context
+            for text, ids in zip((*pair.answers, *pair.wrong_answers), (*example.answers, *example.wrong_answers), strict=True):
+                assert list(context + ids) == tokenizer(prompt + text)["input_ids"]

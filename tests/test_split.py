@@ -3,9 +3,12 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from bigcircuit.errors import UserError
+from bigcircuit.tasks.encode import encode
 from bigcircuit.tasks.pair import Example, Pair
+from bigcircuit.tasks.readers import read_pairs
 from bigcircuit.tasks.split import SPLITS, split
 
 FRACTIONS = {"train": 0.4, "validation": 0.1, "test": 0.5}
@@ -22,13 +25,17 @@ def prompts_of(examples):
     return {prompt for example in examples for prompt in (example.clean, example.corrupted)}
 
 
-def count_groups(prompts) -> int:
+def components(prompts) -> list[set]:
     """Connected components by repeated merging of sets."""
     groups: list[set] = []
     for pair in prompts:
         touching = [group for group in groups if group & set(pair)]
         groups = [group for group in groups if not group & set(pair)] + [set(pair).union(*touching)]
-    return len(groups)
+    return groups
+
+
+def count_groups(prompts) -> int:
+    return len(components(prompts))
 
 
 graphs = st.integers(2, 60).flatmap(
@@ -126,3 +133,33 @@ def test_an_empty_split_names_the_file_alone(place):
     examples = [examples[0]._replace(source="hf://a/b" + place)]
     with pytest.raises(UserError, match=r"^hf://a/b: the train split is empty"):
         split(examples, pairs, FRACTIONS, seed=0)
+
+
+@settings(deadline=None, max_examples=100)
+@given(graphs, st.integers(0, 2**31))
+def test_sizes_miss_the_fractions_by_less_than_the_largest_group(prompts, seed):
+    examples, pairs = make(prompts)
+    if count_groups(prompts) < 2:
+        return
+    largest = max(sum(1 for pair in prompts if set(pair) & group) for group in components(prompts))
+    for name, part in split(examples, pairs, FRACTIONS, seed).items():
+        assert abs(len(part) - FRACTIONS[name] * len(prompts)) <= largest
+
+
+PAIR_FILES = [
+    *(f"babyllama105/{name}" for name in ("natural_pronoun_swap", "pronoun_noun_name")),
+    *(f"stories260k/{name}" for name in ("name_copy_same_gender", "natural_pronoun_swap", "object_induction")),
+    *(f"stories260k/{name}" for name in ("pronoun_name_only", "pronoun_noun_name", "pronoun_noun_only")),
+]
+
+
+@pytest.mark.parametrize("name", PAIR_FILES)
+def test_real_files_can_be_halved(shared, name):
+    """Their prompts are shared by few pairs only, so that whole groups still make even halves."""
+    pairs = read_pairs(str(shared / "data/pairs" / f"{name}.jsonl"))
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / name.split("/")[0])
+    examples = encode(pairs, tokenizer, 512)
+    result = split(examples, pairs, {"train": 0.5, "validation": 0, "test": 0.5}, seed=0)
+    assert not prompts_of(result["train"]) & prompts_of(result["test"])
+    assert len(result["train"]) + len(result["test"]) == len(pairs) and not result["validation"]
+    assert abs(len(result["train"]) - len(result["test"])) <= 1

@@ -200,3 +200,13 @@ def test_bfloat16_model_keeps_float32_gates():
     for parameter in population.parameters():
         assert parameter.grad.dtype == torch.float32
         assert torch.isfinite(parameter.grad).all()
+
+
+def test_the_model_itself_is_plain_between_passes(frozen):
+    batch = collate(examples(2), full=False)
+    before = frozen.model(input_ids=batch.clean).logits
+    masks = random_masks(frozen, 1, 2)
+    with Streams(frozen, "interchange", checkpointing=True) as streams:
+        masks[0]["mlp"].requires_grad_()
+        streams.masked(batch, lambda i: masks[i], 1).sum().backward()
+        assert torch.equal(frozen.model(input_ids=batch.clean).logits, before)

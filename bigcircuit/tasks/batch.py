@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class _Layout:
@@ -106,7 +106,8 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
     """Lay out a batch.
 
     full: score every continuation as a whole, with extra rows where answers leave the main row. Otherwise (training) one
-    row an example, R = B, and a continuation that leaves it is scored up to its first differing token.
+    row an example, R = B, and a continuation that leaves it is scored up to its first differing token, or to the row's end
+    if it only goes on where the first answer stops.
     """
     layout = _Layout()
     for index, example in enumerate(examples):
@@ -181,4 +182,4 @@ def _maximal(sequences: Sequence[Ids], main: Ids) -> list[Ids]:
 
 def _until_divergence(continuation: Ids, main: Ids) -> Ids:
     shared = next((i for i, (a, b) in enumerate(zip(continuation, main, strict=False)) if a != b), None)
-    return continuation if shared is None else continuation[: shared + 1]
+    return continuation[: len(main) if shared is None else shared + 1]

@@ -149,14 +149,13 @@ def _check(example: Example, max_tokens: int, vocab_size: int | None) -> None:
         raise UserError(f"{example.source}: nothing is left before the answer; lengthen the prompt")
     if example.clean == example.corrupted:
         raise UserError(f"{example.source}: clean and corrupted prompt have the same tokens; change the corrupted one")
-    for right in example.answers:
-        for wrong in example.wrong_answers:
-            shared = commonprefix([right, wrong])
-            if shared in (right, wrong):
-                raise UserError(
-                    f"{example.source}: an answer and a wrong answer share all scored tokens ({len(shared)} of "
-                    f"{len(right)} and {len(wrong)}); nothing tells them apart, make them differ within that length"
-                )
+    alike = _indistinct(example)
+    if alike:
+        right, wrong = map(len, alike)
+        raise UserError(
+            f"{example.source}: an answer and a wrong answer share all scored tokens ({min(right, wrong)} of "
+            f"{right} and {wrong}); nothing tells them apart, make them differ within that length"
+        )
     # The last token of an answer is predicted and never read.
     longest = len(example.clean) + max(map(len, (*example.answers, *example.wrong_answers))) - 1
     if longest > max_tokens:
@@ -166,6 +165,20 @@ def _check(example: Example, max_tokens: int, vocab_size: int | None) -> None:
         )
     if vocab_size is not None:
         _check_vocabulary(example, vocab_size)
+
+
+def _indistinct(example: Example) -> tuple[Ids, Ids] | None:
+    """A right and a wrong answer, one of which begins with all of the other; looks up prefixes instead of trying pairs."""
+    rights, wrongs = set(example.answers), set(example.wrong_answers)
+    for right in example.answers:
+        for end in range(len(right) + 1):
+            if right[:end] in wrongs:
+                return right, right[:end]
+    for wrong in example.wrong_answers:
+        for end in range(len(wrong) + 1):
+            if wrong[:end] in rights:
+                return wrong[:end], wrong
+    return None
 
 
 def _check_vocabulary(example: Example, vocab_size: int) -> None:
