@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 from torch import Tensor
 
@@ -28,8 +29,14 @@ from bigcircuit.streams import Streams
 from bigcircuit.tasks.data import TaskData
 from bigcircuit.train_state import TrainState
 
-SCORES = {"kl": "KL (nats)", "logit_difference": "logit diff", "recovered": "recovered",
-          "accuracy": "accuracy", "exact_match": "exact match"}  # fmt: skip
+SCORES = {
+    "kl": "KL, nats",
+    "logit_difference": "logit diff",
+    "recovered": "of full",
+    "accuracy": "acc.",
+    "exact_match": "match",
+}
+"""Columns of the closing table: score -> heading. `match` is the share of prompts with the full model's prediction."""
 
 
 def finish(
@@ -156,9 +163,14 @@ def table(summary: Mapping[str, Any], wide: bool) -> Table:
     wide: with 95% intervals, for terminals of 130 columns or more.
     """
     nodes = summary["nodes"]
-    shown = Table(title=f"held-out scores on {summary['pairs']['test']} pairs of {summary['task']}")
+    shown = Table(
+        box=box.SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+        title=f"held-out scores on {summary['pairs']['test']} pairs of {summary['task']}",
+    )
     for heading in ("", "neurons", "heads", "param.", *SCORES.values()):
-        shown.add_column(heading, justify="right" if heading else "left")
+        shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     shown.add_row("full model", str(nodes["total"]), str(nodes["head"]), "100%", *_cells(summary["full"], wide))
     for row in summary["members"]:
         shown.add_row(

@@ -242,7 +242,7 @@ def test_one_right_answer_may_begin_another(model, order):
     one = example(0, [9, 8], order, [[4]])
     for full, answers in ((True, one.answers), (False, scored_in_training(one, one.answers))):
         batch = collate([one], full=full)
-        wanted = torch.tensor([naive(model, one.clean, c) for c in (*answers, (4,))]).double()
+        wanted = torch.tensor([naive(model, one.clean, c) for c in (*answers, (4,))], dtype=torch.double)
         torch.testing.assert_close(read(model, batch, batch.clean), wanted, atol=1e-9, rtol=0)
 
 

@@ -151,10 +151,11 @@ def test_docstring_asks_for_the_parameter_after_the_described_ones(gpt2_tokenize
     for pair in pairs_of("docstring", gpt2_tokenizer):
         clean, corrupted = (re.search(r"\(self, (.*)\)", prompt)[1].split(", ") for prompt in pair[:2])
         described = re.findall(r":param (\w+):", pair.clean)
-        assert described == re.findall(r":param (\w+):", pair.corrupted) == clean[1:3]
-        assert pair.answers == (f" {clean[3]}",)
+        assert described == re.findall(r":param (\w+):", pair.corrupted) == clean[2:4]
+        assert pair.answers == (f" {clean[4]}",)
+        assert len(clean) == len(corrupted) == 6
         assert pair.answers[0].strip() not in corrupted
-        assert {w.strip() for w in pair.wrong_answers} == (set(clean) | set(corrupted)) - {clean[3]}
+        assert {w.strip() for w in pair.wrong_answers} == (set(clean) | set(corrupted)) - {clean[4]}
         compile(f'{pair.clean}{pair.answers[0]}: x\n    """\n', "prompt", "exec")
 
 
@@ -221,7 +222,7 @@ def test_all_boolean_expressions_are_found_when_more_are_asked_for(gpt2_tokenize
 
 
 def test_all_pronoun_prompts_are_found_when_more_are_asked_for(tokenizer):
-    assert len(pairs_of("gendered_pronoun", tokenizer, 10_000)) == 10 * 48
+    assert len(pairs_of("gendered_pronoun", tokenizer, 10_000)) == len(gendered_pronoun.FRAMES) * 48
 
 
 @pytest.mark.parametrize("name", BUILDERS)

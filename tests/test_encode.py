@@ -220,5 +220,7 @@ def test_real_pairs_keep_the_tokens_of_prompt_and_answer_together(shared, name):
         assert len(example.clean) == len(example.corrupted)
         for prompt, context in ((pair.clean, example.clean), (pair.corrupted, example.corrupted)):
             assert tuple(tokenizer(prompt)["input_ids"])[: len(context)] == context
-            for text, ids in zip((*pair.answers, *pair.wrong_answers), (*example.answers, *example.wrong_answers), strict=True):
+            for text, ids in zip(
+                (*pair.answers, *pair.wrong_answers), (*example.answers, *example.wrong_answers), strict=True
+            ):
                 assert list(context + ids) == tokenizer(prompt + text)["input_ids"]

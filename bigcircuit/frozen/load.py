@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from bigcircuit.config import ModelConfig
 from bigcircuit.embedded import PATH as EMBEDDED
@@ -82,7 +83,9 @@ def _adapt(model: Any, adapter: str) -> Any:
                 f"model.adapter {adapter}: {kind.peft_type} adds virtual tokens; use an adapter on the weights"
             )
         return PeftModel.from_pretrained(model, adapter, is_trainable=False).get_base_model()
-    except (OSError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"model.adapter {adapter}: no PEFT adapter could be opened ({_first_line(error)})") from error
 
 
@@ -97,7 +100,7 @@ def _open(factory: Any, model: ModelConfig, **arguments: Any) -> Any:
             trust_remote_code=False,
             **arguments,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"model.path {path}: {_first_line(error)}") from error
 
 

@@ -18,15 +18,17 @@ def _prompt(name: str, signature: list[str], told: list[str], described: list[st
 
 
 def draw(rng: random.Random, parameters: list[str], nouns: list[str]) -> Pair:
-    """One pair; the corrupted signature has other parameters, the docstring so far is the same."""
-    before, first, second, third, *others = rng.sample(parameters, 8)
+    """One pair: two parameters before the described ones, one after the answer; the corrupted signature has others."""
+    first, second, third, *others = rng.sample(parameters, 9)
+    *before, after = others[:3]
     name, *told = rng.sample(nouns, 8)
-    clean = _prompt(name, [before, first, second, third], told, [first, second])
-    corrupted = _prompt(name, [before, *others[:3]], told, [first, second])
-    return Pair(clean, corrupted, (f" {third}",), tuple(f" {word}" for word in (*others[:3], before, first, second)))
+    clean = _prompt(name, [*before, first, second, third, after], told, [first, second])
+    corrupted = _prompt(name, [*before, *others[3:], after], told, [first, second])
+    wrong = (*others[3:], *before, after, first, second)
+    return Pair(clean, corrupted, (f" {third}",), tuple(f" {word}" for word in wrong))
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
     """Up to `size` pairs. Raises UserError if too few parameter names are single tokens."""
-    parameters, nouns = single(tokenizer, PARAMETERS, 8, "parameter names"), single(tokenizer, NOUNS, 8, "nouns")
+    parameters, nouns = single(tokenizer, PARAMETERS, 9, "parameter names"), single(tokenizer, NOUNS, 8, "nouns")
     return collect("docstring", tokenizer, size, rng, lambda r: draw(r, parameters, nouns))

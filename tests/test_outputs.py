@@ -1,0 +1,138 @@
+"""What a run shows and writes besides its circuit: numbers that padding cannot change, trackers, report, progress."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from rich.console import Console
+
+from bigcircuit.config_file import load
+from bigcircuit.display import Display
+from bigcircuit.errors import UserError
+from bigcircuit.evaluation.scores import score
+from bigcircuit.gates.discretise import discretise
+from bigcircuit.gates.population import Population
+from bigcircuit.results import sentences, table
+from bigcircuit.run_folder import RunFolder
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.data import load_task
+from bigcircuit.tracking import Trackers
+from tests.runs import run
+
+
+@pytest.mark.parametrize("task", ["ioi", "induction", "greater_than"])
+def test_padding_and_batch_size_change_no_score(embedded, task):
+    frozen, tokenizer = embedded
+    config = load(None, {"task.name": task, "task.size": 60, "gates.init_spread": 2.0})
+    examples = load_task(config.task, tokenizer, frozen.model.config).splits["test"]
+    population = Population([config], frozen.shapes)
+    masks = discretise(dict(population.members[0].log_alpha), frozen.shapes, {"total": 900})
+    with Streams(frozen, "interchange") as streams:
+        first = score(streams, examples, [masks], batch_size=30, padding="right")
+        for batch_size, padding in ((1, "right"), (7, "left"), (30, "left")):
+            other = score(streams, examples, [masks], batch_size=batch_size, padding=padding)
+            for name in first._fields:
+                torch.testing.assert_close(getattr(first, name), getattr(other, name), atol=1e-5, rtol=1e-5, msg=name)
+    assert first.kl.mean() > 0.01
+
+
+def test_tensorboard_receives_what_metrics_hold(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(tmp_path / "run", tracking__trackers=["tensorboard"])
+    events = EventAccumulator(str(folder.path / "tracking/bigcircuit")).Reload()
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    expected = {row["step"]: row["kl"] for row in rows if "kl" in row}
+    found = {event.step: event.value for event in events.Scalars("kl")}
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_tracker_that_is_not_installed(tmp_path):
+    try:
+        import trackio  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match="trackio is not installed; `pip install trackio` or remove it"):
+            Trackers(load(None, {"tracking.trackers": ["trackio"]}), RunFolder(tmp_path))
+    else:
+        pytest.skip("trackio is installed")
+
+
+class Page(HTMLParser):
+    """Collects tags, links and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.links, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_report_is_one_page_with_what_was_found(tmp_path):
+    prompts = [
+        {
+            "clean": f"So {a} & <b>{i}</b>",
+            "corrupted": f"So {b} & <b>{i}</b>",
+            "answers": " she",
+            "wrong_answers": " he",
+        }
+        for i, (a, b) in enumerate([("Mary", "John"), ("Anna", "James"), ("Emma", "Tom"), ("Sarah", "David")] * 5)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    folder = run(tmp_path / "run", task__name="pairs", task__path=str(path), population__seeds=2)
+    text = folder.report.read_text()
+    page, summary = Page(text), json.loads(folder.summary.read_text())
+    words = " ".join(" ".join(page.text).split())
+    assert page.links == [], "nothing is loaded from anywhere"
+    assert "script" not in page.tags
+    assert "b" not in page.tags, "text of prompts is escaped"
+    assert page.tags.count("svg") == 4
+    for member in summary["members"]:
+        assert f"{member['scores']['kl']['mean']:.3f}" in words
+        assert f"Circuit {member['member']}: what is kept" in words
+    kept = sum(int(n) for n in re.findall(r"MLP (\d+) of 320", text))
+    assert kept == sum(member["kept"]["mlp_neuron"] for member in summary["members"])
+
+
+def test_plain_lines_without_a_terminal_and_a_bar_on_one():
+    plain, bar = io.StringIO(), io.StringIO()
+    for stream, terminal in ((plain, False), (bar, True)):
+        display = Display(True, Console(file=stream, force_terminal=terminal, width=120))
+        with display.training(steps=3, done=0):
+            for step in (1, 2, 3):
+                display.step(step, {"kl": 0.5, "neurons": 12.0})
+    lines = plain.getvalue().splitlines()
+    assert lines[0].startswith("step 1/3")
+    assert re.search(r"step 3/3 .* steps/s .* kl 0\.5 +neurons 12", lines[-1])
+    assert "3/3" in bar.getvalue()
+    assert "━" in bar.getvalue()
+
+
+def test_ranks_other_than_the_first_are_silent():
+    stream = io.StringIO()
+    display = Display(False, Console(file=stream, force_terminal=True))
+    with display.training(steps=1, done=0):
+        display.step(1, {})
+    display.say("hello")
+    assert stream.getvalue() == ""
+
+
+def test_closing_table_fits_eighty_columns_and_says_it_in_words(tmp_path):
+    summary = json.loads(run(tmp_path / "run").summary.read_text())
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(table(summary, wide=False))
+    shown = stream.getvalue()
+    assert "…" not in shown
+    for row in ("full model", "circuit", "nothing kept"):
+        assert row in shown
+    assert sentences(summary).startswith("Keeping 200 of 1792 neurons")
