@@ -30,13 +30,14 @@ from bigcircuit.tasks.data import TaskData
 from bigcircuit.train_state import TrainState
 
 SCORES = {
-    "kl": "KL, nats",
+    "kl": "KL",
     "logit_difference": "logit diff",
-    "recovered": "of full",
+    "recovered": "share",
     "accuracy": "acc.",
     "exact_match": "match",
 }
-"""Columns of the closing table: score -> heading. `match` is the share of prompts with the full model's prediction."""
+"""Columns of the closing table: score -> heading. KL is in nats, `share` is the logit difference over the full model's, `match`
+the share of prompts on which the prediction is the full model's."""
 
 
 def finish(
@@ -163,15 +164,11 @@ def table(summary: Mapping[str, Any], wide: bool) -> Table:
     wide: with 95% intervals, for terminals of 130 columns or more.
     """
     nodes = summary["nodes"]
-    shown = Table(
-        box=box.SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
-        title=f"held-out scores on {summary['pairs']['test']} pairs of {summary['task']}",
-    )
+    title = f"held-out scores on {summary['pairs']['test']} pairs of {summary['task']}"
+    shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for heading in ("", "neurons", "heads", "param.", *SCORES.values()):
         shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    shown.add_row("full model", str(nodes["total"]), str(nodes["head"]), "100%", *_cells(summary["full"], wide))
+    shown.add_row("model", str(nodes["total"]), str(nodes["head"]), "100%", *_cells(summary["full"], wide))
     for row in summary["members"]:
         shown.add_row(
             f"circuit {row['member']}" if len(summary["members"]) > 1 else "circuit",
@@ -180,7 +177,7 @@ def table(summary: Mapping[str, Any], wide: bool) -> Table:
             f"{row['parameters_kept']:.1%}",
             *_cells(row["scores"], wide),
         )
-    shown.add_row("nothing kept", "0", "0", "0%", *_cells(summary["empty"], wide))
+    shown.add_row("empty", "0", "0", "0%", *_cells(summary["empty"], wide))
     return shown
 
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from bigcircuit.embedded import PATH
 from bigcircuit.errors import UserError
 from bigcircuit.tasks import builders
-from bigcircuit.tasks.builders import BUILDERS, ioi
+from bigcircuit.tasks.builders import BUILDERS, gendered_pronoun, ioi
 from bigcircuit.tasks.builders.words import EVENTS, MEN, NOUNS, OBJECTS, PLACES, WOMEN, collect, single
 from bigcircuit.tasks.encode import encode
 from bigcircuit.tasks.pair import Pair

@@ -133,6 +133,6 @@ def test_closing_table_fits_eighty_columns_and_says_it_in_words(tmp_path):
     Console(file=stream, width=80).print(table(summary, wide=False))
     shown = stream.getvalue()
     assert "…" not in shown
-    for row in ("full model", "circuit", "nothing kept"):
+    for row in ("model", "circuit", "empty"):
         assert row in shown
     assert sentences(summary).startswith("Keeping 200 of 1792 neurons")
