@@ -14,17 +14,25 @@ from bigcircuit.distributed import Ranks
 from bigcircuit.prune import prune
 
 OUTPUT = Path(__file__).with_suffix(".md")
-CONFIGS = [*sorted(Path("configs/stories260k").glob("*.yaml")), *sorted(Path("configs/babyllama105").glob("*.yaml"))]
+CONFIGS: list[Path] = [
+    *sorted(Path("configs/stories260k").glob("*.yaml")),
+    *sorted(Path("configs/babyllama105").glob("*.yaml")),
+]
+
+
+RUNS: list[tuple[Path, int | None]] = [
+    (Path("configs/stories260k/natural_pronoun_swap.yaml"), 150),
+    *((config, None) for config in CONFIGS),
+]
+"""Every config as it stands, and one that was asked for fewer neurons."""
 
 
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--configs", type=Path, nargs="+", default=CONFIGS)
-    parser.add_argument(
-        "--totals", type=int, nargs="*", default=[], help="site neurons; as the config stands if absent"
-    )
+    parser.add_argument("--only", default="", help="part of the names of the configs to run; all when empty")
     arguments = parser.parse_args()
+    chosen = [(config, total) for config, total in RUNS if arguments.only in str(config)]
     lines = [
         f"# Circuits of pretrained models, {date.today()}",
         "",
@@ -33,11 +41,10 @@ def main() -> None:
         "| config | neurons | heads | parameters | KL, nats | logit difference (full) | accuracy | exact match | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for config in arguments.configs:
-        for total in arguments.totals or [None]:
-            lines.append(_row(config, total))
-            print(lines[-1], flush=True)  # noqa: T201
-            OUTPUT.write_text("\n".join(lines) + "\n")
+    for config, total in chosen:
+        lines.append(_row(config, total))
+        print(lines[-1], flush=True)  # noqa: T201
+        OUTPUT.write_text("\n".join(lines) + "\n")
 
 
 def _row(path: Path, total: int | None) -> str:

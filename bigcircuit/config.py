@@ -216,6 +216,8 @@ class TrainConfig(Section):
     """Logit difference that the hinge asks for."""
     dual_lr: Annotated[float, Field(gt=0)] = 0.005
     """Step of the dual variables of target mode, in nats of loss per whole open fraction."""
+    dual_stiffness: Weight = 30.0
+    """Weight of the squared relative excess over the allowed size in target mode, in nats."""
     seed: Count = 0
     """Seed of a member's gates and noise."""
     checkpointing: bool = False
@@ -298,6 +300,7 @@ MEMBER_KEYS = (
     "train.hinge",
     "train.margin",
     "train.dual_lr",
+    "train.dual_stiffness",
     "gates.init",
     "gates.init_spread",
     "gates.clamp",

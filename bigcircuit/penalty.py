@@ -26,7 +26,7 @@ class Duals:
         terms = {}
         for name in self.sizes:
             excess = self._excess(name, expected[name], done)
-            terms[name] = self.value[name] * excess + 0.5 * excess.clamp(min=0) ** 2
+            terms[name] = self.value[name] * excess + 0.5 * self.config.train.dual_stiffness * excess.clamp(min=0) ** 2
         return terms
 
     def update(self, expected: dict[str, Tensor], done: float) -> None:
