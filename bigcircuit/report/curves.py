@@ -26,6 +26,7 @@ def curve(title: str, lines: Mapping[str, Points]) -> dict[str, Any]:
         if line
     ]
     ticks = [
-        {"x": _LEFT - 6, "y": place(0, y)[1] + 4, "text": f"{y:.3g}", "anchor": "end"} for y in (0, top / 2, top)
+        {"x": _LEFT - 6, "y": place(0, y)[1] + 4, "text": f"{y:,.0f}" if top >= 100 else f"{y:.3g}", "anchor": "end"}
+        for y in (0, top / 2, top)
     ] + [{"x": place(x, 0)[0], "y": _HEIGHT - 6, "text": f"{x:g}", "anchor": "end"} for x in (right / 2, right)]
     return {"title": title, "lines": drawn, "ticks": ticks, "width": _WIDTH, "height": _HEIGHT}
