@@ -214,7 +214,7 @@ TOKENS = {
         "a.csv",
         "clean,corrupted,correct_idx,incorrect_idx\nThen Anna met,Then Emma met,47764,26757\n",
         ":2:",
-        ("token id 47764 is outside the model's vocabulary of 976", "another tokenizer"),
+        ("token id 47764 is outside the model's vocabulary of 1030", "another tokenizer"),
     ),
     "negative id": Bad(
         "a.jsonl", lines({**IDS, "clean": [-1, 2]}), ":1:", ("token id -1 is outside", "another tokenizer")

@@ -1,5 +1,6 @@
 """One grammar for files, the command line and populations; every mistake is one line that helps."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -203,3 +204,13 @@ def test_a_typo_is_answered_before_torch_is_loaded():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False"
     assert "did you mean train.steps?" in done.stderr
+
+
+def test_check_needs_no_weights(tmp_path, capsys):
+    from bigcircuit.cli import answer, run_check
+    from bigcircuit.embedded import PATH
+
+    shutil.copytree(PATH, tmp_path / "model")
+    (tmp_path / "model/model.safetensors").unlink()
+    assert answer(run_check, ["--model.path", str(tmp_path / "model"), "--task.size", "40"]) == 0
+    assert "the config is valid" in capsys.readouterr().out

@@ -126,7 +126,7 @@ def test_text_survives_the_tokenizer(tokenizer, text):
 
 
 def test_the_corpus_holds_no_held_out_prompt(tokenizer):
-    texts = [document.text for document in islice(documents(random.Random(0)), 20_000)]
+    texts = [document.text for document in islice(documents(random.Random(0)), 60_000)]
     pairs = BUILDERS["gendered_pronoun"](tokenizer, 10_000, random.Random(0))
     prompts = {pair.clean for pair in pairs}
     met = {text.rpartition(" ")[0] for text in texts} & prompts

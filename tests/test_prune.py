@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from safetensors import safe_open
 
 from bigcircuit import checkpoint, prune, train
 from bigcircuit.circuit import Circuit
+from bigcircuit.config_file import load
+from bigcircuit.distributed import Ranks
 from bigcircuit.errors import DivergedError, UserError
 from bigcircuit.storage import tensor_sha256
 from tests.runs import run
@@ -109,7 +112,6 @@ def test_another_config_in_the_same_folder_is_refused_by_field(finished):
 
 
 def test_fresh_takes_a_new_name(finished):
-    from bigcircuit.config_file import load
     from bigcircuit.run_folder import choose
 
     assert choose(load(None, {"output": str(finished.path)}), fresh=True).path.name == "a-2"
@@ -260,3 +262,15 @@ def test_settings_run_to_the_end(tmp_path, overrides):
     (member,) = json.loads(folder.summary.read_text())["members"]
     width = 320 if overrides.get("gates__granularities") == ["head", "mlp"] else 1
     assert abs(member["kept"]["total"] - 200) < width
+
+
+def test_paper_preset_runs(tmp_path):
+    preset = load(Path(__file__).parents[1] / "configs/presets/paper.yaml").model_dump()
+    values = {
+        f"{section}.{key}": value for section in ("gates", "penalty", "train") for key, value in preset[section].items()
+    }
+    quick = {"train.steps": 4, "train.validate_every": 2, "task.size": 60, "output": str(tmp_path / "paper")}
+    folder = prune.prune(load(None, {**values, **quick}), Ranks())
+    (member,) = json.loads(folder.summary.read_text())["members"]
+    assert member["penalties"]["mlp_output"] == 0.95
+    assert member["kept"]["mlp_output"] > 0
