@@ -11,9 +11,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from bigcircuit.config_file import load
-from bigcircuit.frozen.memory import count_saved, saved_for_backward
 from bigcircuit.frozen.sites import find_sites
 from bigcircuit.gates.population import Population
+from bigcircuit.memory import count_saved, saved_for_backward
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.batch import collate
 from bigcircuit.tasks.pair import Example

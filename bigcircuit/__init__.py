@@ -1,1 +1,27 @@
-"""bigcircuit: find circuits in large language models by training masks over frozen, sharded weights."""
+"""bigcircuit: find circuits in large language models by training masks over frozen weights.
+
+The public names are loaded when they are first used, so that a mistake on the command line is answered before torch is imported.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Circuit": "bigcircuit.circuit",
+    "Config": "bigcircuit.config",
+    "Population": "bigcircuit.gates.population",
+    "Ranks": "bigcircuit.distributed",
+    "Streams": "bigcircuit.streams",
+    "UserError": "bigcircuit.errors",
+    "load": "bigcircuit.config_file",
+    "load_frozen": "bigcircuit.frozen.load",
+    "score": "bigcircuit.evaluation.scores",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bigcircuit' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

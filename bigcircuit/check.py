@@ -9,8 +9,8 @@ from rich.table import Table
 from bigcircuit.config import Config
 from bigcircuit.config_file import members
 from bigcircuit.frozen.load import load_config, load_tokenizer, skeleton
-from bigcircuit.frozen.memory import estimate
 from bigcircuit.gates.population import node_counts
+from bigcircuit.memory import estimate
 from bigcircuit.run_folder import versions
 from bigcircuit.targets import check_targets
 from bigcircuit.tasks.builders import BUILDERS

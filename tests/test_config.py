@@ -214,3 +214,11 @@ def test_check_needs_no_weights(tmp_path, capsys):
     (tmp_path / "model/model.safetensors").unlink()
     assert answer(run_check, ["--model.path", str(tmp_path / "model"), "--task.size", "40"]) == 0
     assert "the config is valid" in capsys.readouterr().out
+
+
+def test_public_names_are_what_they_say():
+    import bigcircuit
+
+    assert all(getattr(bigcircuit, name).__name__ == name for name in bigcircuit.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'prun'"):
+        bigcircuit.prun  # noqa: B018

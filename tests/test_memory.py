@@ -5,8 +5,8 @@ import torch
 
 from benchmarks.saved_bytes import masked, plain, predicted
 from bigcircuit.config_file import load
-from bigcircuit.frozen.memory import count_saved, estimate
 from bigcircuit.frozen.sites import find_sites
+from bigcircuit.memory import count_saved, estimate
 from tests.test_architectures import SMALL, build
 
 

@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from bigcircuit.config_file import load
-from bigcircuit.frozen.memory import count_saved
 from bigcircuit.gates.granularity import SITE_WIDTH
 from bigcircuit.gates.population import Population
+from bigcircuit.memory import count_saved
 from bigcircuit.objective import kl_divergence
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.batch import collate
