@@ -26,6 +26,8 @@ def check(config: Config, console: Console) -> None:
     check_targets(config, node_counts(frozen.shapes, config.gates.granularities))
     console.print(_sites(config, frozen))
     console.print(_pairs(data))
+    for problem in data.bad:
+        console.print(f"left out: {problem}", markup=False)
     longest = max(_tokens(example) for example in data.splits["train"])
     shown = Table(title=f"memory per rank, batch {config.train.batch_size} x {longest} tokens (estimate)")
     shown.add_column("what")

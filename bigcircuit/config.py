@@ -81,6 +81,8 @@ class TaskConfig(Section):
     """Longest prompt with answer, in tokens; a longer one is an error."""
     special_tokens: bool = True
     """Let the tokenizer add its special tokens (BOS) to the prompt."""
+    bad_pairs: Literal["stop", "drop"] = "stop"
+    """A pair that cannot be scored (unequal lengths, duplicates, ...) ends the run at once, or is left out and counted."""
     keep: Literal["all", "solved"] = "all"
     """`solved` leaves out, and counts, the pairs the full model itself gets wrong."""
     padding: Literal["right", "left"] = "right"

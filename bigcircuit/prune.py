@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from bigcircuit import checkpoint
@@ -45,15 +46,16 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
     data = load_task(config.task, tokenizer, hf_config)
     check_targets(config, node_counts(skeleton(config.model).shapes, list(GRANULARITIES)))
     _check_ranks(config, ranks)
-    if ranks.first:
-        write_config(folder, config, sys.argv)
-    frozen = load_frozen(config.model, ranks.device)
-    with Streams(frozen, config.ablation.kind, config.train.checkpointing) as streams:
-        data = keep_solved(config, streams, data, display)
-        introduce(config, frozen, data, display)
-        state = start_or_resume(config, folder, streams, data, ranks, display)
-        train(config, state, streams, data, folder, ranks, display)
-        finish(config, state, streams, data, tokenizer, folder, ranks, display, started)
+    with folder.locked() if ranks.first else nullcontext():
+        if ranks.first:
+            write_config(folder, config, sys.argv)
+        frozen = load_frozen(config.model, ranks.device)
+        with Streams(frozen, config.ablation.kind, config.train.checkpointing) as streams:
+            data = keep_solved(config, streams, data, display)
+            introduce(config, frozen, data, display)
+            state = start_or_resume(config, folder, streams, data, ranks, display)
+            train(config, state, streams, data, folder, ranks, display)
+            finish(config, state, streams, data, tokenizer, folder, ranks, display, started)
     return folder
 
 
@@ -85,6 +87,10 @@ def introduce(config: Config, frozen: FrozenModel, data: TaskData, display: Disp
         f"{config.model.path}: {len(frozen.layers)} layers, {nodes.pop('total')} site neurons; gates: "
         + ", ".join(f"{count} {name}" for name, count in nodes.items())
     )
+    if data.bad:
+        display.say(
+            f"task.bad_pairs drop: {len(data.bad)} of {len(data.pairs)} pairs left out; the first: {data.bad[0]}"
+        )
     display.say(
         f"{config.task.path or config.task.name}: {sizes} pairs; {len(members(config))} member(s), {config.ablation.kind} ablation"
     )

@@ -1,8 +1,11 @@
 """The run folder: what is in it, whether a run may go on in it, and its metrics file."""
 
+import fcntl
 import json
+import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,10 +47,31 @@ class RunFolder(NamedTuple):
         """File of one member's circuit."""
         return self.path / "circuit.safetensors" if members == 1 else self.path / "circuits" / f"{name}.safetensors"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process. Raises UserError if another one holds it, or if it cannot be made."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"output {self.path}: cannot be made ({error.strerror}); name another output") from error
+        try:
+            _lock(handle, self.path)
+            yield
+        finally:
+            os.close(handle)
+
     @property
     def finished(self) -> bool:
         """The summary is the last file a run writes."""
         return self.summary.exists()
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{path}: another process is running in this folder; wait for it or use --fresh") from error
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from bigcircuit.circuit import Circuit
 from bigcircuit.config_file import load
 from bigcircuit.distributed import Ranks
 from bigcircuit.errors import DivergedError, UserError
+from bigcircuit.run_folder import RunFolder
 from bigcircuit.storage import tensor_sha256
 from tests.runs import run
 
@@ -230,7 +231,7 @@ def test_damaged_circuit_file_is_refused(finished, tmp_path):
 
 def test_unsolved_pairs_are_counted(tmp_path, capsys):
     folder = run(tmp_path / "k", task__keep="solved", task__name="induction", train__steps=2)
-    left_out = json.loads(folder.summary.read_text())["pairs"]["unsolved_left_out"]
+    left_out = json.loads(folder.summary.read_text())["left_out"]["unsolved"]
     assert f"{left_out} of 80 pairs left out" in capsys.readouterr().out
 
 
@@ -274,3 +275,42 @@ def test_paper_preset_runs(tmp_path):
     (member,) = json.loads(folder.summary.read_text())["members"]
     assert member["penalties"]["mlp_output"] == 0.95
     assert member["kept"]["mlp_output"] > 0
+
+
+def test_bad_pairs_can_be_dropped_and_are_counted(tmp_path, capsys):
+    rows = [
+        {
+            "clean": f"So {a} likes {thing}",
+            "corrupted": f"So {b} likes {thing}",
+            "answers": " she",
+            "wrong_answers": " he",
+        }
+        for a, b in (("Mary", "John"), ("Anna", "James"), ("Emma", "Tom"))
+        for thing in ("a book", "a cake", "a ball")
+    ]
+    rows[4]["corrupted"] += " and more"
+    rows.append(rows[0])
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"task__name": "pairs", "task__path": str(path), "train__steps": 2}
+    with pytest.raises(UserError, match=r"pairs\.jsonl:5: clean has \d+ tokens"):
+        run(tmp_path / "stop", **settings)
+    folder = run(tmp_path / "drop", **settings, task__bad_pairs="drop")
+    summary = json.loads(folder.summary.read_text())
+    pairs = summary["pairs"]
+    assert summary["left_out"] == {"bad": 2, "unsolved": 0}
+    assert pairs["train"] + pairs["validation"] + pairs["test"] == 8
+    assert "2 of 10 pairs left out; the first: " in capsys.readouterr().out
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    folder = RunFolder(tmp_path / "r")
+    with folder.locked(), pytest.raises(UserError, match="another process is running in this folder; wait for it"):
+        run(tmp_path / "r")
+    assert run(tmp_path / "r", train__steps=2).finished
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/run: cannot be made .*; name another output"):
+        run(tmp_path / "file/run")

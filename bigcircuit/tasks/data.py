@@ -24,6 +24,8 @@ class TaskData(NamedTuple):
     """The pairs before tokenisation; `Example.id` is an index into them."""
     sha256: str
     """Hash of all pairs in order."""
+    bad: tuple[str, ...] = ()
+    """What was wrong with each pair that `task.bad_pairs: drop` left out."""
     unsolved: int = 0
     """Pairs left out because the full model gets them wrong."""
 
@@ -32,10 +34,13 @@ def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskDa
     """Read or build the pairs, tokenise, check and divide them. Raises UserError naming file, row and remedy."""
     pairs = make_pairs(task, tokenizer)
     limit = min(task.max_tokens, getattr(hf_config, "max_position_embeddings", None) or task.max_tokens)
-    examples = encode(pairs, tokenizer, limit, task.special_tokens, hf_config.vocab_size)
+    bad: list[str] | None = [] if task.bad_pairs == "drop" else None
+    examples = encode(pairs, tokenizer, limit, task.special_tokens, hf_config.vocab_size, bad)
+    if not examples:
+        raise UserError(f"{task.path or task.name}: every pair is bad, the first because {(bad or ['?'])[0]}")
     fractions = task.split.model_dump()
     digest = hashlib.sha256(json.dumps([pair._replace(source="") for pair in pairs]).encode()).hexdigest()
-    return TaskData(split(examples, pairs, fractions, task.seed), pairs, digest)
+    return TaskData(split(examples, pairs, fractions, task.seed), pairs, digest, tuple(bad or ()))
 
 
 def make_pairs(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:

@@ -5,7 +5,8 @@ continuations share; everything after it is scored. Where some continuations lea
 merge into them (13|53 but 1300), all follow the prompt's own tokens, so that they compete at the same place.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
@@ -28,25 +29,43 @@ def encode(
     max_tokens: int,
     special_tokens: bool = True,
     vocab_size: int | None = None,
+    left_out: list[str] | None = None,
 ) -> list[Example]:
-    """One Example a pair, in order. Raises UserError naming file, row and reason for the first pair that is bad.
+    """One Example a pair, in order; `Example.id` is the index of its pair.
 
-    tokenizer may be None when prompts and answers are token ids. max_tokens counts prompt and answer together.
+    tokenizer may be None when prompts and answers are token ids. max_tokens counts prompt and answer together. left_out: a
+    list to which the problem of every bad pair is appended, and the pair is left out. Without one the first bad pair raises
+    UserError naming file, row and reason.
     """
-    for pair in pairs:
-        _check_text(pair, tokenizer)
-    tokens = _tokenise(pairs, tokenizer, special_tokens)
+    sound: list[tuple[int, Pair]] = []
+    for index, pair in enumerate(pairs):
+        with _noting(left_out):
+            _check_text(pair, tokenizer)
+            sound.append((index, pair))
+    tokens = _tokenise([pair for _, pair in sound], tokenizer, special_tokens)
     examples: list[Example] = []
     seen: dict[tuple, str] = {}
-    for index, pair in enumerate(pairs):
-        example = _example(index, pair, tokens)
-        _check(example, max_tokens, vocab_size)
-        key = example[1:5]
-        if key in seen:
-            raise UserError(f"{pair.source}: the same pair as {seen[key]}; remove one")
-        seen[key] = pair.source
-        examples.append(example)
+    for index, pair in sound:
+        with _noting(left_out):
+            example = _example(index, pair, tokens)
+            _check(example, max_tokens, vocab_size)
+            key = example[1:5]
+            if key in seen:
+                raise UserError(f"{pair.source}: the same pair as {seen[key]}; remove one")
+            seen[key] = pair.source
+            examples.append(example)
     return examples
+
+
+@contextmanager
+def _noting(left_out: list[str] | None) -> Iterator[None]:
+    """Append a UserError to the list instead of raising it, if there is a list."""
+    try:
+        yield
+    except UserError as error:
+        if left_out is None:
+            raise
+        left_out.append(str(error))
 
 
 def _check_text(pair: Pair, tokenizer: Any | None) -> None:
