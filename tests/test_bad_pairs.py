@@ -1,11 +1,13 @@
 """Bad pair files. Each is one mistake of a user, and must be one line that names the file, the row, and what to do."""
 
 import json
+import time
 from typing import Any, NamedTuple
 
 import pytest
 from datasets import Dataset
 
+from bigcircuit.cli import answer, run_check
 from bigcircuit.config import ModelConfig, TaskConfig
 from bigcircuit.errors import UserError
 from bigcircuit.frozen.load import load_config, load_tokenizer
@@ -286,6 +288,19 @@ def test_bad_file(tmp_path, tokenizer, hf_config, name):
         assert text.startswith(f"{path}{bad.place} "), text
     for words in bad.says:
         assert words in text, text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_file_as_a_user_meets_it(tmp_path, name, capsys):
+    bad = CASES[name]
+    path = tmp_path / bad.file
+    write(path, bad.content)
+    capsys.readouterr()  # what writing the file printed
+    words = ["--task.name=pairs", f"--task.path={path}", *(f"--task.{k}={json.dumps(v)}" for k, v in bad.task.items())]
+    start = time.monotonic()
+    assert answer(run_check, words) == 2
+    assert time.monotonic() - start < 3
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", {**COLUMNS, **CELLS})
