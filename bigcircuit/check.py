@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -9,6 +10,8 @@ from rich.table import Table
 from bigcircuit.config import Config
 from bigcircuit.config_file import members
 from bigcircuit.frozen.load import load_config, load_tokenizer, skeleton
+from bigcircuit.frozen.sites import FrozenModel
+from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.gates.population import node_counts
 from bigcircuit.memory import estimate
 from bigcircuit.run_folder import versions
@@ -40,12 +43,11 @@ def check(config: Config, console: Console) -> None:
     console.print(f"{len(members(config))} member(s), {config.train.steps} steps: the config is valid")
 
 
-def _sites(config: Config, frozen) -> Table:
+def _sites(config: Config, frozen: FrozenModel) -> Table:
     shown = Table(title=f"{config.model.path}: {len(frozen.layers)} layers, sites and gates")
     for heading in ("granularity", "nodes", "gates"):
         shown.add_column(heading, justify="left" if heading == "granularity" else "right")
-    every = ("block", "attention", "mlp", "kv_group", "head", "attention_neuron", "mlp_neuron", "mlp_output")
-    for name, count in node_counts(frozen.shapes, every).items():
+    for name, count in node_counts(frozen.shapes, list(GRANULARITIES)).items():
         shown.add_row(
             "site neurons" if name == "total" else name,
             f"{count:,}",
@@ -65,23 +67,18 @@ def _pairs(data: TaskData) -> Table:
     for name, examples in data.splits.items():
         if examples:
             pair = data.pairs[examples[0].id]
-            answers = ", ".join(repr(answer) for answer in pair.answers[:3]) + (
-                ", ..." if len(pair.answers) > 3 else ""
-            )
-            shown.add_row(name, str(len(examples)), str(max(map(_tokens, examples))), str(pair.clean)[:80], answers)
+            longest = str(max(map(_tokens, examples)))
+            shown.add_row(name, str(len(examples)), longest, str(pair.clean)[:80], _few(pair.answers))
     return shown
 
 
 def list_tasks(console: Console) -> None:
     """The builders with the first line of their module's docstring."""
-    import importlib
-
     shown = Table(title="tasks (set task.name; `pairs` reads task.path)")
     shown.add_column("name")
     shown.add_column("what")
     for name in sorted(BUILDERS):
-        module = importlib.import_module(f"bigcircuit.tasks.builders.{name}")
-        shown.add_row(name, (module.__doc__ or "").splitlines()[0])
+        shown.add_row(name, (sys.modules[BUILDERS[name].__module__].__doc__ or "").splitlines()[0])
     console.print(shown)
 
 

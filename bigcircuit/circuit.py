@@ -41,8 +41,8 @@ class Circuit:
         """Read and verify a file. Raises UserError if it is absent, of another format, or damaged."""
         try:
             with safe_open(str(path), framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+                metadata, names = dict(file.metadata() or {}), file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such circuit file") from error
         except (SafetensorError, OSError) as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bigcircuit.config import Config
 from bigcircuit.config_file import members
 from bigcircuit.frozen.sites import FrozenModel
-from bigcircuit.gates.granularity import GRANULARITIES, SITE_WIDTH
+from bigcircuit.gates.granularity import MLP_OUTPUT, SITE_WIDTH
 from bigcircuit.gates.population import node_counts
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.batch import Batch
@@ -73,17 +73,17 @@ def saved_for_backward(frozen: FrozenModel, config: Config, tokens: int) -> int:
     """Bytes that autograd keeps in one update, counted in a pass on the meta device."""
     count, rows = len(members(config)), config.train.batch_size
     batch = _meta_batch(rows, tokens)
-    gates = {
-        site: torch.ones(count, rows, width(frozen.shapes[0]), device="meta", requires_grad=True)
-        for site, width in SITE_WIDTH.items()
-        if site != "mlp_output" or "mlp_output" in config.gates.granularities
-    }
-    assert set(config.gates.granularities) <= set(GRANULARITIES)
+    sites = [site for site in SITE_WIDTH if site != MLP_OUTPUT or MLP_OUTPUT in config.gates.granularities]
+
+    def masks(index: int) -> dict[str, Tensor]:
+        widths = {site: SITE_WIDTH[site](frozen.shapes[index]) for site in sites}
+        return {s: torch.ones(count, rows, width, device="meta", requires_grad=True) for s, width in widths.items()}
+
     with (
         Streams(frozen, config.ablation.kind, config.train.checkpointing) as streams,
         count_saved(frozen.model) as saved,
     ):
-        streams.masked(batch, lambda _: gates, count)
+        streams.masked(batch, masks, count)
     return saved.total
 
 

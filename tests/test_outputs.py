@@ -4,6 +4,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -52,13 +53,10 @@ def test_tensorboard_receives_what_metrics_hold(tmp_path):
 
 
 def test_tracker_that_is_not_installed(tmp_path):
-    try:
-        import trackio  # noqa: F401
-    except ImportError:
-        with pytest.raises(UserError, match="trackio is not installed; `pip install trackio` or remove it"):
-            Trackers(load(None, {"tracking.trackers": ["trackio"]}), RunFolder(tmp_path))
-    else:
+    if find_spec("trackio"):
         pytest.skip("trackio is installed")
+    with pytest.raises(UserError, match="trackio is not installed; `pip install trackio` or remove it"):
+        Trackers(load(None, {"tracking.trackers": ["trackio"]}), RunFolder(tmp_path))
 
 
 class Page(HTMLParser):

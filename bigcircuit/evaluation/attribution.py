@@ -20,7 +20,7 @@ def integrated_gradients(
     Sundararajan et al. 2017 (arXiv 1703.01365, eq. 3), midpoint rule, along the straight path on which all effective
     masks go from 0 (everything ablated) to 1 (the full model) together. Units: nats a neuron, summing to the KL at 0.
     """
-    device = next(streams.frozen.model.parameters()).device
+    device = streams.frozen.device
     masks = {
         site: [torch.zeros(1, 1, SITE_WIDTH[site](shape), device=device) for shape in streams.frozen.shapes]
         for site in (ATTENTION, MLP)

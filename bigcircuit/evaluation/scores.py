@@ -33,7 +33,7 @@ class ExampleScores(NamedTuple):
 
 def mask_source(circuits: Sequence[Mapping[str, Tensor]], streams: Streams) -> MaskSource:
     """Effective masks of P circuits (granularity -> bool [L, n]) for a pass, [P, 1, n] by site."""
-    device = next(streams.frozen.model.parameters()).device
+    device = streams.frozen.device
 
     def source(index: int) -> dict[str, Tensor]:
         folded = [site_masks(masks, index, streams.frozen.shapes[index]) for masks in circuits]
@@ -52,7 +52,7 @@ def score(
     padding: str = "right",
 ) -> ExampleScores:
     """Scores of P circuits, or with None of the full model itself (P = 1), in the order of `examples`."""
-    device = next(streams.frozen.model.parameters()).device
+    device = streams.frozen.device
     source = None if circuits is None else mask_source(circuits, streams)
     parts: list[ExampleScores] = []
     ids: list[Tensor] = []

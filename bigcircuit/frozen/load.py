@@ -17,8 +17,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve(config: ModelConfig) -> str:
-    """The folder or hub id to open; the word `embedded` stands for the small model that comes with the package."""
-    return str(EMBEDDED) if config.path == "embedded" else config.path
+    """The folder or hub id to open; the word `embedded` stands for the small model that comes with the package.
+
+    Raises UserError for what looks like a folder and is none.
+    """
+    if config.path == "embedded":
+        return str(EMBEDDED)
+    folder = Path(config.path).expanduser()
+    if config.path.startswith((".", "/", "~")) and not folder.is_dir():
+        raise UserError(f"model.path {config.path}: no such folder; give a folder with config.json or a hub id")
+    return str(folder) if folder.is_dir() else config.path
 
 
 def load_config(config: ModelConfig) -> Any:
@@ -78,28 +86,19 @@ def _adapt(model: Any, adapter: str) -> Any:
 
     try:
         kind = PeftConfig.from_pretrained(adapter)
-        if kind.is_prompt_learning:
-            raise UserError(
-                f"model.adapter {adapter}: {kind.peft_type} adds virtual tokens; use an adapter on the weights"
-            )
-        return PeftModel.from_pretrained(model, adapter, is_trainable=False).get_base_model()
-    except UserError:
-        raise
+        # Virtual tokens are no part of the weights: such an adapter would be left behind with its wrapper.
+        adapted = None if kind.is_prompt_learning else PeftModel.from_pretrained(model, adapter, is_trainable=False)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"model.adapter {adapter}: no PEFT adapter could be opened ({_first_line(error)})") from error
+    if adapted is None:
+        raise UserError(f"model.adapter {adapter}: {kind.peft_type} adds virtual tokens; use an adapter on the weights")
+    return adapted.get_base_model()
 
 
 def _open(factory: Any, model: ModelConfig, **arguments: Any) -> Any:
     path = resolve(model)
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise UserError(f"model.path {path}: no such folder; give a folder with config.json or a hub id")
     try:
-        return factory.from_pretrained(
-            str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path,
-            revision=model.revision,
-            trust_remote_code=False,
-            **arguments,
-        )
+        return factory.from_pretrained(path, revision=model.revision, trust_remote_code=False, **arguments)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"model.path {path}: {_first_line(error)}") from error
 
@@ -137,7 +136,7 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
 
 
 def _folder(config: ModelConfig) -> Path:
-    path = Path(resolve(config)).expanduser()
+    path = Path(resolve(config))
     if path.is_dir():
         return path
     from huggingface_hub import snapshot_download

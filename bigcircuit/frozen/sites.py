@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import nn
 
 from bigcircuit.errors import UserError
@@ -30,6 +31,11 @@ class FrozenModel:
     layers: tuple[Layer, ...]
     head: nn.Module
     """The vocabulary projection."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return next(self.model.parameters()).device
 
     @property
     def shapes(self) -> tuple[LayerShape, ...]:

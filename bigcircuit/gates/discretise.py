@@ -19,6 +19,7 @@ from bigcircuit.gates.granularity import (
     SITE_WIDTH,
     LayerShape,
     expand,
+    finest,
     fold,
 )
 
@@ -120,8 +121,7 @@ class _Layers:
 
     def _leaf_of_neuron(self, site: str) -> Tensor:
         """The finest enabled gate over each neuron; neurons of one leaf open and close together."""
-        finest = [name for name in self.names if site in GRANULARITIES[name].sites]
-        return self.node_of_neuron(finest[-1] if finest else LEAVES[site], site)
+        return self.node_of_neuron(finest(self.names, site) or LEAVES[site], site)
 
     def keep_strongest_neurons(
         self, sites: Sequence[str], size: int, alive: Masks, forced: Masks, open_nodes: Masks

@@ -3,7 +3,7 @@
 Shapes: P members, B examples, L layers, n nodes of a granularity in one layer, H query heads, D hidden size, F ffn width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
 import torch
@@ -56,6 +56,12 @@ SITE_WIDTH: dict[str, Callable[[LayerShape], int]] = {
 }
 LEAVES = {ATTENTION: "attention_neuron", MLP: "mlp_neuron", MLP_OUTPUT: "mlp_output"}
 """The granularity whose nodes are the single neurons of a site."""
+
+
+def finest(names: Container[str], site: str) -> str | None:
+    """The finest of some granularities that acts at a site; None where none does."""
+    acting = [name for name in GRANULARITIES if name in names and site in GRANULARITIES[name].sites]
+    return acting[-1] if acting else None
 
 
 def expand(values: Tensor, site: str, shape: LayerShape) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bigcircuit.config import Config
-from bigcircuit.gates.granularity import GRANULARITIES, LEAVES, LayerShape, fold
+from bigcircuit.gates.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, LayerShape, expand, finest, fold
 from bigcircuit.gates.hard_concrete import binary_sample, probability_open, sample
 from bigcircuit.gates.noise import Noise, mix
 
@@ -109,8 +109,10 @@ class Population(nn.Module):
                     own = own * chain[parent].repeat_interleave(own.shape[-1] // chain[parent].shape[-1], dim=-1)
                 chain[name] = own
                 sums.setdefault(name, []).append(own.sum(-1))
-            sites = fold_sites(chances, shape)
-            sums.setdefault("total", []).extend(sites[s].sum(-1) for s in ("attention", "mlp") if s in sites)
+            for site in (ATTENTION, MLP):
+                leaf = finest(chain, site)
+                if leaf is not None:
+                    sums.setdefault("total", []).append(expand(chain[leaf], site, shape).sum(-1))
         return {name: torch.stack(parts).sum(0) for name, parts in sums.items()}
 
 

@@ -86,7 +86,7 @@ def layers(masks: Mapping[str, Tensor], streams: Streams) -> list[dict[str, Any]
 def examples(streams: Streams, masks: Mapping[str, Tensor], data: TaskData, tokenizer: Any) -> list[dict[str, str]]:
     """What the full model, the circuit and its complement predict first on some held-out prompts."""
     chosen = data.splits["test"][:_EXAMPLES]
-    batch = collate(chosen, full=False).to(next(streams.frozen.model.parameters()).device)
+    batch = collate(chosen, full=False).to(streams.frozen.device)
     complement = {name: ~mask for name, mask in masks.items()}
     circuits = streams.masked(batch, mask_source([masks, complement], streams), 2)
     first = [batch.example_of_score.tolist().index(i) for i in range(len(chosen))]
