@@ -61,6 +61,10 @@ BAD = {
     "unknown task": ("task: {name: iou}", ["task.name 'iou' is not a task", "ioi"]),
     "model folder that is not there": ("model: {path: ./nowhere}", ["model.path ./nowhere: no such folder"]),
     "more than the model has": ("target: {head: 99}", ["target.head is 99 but the model has 32"]),
+    "targets of what has no gates": (
+        "gates: {granularities: [head]}\ntarget: {total: 100}",
+        ["target.total", "no gate on the mlp side", "add mlp"],
+    ),
     "targets that contradict": (
         "target: {head: 20, attention_neuron: 5}",
         ["target.attention_neuron 5", "target.head 20"],
