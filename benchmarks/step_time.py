@@ -21,10 +21,12 @@ from bigcircuit.config_file import load, members
 from bigcircuit.distributed import Ranks
 from bigcircuit.frozen.sites import FrozenModel, find_sites
 from bigcircuit.gates.population import Population, node_counts
+from bigcircuit.references import References
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.batch import collate
 from bigcircuit.tasks.pair import Example
-from bigcircuit.train import ReferenceCache, update
+from bigcircuit.tasks.passes import Passes
+from bigcircuit.train import update
 from bigcircuit.train_state import TrainState
 
 BATCH, TOKENS = 8, 64
@@ -77,8 +79,9 @@ def step(streams: Streams, examples: list[Example], count: int) -> Callable[[], 
     config = load(None, {"population.seeds": count, "train.steps": 100_000})
     shapes = streams.frozen.shapes
     state = TrainState.new(Population(members(config), shapes), node_counts(shapes, config.gates.granularities))
-    cache = ReferenceCache(streams)
-    return lambda: update(state, streams, cache, examples, Ranks()) and None
+    passes = Passes.of(config, Ranks())
+    references = References(streams, examples, passes)
+    return lambda: update(state, streams, references, examples, passes) and None
 
 
 def seconds(run: Callable[[], None]) -> float:

@@ -1,5 +1,6 @@
 """`bigcircuit <verb>`: parse, run, and turn what the user can mend into one line and an exit code."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -7,7 +8,7 @@ from rich.console import Console
 
 from bigcircuit.config import Config
 from bigcircuit.config_file import load, parse_overrides
-from bigcircuit.errors import DivergedError, UserError
+from bigcircuit.errors import ReportedError, UserError
 from bigcircuit.settings_help import show_settings
 
 USAGE = """usage: bigcircuit VERB [--config FILE] [--section.field VALUE ...]
@@ -57,11 +58,8 @@ def run_prune(words: Sequence[str]) -> None:
     from bigcircuit import distributed
     from bigcircuit.prune import prune
 
-    ranks = distributed.start()
-    try:
+    with distributed.joined() as ranks:
         prune(arguments.config, ranks, fresh=arguments.fresh)
-    finally:
-        distributed.stop(ranks)
 
 
 def run_check(words: Sequence[str]) -> None:
@@ -101,12 +99,14 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def answer(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> int:
-    """Run a verb; what the user can mend becomes one line on stderr and exit code 2, a diverged run 3, Ctrl-C 130."""
+    """Run a verb and turn a reported error into one line on stderr and its exit code (see errors.py), Ctrl-C into 130."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         run(words)
-    except (UserError, DivergedError) as error:
-        errors.print(f"bigcircuit: {error}", markup=False)
+    except ReportedError as error:
+        # What goes wrong before the ranks know of each other goes wrong on all of them: one a host says it.
+        if os.environ.get("LOCAL_RANK", "0") == "0" if error.show is None else error.show:
+            errors.print(f"bigcircuit: {error}", markup=False)
         return error.exit_code
     except KeyboardInterrupt:
         errors.print("bigcircuit: stopped; the same command goes on from the last checkpoint", markup=False)

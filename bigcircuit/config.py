@@ -195,6 +195,9 @@ class TrainConfig(Section):
     """Updates."""
     batch_size: Positive = 16
     """Pairs per update, over all ranks."""
+    micro_batch_size: Positive = 8
+    """Pairs that go through the model at once on one rank. Fewer need less memory and waste less padding. Up to
+    batch_size / micro_batch_size ranks the result is the same to the last bit; more ranks get smaller pieces."""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Highest learning rate of Adam, per update."""
     lr_final: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -222,8 +225,9 @@ class TrainConfig(Section):
     """Weight of the squared relative excess over the allowed size in target mode, in nats."""
     seed: Count = 0
     """Seed of a member's gates and noise."""
-    checkpointing: bool = False
-    """Keep only layer inputs and run each layer again in the backward pass: less memory, about a third more time."""
+    checkpointing: bool | Literal["cpu"] = False
+    """Keep only layer inputs and run each layer again in the backward pass: less memory, about a third more time. `cpu`
+    keeps them in the memory of the host."""
     log_every: Positive = 20
     """Steps between two lines of metrics.jsonl."""
     validate_every: Positive = 100
@@ -272,6 +276,8 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     population: PopulationConfig = PopulationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    deepspeed: str | None = None
+    """DeepSpeed config (JSON): at ZeRO stage 3 each rank holds a piece of the frozen weights, else all of them."""
     output: str = "runs/prune"
     """Run folder."""
 

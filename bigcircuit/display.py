@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: a rich progress bar on a terminal, a plain line now and then elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -11,11 +11,12 @@ _HEARTBEAT_SECONDS = 10.0
 
 
 class Display:
-    """Speaks for rank 0 and is silent on the others."""
+    """Speaks for rank 0 and is silent on the others, which only note what they would say."""
 
-    def __init__(self, speak: bool, console: Console | None = None) -> None:
+    def __init__(self, speak: bool, note: Callable[[str], None] | None = None, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._speak = speak
+        self._note = note or (lambda _: None)
         self._last = 0.0
         self._started = time.monotonic()
         self._steps = 0
@@ -23,6 +24,7 @@ class Display:
 
     def say(self, message: str) -> None:
         """One line of text."""
+        self._note(message)
         if self._speak:
             self.console.print(message, markup=False)
 
@@ -56,9 +58,10 @@ class Display:
 
     def step(self, step: int, note: Mapping[str, float]) -> None:
         """Report an update; `note` holds the few numbers worth watching."""
+        text = "  ".join(f"{name} {value:.4g}" for name, value in note.items())
+        self._note(f"step {step}/{self._steps}  {text}")
         if not self._speak:
             return
-        text = "  ".join(f"{name} {value:.4g}" for name, value in note.items())
         if self._progress:
             self._progress.update(self._task, completed=step, note=text)
         elif time.monotonic() - self._last > _HEARTBEAT_SECONDS or step == self._steps:

@@ -1,31 +1,37 @@
 """Find circuits: the whole run, top to bottom."""
 
+import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from bigcircuit import checkpoint
-from bigcircuit.config import Config
+from bigcircuit.config import Config, TrainConfig
 from bigcircuit.config_file import members
 from bigcircuit.display import Display
 from bigcircuit.distributed import Ranks
-from bigcircuit.errors import UserError
+from bigcircuit.errors import Stopped, UserError
 from bigcircuit.evaluation.attribution import integrated_gradients, rank_scores
 from bigcircuit.evaluation.scores import score
 from bigcircuit.frozen.load import load_config, load_frozen, load_tokenizer, skeleton
 from bigcircuit.frozen.sites import FrozenModel
 from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.gates.population import Population, node_counts
+from bigcircuit.identity import check_same, identity
+from bigcircuit.references import References
 from bigcircuit.results import finish
-from bigcircuit.run_folder import Metrics, RunFolder, choose, write_config
+from bigcircuit.run_folder import Metrics, RunFolder, choose, versions, write_config
+from bigcircuit.sharding import read_settings
 from bigcircuit.streams import Streams
 from bigcircuit.targets import check_targets
 from bigcircuit.tasks.batch import train_order
 from bigcircuit.tasks.data import TaskData, load_task
+from bigcircuit.tasks.pair import Example
+from bigcircuit.tasks.passes import Passes
 from bigcircuit.tracking import Trackers
-from bigcircuit.train import ReferenceCache, update, validate
+from bigcircuit.train import update, validate
 from bigcircuit.train_state import TrainState
 
 
@@ -35,7 +41,7 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
     The same config and folder resume a stopped run; a finished one is left as it is. Raises UserError for what the user
     can mend, before weights are loaded where it can be known, and DivergedError when a loss is not finite.
     """
-    display = Display(ranks.first)
+    display = Display(ranks.first, ranks.note)
     folder = choose(config, fresh)
     if folder.finished:
         display.say(f"{folder.path} holds a finished run with these settings; nothing to do (--fresh starts another)")
@@ -45,32 +51,29 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
     tokenizer = load_tokenizer(config.model)
     data = load_task(config.task, tokenizer, hf_config)
     check_targets(config, node_counts(skeleton(config.model).shapes, list(GRANULARITIES)))
-    _check_ranks(config, ranks)
+    sharding, passes = read_settings(config.deepspeed), Passes.of(config, ranks)
+    base = identity(config, data)
+    ranks.agree(base | {"settings": config.model_dump_json(), "versions": json.dumps(versions())})
     with folder.locked() if ranks.first else nullcontext():
         if ranks.first:
             write_config(folder, config, sys.argv)
-        frozen = load_frozen(config.model, ranks.device)
+        frozen = load_frozen(config.model, ranks.device, sharding)
         with Streams(frozen, config.ablation.kind, config.train.checkpointing) as streams:
-            data = keep_solved(config, streams, data, display)
+            data = keep_solved(config, streams, data, passes, display)
             introduce(config, frozen, data, display)
-            state = start_or_resume(config, folder, streams, data, ranks, display)
-            train(config, state, streams, data, folder, ranks, display)
-            finish(config, state, streams, data, tokenizer, folder, ranks, display, started)
+            state = start_or_resume(config, folder, base, streams, data, passes, display)
+            train(config, state, base, streams, data, folder, passes, display)
+            finish(config, state, streams, data, tokenizer, folder, passes, display, started)
     return folder
 
 
-def _check_ranks(config: Config, ranks: Ranks) -> None:
-    if config.train.batch_size < ranks.size:
-        raise UserError(f"train.batch_size is {config.train.batch_size} but there are {ranks.size} ranks; raise it")
-
-
-def keep_solved(config: Config, streams: Streams, data: TaskData, display: Display) -> TaskData:
+def keep_solved(config: Config, streams: Streams, data: TaskData, passes: Passes, display: Display) -> TaskData:
     """With `task.keep: solved`, leave out the pairs that the full model gets wrong. Raises UserError if none is left."""
     if config.task.keep == "all":
         return data
     kept, before = {}, sum(map(len, data.splits.values()))
     for name, examples in data.splits.items():
-        right = score(streams, examples, None, batch_size=config.train.batch_size).accuracy[0] if examples else []
+        right = score(streams, examples, None, passes).accuracy[0] if examples else []
         kept[name] = [example for example, solved in zip(examples, right, strict=True) if solved]
     after = sum(map(len, kept.values()))
     display.say(f"task.keep solved: {before - after} of {before} pairs left out, the full model gets them wrong")
@@ -97,20 +100,25 @@ def introduce(config: Config, frozen: FrozenModel, data: TaskData, display: Disp
 
 
 def start_or_resume(
-    config: Config, folder: RunFolder, streams: Streams, data: TaskData, ranks: Ranks, display: Display
+    config: Config,
+    folder: RunFolder,
+    base: Mapping[str, str],
+    streams: Streams,
+    data: TaskData,
+    passes: Passes,
+    display: Display,
 ) -> TrainState:
     """Fresh gates, warm-started if asked, or the state of the newest checkpoint."""
     frozen = streams.frozen
-    population = Population(members(config), frozen.shapes, ranks.device)
+    population = Population(members(config), frozen.shapes, passes.ranks.device)
     state = TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
     saved = checkpoint.newest(folder.checkpoints, display.say)
     if saved is not None:
+        check_same(folder, saved.base, base)
         state.restore(saved)
         display.say(f"resuming {folder.path} at step {state.step}")
     elif config.gates.warm_start == "integrated_gradients":
-        scores = integrated_gradients(
-            streams, data.splits["train"], points=config.gates.warm_start_points, batch_size=config.train.batch_size
-        )
+        scores = integrated_gradients(streams, data.splits["train"], passes, points=config.gates.warm_start_points)
         population.shift_neurons(rank_scores(scores))
     return state
 
@@ -118,35 +126,58 @@ def start_or_resume(
 def train(
     config: Config,
     state: TrainState,
+    base: Mapping[str, str],
     streams: Streams,
     data: TaskData,
     folder: RunFolder,
-    ranks: Ranks,
+    passes: Passes,
     display: Display,
 ) -> None:
-    """The loop: choose examples, update, log, validate, save."""
-    settings, examples = config.train, data.splits["train"]
+    """The loop: validate and save when it is time, choose examples, update, log. Raises Stopped, with the state saved."""
+    settings, examples, ranks = config.train, data.splits["train"], passes.ranks
+    held_out = data.splits["validation"] or examples
     steps = max(member.config.train.steps for member in state.population.members)
-    cache = ReferenceCache(streams)
+
+    def due(every: int) -> bool:
+        return state.step > 0 and (state.step % every == 0 or state.step == steps)
+
+    def save() -> None:
+        if ranks.first:
+            checkpoint.save(folder.checkpoints, state.step, state.export(base), settings.keep_checkpoints)
+
     record = Recorder(config, folder, state.step) if ranks.first else None
-    ranks.wait()
-    with display.training(steps, state.step):
-        while state.step < steps:
-            order = train_order(len(examples), settings.batch_size, state.step, config.task.seed)
-            logged = update(state, streams, cache, [examples[i] for i in order], ranks)
-            due = {every for every in ("log", "validate", "save")
-                   if state.step % getattr(settings, f"{every}_every") == 0 or state.step == steps}  # fmt: skip
-            display.step(state.step, {"kl": logged["kl"].mean().item(), "neurons": logged["open.total"].mean().item()})
-            if "validate" in due:
-                rows = validate(state, streams, data.splits["validation"] or examples, settings.batch_size)
-                if record:
-                    record(state, {f"validation.{name}": [row[name] for row in rows] for name in rows[0]})
-            if "log" in due and record:
-                record(state, {name: values.tolist() for name, values in logged.items()})
-            if "save" in due and ranks.first:
-                checkpoint.save(folder.checkpoints, state.step, state.export(), settings.keep_checkpoints)
+    with ranks.stop.heeded(), display.training(steps, state.step):
+        try:
+            references = References(streams, wanted(examples, settings, config.task.seed, steps), passes)
+            while True:
+                if due(settings.validate_every) and state.validated < state.step:
+                    rows = validate(state, streams, held_out, passes)
+                    if record:
+                        record(state, {f"validation.{name}": [row[name] for row in rows] for name in rows[0]})
+                if due(settings.save_every):
+                    save()
+                if state.step == steps:
+                    break
+                order = train_order(len(examples), settings.batch_size, state.step, config.task.seed)
+                logged = update(state, streams, references, [examples[i] for i in order], passes)
+                display.step(
+                    state.step, {"kl": logged["kl"].mean().item(), "neurons": logged["open.total"].mean().item()}
+                )
+                if due(settings.log_every) and record:
+                    record(state, {name: values.tolist() for name, values in logged.items()})
+                ranks.stop_if_asked()
+        except Stopped:
+            save()
+            display.say(f"{folder.path}: stopped at step {state.step}, which is saved")
+            raise
     if record:
         record.close()
+
+
+def wanted(examples: Sequence[Example], settings: TrainConfig, seed: int, steps: int) -> list[Example]:
+    """The examples that a run uses; the same for a resumed one, so that it computes the same references to the bit."""
+    orders = (train_order(len(examples), settings.batch_size, step, seed) for step in range(steps))
+    return [examples[index] for index in sorted({index for order in orders for index in order})]
 
 
 class Recorder:

@@ -22,11 +22,12 @@ from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.gates.population import node_counts
-from bigcircuit.report import write_report
+from bigcircuit.report import predictions, write_report
 from bigcircuit.run_folder import Metrics, RunFolder, versions
 from bigcircuit.storage import write_json
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.data import TaskData
+from bigcircuit.tasks.passes import Passes
 from bigcircuit.train_state import TrainState
 
 SCORES = {
@@ -47,13 +48,11 @@ def finish(
     data: TaskData,
     tokenizer: Any,
     folder: RunFolder,
-    ranks: Ranks,
+    passes: Passes,
     display: Display,
     started: float,
 ) -> None:
-    """Write circuits, summary.json and report.html, and show the closing table. Only the first rank does anything."""
-    if not ranks.first:
-        return
+    """Write circuits, summary.json and report.html, and show the closing table. All ranks score, the first one writes."""
     population = state.population
     log_alpha = [dict(best.log_alpha) for best in state.best]
     masks = [
@@ -61,9 +60,12 @@ def finish(
         for gates, member in zip(log_alpha, population.members, strict=True)
     ]
     nothing = {name: torch.zeros_like(mask) for name, mask in masks[0].items()}
-    batch_size, examples = config.train.batch_size, data.splits["test"]
-    circuits = score(streams, examples, [*masks, nothing], batch_size=batch_size)
-    full = score(streams, examples, None, batch_size=batch_size)
+    examples = data.splits["test"]
+    circuits = score(streams, examples, [*masks, nothing], passes)
+    full = score(streams, examples, None, passes)
+    shown = predictions(streams, masks[0], data, tokenizer)
+    if not passes.ranks.first:
+        return
     rows = []
     for index, kept in enumerate(masks):
         path = folder.circuit(str(index), len(masks))
@@ -82,9 +84,9 @@ def finish(
         "full": _plain(summarise(full, full, 0)),
         "empty": _plain(summarise(circuits, full, len(masks))),
         "seconds": round(time.monotonic() - started, 1),
-        "peak_memory_bytes": peak_memory(ranks),
+        "peak_memory_bytes": peak_memory(passes.ranks),
     }
-    write_report(folder, config, summary, masks, Metrics(folder, state.step).read(), data, tokenizer, streams)
+    write_report(folder, config, summary, masks, Metrics(folder, state.step).read(), shown, streams)
     write_json(folder.summary, summary)
     display.show(table(summary, wide=display.console.width >= 130))
     display.say(sentences(summary))

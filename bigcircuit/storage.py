@@ -23,6 +23,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another output") from error
@@ -35,8 +36,22 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors as safetensors, atomically; the same content gives the same bytes."""
+    write_bytes(path, tensors_to_bytes(tensors, metadata))
+
+
+def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Content of a safetensors file."""
     data = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, None)
-    write_bytes(path, _with_metadata(data, metadata) if metadata else data)
+    return _with_metadata(data, metadata) if metadata else data
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder last: a rename is only in memory until its folder is synced."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:

@@ -8,7 +8,7 @@ Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -79,8 +79,11 @@ class Streams:
     With checkpointing the backward pass must happen before the exit, because it runs the layers again.
     """
 
-    def __init__(self, frozen: FrozenModel, ablation: str, checkpointing: bool = False) -> None:
-        """ablation: "interchange" or "zero"; checkpointing: keep only layer inputs and recompute each layer backward."""
+    def __init__(self, frozen: FrozenModel, ablation: str, checkpointing: bool | str = False) -> None:
+        """ablation: "interchange" or "zero"; checkpointing: keep only layer inputs and recompute each layer backward.
+
+        With checkpointing "cpu" the layer inputs wait in the memory of the host.
+        """
         self.frozen = frozen
         self.corrupted_stream = ablation == "interchange"
         self.checkpointing = checkpointing
@@ -148,12 +151,19 @@ class Streams:
             hidden, state.corrupted = hidden.split([state.rows.masked, state.rows.corrupted])
         run = partial(self._both, state, index, plain, args, kwargs)
         if self.checkpointing and torch.is_grad_enabled():
-            output, state.corrupted = checkpoint(
-                run, hidden, state.corrupted, use_reentrant=False, preserve_rng_state=False
-            )
+            with self._keeping(hidden):
+                output, state.corrupted = checkpoint(
+                    run, hidden, state.corrupted, use_reentrant=False, preserve_rng_state=False
+                )
         else:
             output, state.corrupted = run(hidden, state.corrupted)
         return output
+
+    def _keeping(self, hidden: Tensor) -> AbstractContextManager[Any]:
+        """Where the inputs of a checkpointed layer wait for the backward pass."""
+        if self.checkpointing == "cpu" and hidden.is_cuda:
+            return torch.autograd.graph.save_on_cpu(pin_memory=True)
+        return nullcontext()
 
     def _both(
         self,

@@ -3,128 +3,147 @@
 Shapes: P members, B examples, S scored positions, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bigcircuit.config import Config
-from bigcircuit.distributed import Ranks
 from bigcircuit.errors import DivergedError
 from bigcircuit.evaluation.scores import score
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.objective import contrast, kl_divergence
 from bigcircuit.penalty import fixed_terms, total
+from bigcircuit.references import References
 from bigcircuit.schedule import learning_rate
 from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import Batch, collate
 from bigcircuit.tasks.pair import Example
+from bigcircuit.tasks.passes import Passes, Piece
 from bigcircuit.train_state import Best, TrainState
 
 
-class ReferenceCache:
-    """Logits of the full model at the scored positions of training batches, computed once an example.
+class Sums(NamedTuple):
+    """Faithfulness summed over examples and ranks. Float64, so that the order of the sum does not show in float32."""
 
-    Keyed by example and not by batch, so a shuffled order is safe.
-    """
-
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
-        self._rows: dict[int, Tensor] = {}
-
-    def __call__(self, batch: Batch, ids: Sequence[int]) -> Tensor:
-        """[S, V] for a batch collated for training; its scored positions are ordered by example."""
-        if any(example not in self._rows for example in ids):
-            counts = torch.bincount(batch.example_of_score, minlength=len(ids)).tolist()
-            self._rows.update(zip(ids, self._streams.reference(batch).split(counts), strict=True))
-        return torch.cat([self._rows[example] for example in ids])
-
-
-class Losses(NamedTuple):
-    """Terms of one update by member, float32 [P]; faithfulness is the mean over the examples of this rank's share."""
-
+    gradient: Tensor
+    """float64 [all gates of all members in order]"""
     kl: Tensor
+    """float64 [P], nats; the mean over the batch."""
     hinge: Tensor
-    penalty: Tensor
-    expected: dict[str, Tensor]
-    """Expected open nodes by granularity and as `total`."""
+    """float64 [P]"""
 
 
-def losses(
-    state: TrainState, streams: Streams, batch: Batch, ids: Sequence[int], reference: Tensor, batch_size: int
-) -> Losses:
-    """Faithfulness under fresh gate noise and the price of the expected sizes, with graphs to the gates."""
+def faithfulness(
+    state: TrainState, streams: Streams, references: References, chosen: Sequence[Example], passes: Passes
+) -> Sums:
+    """How far every member, under fresh gate noise, is from the full model on a global batch, and the gradient of it."""
+    population, gates = state.population, state.gates
+    sums = Sums(*(torch.zeros(n, dtype=torch.float64, device=passes.ranks.device)
+                  for n in (sum(g.numel() for g in gates), len(population), len(population))))  # fmt: skip
+    for piece in passes.over(chosen, full=False):
+        kl, hinge = _terms(state, streams, references, piece)
+        weights = torch.tensor(
+            [[m.config.train.kl, m.config.train.hinge] for m in population.members], device=kl.device
+        )
+        loss = (weights[:, 0] * kl + weights[:, 1] * hinge).sum() / len(chosen)
+        gradient = torch.autograd.grad(loss, gates)
+        streams.frozen.settle()
+        if piece.counts:
+            sums.gradient.add_(torch.cat([g.reshape(-1) for g in gradient]))
+            sums.kl.add_(kl.detach() / len(chosen))
+            sums.hinge.add_(hinge.detach() / len(chosen))
+    passes.ranks.sum_(sums)
+    return sums
+
+
+def _terms(state: TrainState, streams: Streams, references: References, piece: Piece) -> tuple[Tensor, Tensor]:
+    """KL and hinge of every member summed over the examples of one pass, float32 [P] each, with graphs to the gates."""
     population = state.population
-    stacked = population.stack()
-    logits = streams.masked(batch, lambda index: population.sample_masks(stacked, index, ids), len(population))
-    kl = kl_divergence(reference, logits, batch).sum(1) / batch_size
-    hinge = torch.zeros_like(kl)
+    ids, stacked = [example.id for example in piece.examples], population.stack()
+    logits = streams.masked(piece.batch, lambda index: population.sample_masks(stacked, index, ids), len(population))
+    kl = kl_divergence(references(piece), logits, piece.batch).sum(1)
     configs = [member.config for member in population.members]
-    if any(config.train.hinge for config in configs):
-        margins = torch.tensor([config.train.margin for config in configs], device=kl.device).unsqueeze(1)
-        hinge = (margins - contrast(logits, batch).logit_difference).clamp(min=0).sum(1) / batch_size
-    expected = population.expected_open(stacked)
+    if not any(config.train.hinge for config in configs):
+        return kl, torch.zeros_like(kl)
+    margins = torch.tensor([config.train.margin for config in configs], device=kl.device).unsqueeze(1)
+    return kl, (margins - contrast(logits, piece.batch).logit_difference).clamp(min=0).sum(1)
+
+
+class Price(NamedTuple):
+    """What the members pay for their size; the same on every rank."""
+
+    gradient: Tensor
+    """float32, laid out as Sums.gradient."""
+    penalty: Tensor
+    """float32 [P]"""
+    expected: dict[str, Tensor]
+    """Expected open nodes by granularity and as `total`, float32 [P]."""
+
+
+def price(state: TrainState) -> Price:
+    """The price of the expected sizes and its gradient."""
+    population = state.population
+    expected = population.expected_open(population.stack())
     prices = []
     for index, (member, duals) in enumerate(zip(population.members, state.duals, strict=True)):
         mine = {name: sizes[index] for name, sizes in expected.items()}
         done = member.step / member.config.train.steps
-        prices.append(
-            total({**duals.terms(mine, done), **fixed_terms(member.config, mine, duals.nodes, done)}).to(kl.device)
-        )
-    return Losses(kl, hinge, torch.stack(prices), expected)
+        prices.append(total({**duals.terms(mine, done), **fixed_terms(member.config, mine, duals.nodes, done)}))
+    device = state.gates[0].device
+    penalty = torch.stack([one.to(device) for one in prices])
+    if penalty.requires_grad:
+        gradient = torch.autograd.grad(penalty.sum(), state.gates, allow_unused=True, materialize_grads=True)
+    else:
+        gradient = [torch.zeros_like(gate) for gate in state.gates]
+    flat = torch.cat([g.reshape(-1) for g in gradient])
+    return Price(flat, penalty.detach(), {name: sizes.detach() for name, sizes in expected.items()})
 
 
 def update(
-    state: TrainState, streams: Streams, cache: ReferenceCache, chosen: Sequence[Example], ranks: Ranks
+    state: TrainState, streams: Streams, references: References, chosen: Sequence[Example], passes: Passes
 ) -> dict[str, Tensor]:
     """One update of every member that still has steps to go, on the examples of the global batch.
 
     Returns what to log, by name float32 [P]. Raises DivergedError on all ranks, before the update, if any value of any
     member on any rank is not finite.
     """
-    members = state.population.members
-    share = ranks.share(chosen)
+    sums = faithfulness(state, streams, references, chosen, passes)
+    cost = price(state)
+    gradient = (sums.gradient + cost.gradient).float()
+    for gate, part in zip(state.gates, gradient.split([g.numel() for g in state.gates]), strict=True):
+        gate.grad = part.view_as(gate)
+    logged = {"kl": sums.kl.float(), "hinge": sums.hinge.float(), "penalty": cost.penalty}
+    logged["gradient_norm"] = _prepare(state, logged)
+    state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    batch = collate(share, full=False, padding=members[0].config.task.padding).to(ranks.device)
-    ids = [example.id for example in share]
-    found = losses(state, streams, batch, ids, cache(batch, ids), len(chosen))
-    weights = torch.tensor([[m.config.train.kl, m.config.train.hinge] for m in members], device=ranks.device)
-    per_member = weights[:, 0] * found.kl + weights[:, 1] * found.hinge + found.penalty / ranks.size
-    per_member.sum().backward()
-    return _apply(state, found, ranks)
+    _advance(state, cost)
+    return logged | {f"open.{name}": sizes for name, sizes in cost.expected.items()}
 
 
-def _apply(state: TrainState, found: Losses, ranks: Ranks) -> dict[str, Tensor]:
-    members = state.population.members
-    logged = {name: getattr(found, name).detach().clone() for name in ("kl", "hinge", "penalty")}
-    ranks.sum_([p.grad for m in members for p in m.parameters()] + [logged["kl"], logged["hinge"]])
+def _prepare(state: TrainState, logged: Mapping[str, Tensor]) -> Tensor:
+    """Clip every member's gradient and set its learning rate; returns the norms before clipping, float32 [P]."""
     norms = []
-    for index, (member, group) in enumerate(zip(members, state.optimizer.param_groups, strict=True)):
+    for index, (member, group) in enumerate(zip(state.population.members, state.optimizer.param_groups, strict=True)):
         train = member.config.train
-        norm = torch.nn.utils.clip_grad_norm_(member.parameters(), train.clip)
-        norms.append(norm)
+        norms.append(torch.nn.utils.clip_grad_norm_(member.parameters(), train.clip))
         group["lr"] = learning_rate(train, member.step / train.steps)
         if member.step >= train.steps:
             for parameter in member.parameters():
                 parameter.grad = None
-        elif not all(torch.isfinite(value[index]) for value in logged.values()) or not torch.isfinite(norm):
+        elif not all(torch.isfinite(value[index]) for value in (*logged.values(), norms)):
             raise DivergedError(
                 f"member {index}, step {state.step + 1}: the loss or its gradient is not finite; the gates were not "
                 f"updated and the last checkpoint is good; lower train.lr ({train.lr:g}) or load the model in float32"
             )
-    logged["gradient_norm"] = torch.stack(norms)
-    logged |= {f"open.{name}": sizes.detach() for name, sizes in found.expected.items()}
-    state.optimizer.step()
-    _advance(state, found)
-    return logged
+    return torch.stack(norms)
 
 
-def _advance(state: TrainState, found: Losses) -> None:
+def _advance(state: TrainState, cost: Price) -> None:
     for index, (member, duals) in enumerate(zip(state.population.members, state.duals, strict=True)):
         train = member.config.train
         if member.step < train.steps:
-            duals.update({name: sizes[index] for name, sizes in found.expected.items()}, member.step / train.steps)
+            duals.update({name: sizes[index] for name, sizes in cost.expected.items()}, member.step / train.steps)
             member.clamp_()
             member.step += 1
     state.step += 1
@@ -136,13 +155,12 @@ def current_masks(state: TrainState) -> list[dict[str, Tensor]]:
     return [discretise(dict(m.log_alpha), population.shapes, m.config.target.sizes()) for m in population.members]
 
 
-@torch.no_grad()
 def validate(
-    state: TrainState, streams: Streams, examples: Sequence[Example], batch_size: int
+    state: TrainState, streams: Streams, examples: Sequence[Example], passes: Passes
 ) -> list[dict[str, float]]:
     """Score the discretised circuits of all members and remember the gates of any that is its best so far."""
     circuits = current_masks(state)
-    scores = score(streams, examples, circuits, batch_size=batch_size)
+    scores = score(streams, examples, circuits, passes)
     rows = []
     for index, (member, masks) in enumerate(zip(state.population.members, circuits, strict=True)):
         sizes = count(masks)
@@ -155,6 +173,7 @@ def validate(
             state.best[index] = Best(objective, member.step, gates)
         means = {name: float(getattr(scores, name)[index].mean()) for name in scores._fields}
         rows.append({**means, "objective": objective, **{f"kept.{name}": size for name, size in sizes.items()}})
+    state.validated = state.step
     return rows
 
 

@@ -1,5 +1,6 @@
 """What training changes: gates, Adam moments, dual variables and the best validated gates of every member."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,13 @@ class TrainState:
     best: list[Best]
     step: int = 0
     """Updates made by the run; a member with fewer steps than the longest stops earlier."""
+    validated: int = 0
+    """The step of the last validation."""
+
+    @property
+    def gates(self) -> list[torch.nn.Parameter]:
+        """log_alpha of all members and granularities, in a fixed order."""
+        return list(self.population.parameters())
 
     @classmethod
     def new(cls, population: Population, nodes: dict[str, int]) -> "TrainState":
@@ -38,10 +46,13 @@ class TrainState:
         duals = [Duals(member.config, nodes) for member in population.members]
         return cls(population, torch.optim.Adam(groups), duals, [Best() for _ in population.members])
 
-    def export(self) -> State:
-        """Tensors and plain data that `restore` needs."""
+    def export(self, base: Mapping[str, str]) -> State:
+        """Tensors and plain data that `restore` needs, beside the hashes of what the run stands on.
+
+        Noise and the order of the data are functions of seeds and steps, so no generator has a state of its own.
+        """
         tensors: dict[str, Tensor] = {}
-        data: dict[str, Any] = {"step": self.step, "members": []}
+        data: dict[str, Any] = {"step": self.step, "validated": self.validated, "members": []}
         for index, (member, duals, best) in enumerate(zip(self.population.members, self.duals, self.best, strict=True)):
             updates = 0
             for name, parameter in member.log_alpha.items():
@@ -56,12 +67,12 @@ class TrainState:
             data["members"].append(
                 {"step": member.step, "updates": updates, "duals": duals.value, "best": [best.objective, best.step]}
             )
-        return State(tensors, data)
+        return State(tensors, data, dict(base))
 
     @torch.no_grad()
     def restore(self, state: State) -> None:
         """Continue exactly where `export` was called; the population must be of the same config."""
-        self.step = state.data["step"]
+        self.step, self.validated = state.data["step"], state.data["validated"]
         for index, saved in enumerate(state.data["members"]):
             member = self.population.members[index]
             member.step, self.duals[index].value = saved["step"], dict(saved["duals"])

@@ -10,6 +10,7 @@ from bigcircuit.gates.granularity import SITE_WIDTH
 from bigcircuit.objective import kl_divergence
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.batch import collate
+from bigcircuit.tasks.passes import Passes
 from tests.test_architectures import SMALL, build, examples
 
 
@@ -34,7 +35,7 @@ def test_integrated_gradients_sum_to_the_change_of_the_loss():
     chosen = examples(3)
     batch = collate(chosen, full=False)
     with Streams(frozen, "interchange") as streams:
-        scores = integrated_gradients(streams, chosen, points=60, batch_size=2)
+        scores = integrated_gradients(streams, chosen, Passes(2), points=60)
         closed = [{s: torch.zeros(1, 1, w(shape)) for s, w in SITE_WIDTH.items()} for shape in frozen.shapes]
         with torch.no_grad():
             logits = streams.masked(batch, lambda i: closed[i], 1)

@@ -20,6 +20,7 @@ from bigcircuit.results import sentences, table
 from bigcircuit.run_folder import RunFolder
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.data import load_task
+from bigcircuit.tasks.passes import Passes
 from bigcircuit.tracking import Trackers
 from tests.runs import run
 
@@ -32,9 +33,9 @@ def test_padding_and_batch_size_change_no_score(embedded, task):
     population = Population([config], frozen.shapes)
     masks = discretise(dict(population.members[0].log_alpha), frozen.shapes, {"total": 900})
     with Streams(frozen, "interchange") as streams:
-        first = score(streams, examples, [masks], batch_size=30, padding="right")
+        first = score(streams, examples, [masks], Passes(30))
         for batch_size, padding in ((1, "right"), (7, "left"), (30, "left")):
-            other = score(streams, examples, [masks], batch_size=batch_size, padding=padding)
+            other = score(streams, examples, [masks], Passes(batch_size, padding=padding))
             for name in first._fields:
                 torch.testing.assert_close(getattr(first, name), getattr(other, name), atol=1e-5, rtol=1e-5, msg=name)
     assert first.kl.mean() > 0.01
@@ -105,7 +106,7 @@ def test_report_is_one_page_with_what_was_found(tmp_path):
 def test_plain_lines_without_a_terminal_and_a_bar_on_one():
     plain, bar = io.StringIO(), io.StringIO()
     for stream, terminal in ((plain, False), (bar, True)):
-        display = Display(True, Console(file=stream, force_terminal=terminal, width=120))
+        display = Display(True, console=Console(file=stream, force_terminal=terminal, width=120))
         with display.training(steps=3, done=0):
             for step in (1, 2, 3):
                 display.step(step, {"kl": 0.5, "neurons": 12.0})
@@ -118,7 +119,7 @@ def test_plain_lines_without_a_terminal_and_a_bar_on_one():
 
 def test_ranks_other_than_the_first_are_silent():
     stream = io.StringIO()
-    display = Display(False, Console(file=stream, force_terminal=True))
+    display = Display(False, console=Console(file=stream, force_terminal=True))
     with display.training(steps=1, done=0):
         display.step(1, {})
     display.say("hello")

@@ -9,8 +9,10 @@ from bigcircuit.gates.hard_concrete import probability_open
 from bigcircuit.gates.noise import Noise, mix
 from bigcircuit.gates.population import Population, node_counts
 from bigcircuit.penalty import Duals
+from bigcircuit.references import References
 from bigcircuit.streams import Streams
-from bigcircuit.train import ReferenceCache, current_masks, update
+from bigcircuit.tasks.passes import Passes
+from bigcircuit.train import current_masks, update
 from bigcircuit.train_state import TrainState
 from tests.test_architectures import SMALL, build, examples
 
@@ -32,11 +34,11 @@ def trained(frozen, settings, checkpointing=False, padding="right", steps=8):
     config = load(None, {**BASE, "population.members": settings, "task.padding": padding})
     population = Population(members(config), frozen.shapes)
     state = TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
-    chosen = examples(4)
+    chosen, passes = examples(4), Passes.of(config, Ranks())
     with Streams(frozen, "interchange", checkpointing) as streams:
-        cache = ReferenceCache(streams)
+        references = References(streams, chosen, passes)
         for _ in range(steps):
-            update(state, streams, cache, chosen, Ranks())
+            update(state, streams, references, chosen, passes)
     return state
 
 

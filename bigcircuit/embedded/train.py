@@ -22,10 +22,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from bigcircuit.embedded.corpus import BEHAVIOURS, Document, documents, held_out
 from bigcircuit.objective import contrast
 from bigcircuit.storage import write_bytes, write_json
-from bigcircuit.tasks.batch import batches
 from bigcircuit.tasks.builders import BUILDERS
 from bigcircuit.tasks.encode import encode
 from bigcircuit.tasks.pair import Example
+from bigcircuit.tasks.passes import Passes
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def accuracy(model: LlamaForCausalLM, examples: Sequence[Example], corrupted: bo
     corrupted: the share of corrupted prompts on which it is the other way round, as it should be where they swap the answer.
     """
     won = []
-    for batch in batches(examples, 64, full=True):
+    for _, batch, _ in Passes(64).over(examples, full=True):
         ids = batch.corrupted if corrupted else batch.clean
         logits = model(input_ids=ids, attention_mask=batch.attention_mask, use_cache=False).logits
         difference = contrast(logits[None, batch.score_row, batch.score_position], batch).logit_difference[0]

@@ -8,12 +8,12 @@ from torch import Tensor
 from bigcircuit.gates.granularity import ATTENTION, MLP, SITE_WIDTH
 from bigcircuit.objective import kl_divergence
 from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import batches
 from bigcircuit.tasks.pair import Example
+from bigcircuit.tasks.passes import Passes
 
 
 def integrated_gradients(
-    streams: Streams, examples: Sequence[Example], *, points: int, batch_size: int, padding: str = "right"
+    streams: Streams, examples: Sequence[Example], passes: Passes, *, points: int
 ) -> dict[str, list[Tensor]]:
     """How much opening each site neuron lowers KL(reference || circuit), by site a list of [n], one a layer.
 
@@ -27,16 +27,20 @@ def integrated_gradients(
     }
     total = {site: [torch.zeros_like(mask) for mask in rows] for site, rows in masks.items()}
     flat = [mask.requires_grad_() for rows in masks.values() for mask in rows]
-    for batch in batches(examples, batch_size, full=False, padding=padding, device=device):
-        reference = streams.reference(batch)
+    sums_by_layer = [sums for rows in total.values() for sums in rows]
+    for piece in passes.over(examples, full=False):
+        passes.ranks.stop_if_asked()
+        reference = streams.reference(piece.batch)
         for point in range(points):
             with torch.no_grad():
                 for mask in flat:
                     mask.fill_((point + 0.5) / points)
-            logits = streams.masked(batch, lambda index: {site: rows[index] for site, rows in masks.items()}, 1)
-            gradients = torch.autograd.grad(kl_divergence(reference, logits, batch).sum(), flat)
-            for sums, gradient in zip((t for rows in total.values() for t in rows), gradients, strict=True):
-                sums -= gradient / (points * len(examples))
+            logits = streams.masked(piece.batch, lambda index: {site: rows[index] for site, rows in masks.items()}, 1)
+            gradients = torch.autograd.grad(kl_divergence(reference, logits, piece.batch).sum(), flat)
+            streams.frozen.settle()
+            for sums, gradient in zip(sums_by_layer, gradients, strict=True):
+                sums -= gradient * piece.counts / (points * len(examples))
+    passes.ranks.sum_(sums_by_layer)
     return {site: [sums[0, 0] for sums in rows] for site, rows in total.items()}
 
 

@@ -14,8 +14,9 @@ from bigcircuit.evaluation.bootstrap import Estimate, estimate
 from bigcircuit.gates.discretise import site_masks
 from bigcircuit.objective import contrast, exact_match, kl_divergence
 from bigcircuit.streams import MaskSource, Streams
-from bigcircuit.tasks.batch import batches
+from bigcircuit.tasks.batch import Batch
 from bigcircuit.tasks.pair import Example
+from bigcircuit.tasks.passes import Passes
 
 
 class ExampleScores(NamedTuple):
@@ -47,32 +48,36 @@ def score(
     streams: Streams,
     examples: Sequence[Example],
     circuits: Sequence[Mapping[str, Tensor]] | None,
-    *,
-    batch_size: int,
-    padding: str = "right",
+    passes: Passes,
 ) -> ExampleScores:
-    """Scores of P circuits, or with None of the full model itself (P = 1), in the order of `examples`."""
-    device = streams.frozen.device
+    """Scores of P circuits, or with None of the full model itself (P = 1), in the order of `examples`, on CPU.
+
+    The ranks divide the work and all get all scores.
+    """
     source = None if circuits is None else mask_source(circuits, streams)
-    parts: list[ExampleScores] = []
-    ids: list[Tensor] = []
-    for batch in batches(examples, batch_size, full=True, padding=padding, device=device):
-        reference = streams.reference(batch)
-        logits = reference.unsqueeze(0) if source is None else streams.masked(batch, source, len(circuits))
-        right_wrong = contrast(logits, batch)
-        parts.append(
-            ExampleScores(
-                kl_divergence(reference, logits, batch),
-                right_wrong.logit_difference,
-                right_wrong.probability_difference,
-                (right_wrong.logit_difference > 0).float(),
-                exact_match(reference, logits, batch).float(),
-            )
-        )
-        ids.append(batch.ids)
+    found = torch.zeros(len(ExampleScores._fields), len(circuits or [None]), len(examples))
     place = {example.id: index for index, example in enumerate(examples)}
-    order = torch.argsort(torch.tensor([place[i] for i in torch.cat(ids).tolist()]))
-    return ExampleScores(*(torch.cat(columns, dim=1).cpu()[:, order] for columns in zip(*parts, strict=True)))
+    for piece in passes.over(examples, full=True):
+        passes.ranks.stop_if_asked()
+        reference = streams.reference(piece.batch)
+        logits = reference.unsqueeze(0) if source is None else streams.masked(piece.batch, source, len(circuits or ()))
+        if piece.counts:
+            scores = score_logits(reference, logits, piece.batch)
+            found[:, :, [place[example.id] for example in piece.examples]] = torch.stack(scores).cpu()
+    passes.ranks.sum_([found])
+    return ExampleScores(*found)
+
+
+def score_logits(reference: Tensor, logits: Tensor, batch: Batch) -> ExampleScores:
+    """Scores from logits at the scored positions: reference [S, V], circuits [P, S, V]."""
+    right_wrong = contrast(logits, batch)
+    return ExampleScores(
+        kl_divergence(reference, logits, batch),
+        right_wrong.logit_difference,
+        right_wrong.probability_difference,
+        (right_wrong.logit_difference > 0).float(),
+        exact_match(reference, logits, batch).float(),
+    )
 
 
 def summarise(scores: ExampleScores, full: ExampleScores, member: int) -> dict[str, Estimate]:

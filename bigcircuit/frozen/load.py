@@ -12,6 +12,7 @@ from bigcircuit.config import ModelConfig
 from bigcircuit.embedded import PATH as EMBEDDED
 from bigcircuit.errors import UserError
 from bigcircuit.frozen.sites import FrozenModel, architecture_of, find_sites
+from bigcircuit.sharding import Settings, loading_in_pieces, shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,23 +53,32 @@ def load_tokenizer(config: ModelConfig) -> Any | None:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def load_frozen(config: ModelConfig, device: torch.device | str = "cpu") -> FrozenModel:
-    """Load the model, put the adapter on if there is one, freeze it, and find its sites. Raises UserError."""
+def load_frozen(
+    config: ModelConfig, device: torch.device | str = "cpu", sharding: Settings | None = None
+) -> FrozenModel:
+    """Load the model, put the adapter on if there is one, freeze it, and find its sites. Raises UserError.
+
+    sharding: a DeepSpeed config of stage 3, for weights in pieces on the ranks; without it every rank has them whole.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model = _open(
-        AutoModelForCausalLM,
-        config,
-        dtype=DTYPES[config.dtype],
-        attn_implementation=config.attention,
-        use_safetensors=True,  # the other format is a pickle
-    )
+    with loading_in_pieces(sharding, DTYPES[config.dtype]):
+        model = _open(
+            AutoModelForCausalLM,
+            config,
+            dtype=DTYPES[config.dtype],
+            attn_implementation=config.attention,
+            use_safetensors=True,  # the other format is a pickle
+        )
     if config.adapter:
         model = _adapt(model, config.adapter)
     model.requires_grad_(False)
-    return find_sites(model.eval().to(device))
+    model.eval()
+    return (
+        find_sites(model.to(device)) if sharding is None else shard(find_sites(model), torch.device(device), sharding)
+    )
 
 
 def skeleton(config: ModelConfig) -> FrozenModel:
@@ -119,10 +129,10 @@ def sha256(path: Path) -> str:
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:
-    """Hashes that identify the base model: `config`, `weights` (of all weight files), `tokenizer`, each sha256 or ""."""
-    folder = _folder(config)
+    """Hashes of the base model: `config`, `weights` (of all weight files), `tokenizer`, `adapter`, each sha256 or ""."""
+    folder = _folder(resolve(config), config.revision)
 
-    def together(pattern: str) -> str:
+    def together(pattern: str, folder: Path = folder) -> str:
         files = sorted(folder.glob(pattern))
         if len(files) == 1:
             return sha256(files[0])
@@ -132,13 +142,14 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
         "config": together("config.json"),
         "weights": together("*.safetensors"),
         "tokenizer": together("tokenizer.json"),
+        "adapter": together("adapter_model.safetensors", _folder(config.adapter, None)) if config.adapter else "",
     }
 
 
-def _folder(config: ModelConfig) -> Path:
-    path = Path(resolve(config))
-    if path.is_dir():
-        return path
+def _folder(path: str, revision: str | None) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(resolve(config), revision=config.revision, local_files_only=True))
+    return Path(snapshot_download(path, revision=revision, local_files_only=True))

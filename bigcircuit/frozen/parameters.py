@@ -14,6 +14,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from bigcircuit.frozen.sites import FrozenModel, Layer
+from bigcircuit.sharding import numel
 
 
 class Kept(NamedTuple):
@@ -42,7 +43,7 @@ def parameters_kept(frozen: FrozenModel, masks: Mapping[str, Tensor]) -> Kept:
         kept += int(mlp.sum()) * (costs.mlp_row + outputs)
         kept += costs.attention_rest * bool(neurons.any()) + costs.mlp_rest * bool(mlp.any())
         kept += costs.layer_rest * bool(neurons.any() or mlp.any())
-        total += sum(p.numel() for p in layer.module.parameters())
+        total += sum(numel(p) for p in layer.module.parameters())
     return Kept(kept, total)
 
 
@@ -67,7 +68,7 @@ def _costs(frozen: FrozenModel, layer: Layer) -> _Costs:
     rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     attention_rest = attention - qkv - shape.heads * shape.head_dim * shape.hidden
     mlp_rest = mlp - inputs - shape.intermediate * shape.hidden
-    everything = sum(p.numel() for p in layer.module.parameters())
+    everything = sum(numel(p) for p in layer.module.parameters())
     return _Costs(qkv // rows, inputs // shape.intermediate, attention_rest, mlp_rest, everything - attention - mlp)
 
 
@@ -78,4 +79,4 @@ def _child(module: nn.Module, path: str) -> nn.Module:
 def _size(module: nn.Module) -> int:
     """Parameters of the projection itself, without those of an adapter inside it."""
     base = getattr(module, "base_layer", module)
-    return sum(p.numel() for p in base.parameters())
+    return sum(numel(p) for p in base.parameters())

@@ -31,11 +31,15 @@ class FrozenModel:
     layers: tuple[Layer, ...]
     head: nn.Module
     """The vocabulary projection."""
+    device: torch.device
+    """Where inputs have to be."""
+    engine: Any = None
+    """The DeepSpeed engine that holds the weights in pieces; None where they are whole."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where inputs have to be."""
-        return next(self.model.parameters()).device
+    def settle(self) -> None:
+        """To be called after a backward pass: weights that ZeRO gathered for it and still holds are let go."""
+        if self.engine is not None:
+            self.engine.optimizer.release_backward_leftovers()
 
     @property
     def shapes(self) -> tuple[LayerShape, ...]:
@@ -57,7 +61,7 @@ def find_sites(model: Any) -> FrozenModel:
     """Locate layers and sites of a loaded (or meta-device) causal language model; a PEFT adapter may sit inside it."""
     row = architecture_of(model.config)
     layers = tuple(_layer(module, row, model.config) for module in attrgetter(row.layers)(model))
-    return FrozenModel(model, row, layers, model.get_output_embeddings())
+    return FrozenModel(model, row, layers, model.get_output_embeddings(), next(model.parameters()).device)
 
 
 def _layer(module: nn.Module, row: Architecture, config: Any) -> Layer:

@@ -26,8 +26,7 @@ def write_report(
     summary: Mapping[str, Any],
     masks: Sequence[Mapping[str, Tensor]],
     metrics: Sequence[Mapping[str, Any]],
-    data: TaskData,
-    tokenizer: Any,
+    shown: Sequence[Mapping[str, str]],
     streams: Streams,
 ) -> None:
     """Render the page of a run: sizes, scores, the kept parts layer by layer, curves, example predictions, settings."""
@@ -48,7 +47,7 @@ def write_report(
     page = environment.get_template("page.html").render(
         summary=summary,
         members=members,
-        examples=examples(streams, masks[0], data, tokenizer),
+        examples=shown,
         config=json.dumps(config.model_dump(mode="json"), indent=2),
     )
     write_bytes(folder.report, page.encode())
@@ -83,7 +82,7 @@ def layers(masks: Mapping[str, Tensor], streams: Streams) -> list[dict[str, Any]
 
 
 @torch.no_grad()
-def examples(streams: Streams, masks: Mapping[str, Tensor], data: TaskData, tokenizer: Any) -> list[dict[str, str]]:
+def predictions(streams: Streams, masks: Mapping[str, Tensor], data: TaskData, tokenizer: Any) -> list[dict[str, str]]:
     """What the full model, the circuit and its complement predict first on some held-out prompts."""
     chosen = data.splits["test"][:_EXAMPLES]
     batch = collate(chosen, full=False).to(streams.frozen.device)

@@ -7,7 +7,7 @@ it, and rows of their own beyond.
 Shapes: B examples, R rows, T tokens, S scored positions, C continuations, K continuation tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -144,20 +144,6 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
         torch.tensor(owner),
         torch.tensor(correct),
     )
-
-
-def batches(
-    examples: Sequence[Example],
-    batch_size: int,
-    *,
-    full: bool,
-    padding: str = "right",
-    device: torch.device | str = "cpu",
-) -> Iterator[Batch]:
-    """Every example once, sorted by length so that little is padded."""
-    order = sorted(examples, key=lambda e: (len(e.clean) + len(e.answers[0]), e.id))
-    for start in range(0, len(order), batch_size):
-        yield collate(order[start : start + batch_size], full=full, padding=padding).to(device)
 
 
 def train_order(count: int, batch_size: int, step: int, seed: int) -> list[int]:

@@ -1,0 +1,31 @@
+"""What a run stands on: hashes of the base model and of the pairs, compared at resume and between ranks."""
+
+import os
+from collections.abc import Mapping
+
+from bigcircuit.config import Config
+from bigcircuit.errors import UserError
+from bigcircuit.frozen.load import fingerprint
+from bigcircuit.run_folder import RunFolder
+from bigcircuit.tasks.data import TaskData
+
+
+def identity(config: Config, data: TaskData) -> dict[str, str]:
+    """sha256 of model config, weights, tokenizer and adapter, and of the pairs, by name.
+
+    Weights are read once a host: other ranks leave the hashes of the model empty.
+    """
+    first_on_host = os.environ.get("LOCAL_RANK", "0") == "0"
+    found = fingerprint(config.model) if first_on_host else {}
+    names = ("config", "weights", "tokenizer", "adapter")
+    return {f"model {name}": found.get(name, "") for name in names} | {"pairs": data.sha256}
+
+
+def check_same(folder: RunFolder, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises UserError naming what has changed since the checkpoint was written."""
+    for name, value in now.items():
+        if value and before.get(name) and before[name] != value:
+            raise UserError(
+                f"{folder.path}: its checkpoint was made with another {name} (sha256 {before[name][:12]}, now {value[:12]}); "
+                "put the files back, name another output or use --fresh"
+            )

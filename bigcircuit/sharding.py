@@ -1,0 +1,138 @@
+"""Frozen weights in pieces: a model whose parameters DeepSpeed ZeRO stage 3 divides over the ranks.
+
+Decoder layers are ZeRO leaf modules: a layer's weights are gathered in one go when it is entered, serve both streams and all
+members, and are let go when it is left; once more in the backward pass. Gates, their moments and their gradients are no part
+of the model and stay whole on every rank.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bigcircuit.errors import UserError
+from bigcircuit.frozen.sites import FrozenModel
+
+Settings = dict[str, Any]
+_NOT_OURS = {
+    "optimizer": "the gates have an optimizer of their own (train.lr)",
+    "scheduler": "the gates have a schedule of their own (train.lr, train.lr_final)",
+    "bf16": "it would cast gates to bfloat16; set model.dtype",
+    "fp16": "it would cast gates to float16; set model.dtype",
+    "train_batch_size": "set train.batch_size",
+    "train_micro_batch_size_per_gpu": "set train.micro_batch_size",
+    "gradient_accumulation_steps": "set train.micro_batch_size",
+    "gradient_clipping": "set train.clip",
+}
+"""Sections of a DeepSpeed config that belong to our own settings, and what to do instead."""
+
+
+def read_settings(path: str | None) -> Settings | None:
+    """The DeepSpeed config of a run, or None when weights stay whole on every rank.
+
+    Below stage 3 ZeRO divides gradients and optimizer state, of which frozen weights have none. Raises UserError.
+    """
+    if path is None:
+        return None
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"deepspeed {path}: no such file; configs/deepspeed/ holds six to choose from") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"deepspeed {path}: not a JSON file ({error})") from error
+    zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"deepspeed {path}: zero_optimization.stage is {stage!r}; set it to 0, 1, 2 or 3")
+    for name, instead in _NOT_OURS.items():
+        if name in settings:
+            raise UserError(f"deepspeed {path}: take {name} out, {instead}")
+    _check_nvme(path, zero.get("offload_param") or {})
+    return settings if stage == 3 else None
+
+
+def _check_nvme(path: str, offload: Mapping[str, Any]) -> None:
+    if offload.get("device") != "nvme":
+        return
+    folder = Path(str(offload.get("nvme_path", "")))
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(
+            f"deepspeed {path}: offload_param.nvme_path {folder} is no folder to write to; make it or change it"
+        )
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible():
+        raise UserError(
+            f"deepspeed {path}: offloading to NVMe needs DeepSpeed's async_io, which needs libaio and a C++ compiler "
+            "(Debian: apt install libaio-dev g++ ninja-build); install them or use zero3_offload_cpu.json"
+        )
+
+
+@contextmanager
+def loading_in_pieces(settings: Settings | None, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, `from_pretrained` keeps this rank's piece of every parameter and never makes the whole model."""
+    if settings is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    # The section is for loading alone: without it transformers keeps float32 whatever dtype was asked for.
+    precision = {torch.bfloat16: {"bf16": {"enabled": True}}, torch.float16: {"fp16": {"enabled": True}}}.get(dtype, {})
+    _prepare_deepspeed()
+    held = HfDeepSpeedConfig({**_numbers(settings, 0), **precision})  # transformers keeps a weak reference only
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del held
+
+
+def _prepare_deepspeed() -> None:
+    """Have DeepSpeed use the process group there is, quietly and without compiling anything."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even where there is one process
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__ as operators
+    from deepspeed.utils import logger
+
+    logger.setLevel("WARNING")
+    operators["deepspeed_shm_comm"] = False  # a C++ extension that is built with g++ on first use; gloo does the same
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def shard(frozen: FrozenModel, device: torch.device, settings: Settings) -> FrozenModel:
+    """Hand the frozen model to DeepSpeed: from here on its parameters are in pieces outside their layer's turn."""
+    import deepspeed
+    from deepspeed.utils import set_z3_leaf_module
+
+    for layer in frozen.layers:
+        set_z3_leaf_module(layer.module, True)
+    largest = max(sum(map(numel, layer.module.parameters())) for layer in frozen.layers)
+    engine, *_ = deepspeed.initialize(model=frozen.model, config=_numbers(settings, largest))
+    # The engine's own forward would refuse a backward pass that it does not run; its hooks sit on the module.
+    return replace(frozen, model=engine.module, device=device, engine=engine)
+
+
+def numel(parameter: torch.Tensor) -> int:
+    """Entries of a parameter, whether it is whole or in pieces."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def _numbers(settings: Settings, largest: int) -> Settings:
+    """The config with its `auto` values filled in: fetch one layer ahead and hold no more than two."""
+    zero = dict(settings["zero_optimization"])
+    values = {
+        "stage3_prefetch_bucket_size": largest,
+        "stage3_max_live_parameters": 2 * largest,
+    }
+    zero |= {name: value for name, value in values.items() if zero.get(name) == "auto"}
+    return {**settings, "zero_optimization": zero, "train_micro_batch_size_per_gpu": 1}
