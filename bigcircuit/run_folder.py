@@ -18,6 +18,18 @@ from bigcircuit.storage import write_bytes, write_json
 LIBRARIES = ("bigcircuit", "torch", "transformers", "safetensors", "deepspeed", "peft", "accelerate")
 
 
+HOW = (
+    "output",
+    "deepspeed",
+    "train.checkpointing",
+    "train.micro_batch_size",
+    "train.keep_checkpoints",
+    "tracking.trackers",
+    "tracking.project",
+)
+"""Settings of how a run is made and not of what it finds; a run that was stopped may go on with others."""
+
+
 class RunFolder(NamedTuple):
     """Paths of one run."""
 
@@ -106,8 +118,8 @@ def _check_same(folder: RunFolder, config: Config) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder.config}: not a run's config.json; name another output or use --fresh") from error
     old, new = (dict(flatten(c)) for c in (before, config.model_dump(mode="json")))
-    for key in sorted((old.keys() | new.keys()) - {"output"}):
-        if old.get(key) != new.get(key):
+    for key in sorted(old.keys() | new.keys()):
+        if key not in HOW and old.get(key) != new.get(key):
             raise UserError(
                 f"{folder.path}: holds a run with {key} {old.get(key)!r}, not {new.get(key)!r}; "
                 "name another output or use --fresh"
