@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigcircuit.errors import ReportedError, Stopped, UserError
+from bigcircuit.launching import announced, name_interface
 from bigcircuit.stopping import StopRequest
 from bigcircuit.watch import Watch, meet
 
@@ -56,7 +57,8 @@ class Ranks:
         if self.watch is None:
             return True
         if error.everywhere:
-            self.wait()  # until the first rank has saved what there is to save
+            with suppress(RuntimeError):
+                self.wait()  # until the first rank has saved what there is to save
             self.watch.leave()
         elif self.first:
             self.watch.leave(str(error), error.exit_code)
@@ -128,17 +130,19 @@ def joined() -> Iterator[Ranks]:
 
 
 def _stopped(number: int, _: FrameType | None) -> None:
-    raise Stopped(number)
+    error = Stopped(number)
+    error.everywhere = False  # it comes when it comes: the other ranks are somewhere else
+    raise error
 
 
 def _start() -> Ranks:
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    rank, size, local = announced()
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:
         return Ranks(device=device)
+    name_interface(size)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
 
     def agree(number: int) -> int:

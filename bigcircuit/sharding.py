@@ -5,10 +5,14 @@ members, and are let go when it is left; once more in the backward pass. Gates, 
 of the model and stay whole on every rank.
 """
 
+import ctypes
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,9 @@ import torch.distributed as dist
 
 from bigcircuit.errors import UserError
 from bigcircuit.frozen.sites import FrozenModel
+
+_LONGEST_BUILD = 900
+"""Seconds that DeepSpeed's async_io may take to compile."""
 
 Settings = dict[str, Any]
 _NOT_OURS = {
@@ -65,18 +72,30 @@ def _check_nvme(path: str, offload: Mapping[str, Any]) -> None:
         raise UserError(
             f"deepspeed {path}: offload_param.nvme_path {folder} is no folder to write to; make it or change it"
         )
+    os.environ.setdefault("DS_ACCELERATOR", _accelerator())
     from deepspeed.ops.op_builder import AsyncIOBuilder
+    from torch.utils.cpp_extension import _get_build_directory
 
-    if not AsyncIOBuilder().is_compatible():
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # ninja lies beside python
+    for name in ("async_io", "pin_memory"):
+        lock = Path(_get_build_directory(name, False), "lock")
+        if lock.exists() and time.time() - lock.stat().st_mtime > _LONGEST_BUILD:
+            raise UserError(f"deepspeed {path}: a build was cut off and left {lock}, which torch waits for; remove it")
+    try:
+        AsyncIOBuilder().load(verbose=False)  # compiles on first use
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
         raise UserError(
             f"deepspeed {path}: offloading to NVMe needs DeepSpeed's async_io, which needs libaio and a C++ compiler "
-            "(Debian: apt install libaio-dev g++ ninja-build); install them or use zero3_offload_cpu.json"
-        )
+            f"({str(error).splitlines()[0]}; Debian: apt install libaio-dev g++); install them or use zero3_offload_cpu.json"
+        ) from error
 
 
 @contextmanager
 def loading_in_pieces(settings: Settings | None, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, `from_pretrained` keeps this rank's piece of every parameter and never makes the whole model."""
+    """Inside, `from_pretrained` keeps this rank's piece of every parameter and never makes the whole model.
+
+    settings: completed, as for `shard`.
+    """
     if settings is None:
         yield
         return
@@ -85,7 +104,7 @@ def loading_in_pieces(settings: Settings | None, dtype: torch.dtype) -> Iterator
     # The section is for loading alone: without it transformers keeps float32 whatever dtype was asked for.
     precision = {torch.bfloat16: {"bf16": {"enabled": True}}, torch.float16: {"fp16": {"enabled": True}}}.get(dtype, {})
     _prepare_deepspeed()
-    held = HfDeepSpeedConfig({**_numbers(settings, 0), **precision})  # transformers keeps a weak reference only
+    held = HfDeepSpeedConfig({**settings, **precision})  # transformers keeps a weak reference only
     try:
         yield
     finally:
@@ -95,13 +114,14 @@ def loading_in_pieces(settings: Settings | None, dtype: torch.dtype) -> Iterator
 
 def _prepare_deepspeed() -> None:
     """Have DeepSpeed use the process group there is, quietly and without compiling anything."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", _accelerator())
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even where there is one process
     import deepspeed
     from deepspeed.ops import __compatible_ops__ as operators
     from deepspeed.utils import logger
 
     logger.setLevel("WARNING")
+    _give_freed_memory_back()
     operators["deepspeed_shm_comm"] = False  # a C++ extension that is built with g++ on first use; gloo does the same
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -109,15 +129,28 @@ def _prepare_deepspeed() -> None:
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
+def _accelerator() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _give_freed_memory_back() -> None:
+    """Have glibc hand gathered weights back to the system when they are freed; else it keeps the most there ever was."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 16))  # M_MMAP_THRESHOLD, bytes
+
+
 def shard(frozen: FrozenModel, device: torch.device, settings: Settings) -> FrozenModel:
-    """Hand the frozen model to DeepSpeed: from here on its parameters are in pieces outside their layer's turn."""
+    """Hand the frozen model to DeepSpeed: from here on its parameters are in pieces outside their layer's turn.
+
+    settings: completed, see `complete`. A model that was loaded whole is divided here.
+    """
+    _prepare_deepspeed()
     import deepspeed
     from deepspeed.utils import set_z3_leaf_module
 
     for layer in frozen.layers:
         set_z3_leaf_module(layer.module, True)
-    largest = max(sum(map(numel, layer.module.parameters())) for layer in frozen.layers)
-    engine, *_ = deepspeed.initialize(model=frozen.model, config=_numbers(settings, largest))
+    engine, *_ = deepspeed.initialize(model=frozen.model, config=settings)
     # The engine's own forward would refuse a backward pass that it does not run; its hooks sit on the module.
     return replace(frozen, model=engine.module, device=device, engine=engine)
 
@@ -127,12 +160,17 @@ def numel(parameter: torch.Tensor) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
-def _numbers(settings: Settings, largest: int) -> Settings:
-    """The config with its `auto` values filled in: fetch one layer ahead and hold no more than two."""
+def complete(settings: Settings, frozen: FrozenModel) -> Settings:
+    """The config with its `auto` values filled in for a model: fetch one layer ahead and hold no more than two."""
+    largest = max(sum(map(numel, layer.module.parameters())) for layer in frozen.layers)
     zero = dict(settings["zero_optimization"])
-    values = {
-        "stage3_prefetch_bucket_size": largest,
-        "stage3_max_live_parameters": 2 * largest,
-    }
-    zero |= {name: value for name, value in values.items() if zero.get(name) == "auto"}
+    _fill(zero, {"stage3_prefetch_bucket_size": largest, "stage3_max_live_parameters": 2 * largest})
+    if "offload_param" in zero:
+        zero["offload_param"] = dict(zero["offload_param"])
+        # A piece on disk is padded to the alignment of the file system.
+        _fill(zero["offload_param"], {"buffer_size": max(map(numel, frozen.model.parameters())) + (1 << 14)})
     return {**settings, "zero_optimization": zero, "train_micro_batch_size_per_gpu": 1}
+
+
+def _fill(section: dict[str, Any], values: Mapping[str, int]) -> None:
+    section.update({name: value for name, value in values.items() if section.get(name) == "auto"})

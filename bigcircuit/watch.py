@@ -25,7 +25,11 @@ SILENCE = 15.0
 EXIT_CODE = 5
 _IDLE_SHARE = 0.02
 """A process that uses less of one core than this does nothing: the beat itself uses less."""
-_COMMUNICATION = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/zero/partition")
+_WAITING = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/zero/partition", "torch/utils/cpp_extension")
+"""Code that waits for other ranks, or for a compiler."""
+
+
+_FAMILY: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
 
 
 def meet(rank: int, size: int, host: str, agree: Callable[[int], int]) -> dict[int, socket.socket]:
@@ -34,7 +38,7 @@ def meet(rank: int, size: int, host: str, agree: Callable[[int], int]) -> dict[i
         link = socket.create_connection((host, agree(0)), timeout=60)
         link.sendall(f"{rank:8d}".encode())
         return {0: link}
-    with socket.create_server(("", 0), backlog=size) as server:
+    with socket.create_server(("", 0), backlog=size, **_FAMILY) as server:
         server.settimeout(60)
         agree(server.getsockname()[1])
         links = [server.accept()[0] for _ in range(size - 1)]
@@ -92,9 +96,6 @@ class Watch:
 
     def _end(self, other: int, beat: Mapping[str, Any], found: str) -> None:
         left, code = beat.get("left", ""), beat.get("code") or EXIT_CODE
-        if not left and beat.get("place") == _PLACE:
-            with suppress(OSError):
-                os.kill(beat["pid"], signal.SIGKILL)  # a launcher that asks politely would wait for it in vain
         last = "" if left else f"; its last line: {beat.get('line', 'none')}{beat.get('at', '')}"
         where = f" on {beat['host']}" if beat else ""
         message = f"bigcircuit: rank {other}{where} {found}{last}; the same command goes on from the last checkpoint"
@@ -102,6 +103,9 @@ class Watch:
         if self._rank == 0 or (self._rank == 1 and not left):
             sys.stderr.write(message + "\n")
             sys.stderr.flush()
+        if not left and beat.get("place") == _PLACE:
+            with suppress(OSError):
+                os.kill(beat["pid"], signal.SIGKILL)  # a launcher that asks politely would wait for it in vain
         self.leave(message, code)
         time.sleep(0.5)  # let the others read why, before they see the connection break
         os._exit(code)
@@ -192,7 +196,7 @@ class _Activity:
             "place": _PLACE,
             "beats": self._beats,
             "active": busy > _IDLE_SHARE * seconds or read > 0,
-            "waits": any(part in frame.f_code.co_filename for frame in frames[:8] for part in _COMMUNICATION),
+            "waits": any(part in frame.f_code.co_filename for frame in frames[:8] for part in _WAITING),
             "at": f" ({Path(ours.f_code.co_filename).name}:{ours.f_lineno})" if ours else "",
         }
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bigcircuit.circuit import Circuit
-from tests.hosts import CABLE, NotPermittedError, two_hosts
+from tests.hosts import NotPermittedError, two_hosts
 from tests.runs import QUICK, run
 
 ROOT = Path(__file__).parents[1]
@@ -22,8 +22,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "DS_ACCELERATOR": "cpu",
     "HF_HUB_OFFLINE": "1",
-    # Without it gloo announces what the name of the machine resolves to, which the other host cannot reach.
-    "GLOO_SOCKET_IFNAME": CABLE,
 }
 
 # Slurm, as far as launchers/slurm.sh sees it: the names of the hosts, and one copy of the command on each.

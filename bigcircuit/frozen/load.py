@@ -12,7 +12,7 @@ from bigcircuit.config import ModelConfig
 from bigcircuit.embedded import PATH as EMBEDDED
 from bigcircuit.errors import UserError
 from bigcircuit.frozen.sites import FrozenModel, architecture_of, find_sites
-from bigcircuit.sharding import Settings, loading_in_pieces, shard
+from bigcircuit.sharding import Settings, complete, loading_in_pieces, shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -64,6 +64,8 @@ def load_frozen(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    if sharding is not None:
+        sharding = complete(sharding, skeleton(config))
     with loading_in_pieces(sharding, DTYPES[config.dtype]):
         model = _open(
             AutoModelForCausalLM,

@@ -1,0 +1,20 @@
+"""Several runs of prune in one start of the ranks: `python -m tests.series RUNS.json`, a list of dotted overrides each."""
+
+import json
+import sys
+from pathlib import Path
+
+from bigcircuit.config_file import load
+from bigcircuit.distributed import joined
+from bigcircuit.prune import prune
+
+
+def main() -> None:
+    """Run them one after the other on all ranks."""
+    with joined() as ranks:
+        for overrides in json.loads(Path(sys.argv[1]).read_text()):
+            prune(load(None, overrides), ranks)
+
+
+if __name__ == "__main__":
+    main()
