@@ -1,0 +1,322 @@
+"""Step time, peak memory and tokens per second of large models with random weights, made on the device in bfloat16.
+
+The floor is what the plain Hugging Face model needs for the same batch with the same weights, whole (stage 0) or in pieces
+(ZeRO stage 3): one forward pass without a graph, and one forward and backward pass with respect to activations only. Floor and
+updates alternate in one process; times are medians. Every row is kept in a JSON file beside the table and replaced when it is
+measured again, so one size, stage or population at a time will do:
+
+    python benchmarks/gpu.py --sizes 7b --stages 0 --members 1 4 8
+    torchrun --nproc-per-node 4 benchmarks/gpu.py --sizes 32b --stages 3
+"""
+
+import argparse
+import gc
+import json
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from bigcircuit.config import Config
+from bigcircuit.config_file import load, members
+from bigcircuit.distributed import Ranks, joined
+from bigcircuit.frozen.sites import FrozenModel, find_sites
+from bigcircuit.gates.population import Population, node_counts
+from bigcircuit.references import References
+from bigcircuit.sharding import Settings, complete, loading_in_pieces, read_settings, shard
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.pair import Example
+from bigcircuit.tasks.passes import Passes
+from bigcircuit.train import update
+from bigcircuit.train_state import TrainState
+
+OUTPUT = Path(__file__).with_suffix(".md")
+STAGES = Path(__file__).parents[1] / "configs/deepspeed"
+GIB = 2**30
+_FIELDS = "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
+SIZES = {
+    "tiny": ("llama", 512, 64, 128, 2, 4, 2),  # to try the script without a GPU
+    "7b": ("llama", 32_000, 4096, 11_008, 32, 32, 32),  # Llama 2 7B
+    "13b": ("llama", 32_000, 5120, 13_824, 40, 40, 40),  # Llama 2 13B
+    "32b": ("qwen2", 152_064, 5120, 27_648, 64, 40, 8),  # Qwen 2.5 32B
+}
+
+
+class Case(NamedTuple):
+    """What is measured for several populations in turn."""
+
+    size: str
+    stage: int
+    """Of ZeRO: 0 whole weights, 3 weights in pieces."""
+    batch: int
+    """Pairs of one rank, in one pass."""
+    tokens: int
+    """Length of a prompt."""
+    checkpointing: bool
+    """Of updates and floor alike."""
+
+
+class Row(NamedTuple):
+    """One population. Times are seconds, memory is GiB of the first rank; None where there is none or it did not fit."""
+
+    case: Case
+    members: int
+    ranks: int
+    measured: str
+    """When and on what."""
+    predicted: float | None = None
+    floor: float | None = None
+    update: float | None = None
+    ratio: float | None = None
+    """Median of update / floor in the same round."""
+    floor_peak: float | None = None
+    peak: float | None = None
+
+
+class Cost(NamedTuple):
+    """Of one call."""
+
+    seconds: float
+    peak: int | None
+    """Most bytes allocated on the GPU; None without one."""
+
+
+def deepspeed(stage: int) -> Settings | None:
+    """The DeepSpeed config that comes with the package; None for whole weights."""
+    return read_settings(str(STAGES / f"zero{stage}.json"))
+
+
+def build(size: str, stage: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> FrozenModel:
+    """A frozen model with random weights, made where it will be used: on the device, under ZeRO-3 in pieces at once."""
+    disable_progress_bar()
+    sharding = deepspeed(stage)
+    if sharding is not None:
+        sharding = complete(sharding, build(size, 0, torch.device("meta"), dtype))
+    config = AutoConfig.for_model(**dict(zip(_FIELDS, SIZES[size], strict=True)))
+    torch.manual_seed(0)
+    with loading_in_pieces(sharding, dtype), device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    frozen = find_sites(model.requires_grad_(False).eval())
+    return frozen if sharding is None else shard(frozen, device, sharding)
+
+
+@contextmanager
+def built(case: Case, device: torch.device) -> Iterator[FrozenModel]:
+    """The model of a case; its weights are let go at the end, also where DeepSpeed still holds on to its modules."""
+    frozen = build(case.size, case.stage, device)
+    if case.checkpointing:
+        frozen.model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield frozen
+    finally:
+        for parameter in frozen.model.parameters():
+            for tensor in (parameter, getattr(parameter, "ds_tensor", parameter)):
+                tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+
+
+def make_examples(count: int, tokens: int, vocabulary: int) -> list[Example]:
+    """Random prompts of equal length that differ from their corrupted ones in four tokens, one answer token each."""
+    rng, found = random.Random(0), []
+    for index in range(count):
+        clean = [rng.randrange(vocabulary) for _ in range(tokens)]
+        corrupted = [*clean[:2], *(rng.randrange(vocabulary) for _ in range(4)), *clean[6:]]
+        found.append(Example(index, tuple(clean), tuple(corrupted), ((5,),), ((6,),), ""))
+    return found
+
+
+def settings(case: Case, count: int, ranks: int = 1) -> Config:
+    """The settings of `count` members whose update is one pass on every rank."""
+    values = {"population.seeds": count, "model.dtype": "bfloat16", "train.checkpointing": case.checkpointing}
+    sizes = {"batch_size": case.batch * ranks, "micro_batch_size": case.batch, "steps": 100_000}
+    return load(None, values | {f"train.{name}": value for name, value in sizes.items()})
+
+
+def floor(frozen: FrozenModel, examples: Sequence[Example], passes: Passes) -> Callable[[], None]:
+    """The plain model's passes over the tokens of this rank, with logits at the last position only, as in an update."""
+    batch, model = next(passes.over(examples, full=False)).batch, frozen.model
+
+    def run() -> None:
+        with torch.no_grad():
+            model(input_ids=batch.corrupted, use_cache=False, logits_to_keep=1)
+        embedded = model.get_input_embeddings()(batch.clean).requires_grad_()
+        for layer in frozen.layers:
+            layer.module.training = True  # transformers checkpoints, where asked to, in training mode only
+        logits = model(inputs_embeds=embedded, use_cache=False, logits_to_keep=1).logits
+        logits.float().log_softmax(-1)[:, 0, 0].sum().backward()
+        frozen.settle()
+        for layer in frozen.layers:
+            layer.module.training = False
+
+    return run
+
+
+def new_state(frozen: FrozenModel, config: Config) -> TrainState:
+    """Fresh gates for all members, on the device of the model."""
+    population = Population(members(config), frozen.shapes, frozen.device)
+    return TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
+
+
+def cost(run: Callable[[], Any], device: torch.device) -> Cost:
+    """Wall time of one call until the device is done, and its peak memory."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    run()
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    return Cost(time.perf_counter() - start, torch.cuda.max_memory_allocated(device) if on_gpu else None)
+
+
+def predicted(case: Case, count: int, ranks: int = 1) -> float:
+    """GiB a rank will need, as `bigcircuit check` says before it loads weights."""
+    from bigcircuit.memory import Workload, estimate
+
+    work = Workload(case.tokens, answer=1, rows=1, positions=case.batch * ranks, ranks=ranks)
+    frozen = build(case.size, 0, torch.device("meta"))
+    return sum(estimate(frozen, settings(case, count, ranks), deepspeed(case.stage), work).values()) / GIB
+
+
+def measure(case: Case, counts: Sequence[int], rounds: int, ranks: Ranks) -> Iterator[Row]:
+    """One row for each number of members, smallest first; those from the first that does not fit on have no figures."""
+    on = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
+    measured = f"{date.today()}, {on}, torch {torch.__version__}"
+    left = [Row(case, count, ranks.size, measured, predicted(case, count, ranks.size)) for count in sorted(counts)]
+    with (
+        suppress(torch.OutOfMemoryError),
+        built(case, ranks.device) as frozen,
+        Streams(frozen, "interchange", case.checkpointing) as streams,
+    ):
+        passes = Passes.of(settings(case, 1, ranks.size), ranks)
+        examples = make_examples(case.batch * ranks.size, case.tokens, frozen.model.config.vocab_size)
+        references, base = References(streams, examples, passes), floor(frozen, examples, passes)
+        while left:
+            state = new_state(frozen, settings(case, left[0].members, ranks.size))
+            pairs = []
+            for _ in range(rounds + 2):
+                plain = cost(base, ranks.device)
+                pairs.append(
+                    (plain, cost(lambda s=state: update(s, streams, references, examples, passes), ranks.device))
+                )
+            yield filled(left[0], pairs[2:])
+            left.pop(0)
+    gc.collect()
+    torch.cuda.empty_cache()
+    yield from left
+
+
+def filled(row: Row, pairs: Sequence[tuple[Cost, Cost]]) -> Row:
+    """The row with what the rounds say: medians of times, the highest peaks."""
+    times = [statistics.median(one.seconds for one in column) for column in zip(*pairs, strict=True)]
+    peaks = [max((one.peak or 0) for one in column) / GIB or None for column in zip(*pairs, strict=True)]
+    ratio = statistics.median(ours.seconds / plain.seconds for plain, ours in pairs)
+    return row._replace(floor=times[0], update=times[1], ratio=ratio, floor_peak=peaks[0], peak=peaks[1])
+
+
+COLUMNS = (
+    "model, ZeRO, ranks, pairs x tokens, checkpointing, members, floor s, update s, update / floor, stage-0 floor s, "
+    "of single runs, tokens/s, peak GiB, floor's peak GiB, predicted GiB, measured".split(", ")
+)
+HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+
+
+def line(row: Row, rows: Sequence[Row]) -> str:
+    """A row of the table; other rows say what single runs and whole weights take."""
+    case = row.case
+    whole = [r.floor for r in rows if (r.case, r.ranks) == (case._replace(stage=0), row.ranks) and r.floor]
+    single = next((r.update for r in rows if (r.case, r.ranks, r.members) == (case, row.ranks, 1)), None)
+    share = row.update / (row.members * single) if row.update and single else None
+    speed = case.batch * case.tokens * row.ranks * row.members / row.update if row.update else None
+    memory = (row.peak, row.floor_peak, row.predicted)
+    figures = (row.floor, row.update, row.ratio, statistics.median(whole) if whole else None, share, speed, *memory)
+    styles = (".4f", ".4f", ".3f", ".4f", ".1%", ",.0f", ".2f", ".2f", ".2f")
+    shown = ["-" if value is None else format(value, style) for value, style in zip(figures, styles, strict=True)]
+    if row.update is None:
+        shown[1] = "does not fit"
+    names = (case.size, case.stage, row.ranks, f"{case.batch} x {case.tokens}", "yes" if case.checkpointing else "no")
+    return f"| {' | '.join(map(str, (*names, row.members, *shown, row.measured)))} |"
+
+
+def merged(rows: Sequence[Row], row: Row) -> list[Row]:
+    """The rows with this one in the place of what was measured before."""
+    order = list(SIZES)
+    kept = [other for other in rows if other[:3] != row[:3]]
+    return sorted([*kept, row], key=lambda r: (order.index(r.case.size), r.ranks, *r.case[1:], r.members))
+
+
+def read(output: Path | None) -> list[Row]:
+    """What has been measured already."""
+    if output is None or not output.with_suffix(".json").exists():
+        return []
+    return [Row(Case(*row[0]), *row[1:]) for row in json.loads(output.with_suffix(".json").read_text())]
+
+
+def write(output: Path, rows: Sequence[Row]) -> None:
+    """The table, and beside it the figures it is made from."""
+    output.with_suffix(".json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    text = [
+        f"# Large models, {date.today()}\n",
+        "Random weights, bfloat16, interchange ablation. Floor: plain no-grad forward + forward and backward with respect to "
+        "activations,\nthe same weights in the same run. Of single runs: update / (members x update of one member). Tokens: those "
+        "of the clean prompts,\ntimes members. Peaks are of allocated memory on the first rank. Goals: at most 1.10 floors at 1 "
+        "member, and 8 members in at\nmost 60% of 8 single runs.\n",
+        HEADER,
+        *(line(row, rows) for row in rows),
+    ]
+    output.write_text("\n".join(text) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["7b"])
+    parser.add_argument("--members", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--stages", type=int, nargs="+", choices=(0, 3), default=[0, 3])
+    parser.add_argument("--batch", type=int, default=8, help="pairs of one rank (default 8)")
+    parser.add_argument("--tokens", type=int, default=128, help="length of a prompt (default 128)")
+    parser.add_argument("--rounds", type=int, default=10, help="that are counted, after two that are not (default 10)")
+    parser.add_argument("--checkpointing", action="store_true", help="run layers again in the backward pass")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument(
+        "--output", type=Path, help=f"table to write (default on a GPU: {OUTPUT.name} beside the script)"
+    )
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, and write the table after every row."""
+    arguments = parse()
+    if arguments.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything looks for a GPU: ranks take the one there is
+    elif not torch.cuda.is_available():
+        print("no GPU is here: nothing measured, the table stays as it is (--device cpu --sizes tiny tries the script)")  # noqa: T201
+        return
+    output = arguments.output or (OUTPUT if arguments.device == "cuda" else None)
+    with joined() as ranks:
+        rows = read(output)
+        if ranks.first:
+            print(HEADER, flush=True)  # noqa: T201
+        for size in arguments.sizes:
+            for stage in sorted(arguments.stages):
+                case = Case(size, stage, arguments.batch, arguments.tokens, arguments.checkpointing)
+                for row in measure(case, arguments.members, arguments.rounds, ranks):
+                    rows = merged(rows, row)
+                    if ranks.first:
+                        print(line(row, rows), flush=True)  # noqa: T201
+                    if ranks.first and output:
+                        write(output, rows)
+
+
+if __name__ == "__main__":
+    main()
