@@ -13,7 +13,8 @@ from bigcircuit.frozen.load import load_config, load_tokenizer, skeleton
 from bigcircuit.frozen.sites import FrozenModel
 from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.gates.population import node_counts
-from bigcircuit.memory import estimate
+from bigcircuit.memory import Workload
+from bigcircuit.plan import Memory, needs, remedies
 from bigcircuit.run_folder import versions
 from bigcircuit.targets import check_targets
 from bigcircuit.tasks.builders import BUILDERS
@@ -21,8 +22,11 @@ from bigcircuit.tasks.data import TaskData, load_task, make_pairs
 from bigcircuit.tasks.pair import Example
 
 
-def check(config: Config, console: Console) -> None:
-    """Validate model config, tokenizer, task and targets, and print what a run would do. Raises UserError."""
+def check(config: Config, console: Console, ranks: int = 1, memory: Memory | None = None) -> None:
+    """Validate model config, tokenizer, task and targets, and print what a run would do. Raises UserError.
+
+    ranks, memory: of the machines it is to run on; without them one rank here.
+    """
     hf_config = load_config(config.model)
     data = load_task(config.task, load_tokenizer(config.model), hf_config)
     frozen = skeleton(config.model)
@@ -31,16 +35,32 @@ def check(config: Config, console: Console) -> None:
     console.print(_pairs(data))
     for problem in data.bad:
         console.print(f"left out: {problem}", markup=False)
-    longest = max(_tokens(example) for example in data.splits["train"])
-    shown = Table(title=f"memory per rank, batch {config.train.batch_size} x {longest} tokens (estimate)")
+    _memory(config, Workload.of(data.splits, ranks), memory or Memory.here(), console)
+    console.print(f"{len(members(config))} member(s), {config.train.steps} steps: the config is valid")
+
+
+def _memory(config: Config, work: Workload, memory: Memory, console: Console) -> None:
+    """What a rank needs at its peak, and, where that is more than there is, the settings that fit."""
+    parts = needs(config, work, memory)
+    total = sum(parts.values())
+    title = (
+        f"peak memory of a rank, {work.ranks} rank(s), {config.train.micro_batch_size} x {work.tokens} tokens at once"
+    )
+    shown = Table(title=title)
     shown.add_column("what")
     shown.add_column("MiB", justify="right")
-    parts = estimate(frozen, config, longest)
-    for name, size in parts.items():
+    for name, size in {**parts, "together": total}.items():
         shown.add_row(name, f"{size / 2**20:,.1f}")
-    shown.add_row("together", f"{sum(parts.values()) / 2**20:,.1f}")
     console.print(shown)
-    console.print(f"{len(members(config))} member(s), {config.train.steps} steps: the config is valid")
+    on_host = 1 if memory.accelerator else work.ranks
+    if total * on_host <= memory.free:
+        console.print(f"it fits: {memory.free / 2**30:.2f} GiB are free")
+        return
+    console.print(
+        f"it does not fit: {memory.free / 2**30:.2f} GiB are free{' for all ranks here' if on_host > 1 else ''}"
+    )
+    for one in remedies(config, work, memory) or ["no other settings fit"]:
+        console.print(f"  {one}", markup=False)
 
 
 def _sites(config: Config, frozen: FrozenModel) -> Table:

@@ -14,7 +14,8 @@ from bigcircuit.settings_help import show_settings
 USAGE = """usage: bigcircuit VERB [--config FILE] [--section.field VALUE ...]
 
   prune   find circuits and write a run folder   [--fresh: start over in a new folder]
-  check   validate config and pairs, print sites, gates and memory per rank; loads no weights
+  check   validate config and pairs, print sites, gates and memory per rank, and what would fit; loads no weights
+          [--ranks N, --memory GIB: of the GPUs it is to run on, instead of one rank here]
   tasks   list the task builders, or print pairs of the one that --task.name names
   env     versions, devices and cores
 
@@ -64,10 +65,22 @@ def run_prune(words: Sequence[str]) -> None:
 
 def run_check(words: Sequence[str]) -> None:
     """Verb `check`."""
-    arguments = Arguments(words)
+    rest = list(words)
+    ranks, gibibytes = _number(rest, "--ranks", int), _number(rest, "--memory", float)
+    arguments = Arguments(rest)
     from bigcircuit.check import check
+    from bigcircuit.plan import GIB, Memory
 
-    check(arguments.config, Console(highlight=False, soft_wrap=True))
+    memory = Memory(int(gibibytes * GIB), accelerator=True) if gibibytes else None
+    check(arguments.config, Console(highlight=False, soft_wrap=True), int(ranks or 1), memory)
+
+
+def _number(words: list[str], option: str, kind: type) -> float | None:
+    text = _take(words, option)
+    try:
+        return None if text is None else kind(text)
+    except ValueError as error:
+        raise UserError(f"{option} {text}: give a number") from error
 
 
 def run_tasks(words: Sequence[str]) -> None:

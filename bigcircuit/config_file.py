@@ -88,7 +88,7 @@ def members(config: Config) -> list[Config]:
     """One Config a member of the population. Raises UserError for a key that members must share."""
     if not config.population.members:
         seeds = range(config.train.seed, config.train.seed + config.population.seeds)
-        return [_override(config, {"train.seed": seed}, "population.seeds") for seed in seeds]
+        return [override(config, {"train.seed": seed}, "population.seeds") for seed in seeds]
     built = []
     for index, overrides in enumerate(config.population.members):
         source = f"population.members[{index}]"
@@ -97,11 +97,12 @@ def members(config: Config) -> list[Config]:
                 raise UserError(f"{source}: {key} is not a setting{_nearest(key, dotted_keys())}")
             if not key.startswith(MEMBER_KEYS[:2]) and key not in MEMBER_KEYS:
                 raise UserError(f"{source}: {key} is shared by all members of a population; run it separately")
-        built.append(_override(config, overrides, source))
+        built.append(override(config, overrides, source))
     return built
 
 
-def _override(config: Config, overrides: Mapping[str, Any], source: str) -> Config:
+def override(config: Config, overrides: Mapping[str, Any], source: str) -> Config:
+    """The config with dotted keys changed. Raises UserError naming `source` and the key."""
     raw = config.model_dump()
     for key, value in overrides.items():
         _set(raw, key, value)

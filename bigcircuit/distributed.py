@@ -47,6 +47,13 @@ class Ranks:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        found = torch.tensor(number, device=self.device)
+        if self.size > 1:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
     def note(self, line: str) -> None:
         """Remember what this rank did last, to be shown if it is lost."""
         if self.watch is not None:

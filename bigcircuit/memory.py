@@ -1,97 +1,178 @@
 """Predict the memory of a rank before a byte of weights is loaded.
 
-The pass itself is run on the meta device, where tensors have shapes and no data, and what autograd would keep is counted.
+The update itself is run on the meta device, where tensors have shapes and no data, and the tensors that are alive at once
+are counted.
 """
 
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from bigcircuit.config import Config
 from bigcircuit.config_file import members
+from bigcircuit.distributed import Ranks
 from bigcircuit.frozen.sites import FrozenModel
-from bigcircuit.gates.granularity import MLP_OUTPUT, SITE_WIDTH
-from bigcircuit.gates.population import node_counts
+from bigcircuit.gates.granularity import SITE_WIDTH
+from bigcircuit.gates.population import Population, node_counts
+from bigcircuit.objective import kl_divergence
+from bigcircuit.sharding import Settings, complete, numel
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.batch import Batch
+from bigcircuit.tasks.pair import Example
+from bigcircuit.tasks.passes import Passes, Piece
+from bigcircuit.train import faithfulness
+from bigcircuit.train_state import TrainState
 
-_FLOAT = 4
+META = torch.device("meta")
 
 
-class SavedBytes:
-    """Bytes that autograd keeps for the backward pass, each storage once, parameters excluded."""
+class Workload(NamedTuple):
+    """What decides the memory besides model and config."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._known = {_storage(parameter) for parameter in model.parameters()}
-        self._kept: list[Tensor] = []  # a meta storage must stay alive for its address to stay its own
-        self.total = 0
+    tokens: int
+    """Of the longest prompt with its answer."""
+    answer: int
+    """Scored positions of a prompt: tokens of its first answer."""
+    rows: int
+    """Rows of a prompt in scoring: one for every way its answers go on."""
+    positions: int
+    """Scored positions of all training prompts together."""
+    ranks: int = 1
 
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """The pack hook."""
-        key = _storage(tensor)
-        if key not in self._known:
-            self._known.add(key)
-            self._kept.append(tensor)
-            self.total += tensor.untyped_storage().nbytes()
-        return tensor
+    @classmethod
+    def of(cls, splits: dict[str, list[Example]], ranks: int) -> "Workload":
+        """The largest of a run's examples."""
+        everything = [example for examples in splits.values() for example in examples]
+        return cls(
+            max(len(e.clean) + max(map(len, e.answers)) - 1 for e in everything),
+            max(len(e.answers[0]) for e in everything),
+            max(len({c[:-1] for c in (*e.answers, *e.wrong_answers)}) for e in everything),
+            sum(len(e.answers[0]) for e in splits["train"]),
+            ranks,
+        )
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that are made inside and are alive, each storage once, and the most there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._alive: set[int] = set()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        known = {_storage(value) for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)}
+        for value in tree_iter(result):
+            if isinstance(value, Tensor) and _storage(value) not in known | self._alive:
+                self._add(value.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._alive.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._remove, key, size)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
 
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-@contextmanager
-def count_saved(model: torch.nn.Module) -> Iterator[SavedBytes]:
-    """Count what is saved for backward inside the context."""
-    counter = SavedBytes(model)
-    with torch.autograd.graph.saved_tensors_hooks(counter, lambda tensor: tensor):
-        yield counter
-
-
-def estimate(frozen: FrozenModel, config: Config, tokens: int) -> dict[str, int]:
-    """Bytes by what needs them, for a batch of `train.batch_size` prompts of `tokens` tokens; `frozen` is on meta."""
-    configs = members(config)
-    nodes = node_counts(frozen.shapes, config.gates.granularities)
-    gates = _FLOAT * len(configs) * sum(count for name, count in nodes.items() if name != "total")
-    weights = sum(p.numel() * p.element_size() for p in frozen.model.parameters())
-    rows, vocabulary = config.train.batch_size, frozen.head.weight.shape[0]
-    widest = max(shape.intermediate for shape in frozen.shapes)
-    element = next(frozen.model.parameters()).element_size()
-    streams = len(configs) + (config.ablation.kind == "interchange")
-    return {
-        "frozen weights": weights,
-        "gates, their gradients and Adam moments": 5 * gates,
-        "saved for backward": saved_for_backward(frozen, config, tokens),
-        "one layer in flight": 4 * streams * rows * tokens * widest * element,
-        "logits and their gradients": 6 * len(configs) * rows * vocabulary * _FLOAT,
+def estimate(frozen: FrozenModel, config: Config, settings: Settings | None, work: Workload) -> dict[str, int]:
+    """Bytes by what needs them at the peak of a rank; `frozen` is on meta, `settings` as from `read_settings`."""
+    weights = _weights(frozen, settings, work.ranks)
+    gates = sum(p.numel() for p in _state(frozen, config).gates)
+    vocabulary, element = frozen.head.weight.shape[0], frozen.head.weight.element_size()
+    return weights | {
+        "gates, Adam moments and sums": (3 * 4 + 8) * gates,
+        "reference logits": work.positions * vocabulary * element,
+        "activations and gradients": max(training_peak(frozen, config, work), scoring_peak(frozen, config, work)),
     }
 
 
-def saved_for_backward(frozen: FrozenModel, config: Config, tokens: int) -> int:
-    """Bytes that autograd keeps in one update, counted in a pass on the meta device."""
-    count, rows = len(members(config)), config.train.batch_size
-    batch = _meta_batch(rows, tokens)
-    sites = [site for site in SITE_WIDTH if site != MLP_OUTPUT or MLP_OUTPUT in config.gates.granularities]
+def _weights(frozen: FrozenModel, settings: Settings | None, ranks: int) -> dict[str, int]:
+    parameters = list(frozen.model.parameters())
+    whole = sum(p.numel() * p.element_size() for p in parameters)
+    if settings is None:
+        return {"frozen weights": whole}
+    zero = complete(settings, frozen)["zero_optimization"]
+    largest = max(sum(map(numel, layer.module.parameters())) for layer in frozen.layers)
+    held = min(max(zero["stage3_max_live_parameters"], largest), sum(p.numel() for p in parameters))
+    held = max(held, max(p.numel() for p in parameters)) * parameters[0].element_size()
+    offloaded = torch.cuda.is_available() and "offload_param" in zero
+    return {"this rank's piece of the weights": 0 if offloaded else whole // ranks, "gathered weights": held}
+
+
+def training_peak(frozen: FrozenModel, config: Config, work: Workload) -> int:
+    """Most bytes alive in one micro-batch of an update, forward and backward."""
+    state, passes = _state(frozen, config), Passes.of(config, Ranks(0, work.ranks, META))
+    batch = _batch(passes.size, work)
+
+    class One(Passes):
+        def over(self, *_: Any, **__: Any) -> Iterator[Piece]:
+            yield Piece(examples, batch, True)
+
+    examples = [Example(index, (), (), (), (), "") for index in range(passes.size)]
+    vocabulary = frozen.head.weight.shape[0]
+    reference = torch.empty(passes.size * work.answer, vocabulary, dtype=frozen.head.weight.dtype, device=META)
+    with Streams(frozen, config.ablation.kind, config.train.checkpointing) as streams, LiveBytes() as live:
+        faithfulness(state, streams, lambda _: reference, examples, One(passes.size, Ranks(device=META)))  # type: ignore[arg-type]
+    return live.peak
+
+
+@torch.no_grad()
+def scoring_peak(frozen: FrozenModel, config: Config, work: Workload) -> int:
+    """Most bytes alive while all members and the empty circuit are scored."""
+    passes, count = Passes.of(config, Ranks(0, work.ranks, META)), len(members(config)) + 1
+    batch = _batch(passes.size * work.rows, work)
 
     def masks(index: int) -> dict[str, Tensor]:
-        widths = {site: SITE_WIDTH[site](frozen.shapes[index]) for site in sites}
-        return {s: torch.ones(count, rows, width, device="meta", requires_grad=True) for s, width in widths.items()}
+        shape = frozen.shapes[index]
+        return {site: torch.ones(count, 1, width(shape), device=META) for site, width in SITE_WIDTH.items()}
 
-    with (
-        Streams(frozen, config.ablation.kind, config.train.checkpointing) as streams,
-        count_saved(frozen.model) as saved,
-    ):
-        streams.masked(batch, masks, count)
-    return saved.total
+    with Streams(frozen, config.ablation.kind) as streams, LiveBytes() as live:
+        kl_divergence(streams.reference(batch), streams.masked(batch, masks, count), batch)
+    return live.peak
 
 
-def _meta_batch(rows: int, tokens: int) -> Batch:
+def _state(frozen: FrozenModel, config: Config) -> TrainState:
+    return TrainState.new(
+        Population(members(config), frozen.shapes, META), node_counts(frozen.shapes, config.gates.granularities)
+    )
+
+
+def _batch(rows: int, work: Workload) -> Batch:
     def zeros(*shape: int) -> Tensor:
-        return torch.zeros(*shape, dtype=torch.long, device="meta")
+        return torch.zeros(*shape, dtype=torch.long, device=META)
 
-    grid, line = zeros(rows, tokens), zeros(rows)
+    grid, line, scores = zeros(rows, work.tokens), zeros(rows), zeros(rows * work.answer)
     # A finished 4-D mask keeps transformers from looking into a mask that has no data.
-    mask = torch.zeros(rows, 1, tokens, tokens, dtype=torch.bool, device="meta")
-    return Batch(grid, grid, mask, None, line, line, line, line, line, line.float(), line, line, line, line, line > 0)
+    mask = torch.zeros(rows, 1, work.tokens, work.tokens, dtype=torch.bool, device=META)
+    return Batch(
+        grid,
+        grid,
+        mask,
+        None,
+        line,
+        line,
+        scores,
+        scores,
+        scores,
+        scores.float(),
+        scores,
+        scores,
+        scores,
+        line,
+        line > 0,
+    )

@@ -20,6 +20,7 @@ from bigcircuit.frozen.sites import FrozenModel
 from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.gates.population import Population, node_counts
 from bigcircuit.identity import check_same, identity
+from bigcircuit.plan import explained, give_freed_memory_back, refuse_what_cannot_fit
 from bigcircuit.references import References
 from bigcircuit.results import finish
 from bigcircuit.run_folder import Metrics, RunFolder, choose, versions, write_config
@@ -54,7 +55,9 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
     sharding, passes = read_settings(config.deepspeed), Passes.of(config, ranks)
     base = identity(config, data)
     ranks.agree(base | {"settings": config.model_dump_json(), "versions": json.dumps(versions())})
-    with folder.locked() if ranks.first else nullcontext():
+    refuse_what_cannot_fit(config, data, ranks)
+    give_freed_memory_back()
+    with folder.locked() if ranks.first else nullcontext(), explained(config, data, ranks):
         if ranks.first:
             write_config(folder, config, sys.argv)
         frozen = load_frozen(config.model, ranks.device, sharding)

@@ -64,6 +64,7 @@ def finish(
     circuits = score(streams, examples, [*masks, nothing], passes)
     full = score(streams, examples, None, passes)
     shown = predictions(streams, masks[0], data, tokenizer)
+    peak = passes.ranks.largest(peak_memory(passes.ranks))
     if not passes.ranks.first:
         return
     rows = []
@@ -84,7 +85,7 @@ def finish(
         "full": _plain(summarise(full, full, 0)),
         "empty": _plain(summarise(circuits, full, len(masks))),
         "seconds": round(time.monotonic() - started, 1),
-        "peak_memory_bytes": peak_memory(passes.ranks),
+        "peak_memory_bytes": peak,
     }
     write_report(folder, config, summary, masks, Metrics(folder, state.step).read(), shown, streams)
     write_json(folder.summary, summary)

@@ -5,14 +5,13 @@ members, and are let go when it is left; once more in the backward pass. Gates, 
 of the model and stay whole on every rank.
 """
 
-import ctypes
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +59,11 @@ def read_settings(path: str | None) -> Settings | None:
     for name, instead in _NOT_OURS.items():
         if name in settings:
             raise UserError(f"deepspeed {path}: take {name} out, {instead}")
+    if stage != 3:
+        return None
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # DeepSpeed need not guess
     _check_nvme(path, zero.get("offload_param") or {})
-    return settings if stage == 3 else None
+    return settings
 
 
 def _check_nvme(path: str, offload: Mapping[str, Any]) -> None:
@@ -72,7 +74,6 @@ def _check_nvme(path: str, offload: Mapping[str, Any]) -> None:
         raise UserError(
             f"deepspeed {path}: offload_param.nvme_path {folder} is no folder to write to; make it or change it"
         )
-    os.environ.setdefault("DS_ACCELERATOR", _accelerator())
     from deepspeed.ops.op_builder import AsyncIOBuilder
     from torch.utils.cpp_extension import _get_build_directory
 
@@ -114,29 +115,17 @@ def loading_in_pieces(settings: Settings | None, dtype: torch.dtype) -> Iterator
 
 def _prepare_deepspeed() -> None:
     """Have DeepSpeed use the process group there is, quietly and without compiling anything."""
-    os.environ.setdefault("DS_ACCELERATOR", _accelerator())
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even where there is one process
     import deepspeed
     from deepspeed.ops import __compatible_ops__ as operators
     from deepspeed.utils import logger
 
     logger.setLevel("WARNING")
-    _give_freed_memory_back()
     operators["deepspeed_shm_comm"] = False  # a C++ extension that is built with g++ on first use; gloo does the same
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-
-
-def _accelerator() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _give_freed_memory_back() -> None:
-    """Have glibc hand gathered weights back to the system when they are freed; else it keeps the most there ever was."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 16))  # M_MMAP_THRESHOLD, bytes
 
 
 def shard(frozen: FrozenModel, device: torch.device, settings: Settings) -> FrozenModel:

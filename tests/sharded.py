@@ -18,6 +18,7 @@ from bigcircuit.config_file import load, members
 from bigcircuit.distributed import joined
 from bigcircuit.frozen.load import load_frozen, skeleton
 from bigcircuit.gates.population import Population, node_counts
+from bigcircuit.plan import give_freed_memory_back
 from bigcircuit.references import References
 from bigcircuit.sharding import complete, loading_in_pieces, numel, read_settings
 from bigcircuit.streams import Streams
@@ -81,6 +82,7 @@ def look(folder: Path, settings_path: str, dtype: str) -> dict:
         "train.micro_batch_size": 2, "train.penalty_ramp": 0.5, "target.total": 40, "deepspeed": settings_path,
     })  # fmt: skip
     seen: dict = {}
+    give_freed_memory_back()
     with joined() as ranks:
         settings = read_settings(config.deepspeed)
         with loading_in_pieces(

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from benchmarks.saved_bytes import count_saved
 from bigcircuit.config_file import load
 from bigcircuit.gates.granularity import SITE_WIDTH
 from bigcircuit.gates.population import Population
-from bigcircuit.memory import count_saved
 from bigcircuit.objective import kl_divergence
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.batch import collate

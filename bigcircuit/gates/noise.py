@@ -27,13 +27,17 @@ class Noise:
     """Draws from one generator of the project's own that is reseeded for every (member, layer, example)."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._generator = torch.Generator(device=device)
+        self._device = torch.device(device)
+        # On the meta device nothing is drawn: memory is predicted there.
+        self._generator = None if self._device.type == "meta" else torch.Generator(device=device)
 
     def uniform(
         self, seeds: Sequence[int], steps: Sequence[int], layer: int, examples: Sequence[int], width: int
     ) -> Tensor:
         """Uniform values on [0, 1), float32 [P, B, width]; seeds and steps have one entry a member (P)."""
-        drawn = torch.empty(len(seeds), len(examples), width, device=self._generator.device)
+        drawn = torch.empty(len(seeds), len(examples), width, device=self._device)
+        if self._generator is None:
+            return drawn
         for member, (seed, step) in enumerate(zip(seeds, steps, strict=True)):
             for row, example in enumerate(examples):
                 self._generator.manual_seed(mix(seed, step, layer, example))

@@ -1,0 +1,163 @@
+"""Peak memory of a rank: what `bigcircuit check` predicts against what `prune` then takes, on CPU.
+
+python benchmarks/memory.py
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bigcircuit.config_file import load
+from bigcircuit.frozen.load import load_config
+from bigcircuit.memory import Workload
+from bigcircuit.plan import Memory, needs
+from bigcircuit.tasks.data import load_task
+
+ROOT = Path(__file__).parents[1]
+OUTPUT = Path(__file__).with_suffix(".md")
+SIZES = {"33M": (8, 512, 8000), "135M": (8, 1024, 8000)}
+"""Name -> layers, hidden size, vocabulary of a Llama with an MLP of four times the hidden size."""
+
+
+class Case(NamedTuple):
+    """One combination."""
+
+    size: str
+    batch: int
+    """Pairs at once on a rank."""
+    tokens: int
+    members: int
+    stage: str
+    """File of configs/deepspeed, run on two ranks, or "whole" on one."""
+    checkpointing: bool
+    dtype: str = "float32"
+
+
+CASES = [
+    Case("33M", 8, 64, 1, "whole", False),
+    Case("33M", 8, 64, 4, "whole", False),
+    Case("33M", 32, 64, 1, "whole", False),
+    Case("33M", 8, 64, 8, "whole", True),
+    Case("33M", 8, 64, 4, "zero3", False),
+    Case("33M", 8, 32, 8, "zero3", True),
+    Case("135M", 8, 64, 1, "whole", False),
+    Case("135M", 8, 64, 4, "whole", False),
+    Case("135M", 8, 64, 4, "whole", True),
+    Case("135M", 32, 32, 1, "whole", True),
+    Case("135M", 8, 64, 2, "zero0", False),
+    Case("135M", 8, 64, 1, "zero3", False),
+    Case("135M", 8, 64, 4, "zero3", True),
+    Case("135M", 4, 64, 2, "zero3_offload_cpu", False),
+    Case("135M", 8, 64, 2, "whole", False, "bfloat16"),
+    Case("135M", 8, 64, 2, "zero3", False, "bfloat16"),
+]
+
+
+def make_model(folder: Path, size: str) -> None:
+    """A Llama with random weights."""
+    layers, hidden, vocabulary = SIZES[size]
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
+        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=128,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def make_pairs(path: Path, tokens: int) -> None:
+    """Pairs of random token ids."""
+    rng = random.Random(0)
+
+    def prompt() -> list[int]:
+        return [rng.randrange(10, 8000) for _ in range(tokens)]
+
+    rows = [{"clean": prompt(), "corrupted": prompt(), "answers": [[5]], "wrong_answers": [[6]]} for _ in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def settings(case: Case, folder: Path) -> dict[str, object]:
+    """Dotted settings of a case."""
+    ranks = 1 if case.stage == "whole" else 2
+    stage = {} if case.stage == "whole" else {"deepspeed": str(ROOT / f"configs/deepspeed/{case.stage}.json")}
+    return {
+        "model.path": str(folder / case.size), "model.dtype": case.dtype, "task.name": "pairs",
+        "task.path": str(folder / f"pairs-{case.tokens}.jsonl"), "train.steps": 3, "train.batch_size": case.batch * ranks,
+        "train.micro_batch_size": case.batch, "train.checkpointing": case.checkpointing,
+        "population.seeds": case.members, "target.total": 500, **stage,
+    }  # fmt: skip
+
+
+def predicted(case: Case, folder: Path) -> int:
+    """Bytes a rank, from config and pairs alone, in a process that has done nothing else."""
+    config = load(None, settings(case, folder))
+    data = load_task(config.task, None, load_config(config.model))
+    return sum(needs(config, Workload.of(data.splits, 1 if case.stage == "whole" else 2), Memory(0, False)).values())
+
+
+def measured(case: Case, folder: Path) -> int:
+    """The largest resident set of any rank of a real run, bytes."""
+    output = folder / "run"
+    words = [f"--{key}={json.dumps(value)}" for key, value in {**settings(case, folder), "output": str(output)}.items()]
+    if case.stage == "whole":
+        command = [sys.executable, "-m", "bigcircuit", "prune"]
+    else:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--master-port",
+            "29655",
+            "launchers/prune.py",
+        ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    peak = json.loads((output / "summary.json").read_text())["peak_memory_bytes"]
+    output.rename(folder / f"done-{len(list(folder.glob('done-*')))}")
+    return peak
+
+
+def main() -> None:
+    """Measure all cases and write the table; `--predict N FOLDER` is the fresh process of one prediction."""
+    if sys.argv[1:2] == ["--predict"]:
+        sys.stdout.write(str(predicted(CASES[int(sys.argv[2])], Path(sys.argv[3]))))
+        return
+    lines = [
+        f"# Peak memory of a rank on CPU, {date.today()}",
+        "",
+        f"Predicted by `bigcircuit check` without weights against the largest resident set of any rank of `bigcircuit prune`, MiB. "
+        f"torch {torch.__version__}, one thread; every combination is a run of its own; stages run on two ranks.",
+        "",
+        "| model | dtype | pairs x tokens | P | stage | checkpointing | predicted | measured | predicted / measured |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for size in SIZES:
+            make_model(folder / size, size)
+        for tokens in {case.tokens for case in CASES}:
+            make_pairs(folder / f"pairs-{tokens}.jsonl", tokens)
+        for index, case in enumerate(CASES):
+            command = [sys.executable, "-m", "benchmarks.memory", "--predict", str(index), temporary]
+            guess = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+            peak = measured(case, folder)
+            lines.append(
+                f"| {case.size} | {case.dtype} | {case.batch} x {case.tokens} | {case.members} | {case.stage} | "
+                f"{'yes' if case.checkpointing else 'no'} | {guess / 2**20:.0f} | {peak / 2**20:.0f} | {guess / peak:.2f} |"
+            )
+            OUTPUT.write_text("\n".join(lines) + "\n")
+            print(lines[-1], flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Will it fit, and if not, with which settings does it."""
+
+import ctypes
+import os
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+
+from bigcircuit.config import Config
+from bigcircuit.config_file import override
+from bigcircuit.distributed import Ranks
+from bigcircuit.errors import OutOfMemory, UserError
+from bigcircuit.frozen.load import skeleton
+from bigcircuit.memory import Workload, estimate
+from bigcircuit.sharding import read_settings
+from bigcircuit.tasks.data import TaskData
+
+GIB = 2**30
+_ERROR = 0.15
+"""How far the prediction may be off (benchmarks/memory.md)."""
+_LIBRARIES = "Python and libraries"
+_ON_HOST = ("reference logits",)
+_ZERO3 = "configs/deepspeed/zero3.json"
+_OFFLOAD = "configs/deepspeed/zero3_offload_cpu.json"
+
+
+class Memory(NamedTuple):
+    """What a rank has."""
+
+    free: int
+    """Bytes that are left for the run."""
+    accelerator: bool
+    """Whether it is that of a GPU, which holds neither Python nor what is kept on the host."""
+
+    @classmethod
+    def here(cls) -> "Memory":
+        """Of this machine; what this process already holds is its own."""
+        if torch.cuda.is_available():
+            return cls(torch.cuda.mem_get_info()[0], True)
+        process = psutil.Process().memory_info()
+        limits = [psutil.virtual_memory().available, _left_in_group()]
+        most, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if most != resource.RLIM_INFINITY:
+            limits.append(most - process.vms)
+        return cls(max(0, min(limits)) + process.rss, False)
+
+
+def give_freed_memory_back() -> None:
+    """Have glibc hand large blocks back to the system when they are freed; else gaps keep up to twice of what is needed."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 18))  # M_MMAP_THRESHOLD, bytes
+
+
+def _left_in_group() -> int:
+    """Bytes left under the limit of this process's control group, which batch systems and containers set."""
+    with suppress(OSError, ValueError):
+        name = Path("/proc/self/cgroup").read_text().split("::")[1].split()[0]
+        group = Path("/sys/fs/cgroup", name.lstrip("/"))
+        return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    return sys.maxsize
+
+
+def needs(config: Config, work: Workload, memory: Memory) -> dict[str, int]:
+    """Bytes at the peak of a rank by what needs them. Raises UserError for settings that cannot run."""
+    settings = read_settings(config.deepspeed)
+    parts = estimate(skeleton(config.model), config, settings, work)
+    if memory.accelerator:
+        return {name: size for name, size in parts.items() if name not in _ON_HOST}
+    return {_LIBRARIES: _libraries(settings is not None)} | parts
+
+
+@cache
+def _libraries(sharded: bool) -> int:
+    """Bytes this process holds before anything is loaded; asked at the start of a run and remembered."""
+    import bigcircuit.prune  # noqa: F401 - what a run imports counts
+
+    if sharded:
+        import deepspeed  # noqa: F401
+    return psutil.Process().memory_info().rss
+
+
+def remedies(config: Config, work: Workload, memory: Memory) -> list[str]:
+    """Changes of settings after which the run fits, the gentlest first, each with what it then needs."""
+    micro, found = config.train.micro_batch_size, []
+    smaller = [{"train.micro_batch_size": size} for size in (micro // 2, micro // 4, 1) if 0 < size < micro]
+    saved = {"train.checkpointing": True}
+    least = {**saved, "train.micro_batch_size": 1}
+    changes: list[tuple[dict[str, object], int]] = [(change, work.ranks) for change in [*smaller, saved, least]]
+    if config.model.dtype == "float32":
+        changes += [({"model.dtype": "bfloat16"}, work.ranks), ({**least, "model.dtype": "bfloat16"}, work.ranks)]
+    for count in (2, 4, 8, 16):
+        if count >= work.ranks:
+            changes += [({"deepspeed": _ZERO3}, count), ({**least, "deepspeed": _ZERO3}, count)]
+    if memory.accelerator:
+        changes.append(({**least, "deepspeed": _OFFLOAD}, work.ranks))
+    for change, ranks in changes:
+        try:
+            changed = override(config, change, "remedy")
+            size = sum(needs(changed, work._replace(ranks=ranks), memory).values())
+        except UserError:
+            continue
+        # Ranks on one host share the memory of the host.
+        if size * (1 if memory.accelerator else ranks) <= memory.free:
+            words = " ".join(
+                f"--{key} {str(value).lower() if value is True else value}" for key, value in change.items()
+            )
+            found.append(f"{words}{f' on {ranks} ranks' if ranks != work.ranks else ''} ({size / GIB:.2f} GiB a rank)")
+    return found
+
+
+@contextmanager
+def explained(config: Config, data: TaskData, ranks: Ranks) -> Iterator[None]:
+    """Turn running out of memory into OutOfMemory: what the run needs, and three settings with which it fits."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _out_of_memory(error):
+            raise
+        raise _explanation(
+            config, Workload.of(data.splits, ranks.size), Memory.here(), f" on rank {ranks.rank}"
+        ) from error
+
+
+def refuse_what_cannot_fit(config: Config, data: TaskData, ranks: Ranks) -> None:
+    """Raises OutOfMemory, before weights are loaded, where even with luck the memory of this host cannot suffice.
+
+    Only without a GPU: a GPU says so itself, while Linux ends a process that takes too much without a word.
+    """
+    memory, work = Memory.here(), Workload.of(data.splits, ranks.size)
+    on_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks.size)
+    if not memory.accelerator and (1 - _ERROR) * sum(needs(config, work, memory).values()) * on_host > memory.free:
+        raise _explanation(config, work, memory, "")
+
+
+def _explanation(config: Config, work: Workload, memory: Memory, where: str) -> OutOfMemory:
+    return OutOfMemory(
+        f"out of memory{where}: the run needs about {_sentence(needs(config, work, memory))} a rank and "
+        f"{memory.free / GIB:.2f} GiB are free; try {_choice(remedies(config, work, memory))}"
+    )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "allocate memory" in str(error)
+        or "not enough memory" in str(error)
+    )
+
+
+def _sentence(parts: Mapping[str, int]) -> str:
+    largest = sorted(parts, key=lambda name: -parts[name])[:2]
+    named = ", ".join(f"{name} {parts[name] / GIB:.2f}" for name in largest)
+    return f"{sum(parts.values()) / GIB:.2f} GiB ({named})"
+
+
+def _choice(found: list[str]) -> str:
+    if not found:
+        return "fewer members in the population, shorter prompts, or a larger machine: no other settings fit here"
+    return "; or ".join(found[:3])
