@@ -1,0 +1,69 @@
+"""What launchers announce, what they leave out, and which interface gloo is told."""
+
+import socket
+
+import psutil
+import pytest
+
+from bigcircuit.errors import UserError
+from bigcircuit.launching import announced, name_interface
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE",
+         "LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "GLOO_SOCKET_IFNAME")  # fmt: skip
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    return lambda **values: [monkeypatch.setenv(name, value) for name, value in values.items()]
+
+
+def test_one_process_without_a_launcher(environment):
+    environment()
+    assert announced() == (0, 1, 0)
+
+
+def test_a_launcher_that_says_it_all(environment):
+    environment(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", MASTER_ADDR="h", ACCELERATE_MIXED_PRECISION="no")
+    assert announced() == (5, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set and the other"),
+        ({"RANK": "0"}, "RANK is set and the other"),
+        ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch --cpu .* --multi_gpu"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "one of 2 processes without a RANK"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "one of 4 processes without a RANK"),
+    ],
+)
+def test_ranks_that_cannot_know_who_they_are_are_refused(environment, values, message):
+    environment(**values)
+    with pytest.raises(UserError, match=message):
+        announced()
+
+
+def test_one_slurm_task_is_one_process(environment):
+    environment(SLURM_STEP_NUM_TASKS="1", OMPI_COMM_WORLD_SIZE="1")
+    assert announced().size == 1
+
+
+def test_gloo_gets_the_interface_on_the_way_to_the_first_host(environment, monkeypatch):
+    environment(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    name_interface(2)
+    import os
+
+    loopback = next(name for name, all_ in psutil.net_if_addrs().items()
+                    if any(a.family == socket.AF_INET and a.address == "127.0.0.1" for a in all_))  # fmt: skip
+    assert os.environ["GLOO_SOCKET_IFNAME"] == loopback
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "chosen")
+    name_interface(2)
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "chosen", "what the user says holds"
+
+
+def test_a_loopback_address_cannot_lead_to_another_host(environment):
+    environment(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500", LOCAL_WORLD_SIZE="2")
+    with pytest.raises(UserError, match="loopback address .* which no other host can reach"):
+        name_interface(4)
