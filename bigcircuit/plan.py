@@ -70,10 +70,11 @@ def _left_in_group() -> int:
 def needs(config: Config, work: Workload, memory: Memory) -> dict[str, int]:
     """Bytes at the peak of a rank by what needs them. Raises UserError for settings that cannot run."""
     settings = read_settings(config.deepspeed)
+    libraries = 0 if memory.accelerator else _libraries(settings is not None)  # before the estimate makes garbage
     parts = estimate(skeleton(config.model), config, settings, work)
     if memory.accelerator:
         return {name: size for name, size in parts.items() if name not in _ON_HOST}
-    return {_LIBRARIES: _libraries(settings is not None)} | parts
+    return {_LIBRARIES: libraries} | parts
 
 
 @cache

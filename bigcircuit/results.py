@@ -4,6 +4,7 @@ import json
 import resource
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def finish(
         "seconds": round(time.monotonic() - started, 1),
         "peak_memory_bytes": peak,
     }
-    write_report(folder, config, summary, masks, Metrics(folder, state.step).read(), shown, streams)
+    write_report(folder, config, summary, masks, Metrics(folder, state.step, state.validated).read(), shown, streams)
     write_json(folder.summary, summary)
     display.show(table(summary, wide=display.console.width >= 130))
     display.say(sentences(summary))
@@ -159,7 +160,11 @@ def peak_memory(ranks: Ranks) -> int:
     """Bytes: the most that was allocated on the GPU, or the largest resident set of this process on CPU."""
     if ranks.device.type == "cuda":
         return torch.cuda.max_memory_allocated(ranks.device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        # Not on Linux. It counts in the process that started this one, until it became this one.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def table(summary: Mapping[str, Any], wide: bool) -> Table:
