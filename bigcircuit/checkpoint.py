@@ -6,17 +6,24 @@ renamed, so a folder of that name is whole or, if the disk damaged it, found out
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from bigcircuit.errors import UserError
-from bigcircuit.storage import sync_folder, tensor_sha256, tensors_to_bytes, write_bytes
+from bigcircuit.storage import (
+    cleared,
+    refusals,
+    sync_folder,
+    temporary_beside,
+    tensor_sha256,
+    tensors_to_bytes,
+    write_synced,
+)
 
 
 class State(NamedTuple):
@@ -36,7 +43,7 @@ def save(folder: Path, step: int, state: State, keep: int) -> None:
     final = folder / f"step-{step:06d}"
     if final.exists() and _whole(final):
         return
-    temporary = folder / f".step-{step:06d}.{os.getpid()}.tmp"
+    temporary = temporary_beside(final)
     content = tensors_to_bytes(state.tensors)
     manifest = {
         "step": step,
@@ -45,35 +52,34 @@ def save(folder: Path, step: int, state: State, keep: int) -> None:
         "tensors": {name: tensor_sha256(tensor) for name, tensor in sorted(state.tensors.items())},
         "file": hashlib.sha256(content).hexdigest(),
     }
-    try:
-        _remove_leftovers(folder)
-        write_bytes(temporary / "state.safetensors", content)
-        write_bytes(temporary / "state.json", _text({**manifest, "sha256": _digest(manifest)}))
+    with refusals(final), cleared(temporary):
+        temporary.mkdir(parents=True, exist_ok=True)
+        write_synced(temporary / "state.safetensors", content)
+        write_synced(temporary / "state.json", _text({**manifest, "sha256": _digest(manifest)}))
         sync_folder(temporary)
         if final.exists():
             shutil.rmtree(final)  # damaged, see above
         temporary.rename(final)
         sync_folder(folder)
-        _remove_leftovers(folder)
-        for old in _newest_first(folder)[keep:]:
-            shutil.rmtree(old)
-    except OSError as error:
-        raise UserError(
-            f"{final}: cannot be written ({error.strerror}); free space or choose another output"
-        ) from error
+        paths = _newest_first(folder)
+        place = paths.index(final)
+        for path in paths[:place] + paths[place + keep :]:  # a newer one is damaged: the run went on from an older one
+            shutil.rmtree(path)
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
     """The newest checkpoint whose hashes hold; a damaged one is named to `warn` and the one before it is tried."""
-    for path in _newest_first(folder):
+    paths = _newest_first(folder)
+    for path, following in zip(paths, [*paths[1:], None], strict=False):
         try:
             return _load(path)
         except _DAMAGE as error:
-            warn(f"{path}: checkpoint is damaged ({error}); falling back to the one before it")
+            remedy = f"falling back to {following.name}" if following else "no other is left, starting from step 0"
+            warn(f"{path}: checkpoint is damaged ({error}); {remedy}")
     return None
 
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def _whole(path: Path) -> bool:
@@ -101,13 +107,7 @@ def _load(path: Path) -> State:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Folders that a crash left half written; the run's lock makes sure that nobody is writing them now."""
-    for left in folder.glob(".step-*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
+    return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def _text(manifest: Mapping[str, Any]) -> bytes:

@@ -82,7 +82,16 @@ class Ranks:
         asked = torch.tensor([float(self.stop.number)])
         self.sum_([asked])
         if asked:
-            raise Stopped(self.stop.number or signal.SIGTERM)
+            self.stop.number = self.stop.number or signal.SIGTERM
+            raise Stopped(self.stop.number)
+
+    def stopped(self, number: int, _: FrameType | None) -> None:
+        """Handler of a signal that comes where a run cannot be saved. Raises Stopped, once: then the end is under way."""
+        if not self.stop.number:
+            self.stop.number = number
+            error = Stopped(number)
+            error.everywhere = False  # the other ranks are somewhere else
+            raise error
 
     def agree(self, values: Mapping[str, str]) -> None:
         """Raises UserError on all ranks, naming the field, unless every rank has the same values as the first one.
@@ -118,7 +127,7 @@ def joined() -> Iterator[Ranks]:
     """
     ranks = _start()
     if ranks.watch is not None:
-        signal.signal(signal.SIGTERM, _stopped)
+        signal.signal(signal.SIGTERM, ranks.stopped)
     try:
         yield ranks
     except ReportedError as error:
@@ -134,12 +143,6 @@ def joined() -> Iterator[Ranks]:
         ranks.watch.leave()
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _stopped(number: int, _: FrameType | None) -> None:
-    error = Stopped(number)
-    error.everywhere = False  # it comes when it comes: the other ranks are somewhere else
-    raise error
 
 
 def _start() -> Ranks:

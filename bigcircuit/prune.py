@@ -148,7 +148,7 @@ def train(
         if ranks.first:
             checkpoint.save(folder.checkpoints, state.step, state.export(base), settings.keep_checkpoints)
 
-    record = Recorder(config, folder, state.step) if ranks.first else None
+    record = Recorder(config, folder, state) if ranks.first else None
     with ranks.stop.heeded(), display.training(steps, state.step):
         try:
             references = References(streams, wanted(examples, settings, config.task.seed, steps), passes)
@@ -186,8 +186,8 @@ def wanted(examples: Sequence[Example], settings: TrainConfig, seed: int, steps:
 class Recorder:
     """Writes the numbers of a step to metrics.jsonl and to the trackers, one row a member."""
 
-    def __init__(self, config: Config, folder: RunFolder, step: int) -> None:
-        self._metrics, self._trackers = Metrics(folder, step), Trackers(config, folder)
+    def __init__(self, config: Config, folder: RunFolder, state: TrainState) -> None:
+        self._metrics, self._trackers = Metrics(folder, state.step, state.validated), Trackers(config, folder)
 
     def __call__(self, state: TrainState, columns: dict[str, Sequence[Any]]) -> None:
         rows = [

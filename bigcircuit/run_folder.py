@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from bigcircuit.config import Config
 from bigcircuit.config_file import flatten
 from bigcircuit.errors import UserError
-from bigcircuit.storage import write_bytes, write_json
+from bigcircuit.storage import is_leftover, refusals, remove, write_bytes, write_json
 
 LIBRARIES = ("bigcircuit", "torch", "transformers", "safetensors", "deepspeed", "peft", "accelerate")
 
@@ -69,6 +69,8 @@ class RunFolder(NamedTuple):
             raise UserError(f"output {self.path}: cannot be made ({error.strerror}); name another output") from error
         try:
             _lock(handle, self.path)
+            for path in filter(is_leftover, self.path.rglob(".*")):
+                remove(path)
             yield
         finally:
             os.close(handle)
@@ -107,7 +109,7 @@ def choose(config: Config, fresh: bool) -> RunFolder:
         raise UserError(f"output {path}: is a file; name a folder")
     if folder.config.exists():
         _check_same(folder, config)
-    elif path.is_dir() and any(path.iterdir()):
+    elif path.is_dir() and not all(map(is_leftover, path.iterdir())):
         raise UserError(f"output {path}: the folder holds other files and no run; name another folder")
     return folder
 
@@ -136,18 +138,22 @@ def write_config(folder: RunFolder, config: Config, command: Sequence[str]) -> N
 class Metrics:
     """metrics.jsonl: one line a logged step and member."""
 
-    def __init__(self, folder: RunFolder, from_step: int) -> None:
-        """Lines after `from_step`, which a stopped run wrote before its last checkpoint could cover them, are dropped."""
+    def __init__(self, folder: RunFolder, from_step: int, validated: int) -> None:
+        """Lines that a stopped run wrote after its last checkpoint are dropped: of updates after `from_step`, and of
+        validations after `validated`.
+        """
         self._path = folder.metrics
         if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step(line) <= from_step]
-            write_bytes(self._path, "".join(f"{line}\n" for line in kept).encode())
+            lines = self._path.read_bytes().splitlines()
+            kept = [line for line in lines if _covered(line, from_step, validated)]
+            write_bytes(self._path, b"".join(line + b"\n" for line in kept))
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows and hand them to the operating system at once."""
-        with self._path.open("a", encoding="utf-8") as file:
+        """Append rows and wait until they are on the disk: no checkpoint is to know of a step that has no line."""
+        with refusals(self._path), self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
         """All rows so far."""
@@ -156,8 +162,9 @@ class Metrics:
         return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
 
-def _step(line: str) -> float:
+def _covered(line: bytes, from_step: int, validated: int) -> bool:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # half a line, cut off by a crash
+        row = json.loads(line)
+        return row["step"] <= (validated if "validation.kl" in row else from_step)
+    except (ValueError, KeyError, TypeError):
+        return False  # half a line, cut off by a crash

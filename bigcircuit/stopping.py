@@ -16,7 +16,10 @@ class StopRequest:
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """Inside, the first SIGTERM or SIGINT only asks; a second one, and any outside, acts as usual."""
+        """Inside, SIGTERM and the first SIGINT only ask; another SIGINT, and any signal outside, acts as usual.
+
+        SIGTERM may come several times: from a batch system, and once more from the launcher.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # Python hands signals to the main thread alone
             return
@@ -24,7 +27,7 @@ class StopRequest:
 
         def ask(number: int, _: FrameType | None) -> None:
             self.number = number
-            signal.signal(number, before[signal.Signals(number)])
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
 
         try:
             for number in before:

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,54 @@ from bigcircuit.errors import UserError
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write to a temporary name beside `path`, sync, rename. Raises UserError when the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    temporary = temporary_beside(path)
+    with refusals(path), cleared(temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(temporary, content)
         temporary.replace(path)
         sync_folder(path.parent)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk; for a place where nobody looks for it yet."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Raises UserError, naming the file, when the disk refuses what is done inside."""
+    try:
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another output") from error
+
+
+def temporary_beside(path: Path) -> Path:
+    """Where to write what is to be renamed to `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a crash has left this half written, if no process is writing it now."""
+    return path.match(".*.[0-9]*.tmp")
+
+
+@contextmanager
+def cleared(temporary: Path) -> Iterator[None]:
+    """At the end a file or folder of this name is gone, whatever happens inside."""
+    try:
+        yield
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder if it is there and the disk lets us."""
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:

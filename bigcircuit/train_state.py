@@ -65,7 +65,13 @@ class TrainState:
                 if best.log_alpha:
                     tensors[f"{index}.best.{name}"] = best.log_alpha[name]
             data["members"].append(
-                {"step": member.step, "updates": updates, "duals": duals.value, "best": [best.objective, best.step]}
+                {
+                    "step": member.step,
+                    "updates": updates,
+                    "lr": self.optimizer.param_groups[index]["lr"],
+                    "duals": duals.value,
+                    "best": [best.objective, best.step],
+                }
             )
         return State(tensors, data, dict(base))
 
@@ -76,6 +82,7 @@ class TrainState:
         for index, saved in enumerate(state.data["members"]):
             member = self.population.members[index]
             member.step, self.duals[index].value = saved["step"], dict(saved["duals"])
+            self.optimizer.param_groups[index]["lr"] = saved["lr"]
             objective, step = saved["best"]
             self.best[index] = Best(objective, step)
             for name, parameter in member.log_alpha.items():
