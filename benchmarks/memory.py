@@ -20,6 +20,7 @@ from bigcircuit.config_file import load
 from bigcircuit.frozen.load import load_config
 from bigcircuit.memory import Workload
 from bigcircuit.plan import Memory, needs
+from bigcircuit.sharding import read_settings
 from bigcircuit.tasks.data import load_task
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +100,8 @@ def predicted(case: Case, folder: Path) -> int:
     """Bytes a rank, from config and pairs alone, in a process that has done nothing else."""
     config = load(None, settings(case, folder))
     data = load_task(config.task, None, load_config(config.model))
-    return sum(needs(config, Workload.of(data.splits, 1 if case.stage == "whole" else 2), Memory(0, False)).values())
+    work = Workload.of(data.splits, 1 if case.stage == "whole" else 2)
+    return sum(needs(config, read_settings(config.deepspeed), work, Memory(0, False)).values())
 
 
 def measured(case: Case, folder: Path) -> int:

@@ -16,6 +16,7 @@ from bigcircuit.gates.population import node_counts
 from bigcircuit.memory import Workload
 from bigcircuit.plan import Memory, needs, remedies
 from bigcircuit.run_folder import versions
+from bigcircuit.sharding import read_settings
 from bigcircuit.targets import check_targets
 from bigcircuit.tasks.builders import BUILDERS
 from bigcircuit.tasks.data import TaskData, load_task, make_pairs
@@ -41,7 +42,8 @@ def check(config: Config, console: Console, ranks: int = 1, memory: Memory | Non
 
 def _memory(config: Config, work: Workload, memory: Memory, console: Console) -> None:
     """What a rank needs at its peak, and, where that is more than there is, the settings that fit."""
-    parts = needs(config, work, memory)
+    settings = read_settings(config.deepspeed)
+    parts = needs(config, settings, work, memory)
     total = sum(parts.values())
     title = (
         f"peak memory of a rank, {work.ranks} rank(s), {config.train.micro_batch_size} x {work.tokens} tokens at once"
@@ -59,7 +61,7 @@ def _memory(config: Config, work: Workload, memory: Memory, console: Console) ->
     console.print(
         f"it does not fit: {memory.free / 2**30:.2f} GiB are free{' for all ranks here' if on_host > 1 else ''}"
     )
-    for one in remedies(config, work, memory) or ["no other settings fit"]:
+    for one in remedies(config, settings, work, memory) or ["no other settings fit"]:
         console.print(f"  {one}", markup=False)
 
 

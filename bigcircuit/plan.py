@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -16,10 +16,10 @@ import torch
 from bigcircuit.config import Config
 from bigcircuit.config_file import override
 from bigcircuit.distributed import Ranks
-from bigcircuit.errors import OutOfMemory, UserError
+from bigcircuit.errors import OutOfMemory
 from bigcircuit.frozen.load import skeleton
 from bigcircuit.memory import Workload, estimate
-from bigcircuit.sharding import read_settings
+from bigcircuit.sharding import Settings, read_settings
 from bigcircuit.tasks.data import TaskData
 
 GIB = 2**30
@@ -29,6 +29,12 @@ _LIBRARIES = "Python and libraries"
 _ON_HOST = ("reference logits",)
 _ZERO3 = "configs/deepspeed/zero3.json"
 _OFFLOAD = "configs/deepspeed/zero3_offload_cpu.json"
+_AUTO = {"stage": 3, "stage3_prefetch_bucket_size": "auto", "stage3_max_live_parameters": "auto"}
+_IN_PIECES: dict[Any, Settings] = {
+    _ZERO3: {"zero_optimization": _AUTO},
+    _OFFLOAD: {"zero_optimization": {**_AUTO, "offload_param": {"device": "cpu"}}},
+}
+"""What these files say, for a machine that does not have them at hand."""
 
 
 class Memory(NamedTuple):
@@ -67,9 +73,8 @@ def _left_in_group() -> int:
     return sys.maxsize
 
 
-def needs(config: Config, work: Workload, memory: Memory) -> dict[str, int]:
-    """Bytes at the peak of a rank by what needs them. Raises UserError for settings that cannot run."""
-    settings = read_settings(config.deepspeed)
+def needs(config: Config, settings: Settings | None, work: Workload, memory: Memory) -> dict[str, int]:
+    """Bytes at the peak of a rank by what needs them; settings: as from `read_settings`."""
     libraries = 0 if memory.accelerator else _libraries(settings is not None)  # before the estimate makes garbage
     parts = estimate(skeleton(config.model), config, settings, work)
     if memory.accelerator:
@@ -87,7 +92,7 @@ def _libraries(sharded: bool) -> int:
     return psutil.Process().memory_info().rss
 
 
-def remedies(config: Config, work: Workload, memory: Memory) -> list[str]:
+def remedies(config: Config, settings: Settings | None, work: Workload, memory: Memory) -> list[str]:
     """Changes of settings after which the run fits, the gentlest first, each with what it then needs."""
     micro, found = config.train.micro_batch_size, []
     smaller = [{"train.micro_batch_size": size} for size in (micro // 2, micro // 4, 1) if 0 < size < micro]
@@ -102,11 +107,11 @@ def remedies(config: Config, work: Workload, memory: Memory) -> list[str]:
     if memory.accelerator:
         changes.append(({**least, "deepspeed": _OFFLOAD}, work.ranks))
     for change, ranks in changes:
-        try:
-            changed = override(config, change, "remedy")
-            size = sum(needs(changed, work._replace(ranks=ranks), memory).values())
-        except UserError:
+        changed = override(config, change, "remedy")
+        if changed.train.batch_size < ranks:
             continue
+        sharding = _IN_PIECES.get(change.get("deepspeed"), settings)
+        size = sum(needs(changed, sharding, work._replace(ranks=ranks), memory).values())
         # Ranks on one host share the memory of the host.
         if size * (1 if memory.accelerator else ranks) <= memory.free:
             words = " ".join(
@@ -134,16 +139,20 @@ def refuse_what_cannot_fit(config: Config, data: TaskData, ranks: Ranks) -> None
 
     Only without a GPU: a GPU says so itself, while Linux ends a process that takes too much without a word.
     """
-    memory, work = Memory.here(), Workload.of(data.splits, ranks.size)
+    memory, work, settings = Memory.here(), Workload.of(data.splits, ranks.size), read_settings(config.deepspeed)
     on_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks.size)
-    if not memory.accelerator and (1 - _ERROR) * sum(needs(config, work, memory).values()) * on_host > memory.free:
+    if (
+        not memory.accelerator
+        and (1 - _ERROR) * sum(needs(config, settings, work, memory).values()) * on_host > memory.free
+    ):
         raise _explanation(config, work, memory, "")
 
 
 def _explanation(config: Config, work: Workload, memory: Memory, where: str) -> OutOfMemory:
+    settings = read_settings(config.deepspeed)
     return OutOfMemory(
-        f"out of memory{where}: the run needs about {_sentence(needs(config, work, memory))} a rank and "
-        f"{memory.free / GIB:.2f} GiB are free; try {_choice(remedies(config, work, memory))}"
+        f"out of memory{where}: the run needs about {_sentence(needs(config, settings, work, memory))} a rank and "
+        f"{memory.free / GIB:.2f} GiB are free; try {_choice(remedies(config, settings, work, memory))}"
     )
 
 

@@ -18,7 +18,7 @@ from bigcircuit.cli import answer, run_prune
 from bigcircuit.distributed import joined
 from bigcircuit.storage import tensor_sha256
 from bigcircuit.train_state import TrainState
-from tests import faults
+from tests import disks, faults
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -52,7 +52,7 @@ def not_a_number(rank: int, step: int, folder: str) -> Callable[[], None]:
     plain, poisoned, states = train.kl_divergence, [], []
 
     def kl_divergence(*arguments: Any) -> Any:
-        return plain(*arguments) * (float("nan") if poisoned and RANK == rank else 1.0)
+        return plain(*arguments) * (float("nan") if poisoned and rank == RANK else 1.0)
 
     def before(state: TrainState) -> None:
         states[:] = [state]
@@ -83,7 +83,7 @@ def memory(steps: list[int], folder: str) -> None:
 
 def full_disk(step: int, folder: str) -> None:
     """After `step` updates nothing more fits on the disk of `folder`."""
-    around_update(lambda state: faults.fill(Path(folder, "filler")) if (RANK, state.step) == (0, step) else None)
+    around_update(lambda state: disks.fill(Path(folder, "filler")) if (RANK, state.step) == (0, step) else None)
 
 
 def stops(folder: str, steps: list[int], mixed: bool) -> None:

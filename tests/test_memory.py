@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.memory import CASES, make_model, make_pairs, measured, predicted
+from benchmarks.memory import CASES, make_model, make_pairs, measured
 from benchmarks.saved_bytes import count_saved, masked, plain
 from bigcircuit import plan
 from bigcircuit.check import check
@@ -82,13 +82,12 @@ def test_prediction_is_within_15_percent_of_a_real_run(tmp_path, index):
     words = [sys.executable, "-m", "benchmarks.memory", "--predict", str(index), str(tmp_path)]
     guess = int(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     assert guess == pytest.approx(measured(case, tmp_path), rel=0.15)
-    assert guess > 0.5 * predicted(case, tmp_path)
 
 
 def test_remedies_fit_and_come_gentlest_first():
     config = load(None, {"population.seeds": 16, "train.batch_size": 32, "train.micro_batch_size": 32})
-    memory = Memory(int(0.35 * sum(needs(config, WORK, Memory(0, True)).values())), accelerator=True)
-    found = remedies(config, WORK, memory)
+    memory = Memory(int(0.35 * sum(needs(config, None, WORK, Memory(0, True)).values())), accelerator=True)
+    found = remedies(config, None, WORK, memory)
     assert found[0].startswith("--train.micro_batch_size 8 (")
     assert any("--train.checkpointing true" in one for one in found)
     for one in found:
@@ -100,9 +99,9 @@ def test_check_says_whether_it_fits_and_what_would(capsys):
     console = Console(width=150, highlight=False)
     check(config, console, 1, Memory(GIB, accelerator=True))
     assert "it fits: 1.00 GiB are free" in capsys.readouterr().out
-    check(config, console, 1, Memory(GIB // 40, accelerator=True))
+    check(config, console, 1, Memory(GIB // 100, accelerator=True))
     said = capsys.readouterr().out
-    assert "it does not fit: 0.03 GiB are free" in said
+    assert "it does not fit: 0.01 GiB are free" in said
     assert "--train.micro_batch_size" in said and "GiB a rank)" in said
 
 
@@ -110,7 +109,7 @@ def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(tmp_path, mo
     monkeypatch.setattr(plan.Memory, "here", classmethod(lambda cls: cls(GIB // 4, False)))
     with pytest.raises(
         OutOfMemory,
-        match=r"the run needs about 0\.\d+ GiB \(Python and libraries .* a rank and 0\.25 GiB are free; try",
+        match=r"the run needs about \d\.\d+ GiB .*Python and libraries .* a rank and 0\.25 GiB are free; try fewer members",
     ):
         run(tmp_path / "x")
     assert not (tmp_path / "x").exists()
@@ -119,14 +118,14 @@ def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(tmp_path, mo
 def test_memory_that_runs_out_in_the_middle_is_one_line_with_the_estimate_and_three_remedies(tmp_path):
     """A limit on the address space makes the allocator fail, as a GPU's does; the refusal before the run is switched off."""
     script = (
-        "import sys; from bigcircuit import cli, prune; prune.refuse_what_cannot_fit = lambda *_: None\n"
+        "import sys; from bigcircuit import cli, plan, prune; prune.refuse_what_cannot_fit = lambda *_: plan._libraries(False)\n"
         "sys.exit(cli.answer(cli.run_prune, sys.argv[1:]))"
     )
     settings = {**QUICK, "population.seeds": 300, "train.batch_size": 16, "train.micro_batch_size": 16}
     words = [f"--{key}={value}" for key, value in {**settings, "output": tmp_path / "x"}.items()]
     done = subprocess.run(
         [sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 * GIB, 4 * GIB)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (5 * GIB // 2, 5 * GIB // 2)),
     )  # fmt: skip
     assert done.returncode == OutOfMemory.exit_code == 4, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr

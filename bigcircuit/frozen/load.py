@@ -89,7 +89,7 @@ def skeleton(config: ModelConfig) -> FrozenModel:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_config(config), dtype=DTYPES[config.dtype])
-    return find_sites(model)
+    return find_sites(model.eval().requires_grad_(False))
 
 
 def _adapt(model: Any, adapter: str) -> Any:
@@ -120,9 +120,14 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-@cache
 def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Hex digest of a file; one that has not changed is not read twice."""
+    now = path.stat()
+    return _sha256(path, now.st_size, now.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, *_: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 22):
