@@ -61,7 +61,7 @@ def _memory(config: Config, work: Workload, memory: Memory, console: Console) ->
     console.print(
         f"it does not fit: {memory.free / 2**30:.2f} GiB are free{' for all ranks here' if on_host > 1 else ''}"
     )
-    for one in remedies(config, settings, work, memory) or ["no other settings fit"]:
+    for one in list(remedies(config, settings, work, memory)) or ["no other settings fit"]:
         console.print(f"  {one}", markup=False)
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from bigcircuit.config import Config
-from bigcircuit.config_file import members
+from bigcircuit.config_file import members, override
 from bigcircuit.distributed import Ranks
 from bigcircuit.frozen.sites import FrozenModel
 from bigcircuit.gates.granularity import SITE_WIDTH
@@ -147,9 +147,10 @@ def scoring_peak(frozen: FrozenModel, config: Config, work: Workload) -> int:
 
 
 def _state(frozen: FrozenModel, config: Config) -> TrainState:
-    return TrainState.new(
-        Population(members(config), frozen.shapes, META), node_counts(frozen.shapes, config.gates.granularities)
-    )
+    # The hinge looks at values, which the meta device does not have; it is a few numbers a prompt.
+    configs = [override(member, {"train.hinge": 0.0}, "estimate") for member in members(config)]
+    nodes = node_counts(frozen.shapes, config.gates.granularities)
+    return TrainState.new(Population(configs, frozen.shapes, META), nodes)
 
 
 def _batch(rows: int, work: Workload) -> Batch:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,9 +93,9 @@ def _libraries(sharded: bool) -> int:
     return psutil.Process().memory_info().rss
 
 
-def remedies(config: Config, settings: Settings | None, work: Workload, memory: Memory) -> list[str]:
+def remedies(config: Config, settings: Settings | None, work: Workload, memory: Memory) -> Iterator[str]:
     """Changes of settings after which the run fits, the gentlest first, each with what it then needs."""
-    micro, found = config.train.micro_batch_size, []
+    micro = config.train.micro_batch_size
     smaller = [{"train.micro_batch_size": size} for size in (micro // 2, micro // 4, 1) if 0 < size < micro]
     saved = {"train.checkpointing": True}
     least = {**saved, "train.micro_batch_size": 1}
@@ -117,8 +118,7 @@ def remedies(config: Config, settings: Settings | None, work: Workload, memory: 
             words = " ".join(
                 f"--{key} {str(value).lower() if value is True else value}" for key, value in change.items()
             )
-            found.append(f"{words}{f' on {ranks} ranks' if ranks != work.ranks else ''} ({size / GIB:.2f} GiB a rank)")
-    return found
+            yield f"{words}{f' on {ranks} ranks' if ranks != work.ranks else ''} ({size / GIB:.2f} GiB a rank)"
 
 
 @contextmanager
@@ -170,7 +170,8 @@ def _sentence(parts: Mapping[str, int]) -> str:
     return f"{sum(parts.values()) / GIB:.2f} GiB ({named})"
 
 
-def _choice(found: list[str]) -> str:
+def _choice(all_: Iterator[str]) -> str:
+    found = list(islice(all_, 3))
     if not found:
         return "fewer members in the population, shorter prompts, or a larger machine: no other settings fit here"
-    return "; or ".join(found[:3])
+    return "; or ".join(found)

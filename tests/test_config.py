@@ -196,7 +196,7 @@ def test_verbs_as_a_user_types_them():
     assert "torch" in run("env").stdout
     checked = run("check", "--config", "configs/quickstart.yaml")
     assert checked.returncode == 0, checked.stderr
-    for words in ("site neurons", "1,792", "saved for backward", "the config is valid"):
+    for words in ("site neurons", "1,792", "activations and gradients", "the config is valid"):
         assert words in checked.stdout
 
 
