@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -121,6 +122,8 @@ def _prepare_deepspeed() -> None:
     from deepspeed.utils import logger
 
     logger.setLevel("WARNING")
+    # DeepSpeed calls it by its old name for every layer.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated", category=FutureWarning)
     operators["deepspeed_shm_comm"] = False  # a C++ extension that is built with g++ on first use; gloo does the same
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
