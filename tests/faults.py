@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -81,6 +82,16 @@ def circuit_sha256(folder: Path) -> str:
     """sha256 of what a run has found."""
     files = [*folder.glob("circuit.safetensors"), *sorted(folder.glob("circuits/*.safetensors"))]
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def states_of(folder: Path) -> dict[str, checkpoint.State]:
+    """Every checkpoint of a folder of checkpoints, by name."""
+    states = {}
+    for path in sorted(folder.iterdir()):
+        with TemporaryDirectory() as alone:
+            (Path(alone) / path.name).symlink_to(path.resolve())
+            states[path.name] = checkpoint.newest(Path(alone), unexpected)
+    return states
 
 
 def states_equal(one: checkpoint.State | None, other: checkpoint.State | None) -> bool:

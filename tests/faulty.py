@@ -63,7 +63,8 @@ def not_a_number(rank: int, step: int, folder: str) -> Callable[[], None]:
     around_update(before)
 
     def report() -> None:
-        gates = {name: tensor_sha256(values) for name, values in states[0].population.named_parameters()}
+        (member,) = states[0].population.members
+        gates = {name: tensor_sha256(values) for name, values in member.log_alpha.items()}
         Path(folder, f"rank-{RANK}.json").write_text(json.dumps({"step": states[0].step, "gates": gates}))
 
     return report

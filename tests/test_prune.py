@@ -125,60 +125,6 @@ def test_folder_with_other_files_is_refused(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-class Stopped(Exception):
-    pass
-
-
-def interrupt_at(monkeypatch, step):
-    """Make the run die, as by a kill, before it makes the update after `step`."""
-
-    def die(state, *arguments):
-        if state.step == step:
-            raise Stopped
-        return train.update(state, *arguments)
-
-    monkeypatch.setattr(prune, "update", die)
-
-
-@pytest.mark.parametrize("step", [1, 3, 6, 7, 11])
-def test_resuming_changes_no_bit(finished, tmp_path, monkeypatch, step):
-    overrides = {"train__save_every": 1, "train__keep_checkpoints": 3}
-    reference = run(tmp_path / "whole", **overrides)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, step)
-        with pytest.raises(Stopped):
-            run(tmp_path / "cut", **overrides)
-    resumed = run(tmp_path / "cut", **overrides)
-    circuit = (resumed.path / "circuit.safetensors").read_bytes()
-    assert circuit == (reference.path / "circuit.safetensors").read_bytes()
-    assert resumed.metrics.read_text() == reference.metrics.read_text()
-    assert (
-        Circuit.load(finished.path / "circuit.safetensors")
-        .masks["head"]
-        .equal(Circuit.load(resumed.path / "circuit.safetensors").masks["head"])
-    )
-
-
-def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, capsys):
-    whole = run(tmp_path / "whole", train__save_every=2)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 9)
-        with pytest.raises(Stopped):
-            run(tmp_path / "cut", train__save_every=2)
-    file = tmp_path / "cut/checkpoints/step-000008/state.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-5] ^= 4
-    file.write_bytes(content)
-    run(tmp_path / "cut", train__save_every=2)
-    said = capsys.readouterr().out
-    assert "step-000008: checkpoint is damaged" in said
-    assert "resuming" in said
-    assert "at step 6" in said
-    ours, theirs = (Circuit.load(tmp_path / name / "circuit.safetensors") for name in ("cut", "whole"))
-    assert all(torch.equal(ours.log_alpha[name], theirs.log_alpha[name]) for name in ours.log_alpha)
-    assert whole.finished
-
-
 def test_not_a_number_stops_before_the_update(tmp_path, monkeypatch):
     def poisoned(reference, logits, batch):
         kl = real(reference, logits, batch)
