@@ -1,6 +1,6 @@
 """Peak memory of a rank: what `bigcircuit check` predicts against what `prune` then takes, on CPU.
 
-python benchmarks/memory.py
+python -m benchmarks.memory [NUMBER ...]        (of the cases below; the other rows of the table stay)
 """
 
 import json
@@ -134,6 +134,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--predict"]:
         sys.stdout.write(str(predicted(CASES[int(sys.argv[2])], Path(sys.argv[3]))))
         return
+    chosen = [int(word) for word in sys.argv[1:]] or list(range(len(CASES)))
+    rows = {line.rsplit("|", 4)[0]: line for line in _rows()} if sys.argv[1:] else {}
     lines = [
         f"# Peak memory of a rank on CPU, {date.today()}",
         "",
@@ -149,16 +151,22 @@ def main() -> None:
             make_model(folder / size, size)
         for tokens in {case.tokens for case in CASES}:
             make_pairs(folder / f"pairs-{tokens}.jsonl", tokens)
-        for index, case in enumerate(CASES):
+        for index, case in [(index, CASES[index]) for index in chosen]:
             command = [sys.executable, "-m", "benchmarks.memory", "--predict", str(index), temporary]
             guess = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
             peak = measured(case, folder)
-            lines.append(
+            row = (
                 f"| {case.size} | {case.dtype} | {case.batch} x {case.tokens} | {case.members} | {case.stage} | "
                 f"{'yes' if case.checkpointing else 'no'} | {guess / 2**20:.0f} | {peak / 2**20:.0f} | {guess / peak:.2f} |"
             )
-            OUTPUT.write_text("\n".join(lines) + "\n")
-            print(lines[-1], flush=True)  # noqa: T201
+            rows[row.rsplit("|", 4)[0]] = row
+            OUTPUT.write_text("\n".join([*lines, *rows.values()]) + "\n")
+            print(row, flush=True)  # noqa: T201
+
+
+def _rows() -> list[str]:
+    """Rows of the last table."""
+    return [line for line in OUTPUT.read_text().splitlines() if line.startswith(tuple(f"| {size} " for size in SIZES))]
 
 
 if __name__ == "__main__":

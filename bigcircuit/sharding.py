@@ -14,11 +14,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from bigcircuit.errors import UserError
 from bigcircuit.frozen.sites import FrozenModel
@@ -142,9 +144,33 @@ def shard(frozen: FrozenModel, device: torch.device, settings: Settings) -> Froz
 
     for layer in frozen.layers:
         set_z3_leaf_module(layer.module, True)
+    for module in frozen.model.modules():
+        if type(module) is nn.Linear:
+            module.forward = partial(_frozen_linear, module)
     engine, *_ = deepspeed.initialize(model=frozen.model, config=settings)
     # The engine's own forward would refuse a backward pass that it does not run; its hooks sit on the module.
     return replace(frozen, model=engine.module, device=device, engine=engine)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """A linear map that keeps its parameter for the backward pass, and so whatever is gathered then.
+
+    torch would keep a view of the weights that were gathered for the forward pass, DeepSpeed's own version the input.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return nn.functional.linear(value, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return gradient.matmul(weight), None, None
+
+
+def _frozen_linear(module: nn.Linear, value: Tensor) -> Tensor:
+    return _FrozenLinear.apply(value, module.weight, module.bias)
 
 
 def numel(parameter: torch.Tensor) -> int:
@@ -155,7 +181,7 @@ def numel(parameter: torch.Tensor) -> int:
 def complete(settings: Settings, frozen: FrozenModel) -> Settings:
     """The config with its `auto` values filled in for a model: fetch one layer ahead and hold no more than two."""
     largest = max(sum(map(numel, layer.module.parameters())) for layer in frozen.layers)
-    zero = dict(settings["zero_optimization"])
+    zero = {**settings["zero_optimization"], "memory_efficient_linear": False}  # see _FrozenLinear
     _fill(zero, {"stage3_prefetch_bucket_size": largest, "stage3_max_live_parameters": 2 * largest})
     if "offload_param" in zero:
         zero["offload_param"] = dict(zero["offload_param"])
