@@ -285,9 +285,9 @@ class Job:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
-    def end(self) -> Ending:
-        """Wait for the end of the launcher and of the ranks."""
-        code = self._process.wait(timeout=180)
+    def end(self, timeout: float = 180) -> Ending:
+        """Wait for the end of the launcher and of the ranks. timeout: seconds."""
+        code = self._process.wait(timeout)
         psutil.wait_procs(self._known.values(), timeout=60)
         return Ending(code, time.monotonic() - self._since, self._log.read_text())
 
