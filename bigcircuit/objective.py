@@ -34,6 +34,8 @@ class Contrast(NamedTuple):
     """log p(any right answer) - log p(any wrong one); for single-token answers the difference of their logits."""
     probability_difference: Tensor
     """p(any right answer) - p(any wrong one)."""
+    cross_entropy: Tensor
+    """- log p(any right answer), nats."""
 
 
 def contrast(logits: Tensor, batch: Batch) -> Contrast:
@@ -41,7 +43,7 @@ def contrast(logits: Tensor, batch: Batch) -> Contrast:
     log_p = continuation_log_probability(logits, batch)
     right = _log_sum_by(log_p[:, batch.correct], batch.example_of_continuation[batch.correct], len(batch.ids))
     wrong = _log_sum_by(log_p[:, ~batch.correct], batch.example_of_continuation[~batch.correct], len(batch.ids))
-    return Contrast(right - wrong, right.exp() - wrong.exp())
+    return Contrast(right - wrong, right.exp() - wrong.exp(), -right)
 
 
 def exact_match(reference: Tensor, logits: Tensor, batch: Batch) -> Tensor:

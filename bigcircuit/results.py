@@ -4,6 +4,7 @@ import json
 import resource
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bigcircuit.circuit import Circuit
 from bigcircuit.config import Config
 from bigcircuit.display import Display
 from bigcircuit.distributed import Ranks
-from bigcircuit.evaluation.bootstrap import Estimate
+from bigcircuit.evaluation.result import Scores
 from bigcircuit.evaluation.scores import score, summarise
 from bigcircuit.frozen.load import fingerprint
 from bigcircuit.frozen.parameters import parameters_kept
@@ -97,9 +98,7 @@ def finish(
     )
 
 
-def describe(
-    config: Config, state: TrainState, index: int, data: TaskData, scores: Mapping[str, Estimate]
-) -> dict[str, str]:
+def describe(config: Config, state: TrainState, index: int, data: TaskData, scores: Scores) -> dict[str, str]:
     """Metadata of one member's circuit file: what it was found in, on, with, and how well it does."""
     member = state.population.members[index].config
     base = fingerprint(config.model)
@@ -133,7 +132,7 @@ def _member(
     streams: Streams,
     index: int,
     masks: Mapping[str, Tensor],
-    scores: Mapping[str, Estimate],
+    scores: Scores,
     path: str,
 ) -> dict[str, Any]:
     config = state.population.members[index].config
@@ -152,8 +151,8 @@ def _member(
     }
 
 
-def _plain(scores: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
-    return {name: estimate._asdict() for name, estimate in scores.items()}
+def _plain(scores: Scores) -> dict[str, dict[str, float | None]]:
+    return {name: asdict(score) for name, score in scores.items()}
 
 
 def peak_memory(ranks: Ranks) -> int:

@@ -3,20 +3,21 @@
 Shapes: P circuits, N examples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bigcircuit.evaluation.bootstrap import Estimate, estimate
+from bigcircuit.evaluation.bootstrap import Intervals, intervals
+from bigcircuit.evaluation.result import Score, Scores
 from bigcircuit.gates.discretise import site_masks
 from bigcircuit.objective import contrast, exact_match, kl_divergence
 from bigcircuit.streams import MaskSource, Streams
 from bigcircuit.tasks.batch import Batch
 from bigcircuit.tasks.pair import Example
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.tasks.passes import Passes, Piece
 
 
 class ExampleScores(NamedTuple):
@@ -24,6 +25,8 @@ class ExampleScores(NamedTuple):
 
     kl: Tensor
     """KL(reference || circuit), nats, mean over the answer positions."""
+    cross_entropy: Tensor
+    """- log p(any right answer), nats."""
     logit_difference: Tensor
     probability_difference: Tensor
     accuracy: Tensor
@@ -49,23 +52,38 @@ def score(
     examples: Sequence[Example],
     circuits: Sequence[Mapping[str, Tensor]] | None,
     passes: Passes,
+    at_once: int | None = None,
+    references: Callable[[Piece], Tensor] | None = None,
 ) -> ExampleScores:
     """Scores of P circuits, or with None of the full model itself (P = 1), in the order of `examples`, on CPU.
 
-    The ranks divide the work and all get all scores.
+    at_once: circuits that share a pass, all of them by default. references: logits [S, V] to compare with, instead of
+    those of the full model, which are computed once a piece. The ranks divide the work and all get all scores.
     """
-    source = None if circuits is None else mask_source(circuits, streams)
     found = torch.zeros(len(ExampleScores._fields), len(circuits or [None]), len(examples))
     place = {example.id: index for index, example in enumerate(examples)}
+    chunks = _chunks(circuits or (), at_once or len(circuits or ()))
     for piece in passes.over(examples, full=True):
         passes.ranks.stop_if_asked()
-        reference = streams.reference(piece.batch)
-        logits = reference.unsqueeze(0) if source is None else streams.masked(piece.batch, source, len(circuits or ()))
-        if piece.counts:
-            scores = score_logits(reference, logits, piece.batch)
-            found[:, :, [place[example.id] for example in piece.examples]] = torch.stack(scores).cpu()
+        reference = streams.reference(piece.batch) if references is None else references(piece)
+        columns = [place[example.id] for example in piece.examples]
+        if circuits is None:
+            _keep(found, slice(0, 1), columns, reference, reference.unsqueeze(0), piece)
+        for rows, chunk in chunks:
+            logits = streams.masked(piece.batch, mask_source(chunk, streams), len(chunk))
+            _keep(found, rows, columns, reference, logits, piece)
     passes.ranks.sum_([found])
     return ExampleScores(*found)
+
+
+def _chunks(circuits: Sequence[Mapping[str, Tensor]], size: int) -> list[tuple[slice, Sequence[Mapping[str, Tensor]]]]:
+    starts = range(0, len(circuits), max(size, 1))
+    return [(slice(start, start + size), circuits[start : start + size]) for start in starts]
+
+
+def _keep(found: Tensor, rows: slice, columns: list[int], reference: Tensor, logits: Tensor, piece: Piece) -> None:
+    if piece.counts:
+        found[:, rows, columns] = torch.stack(score_logits(reference, logits, piece.batch)).cpu()
 
 
 def score_logits(reference: Tensor, logits: Tensor, batch: Batch) -> ExampleScores:
@@ -73,6 +91,7 @@ def score_logits(reference: Tensor, logits: Tensor, batch: Batch) -> ExampleScor
     right_wrong = contrast(logits, batch)
     return ExampleScores(
         kl_divergence(reference, logits, batch),
+        right_wrong.cross_entropy,
         right_wrong.logit_difference,
         right_wrong.probability_difference,
         (right_wrong.logit_difference > 0).float(),
@@ -80,13 +99,24 @@ def score_logits(reference: Tensor, logits: Tensor, batch: Batch) -> ExampleScor
     )
 
 
-def summarise(scores: ExampleScores, full: ExampleScores, member: int) -> dict[str, Estimate]:
-    """Means of one circuit with bootstrap intervals; `recovered` is its mean logit difference over the full model's."""
-    values = {name: getattr(scores, name)[member].double().numpy() for name in ExampleScores._fields}
-    estimates = {name: estimate([column], np.mean) for name, column in values.items()}
-    whole = full.logit_difference[0].double().numpy()
-    estimates["recovered"] = estimate([values["logit_difference"], whole], _ratio)
-    return estimates
+def summarise(scores: ExampleScores, full: ExampleScores, member: int) -> Scores:
+    """Means of one circuit with bootstrap intervals and tails; `recovered` is its mean logit difference over the full
+    model's. Every circuit on the same examples sees the same resampled ones.
+    """
+    names = ExampleScores._fields
+    values = np.stack([getattr(scores, name)[member].double().numpy() for name in names])
+    tails = np.quantile(values, (0.0, 0.05, 0.95, 1.0), axis=1).T.tolist()
+    found = {
+        name: Score(*interval, *tail)
+        for name, interval, tail in zip(names, _rows(intervals([values], np.mean)), tails, strict=True)
+    }
+    part, whole = values[names.index("logit_difference")], full.logit_difference[0].double().numpy()
+    (ratio,) = _rows(intervals([part[None], whole[None]], _ratio))
+    return found | {"recovered": Score(*ratio, None, None, None, None)}
+
+
+def _rows(found: Intervals) -> list[tuple[float, float, float]]:
+    return [(float(mean), float(low), float(high)) for mean, low, high in zip(*found, strict=True)]
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray, axis: int) -> np.ndarray:
