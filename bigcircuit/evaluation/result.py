@@ -146,7 +146,7 @@ class UnderAblation:
     partial: list[Point]
     """By fraction, from 0 to 1."""
     minimality: dict[str, Minimality]
-    """By granularity, under the first ablation asked for only; else empty."""
+    """By granularity; under the ablation it was found under, or the first one asked for, only; else empty."""
     off_distribution: Split | None
 
 
@@ -162,6 +162,8 @@ class EvaluatedCircuit:
     """Key of Evaluation.tasks: the task it was found on."""
     found_under: str
     """The ablation it was found under."""
+    labels: str
+    """`own`, or `random` for a control that was trained on the labels of other pairs (`task.labels`)."""
     seed: str
     kept: dict[str, int]
     parameters_kept: float
@@ -181,8 +183,6 @@ class Task:
     sha256: str
     pairs: dict[str, int]
     """By split: train, validation, test, off_distribution."""
-    labels: str
-    """`own` or `random`."""
     left_out: dict[str, int]
     """`bad`, `unsolved`."""
     full: Scores
@@ -251,7 +251,7 @@ class Evaluation:
     cross: dict[str, list[Cell]]
     """By ablation, every circuit on every task; empty with one task."""
     curves: dict[str, list[Curve]]
-    """By ablation; on the test split of the first circuit's task."""
+    """By ablation; on the test split of the first circuit's task. Of circuits found on other tasks there are none."""
     verdict: str
     """The result in plain words."""
     settings: dict[str, Any]

@@ -1,0 +1,126 @@
+"""Options of `bigcircuit evaluate` beside those of a config. Light, so that a typo is answered at once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+
+from bigcircuit.config import Count, Fraction, Positive, Section
+from bigcircuit.errors import UserError
+
+ABLATIONS = ("interchange", "zero", "mean", "mean_per_position", "optimal")
+_METHODS = (
+    "learned",
+    "integrated_gradients",
+    "attribution_patching",
+    "head_importance",
+    "activation_magnitude",
+    "random",
+)
+
+
+def _listed(value: Any) -> Any:
+    """`a,b` as a list; nothing as an empty one."""
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",") if word.strip()]
+    return [] if value is None else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class EvaluationSettings(Section):
+    """What is measured, and how closely."""
+
+    ablations: Names = ()
+    """Any of interchange, zero, mean, mean_per_position, optimal, or all; by default those the circuits were found under."""
+    draws: Count = 100
+    """Random circuits of the same shape; 0 for none."""
+    fractions: Annotated[tuple[Fraction, ...], BeforeValidator(lambda v: [float(w) for w in _listed(v)])] = (
+        0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
+    )  # fmt: skip
+    """Shares of the complement that are opened beside the circuit (partial ablation)."""
+    partial_draws: Count = 5
+    """Random choices at each of these fractions; 0 leaves partial ablation out."""
+    groups: Count = 256
+    """Most tests of minimality a granularity: where more nodes are kept, neighbours are closed together. 0 for none."""
+    tolerance: Annotated[float, Field(ge=0)] = 0.0
+    """A node whose absence raises KL by no more than this, in nats, by its interval, is unnecessary."""
+    methods: Names = ("learned",)
+    """Rankings whose curves are drawn: learned, the baselines integrated_gradients, attribution_patching, head_importance,
+    activation_magnitude and random, all, or none."""
+    levels: Names = ("neuron", "head")
+    """What the curves rank: neuron (all site neurons together) or granularities."""
+    ranking: str = "signed"
+    """`signed` ranks by score, `absolute` by its absolute value: name it beside every area."""
+    tasks: Names = ()
+    """Configs of other tasks, for the matrix of every circuit on every task."""
+    control: Names = ()
+    """Runs or circuits that ought not to work, such as one found on random labels (`task.labels random`)."""
+    at_once: Positive = 16
+    """Circuits that share one pass over the model; fewer need less memory."""
+    any_model: bool = False
+    """Allow another model of the same widths than the one a circuit was found in."""
+    output: str | None = None
+    """Folder for evaluation.json; by default the folder of the first run or circuit."""
+    seed: Count = 0
+    """Seed of the random circuits."""
+
+    @field_validator("ablations", "methods")
+    @classmethod
+    def _known(cls, names: tuple[str, ...], info: Any) -> tuple[str, ...]:
+        known = ABLATIONS if info.field_name == "ablations" else _METHODS
+        if names == ("all",):
+            return known
+        if names == ("none",) and info.field_name == "methods":
+            return ()
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{name} is not known; use any of {', '.join(known)}, or all")
+        return tuple(dict.fromkeys(names))
+
+    @field_validator("ranking")
+    @classmethod
+    def _ranking(cls, name: str) -> str:
+        if name not in ("signed", "absolute"):
+            raise ValueError(f"{name} is not known; use signed or absolute")
+        return name
+
+
+def take_options(words: Sequence[str], settings: type[Section]) -> tuple[Mapping[str, Any], list[str], list[str]]:
+    """Divide the words after a verb: the options of `settings`, file and folder names, and what is left for the config.
+
+    Raises UserError for an option without a value.
+    """
+    options: dict[str, Any] = {}
+    names: list[str] = []
+    rest: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--"):
+            names.append(word)
+            continue
+        key, has_value, text = word[2:].partition("=")
+        if not has_value:
+            if not left:
+                raise UserError(f"--{key} needs a value")
+            text = left.pop(0)
+        if key.replace("-", "_") in settings.model_fields:
+            options[key.replace("-", "_")] = yaml.safe_load(text) if text else None
+        else:
+            rest += [f"--{key}", text]
+    return options, names, rest
+
+
+def validated(settings: type[Section], options: Mapping[str, Any]) -> Any:
+    """The options as an object. Raises UserError naming the first that is wrong."""
+    try:
+        return settings.model_validate(options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = (
+            str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['msg']}, not {first['input']!r}"
+        )
+        raise UserError(f"--{'.'.join(map(str, first['loc'][:1]))}: {reason}") from error

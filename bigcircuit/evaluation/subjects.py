@@ -1,0 +1,135 @@
+"""What is to be evaluated: circuits from run folders and files, with the config that names their model and task."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bigcircuit.circuit import Circuit
+from bigcircuit.config import Config, TaskConfig
+from bigcircuit.config_file import load, override
+from bigcircuit.errors import UserError
+from bigcircuit.frozen.load import fingerprint
+from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
+
+
+class Subject(NamedTuple):
+    """One circuit that is evaluated."""
+
+    name: str
+    """Unique among those evaluated together."""
+    path: Path
+    circuit: Circuit
+    config: Config
+    """Its run's, or the one that was given, with overrides."""
+    control: bool
+
+    @property
+    def task(self) -> TaskConfig:
+        """The pairs it is evaluated on: those it was found on, with their own labels."""
+        return self.config.task.model_copy(update={"labels": "own"})
+
+
+def open_subjects(
+    names: Sequence[str], controls: Sequence[str], config: str | None, overrides: Mapping[str, Any]
+) -> list[Subject]:
+    """Circuits of run folders (all members) and of files, controls last.
+
+    config: file that names model and task of circuit files that do not lie in a run folder. Raises UserError.
+    """
+    if not names:
+        raise UserError("evaluate needs a run folder or a circuit file: bigcircuit evaluate runs/quickstart")
+    found: dict[str, Subject] = {}
+    for name, control in [*((name, False) for name in names), *((name, True) for name in controls)]:
+        for subject in _open(Path(name), control, config, overrides):
+            unique, number = subject.name, 1
+            while unique in found:
+                number += 1
+                unique = f"{subject.name}-{number}"
+            found[unique] = subject._replace(name=unique)
+    return list(found.values())
+
+
+def _open(path: Path, control: bool, config: str | None, overrides: Mapping[str, Any]) -> list[Subject]:
+    if path.is_dir():
+        own = run_config(path, overrides)
+        files = circuit_files(path)
+        return [Subject(_name(path, file), file, Circuit.load(file), own, control) for file in files]
+    circuit = Circuit.load(path)
+    run = run_of(path)
+    if config is not None:
+        return [Subject(path.stem, path, circuit, load(config, overrides), control)]
+    if run is None:
+        raise UserError(f"{path}: does not lie in a run folder; give --config FILE that names its model and task")
+    return [Subject(_name(run, path), path, circuit, run_config(run, overrides), control)]
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder that a circuit file lies in."""
+    return next((folder for folder in (path.parent, path.parent.parent) if (folder / "config.json").is_file()), None)
+
+
+def run_config(folder: Path, overrides: Mapping[str, Any]) -> Config:
+    """The config of a run folder with overrides. Raises UserError if there is none."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except OSError as error:
+        raise UserError(f"{folder}: holds no run (no config.json); name a run folder or a circuit file") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a run's config.json; restore it or give --config with a circuit file") from error
+    # Only what an evaluation depends on: a run of an older version is read whatever else it had set.
+    kept = {name: raw[name] for name in ("model", "task", "ablation", "deepspeed", "train", "target") if name in raw}
+    return override(Config(), {f"{section}": value for section, value in kept.items()} | dict(overrides), str(path))
+
+
+def circuit_files(folder: Path) -> list[Path]:
+    """The circuits of a finished run, in the order of its members. Raises UserError if it has none."""
+    alone = folder / "circuit.safetensors"
+    files = [alone] if alone.exists() else sorted((folder / "circuits").glob("*.safetensors"), key=_order)
+    if not files:
+        raise UserError(f"{folder}: has no circuit yet; finish the run first (the same command goes on)")
+    return files
+
+
+def _order(path: Path) -> tuple[int, str]:
+    return (int(path.stem), "") if path.stem.isdigit() else (1 << 30, path.stem)
+
+
+def _name(folder: Path, file: Path) -> str:
+    run = folder.resolve().name
+    return run if file.stem == "circuit" else f"{run}/{file.stem}"
+
+
+def check_fits(subject: Subject, shapes: Sequence[LayerShape], any_model: bool) -> None:
+    """Raises UserError, before weights are loaded, unless circuit and model belong together.
+
+    any_model: the same widths suffice. Weights are hashed once a host.
+    """
+    for name, mask in subject.circuit.masks.items():
+        widths = [GRANULARITIES[name].width(shape) for shape in shapes]
+        found = json.loads(subject.circuit.metadata.get("widths", "{}")).get(name, widths)
+        if found != widths or tuple(mask.shape) != (len(widths), max(widths)):
+            raise UserError(
+                f"{subject.path}: its {name} mask has {_few(found)} nodes in {len(mask)} layers and the model {_few(widths)} in "
+                f"{len(widths)}; name the model it was found in with --model.path"
+            )
+    if any_model or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    now, then = fingerprint(subject.config.model), subject.circuit.metadata
+    for part in ("config", "weights"):
+        expected = then.get(f"model_{part}_sha256")
+        if expected and now[part] and now[part] != expected:
+            raise UserError(
+                f"{subject.path}: found in {then.get('model') or 'another model'}, whose {part} hash is {expected[:12]}, and "
+                f"{subject.config.model.path} has {now[part][:12]}; set --model.path, or --any_model true to evaluate it there"
+            )
+
+
+def _few(widths: Sequence[int]) -> str:
+    return (
+        str(widths[0])
+        if len(set(widths)) == 1
+        else ", ".join(map(str, widths[:4])) + ("..." if len(widths) > 4 else "")
+    )
