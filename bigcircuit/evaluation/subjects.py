@@ -80,8 +80,8 @@ def run_config(folder: Path, overrides: Mapping[str, Any]) -> Config:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a run's config.json; restore it or give --config with a circuit file") from error
     # Only what an evaluation depends on: a run of an older version is read whatever else it had set.
-    kept = {name: raw[name] for name in ("model", "task", "ablation", "deepspeed", "train", "target") if name in raw}
-    return override(Config(), {f"{section}": value for section, value in kept.items()} | dict(overrides), str(path))
+    kept = {name: raw[name] for name in ("model", "task", "ablation", "deepspeed", "train") if name in raw}
+    return override(Config(), kept | dict(overrides), str(path))
 
 
 def circuit_files(folder: Path) -> list[Path]:

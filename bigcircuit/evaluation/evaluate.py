@@ -1,0 +1,252 @@
+"""`bigcircuit evaluate`: the whole evaluation, top to bottom."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bigcircuit.ablated import ZERO
+from bigcircuit.config import Config, TaskConfig
+from bigcircuit.config_file import load
+from bigcircuit.display import Display
+from bigcircuit.distributed import Ranks
+from bigcircuit.errors import UserError
+from bigcircuit.evaluation.bench import LEARNED, Bench, make_ablation
+from bigcircuit.evaluation.curves import curves
+from bigcircuit.evaluation.measure import Held, measure
+from bigcircuit.evaluation.result import Cell, Curve, EvaluatedCircuit, Evaluation, Task, UnderAblation, save
+from bigcircuit.evaluation.scores import score, summarise
+from bigcircuit.evaluation.settings import EvaluationSettings
+from bigcircuit.evaluation.show import show, verdict
+from bigcircuit.evaluation.subjects import Subject, check_fits, open_subjects, run_of
+from bigcircuit.frozen.load import fingerprint, load_config, load_frozen, load_tokenizer, sha256, skeleton
+from bigcircuit.frozen.parameters import parameters_kept
+from bigcircuit.frozen.sites import FrozenModel
+from bigcircuit.gates.granularity import GRANULARITIES
+from bigcircuit.gates.population import node_counts
+from bigcircuit.plan import give_freed_memory_back
+from bigcircuit.prune import keep_solved
+from bigcircuit.run_folder import versions
+from bigcircuit.sharding import read_settings
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.data import TaskData, load_task
+from bigcircuit.tasks.passes import Passes
+
+FILE = "evaluation.json"
+
+
+class Ground(NamedTuple):
+    """One task and what the full model does on its held-out pairs."""
+
+    config: TaskConfig
+    data: TaskData
+    held: Held
+
+
+def evaluate(
+    names: Sequence[str],
+    settings: EvaluationSettings,
+    ranks: Ranks,
+    *,
+    config: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Evaluate the circuits of run folders and files and write evaluation.json.
+
+    config: names model and task of circuit files that lie in no run folder; overrides: dotted keys over every config. Raises
+    UserError for what the user can mend, before weights are loaded where it can be known.
+    """
+    display, started = Display(ranks.first, ranks.note), time.monotonic()
+    subjects = open_subjects(names, settings.control, config, overrides or {})
+    base = _one_model(subjects)
+    hf_config, tokenizer, shapes = load_config(base.model), load_tokenizer(base.model), skeleton(base.model).shapes
+    for subject in subjects:
+        check_fits(subject, shapes, settings.any_model)
+    tasks = _tasks(subjects, settings.tasks)
+    loaded = {key: load_task(task, tokenizer, hf_config) for key, task in tasks.items()}
+    wanted = settings.ablations or tuple(dict.fromkeys(_found_under(s) for s in subjects if not s.control))
+    passes, sharding = Passes.of(base, ranks), read_settings(base.deepspeed)
+    ranks.agree({name: data.sha256 for name, data in loaded.items()} | {"options": settings.model_dump_json()})
+    give_freed_memory_back()
+    frozen = load_frozen(base.model, ranks.device, sharding)
+    grounds = {key: _ground(base, tasks[key], data, frozen, passes, display) for key, data in loaded.items()}
+    display.say(f"{len(subjects)} circuit(s), {len(grounds)} task(s), ablations: {', '.join(wanted)}")
+    work = _Work(frozen, subjects, tasks, grounds, settings, passes, display)
+    for name in wanted:
+        work.under(name, minimal_by_default=name == wanted[0])
+    circuits = [
+        _circuit(subject, work.key(subject), frozen, work.scores[subject.name])
+        for subject in sorted(subjects, key=lambda s: s.control)
+    ]
+    result = Evaluation(
+        model={"path": base.model.path} | (fingerprint(base.model) if ranks.first else {}),
+        nodes=node_counts(shapes, list(GRANULARITIES)),
+        tasks={key: _task(ground) for key, ground in grounds.items()},
+        circuits=circuits,
+        cross=work.cross if len(grounds) > 1 else {},
+        curves=work.curves,
+        verdict="",
+        settings=settings.model_dump(mode="json"),
+        command=sys.argv,
+        versions=versions(),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    result = verdict(result)
+    if ranks.first:
+        folder = Path(settings.output) if settings.output else _folder(subjects[0])
+        save(result, folder / FILE)
+        show(result, display)
+        display.say(f"{result.seconds} s; {folder / FILE}{_report(folder)}")
+    return result
+
+
+class _Work:
+    """Collects the scores of all circuits, ablation by ablation."""
+
+    def __init__(
+        self,
+        frozen: FrozenModel,
+        subjects: Sequence[Subject],
+        tasks: Mapping[str, TaskConfig],
+        grounds: Mapping[str, Ground],
+        settings: EvaluationSettings,
+        passes: Passes,
+        display: Display,
+    ) -> None:
+        self.frozen, self.subjects, self.tasks, self.grounds = frozen, subjects, tasks, grounds
+        self.settings, self.passes, self.display = settings, passes, display
+        self.scores: dict[str, dict[str, UnderAblation]] = {subject.name: {} for subject in subjects}
+        self.cross: dict[str, list[Cell]] = {}
+        self.curves: dict[str, list[Curve]] = {}
+
+    def key(self, subject: Subject) -> str:
+        """The task that a circuit was found on."""
+        return next(key for key, task in self.tasks.items() if task == subject.task)
+
+    def under(self, name: str, minimal_by_default: bool) -> None:
+        """Everything under one ablation."""
+        self.cross[name], self.curves[name] = [], []
+        for place, (key, ground) in enumerate(self.grounds.items()):
+            averaged = ground.data.splits["train"]
+            prompts = self.subjects[0].config.ablation.prompts
+            common = Bench(
+                self.frozen,
+                make_ablation(name, self.frozen, averaged, self.passes, prompts),
+                averaged,
+                self.passes,
+                self.settings.at_once,
+            )
+            for subject in self.subjects:
+                own = self.key(subject) == key
+                if own:
+                    self.display.say(f"{subject.name}: {name}")
+                    asked = {_found_under(s) for s in self.subjects if s.name == subject.name} & set(
+                        self.settings.ablations or (name,)
+                    )
+                    minimal = name in asked if asked else minimal_by_default
+                    bench = _with_constants_of(subject, common)
+                    self.scores[subject.name][name] = measure(
+                        subject.circuit.masks, self.frozen.shapes, bench, ground.held, self.settings, minimal=minimal
+                    )
+                if len(self.grounds) > 1:
+                    found = common(ground.held.test, [subject.circuit.masks])
+                    whole = ground.held.on(ground.held.full, "test")
+                    self.cross[name].append(Cell(subject.name, key, own, summarise(found, whole, 0)))
+            if place == 0 and name != LEARNED:
+                mine = [s for s in self.subjects if self.key(s) == key and not s.control]
+                self.curves[name] = curves(mine, common, ground.held, self.settings)
+
+
+def _with_constants_of(subject: Subject, bench: Bench) -> Bench:
+    """Means that the circuit was found with, instead of new ones."""
+    own = subject.circuit.ablation
+    if own.name != bench.ablation.name or own.constants is None or own.name == LEARNED:
+        return bench
+    return Bench(bench.frozen, own, bench.train, bench.passes, bench.at_once)
+
+
+def _one_model(subjects: Sequence[Subject]) -> Config:
+    """The config of the first circuit. Raises UserError unless all name the same model."""
+    first = subjects[0]
+    for other in subjects[1:]:
+        if other.config.model != first.config.model:
+            raise UserError(
+                f"{other.path}: is of model {other.config.model.path}, {first.path} of {first.config.model.path}; "
+                "evaluate circuits of one model at a time, or set --model.path for all"
+            )
+    return first.config
+
+
+def _tasks(subjects: Sequence[Subject], others: Sequence[str]) -> dict[str, TaskConfig]:
+    """Distinct tasks by a short name of their own, those of the circuits first."""
+    found: dict[str, TaskConfig] = {}
+    for task in [*(s.task for s in subjects), *(load(path).task for path in others)]:
+        if task in found.values():
+            continue
+        name = Path(task.path).stem if task.path else task.name
+        key, number = name, 1
+        while key in found:
+            number += 1
+            key = f"{name}-{number}"
+        found[key] = task
+    return found
+
+
+def _found_under(subject: Subject) -> str:
+    return subject.circuit.ablation.name
+
+
+def _ground(
+    base: Config, task: TaskConfig, data: TaskData, frozen: FrozenModel, passes: Passes, display: Display
+) -> Ground:
+    data = keep_solved(base.model_copy(update={"task": task}), frozen, data, passes, display)
+    test, off = data.splits["test"], data.splits.get("off_distribution", [])
+    with Streams(frozen, ZERO) as streams:
+        full = score(streams, [*test, *off], None, passes)
+    return Ground(task, data, Held(test, off, full))
+
+
+def _task(ground: Ground) -> Task:
+    held, data = ground.held, ground.data
+    test, off = held.on(held.full, "test"), held.on(held.full, "off")
+    return Task(
+        name=ground.config.path or ground.config.name,
+        sha256=data.sha256,
+        pairs={name: len(examples) for name, examples in data.splits.items()},
+        left_out={"bad": len(data.bad), "unsolved": data.unsolved},
+        full=summarise(test, test, 0),
+        full_off_distribution=summarise(off, off, 0) if held.off else None,
+    )
+
+
+def _circuit(subject: Subject, task: str, frozen: FrozenModel, scores: dict[str, UnderAblation]) -> EvaluatedCircuit:
+    circuit = subject.circuit
+    parameters = parameters_kept(frozen, circuit.masks)
+    return EvaluatedCircuit(
+        name=subject.name,
+        file=str(subject.path),
+        sha256=sha256(subject.path),
+        task=task,
+        found_under=_found_under(subject),
+        labels=subject.config.task.labels,
+        seed=circuit.metadata.get("seed", ""),
+        kept=circuit.sizes(),
+        parameters_kept=parameters.kept / parameters.total,
+        parameters=parameters._asdict(),
+        control=subject.control,
+        ablations=scores,
+    )
+
+
+def _folder(subject: Subject) -> Path:
+    """The run folder of a circuit, or where its file is."""
+    return run_of(subject.path) or subject.path.parent
+
+
+def _report(folder: Path) -> str:
+    """Draw the run's report again, now with the evaluation; what to add to the closing line."""
+    from bigcircuit import report
+
+    render = getattr(report, "render", None)
+    return f"; see {render(folder)}" if render is not None else ""

@@ -1,0 +1,191 @@
+"""What a person sees of an evaluation: tables, and the result in words."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rich import box
+from rich.table import Table
+
+from bigcircuit.display import Display
+from bigcircuit.evaluation.result import (
+    SCORES,
+    Drawn,
+    EvaluatedCircuit,
+    Evaluation,
+    Scores,
+    Task,
+    UnderAblation,
+)
+
+_WIDE = 130
+
+
+def show(result: Evaluation, display: Display) -> None:
+    """One table an ablation, what is minimal and what else was asked for, and the verdict."""
+    wide = display.console.width >= _WIDE
+    for ablation in _ablations(result):
+        display.show(_scores(result, ablation, wide))
+        if result.cross.get(ablation):
+            display.show(_cross(result, ablation))
+        if result.curves.get(ablation):
+            display.show(_curves(result, ablation))
+    for circuit in result.circuits:
+        for ablation, under in circuit.ablations.items():
+            if under.minimality:
+                display.show(_minimality(circuit, ablation, under))
+    display.say(result.verdict)
+
+
+def _ablations(result: Evaluation) -> list[str]:
+    return list(dict.fromkeys(name for circuit in result.circuits for name in circuit.ablations))
+
+
+def _scores(result: Evaluation, ablation: str, wide: bool) -> Table:
+    tasks = ", ".join(f"{task.pairs['test']} pairs of {key}" for key, task in result.tasks.items())
+    shown = _table(
+        f"{ablation} ablation, held-out scores ({tasks})",
+        ["", "neurons", "heads", *SCORES.values(), "KL p95", "KL max"],
+    )
+    for key, task in result.tasks.items():
+        mine = [circuit for circuit in result.circuits if circuit.task == key]
+        if not mine:
+            continue
+        several = len(result.tasks) > 1
+        _row(shown, f"model on {key}" if several else "model", result.nodes, task.full, wide)
+        for circuit in mine:
+            _of_circuit(shown, circuit, circuit.ablations[ablation], task, wide, len(mine) > 1)
+        _row(shown, "empty", {"total": 0, "head": 0}, mine[0].ablations[ablation].empty, wide)
+    return shown
+
+
+def _of_circuit(
+    shown: Table, circuit: EvaluatedCircuit, under: UnderAblation, task: Task, wide: bool, named: bool
+) -> None:
+    name = ("control " if circuit.control else "circuit ") + circuit.name if named or circuit.control else "circuit"
+    _row(shown, name, circuit.kept, under.circuit, wide)
+    _row(shown, "  without it", {}, under.complement, wide)
+    if under.random is not None:
+        cells = [_drawn(under.random.scores[score], wide) for score in SCORES]
+        shown.add_row(f"  random, {under.random.draws} draws", *["="] * 2, *cells, "", "")
+    if under.off_distribution is not None and task.full_off_distribution is not None:
+        _row(shown, "  model, new templates", {}, task.full_off_distribution, wide)
+        _row(shown, "  circuit, new templates", {}, under.off_distribution.circuit, wide)
+        _row(shown, "  without it, new templates", {}, under.off_distribution.complement, wide)
+
+
+def _row(shown: Table, name: str, kept: dict[str, int], scores: Scores, wide: bool) -> None:
+    sizes = [str(kept.get(size, "")) for size in ("total", "head")]
+    kl = scores["kl"]
+    shown.add_row(name, *sizes, *[_score(scores, score, wide) for score in SCORES], f"{kl.p95:.3f}", f"{kl.max:.3f}")
+
+
+def _score(scores: Scores, name: str, wide: bool) -> str:
+    one = scores[name]
+    return f"{one.mean:.3f}" + (f" [{one.low:.3f}, {one.high:.3f}]" if wide else "")
+
+
+def _drawn(one: Drawn, wide: bool) -> str:
+    return f"{one.mean:.3f}" + (f" [{one.min:.3f}, {one.max:.3f}]" if wide else "")
+
+
+def _cross(result: Evaluation, ablation: str) -> Table:
+    """KL and exact match of every circuit on every task."""
+    shown = _table(f"{ablation} ablation, circuits (rows) on tasks: KL / match", ["", *result.tasks])
+    cells = {(cell.circuit, cell.task): cell for cell in result.cross[ablation]}
+    for circuit in result.circuits:
+        row = []
+        for task in result.tasks:
+            cell = cells[circuit.name, task]
+            text = f"{cell.scores['kl'].mean:.3f} / {cell.scores['exact_match'].mean:.2f}"
+            row.append(f"{text} *" if cell.own else text)
+        shown.add_row(circuit.name, *row)
+    return shown
+
+
+def _curves(result: Evaluation, ablation: str) -> Table:
+    shown = _table(f"{ablation} ablation, faithfulness against size", ["ranking", "level", "by", "CPR", "CMD"])
+    for one in result.curves[ablation]:
+        name = f"{one.method} ({one.circuit})" if one.circuit else one.method
+        shown.add_row(name, one.level, one.ranking, f"{one.cpr:.3f}", f"{one.cmd:.3f}")
+    return shown
+
+
+def _minimality(circuit: EvaluatedCircuit, ablation: str, under: UnderAblation) -> Table:
+    shown = _table(
+        f"{circuit.name}: what is necessary, {ablation} ablation",
+        ["nodes", "kept", "unnecessary", "closed at once", "largest change of KL", "KL without all of them"],
+    )
+    for name, found in under.minimality.items():
+        first = found.dropped[0]
+        place = f"{first.kl_change.mean:.3f} (layer {first.layer}, {_nodes(first.nodes)})"
+        together = f"{found.together['kl'].mean:.3f}" if found.together else ""
+        shown.add_row(name, str(found.kept), str(found.unnecessary), str(found.group), place, together)
+    return shown
+
+
+def _nodes(nodes: Sequence[int]) -> str:
+    return str(nodes[0]) if len(nodes) == 1 else f"{nodes[0]}..{nodes[-1]}"
+
+
+def _table(title: str, headings: Sequence[str]) -> Table:
+    shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    for index, heading in enumerate(headings):
+        shown.add_column(heading, justify="right" if index else "left", no_wrap=not index)
+    return shown
+
+
+def verdict(result: Evaluation) -> Evaluation:
+    """The same with the result of its first circuit in words, also the awkward parts."""
+    circuit = result.circuits[0]
+    ablation, under = next(iter(circuit.ablations.items()))
+    kl = under.circuit["kl"]
+    text = (
+        f"With {ablation} ablation, {circuit.kept['total']} of {result.nodes['total']} neurons ({circuit.kept['head']} of "
+        f"{result.nodes['head']} heads) predict what the full model predicts on {under.circuit['exact_match'].mean:.0%} of the "
+        f"held-out pairs (KL {kl.mean:.3f} nats, 95% interval {kl.low:.3f} to {kl.high:.3f}, worst pair {kl.max:.2f}); the rest "
+        f"without them on {under.complement['exact_match'].mean:.0%} (KL {under.complement['kl'].mean:.3f}).{_chance(under)}"
+    )
+    return replace(result, verdict=text + _spare(under) + _interference(under) + _abroad(under))
+
+
+def _chance(under: UnderAblation) -> str:
+    if under.random is None:
+        return ""
+    if not under.random.distinct:
+        return " There is no other circuit of this shape."
+    kl = under.random.scores["kl"]
+    found = "None" if not kl.better else str(kl.better)
+    verb = "is" if kl.better < 2 else "are"
+    return (
+        f" {found} of {under.random.draws} random circuits of the same shape {verb} as close (the best: KL {kl.min:.3f}; "
+        f"p = {kl.p:.2g})."
+    )
+
+
+def _spare(under: UnderAblation) -> str:
+    spare = [
+        f"{found.unnecessary} of {found.kept} {name.replace('_', ' ')}s"
+        for name, found in under.minimality.items()
+        if found.unnecessary
+    ]
+    if not under.minimality:
+        return ""
+    return f" Not shown to be needed: {', '.join(spare)}." if spare else " Every kept node is needed."
+
+
+def _interference(under: UnderAblation) -> str:
+    """Where opening more of the model makes it worse than the circuit alone."""
+    alone = under.circuit["kl"].high
+    worse = [point for point in under.partial if 0 < point.fraction < 1 and point.kl > alone]
+    if not worse:
+        return ""
+    worst = max(worse, key=lambda point: point.kl)
+    return f" It works best when the rest is off: with {worst.fraction:.0%} of the rest open KL is {worst.kl:.3f}."
+
+
+def _abroad(under: UnderAblation) -> str:
+    off = under.off_distribution
+    if off is None:
+        return ""
+    inside, without = off.circuit["kl"].mean, off.complement["kl"].mean
+    return f" On {off.pairs} pairs of templates held out its KL is {inside:.3f}, that of the rest {without:.3f}."
