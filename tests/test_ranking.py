@@ -1,0 +1,96 @@
+"""Circuits of the best nodes, their order, and the ends of the curve."""
+
+import pytest
+import torch
+
+from bigcircuit.ablated import INTERCHANGE
+from bigcircuit.evaluation.node_scores import LEVELS, flat, level_size, strengths
+from bigcircuit.evaluation.ranking import circuits_of, curve
+from bigcircuit.evaluation.scores import score
+from bigcircuit.gates.discretise import count, discretise
+from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.passes import Passes
+from tests.test_architectures import SMALL, build, examples
+
+SHAPES = (LayerShape(4, 2, 2, 6, 5), LayerShape(4, 2, 2, 3, 5))
+"""Two layers of different MLP widths."""
+
+
+def drawn(seed: int = 0, shapes=SHAPES):
+    """Scores around 0, so that many of the best are negative."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(len(shapes), max(g.width(s) for s in shapes), generator=generator)
+        for name, g in GRANULARITIES.items()
+    }
+
+
+@pytest.mark.parametrize("ranking", ["signed", "absolute"])
+@pytest.mark.parametrize("level", list(LEVELS))
+def test_the_best_nodes_of_a_level_are_kept_and_everything_else(level, ranking):
+    scores = drawn()
+    nodes = level_size(level, SHAPES)
+    order = flat(scores, level, SHAPES)
+    order = (order.abs() if ranking == "absolute" else order).argsort(descending=True)
+    sites = {"attention_neuron": "attention", "mlp_neuron": "mlp"}
+    ranked = {site for name in LEVELS[level] for site in GRANULARITIES[name].sites}
+    circuits = circuits_of(scores, level, range(nodes + 1), SHAPES, ranking)
+    for size, masks in enumerate(circuits):
+        opened = flat(masks, level, SHAPES).nonzero().flatten().tolist()
+        assert sorted(opened) == sorted(order[:size].tolist())
+        for leaf, site in sites.items():
+            if site not in ranked and level != "mlp_output":
+                assert count(masks)[leaf] == level_size(leaf, SHAPES)
+
+
+def test_coarse_nodes_are_closed_whole_and_open_whole():
+    (masks,) = circuits_of({"block": torch.tensor([[-2.0], [-1.0]])}, "block", [1], SHAPES)
+    assert masks["attention_neuron"].tolist() == [[False] * 8, [True] * 8]
+    assert masks["mlp_neuron"].tolist() == [[False] * 6, [True] * 3 + [False] * 3]  # padded
+    (masks,) = circuits_of({"kv_group": torch.tensor([[0.0, 1.0], [-1.0, 2.0]])}, "kv_group", [2], SHAPES)
+    assert masks["head"].tolist() == [[False, False, True, True]] * 2
+    assert count(masks)["mlp_neuron"] == 9
+
+
+def test_scores_of_any_scale_keep_their_order():
+    scores = {"attention_neuron": 1e-30 * drawn()["attention_neuron"], "mlp_neuron": 1e30 * drawn()["mlp_neuron"]}
+    (masks,) = circuits_of(scores, "neuron", [7], SHAPES)
+    assert torch.equal(flat(masks, "neuron", SHAPES).nonzero().flatten(),
+                       flat(scores, "neuron", SHAPES).topk(7).indices.sort().values)  # fmt: skip
+
+
+def test_strengths_rank_as_discretise_does():
+    log_alpha = {name: values for name, values in drawn(3).items() if name != "mlp_output"}
+    scores = strengths(log_alpha, SHAPES)
+    for size in range(26):
+        asked = discretise(log_alpha, SHAPES, {"total": size})
+        (found,) = circuits_of(scores, "neuron", [size], SHAPES)
+        for name, mask in asked.items():
+            assert torch.equal(mask, found[name]), (name, size)
+    for name in ("head", "kv_group", "mlp"):
+        asked = discretise(log_alpha, SHAPES, {name: 2})
+        (found,) = circuits_of(scores, name, [2], SHAPES)
+        assert torch.equal(asked[name], found[name])
+
+
+@pytest.mark.parametrize("level", ["neuron", "head", "mlp"])
+def test_curve_ends_at_the_empty_and_the_full_circuit(level):
+    frozen = build("llama", SMALL)
+    nodes = level_size(level, frozen.shapes)
+    chosen, passes = examples(4), Passes(2)
+    scores = drawn(shapes=frozen.shapes)
+    with Streams(frozen, INTERCHANGE) as streams:
+        first, middle, last = curve(streams, chosen, scores, level, [0, nodes // 2, nodes], passes, at_once=2)
+        closed = circuits_of(scores, level, [0], frozen.shapes)
+        empty, full = score(streams, chosen, closed, passes), score(streams, chosen, None, passes)
+    assert count(closed[0])[level if level != "neuron" else "total"] == 0
+    assert first.kl == pytest.approx(empty.kl.mean().item(), rel=1e-5)
+    assert first.logit_difference == pytest.approx(empty.logit_difference.mean().item(), rel=1e-5)
+    assert (first.faithfulness, last.faithfulness) == (0, 1)
+    assert last.kl == pytest.approx(0, abs=1e-6)
+    assert last.exact_match == 1
+    assert last.logit_difference == pytest.approx(full.logit_difference.mean().item(), rel=1e-5)
+    assert (middle.fraction, middle.size) == ((nodes // 2) / nodes, nodes // 2)
+    assert last.neurons == level_size("neuron", frozen.shapes) > middle.neurons
+    assert middle.kl > 1e-4
