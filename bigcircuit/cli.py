@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from bigcircuit.config import Config
+from bigcircuit.config import Config, Section
 from bigcircuit.config_file import load, parse_overrides
 from bigcircuit.errors import ReportedError, UserError
 from bigcircuit.settings_help import show_settings
@@ -16,10 +16,15 @@ USAGE = """usage: bigcircuit VERB [--config FILE] [--section.field VALUE ...]
   prune   find circuits and write a run folder   [--fresh: start over in a new folder]
   check   validate config and pairs, print sites, gates and memory per rank, and what would fit; loads no weights
           [--ranks N, --memory GIB: of the GPUs it is to run on, instead of one rank here]
+  evaluate RUN_OR_CIRCUIT ...   is it right? faithfulness, completeness, minimality, random circuits, baselines; writes
+          evaluation.json   [--ablations interchange,zero,mean,mean_per_position,optimal | all] [--draws 100]
+          [--tasks OTHER.yaml,...] [--control RUN] [--output FOLDER]
+  compare RUN_OR_CIRCUIT ...    what circuits share; union, intersection and difference as new circuits; loads no weights
+          [--save union,intersection,difference] [--output FOLDER]
   tasks   list the task builders, or print pairs of the one that --task.name names
   env     versions, devices and cores
 
-`bigcircuit prune --help` shows every setting with its unit and default."""
+`bigcircuit prune --help` shows every setting with its unit and default, `bigcircuit evaluate --help` those of evaluate."""
 
 
 class Arguments:
@@ -32,7 +37,7 @@ class Arguments:
             show_settings(Console(highlight=False), USAGE)
             raise SystemExit(0)
         self.fresh = "--fresh" in rest
-        rest = [word for word in rest if word != "--fresh" and not word.startswith("--local_rank")]
+        rest = [word for word in _without_launcher(rest) if word != "--fresh"]
         path = _take(rest, "--config")
         self.overrides = parse_overrides(rest)
         self.config: Config = load(path, self.overrides)
@@ -83,6 +88,48 @@ def _number(words: list[str], option: str, kind: type) -> float | None:
         raise UserError(f"{option} {text}: give a number") from error
 
 
+def run_evaluate(words: Sequence[str]) -> None:
+    """Verb `evaluate`, also the whole of launchers/evaluate.py."""
+    from bigcircuit.evaluation.settings import EvaluationSettings, take_options, validated
+
+    rest = _without_launcher(words)
+    _help(rest, EvaluationSettings)
+    path = _take(rest, "--config")
+    options, names, rest = take_options(rest, EvaluationSettings)
+    settings, overrides = validated(EvaluationSettings, options), parse_overrides(rest)
+    from bigcircuit import distributed
+    from bigcircuit.evaluation.evaluate import evaluate
+
+    with distributed.joined() as ranks:
+        evaluate(names, settings, ranks, config=path, overrides=overrides)
+
+
+def run_compare(words: Sequence[str]) -> None:
+    """Verb `compare`."""
+    from bigcircuit.evaluation.settings import ComparisonSettings, take_options, validated
+
+    _help(words, ComparisonSettings)
+    options, names, rest = take_options(words, ComparisonSettings)
+    parse_overrides(rest)  # there are none: whatever is left is a mistake, and this names it
+    if rest:
+        raise UserError(f"compare has no option {rest[0]}; it loads no model")
+    settings = validated(ComparisonSettings, options)
+    from bigcircuit.compare import compare
+
+    compare(names, settings, Console(highlight=False, soft_wrap=True))
+
+
+def _help(words: Sequence[str], settings: type[Section]) -> None:
+    if "--help" in words or "-h" in words:
+        show_settings(Console(highlight=False), USAGE, settings)
+        raise SystemExit(0)
+
+
+def _without_launcher(words: Sequence[str]) -> list[str]:
+    """Without what launchers add to the words."""
+    return [word for word in words if not word.startswith("--local_rank")]
+
+
 def run_tasks(words: Sequence[str]) -> None:
     """Verb `tasks`."""
     from bigcircuit.check import list_tasks, show_pairs
@@ -106,6 +153,8 @@ def run_env(words: Sequence[str]) -> None:
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "prune": run_prune,
     "check": run_check,
+    "evaluate": run_evaluate,
+    "compare": run_compare,
     "tasks": run_tasks,
     "env": run_env,
 }

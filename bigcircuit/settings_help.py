@@ -11,10 +11,10 @@ from rich.text import Text
 from bigcircuit.config import Config
 
 
-def show_settings(console: Console, usage: str) -> None:
+def show_settings(console: Console, usage: str, settings: type[BaseModel] = Config) -> None:
     """Print usage and all settings, section by section."""
     console.print(Text(usage))
-    for title, lines in _sections(Config, ""):
+    for title, lines in _sections(settings, ""):
         console.print(Text(f"\n{title}", style="bold"))
         for key, kind, default, meaning in lines:
             console.print(Text.assemble(("  --" + key, "cyan"), f"  {kind}, default {default}"))

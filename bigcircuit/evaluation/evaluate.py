@@ -19,7 +19,7 @@ from bigcircuit.evaluation.result import Cell, Curve, EvaluatedCircuit, Evaluati
 from bigcircuit.evaluation.scores import score, summarise
 from bigcircuit.evaluation.settings import EvaluationSettings
 from bigcircuit.evaluation.show import show, verdict
-from bigcircuit.evaluation.subjects import Subject, check_fits, open_subjects, run_of
+from bigcircuit.evaluation.subjects import Subject, check_fits, open_subjects, run_of, unique
 from bigcircuit.frozen.load import fingerprint, load_config, load_frozen, load_tokenizer, sha256, skeleton
 from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.frozen.sites import FrozenModel
@@ -184,12 +184,7 @@ def _tasks(subjects: Sequence[Subject], others: Sequence[str]) -> dict[str, Task
     for task in [*(s.task for s in subjects), *(load(path).task for path in others)]:
         if task in found.values():
             continue
-        name = Path(task.path).stem if task.path else task.name
-        key, number = name, 1
-        while key in found:
-            number += 1
-            key = f"{name}-{number}"
-        found[key] = task
+        found[unique(Path(task.path).stem if task.path else task.name, found)] = task
     return found
 
 

@@ -47,7 +47,7 @@ class EvaluationSettings(Section):
     """Most tests of minimality a granularity: where more nodes are kept, neighbours are closed together. 0 for none."""
     tolerance: Annotated[float, Field(ge=0)] = 0.0
     """A node whose absence raises KL by no more than this, in nats, by its interval, is unnecessary."""
-    methods: Names = ("learned",)
+    methods: Names = _METHODS
     """Rankings whose curves are drawn: learned, the baselines integrated_gradients, attribution_patching, head_importance,
     activation_magnitude and random, all, or none."""
     levels: Names = ("neuron", "head")
@@ -86,6 +86,23 @@ class EvaluationSettings(Section):
         if name not in ("signed", "absolute"):
             raise ValueError(f"{name} is not known; use signed or absolute")
         return name
+
+
+class ComparisonSettings(Section):
+    """What to keep of a comparison."""
+
+    save: Names = ()
+    """Any of union, intersection and difference (what the first circuit has and no other has), as new circuit files."""
+    output: str | None = None
+    """Folder for comparison.json and the new circuits; by default that of the first run, or of the first circuit file."""
+
+    @field_validator("save")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in ("union", "intersection", "difference"):
+                raise ValueError(f"{name} is not known; use any of union, intersection, difference")
+        return names
 
 
 def take_options(words: Sequence[str], settings: type[Section]) -> tuple[Mapping[str, Any], list[str], list[str]]:

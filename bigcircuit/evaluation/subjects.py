@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,11 +44,8 @@ def open_subjects(
     found: dict[str, Subject] = {}
     for name, control in [*((name, False) for name in names), *((name, True) for name in controls)]:
         for subject in _open(Path(name), control, config, overrides):
-            unique, number = subject.name, 1
-            while unique in found:
-                number += 1
-                unique = f"{subject.name}-{number}"
-            found[unique] = subject._replace(name=unique)
+            label = unique(subject.name, found)
+            found[label] = subject._replace(name=label)
     return list(found.values())
 
 
@@ -55,14 +53,14 @@ def _open(path: Path, control: bool, config: str | None, overrides: Mapping[str,
     if path.is_dir():
         own = run_config(path, overrides)
         files = circuit_files(path)
-        return [Subject(_name(path, file), file, Circuit.load(file), own, control) for file in files]
+        return [Subject(name_of(path, file), file, Circuit.load(file), own, control) for file in files]
     circuit = Circuit.load(path)
     run = run_of(path)
     if config is not None:
         return [Subject(path.stem, path, circuit, load(config, overrides), control)]
     if run is None:
         raise UserError(f"{path}: does not lie in a run folder; give --config FILE that names its model and task")
-    return [Subject(_name(run, path), path, circuit, run_config(run, overrides), control)]
+    return [Subject(name_of(run, path), path, circuit, run_config(run, overrides), control)]
 
 
 def run_of(path: Path) -> Path | None:
@@ -97,9 +95,17 @@ def _order(path: Path) -> tuple[int, str]:
     return (int(path.stem), "") if path.stem.isdigit() else (1 << 30, path.stem)
 
 
-def _name(folder: Path, file: Path) -> str:
+def name_of(folder: Path | None, file: Path) -> str:
+    """A short name of a circuit: that of its run, with the member where there are several; else that of its file."""
+    if folder is None:
+        return file.stem
     run = folder.resolve().name
     return run if file.stem == "circuit" else f"{run}/{file.stem}"
+
+
+def unique(label: str, taken: Container[str]) -> str:
+    """The label, or the first of label-2, label-3, ... that is not taken."""
+    return next(name for name in chain([label], (f"{label}-{n}" for n in count(2))) if name not in taken)
 
 
 def check_fits(subject: Subject, shapes: Sequence[LayerShape], any_model: bool) -> None:

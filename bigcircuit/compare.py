@@ -1,0 +1,181 @@
+"""`bigcircuit compare`: what circuits share, and new circuits made of them. Loads no model."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bigcircuit.circuit import Circuit
+from bigcircuit.errors import UserError
+from bigcircuit.evaluation.result import ComparedCircuit, Comparison, save
+from bigcircuit.evaluation.sets import OPERATIONS, frequency, overlap, shapes_of, stability
+from bigcircuit.evaluation.settings import ComparisonSettings
+from bigcircuit.evaluation.subjects import circuit_files, name_of, run_of, unique
+from bigcircuit.frozen.load import sha256
+from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
+from bigcircuit.gates.population import node_counts
+from bigcircuit.run_folder import versions
+
+FILE = "comparison.json"
+
+
+class Compared(NamedTuple):
+    """One of the circuits."""
+
+    name: str
+    path: Path
+    circuit: Circuit
+
+
+def compare(names: Sequence[str], settings: ComparisonSettings, console: Console) -> Comparison:
+    """Compare the circuits of run folders (all members) and files, write comparison.json and the circuits to be saved.
+
+    Raises UserError for fewer than two circuits, or circuits of models that differ.
+    """
+    circuits = _open(names)
+    shapes = _one_model(circuits)
+    nodes = node_counts(shapes, list(GRANULARITIES))
+    folder = Path(settings.output) if settings.output else run_of(circuits[0].path) or circuits[0].path.parent
+    saved = {name: str(_save(name, circuits, shapes, folder)) for name in settings.save}
+    common = [name for name in GRANULARITIES if all(name in one.circuit.masks for one in circuits)]
+    masks = {name: [one.circuit.masks[name] for one in circuits] for name in common}
+    first = circuits[0].circuit.metadata
+    result = Comparison(
+        model={
+            "name": first.get("model", ""),
+            "config": first.get("model_config_sha256", ""),
+            "weights": first.get("model_weights_sha256", ""),
+        },
+        nodes=nodes,
+        circuits=[_described(one) for one in circuits],
+        overlap={name: overlap(found, nodes[name]) for name, found in masks.items()}
+        | {"total": overlap([_neurons(one) for one in circuits], nodes["total"])},
+        stability={name: stability(found, nodes[name]) for name, found in masks.items()}
+        | {"total": stability([_neurons(one) for one in circuits], nodes["total"])},
+        frequency={name: frequency(found, name, shapes) for name, found in masks.items()},
+        saved=saved,
+        verdict=_verdict(circuits, masks["head"], nodes),
+        command=sys.argv,
+        versions=versions(),
+    )
+    save(result, folder / FILE)
+    console.print(table(result))
+    console.print(result.verdict, markup=False)
+    console.print("; ".join([str(folder / FILE), *saved.values()]) + _report(folder), markup=False)
+    return result
+
+
+def _open(names: Sequence[str]) -> list[Compared]:
+    found: dict[str, Compared] = {}
+    for name in names:
+        path = Path(name)
+        for file in circuit_files(path) if path.is_dir() else [path]:
+            label = unique(name_of(path if path.is_dir() else run_of(path), file), found)
+            found[label] = Compared(label, file, Circuit.load(file))
+    if len(found) < 2:
+        raise UserError("compare needs two circuits or more: bigcircuit compare runs/a runs/b")
+    return list(found.values())
+
+
+def _one_model(circuits: Sequence[Compared]) -> list[LayerShape]:
+    """Widths of the layers. Raises UserError unless all circuits are of one model."""
+    first = circuits[0]
+    for other in circuits[1:]:
+        for key, what in (("model_weights_sha256", "weights"), ("model_config_sha256", "config"), ("widths", "widths")):
+            mine, theirs = first.circuit.metadata.get(key), other.circuit.metadata.get(key)
+            if mine and theirs and mine != theirs:
+                raise UserError(
+                    f"{other.path}: is of a model with other {what} than {first.path}; compare circuits of one model"
+                )
+    return shapes_of(first.circuit.metadata.get("widths"), str(first.path))
+
+
+def _neurons(one: Compared) -> torch.Tensor:
+    return torch.cat([one.circuit.masks["attention_neuron"], one.circuit.masks["mlp_neuron"]], dim=1)
+
+
+def _described(one: Compared) -> ComparedCircuit:
+    known = one.circuit.metadata
+    return ComparedCircuit(
+        name=one.name,
+        file=str(one.path),
+        sha256=sha256(one.path),
+        task=known.get("task", ""),
+        found_under=one.circuit.ablation.name,
+        seed=known.get("seed", ""),
+        kept=one.circuit.sizes(),
+    )
+
+
+def _save(operation: str, circuits: Sequence[Compared], shapes: Sequence[LayerShape], folder: Path) -> Path:
+    """Write a new circuit made of the others. Raises UserError if nothing would be in it."""
+    masks = OPERATIONS[operation]([one.circuit.masks for one in circuits], shapes)
+    if not any(mask.any() for mask in masks.values()):
+        raise UserError(f"--save {operation}: no node is left, so there is no circuit to save")
+    path = folder / f"{operation}.safetensors"
+    Circuit(masks, {}, _metadata(operation, circuits)).save(path)
+    return path
+
+
+def _metadata(operation: str, circuits: Sequence[Compared]) -> dict[str, str]:
+    """What all circuits have in common, and what it was made of."""
+    kept = ("model", "model_revision", "model_config_sha256", "model_weights_sha256", "tokenizer_sha256", "adapter",
+            "task", "task_sha256", "ablation", "widths")  # fmt: skip
+    every = [one.circuit.metadata for one in circuits]
+    common = {
+        key: every[0][key] for key in kept if all(key in known and known[key] == every[0][key] for known in every)
+    }
+    parents = [{"name": one.name, "sha256": sha256(one.path)} for one in circuits]
+    return common | {
+        "operation": operation,
+        "parents": json.dumps(parents),
+        "granularities": json.dumps(list(circuits[0].circuit.masks)),
+        "versions": json.dumps(versions()),
+    }
+
+
+def _verdict(circuits: Sequence[Compared], heads: Sequence[torch.Tensor], nodes: dict[str, int]) -> str:
+    found, neurons = stability(heads, nodes["head"]), stability([_neurons(one) for one in circuits], nodes["total"])
+    return (
+        f"{len(circuits)} circuits: two of them share on average {found.mean:.0%} of their heads (by chance {found.chance:.0%}; "
+        f"Jaccard, lowest {found.min:.2f}) and {neurons.mean:.0%} of their neurons (by chance {neurons.chance:.0%})."
+    )
+
+
+def table(result: Comparison) -> Table:
+    """Overlap of all circuits and of pairs, by granularity."""
+    shown = Table(title="overlap of " + ", ".join(one.name for one in result.circuits), box=box.SIMPLE, pad_edge=False)
+    several = len(result.circuits) > 2
+    headings = ["nodes", "of", "kept", "in all", "in any", "Jaccard", "by chance"] + [
+        "pairs: mean",
+        "min",
+        "by chance",
+    ] * several
+    for index, heading in enumerate(headings):
+        shown.add_column(heading, justify="right" if index else "left", no_wrap=True)
+    for name, one in result.overlap.items():
+        if several and not result.nodes[name]:
+            continue
+        pairs = result.stability[name]
+        cells = [str(result.nodes[name]), _sizes(one.sizes), str(one.intersection), str(one.union)]
+        cells += [f"{one.jaccard:.3f}", f"{one.chance:.3f}"]
+        cells += [f"{value:.3f}" for value in (pairs.mean, pairs.min, pairs.chance)] * several
+        shown.add_row("neurons" if name == "total" else name, *cells)
+    return shown
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes)) if len(sizes) < 4 else f"{min(sizes)} to {max(sizes)}"
+
+
+def _report(folder: Path) -> str:
+    from bigcircuit import report
+
+    render = getattr(report, "render", None)
+    return f"; see {render(folder)}" if render is not None else ""
