@@ -26,6 +26,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.config import Config
 from bigcircuit.config_file import load, members
 from bigcircuit.distributed import Ranks, joined
@@ -195,7 +196,7 @@ def measure(case: Case, counts: Sequence[int], rounds: int, ranks: Ranks) -> Ite
     with (
         suppress(torch.OutOfMemoryError),
         built(case, ranks.device) as frozen,
-        Streams(frozen, "interchange", case.checkpointing) as streams,
+        Streams(frozen, INTERCHANGE, case.checkpointing) as streams,
     ):
         passes = Passes.of(settings(case, 1, ranks.size), ranks)
         examples = make_examples(case.batch * ranks.size, case.tokens, frozen.model.config.vocab_size)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.config_file import load
 from bigcircuit.frozen.sites import find_sites
 from bigcircuit.gates.population import Population
@@ -76,7 +77,7 @@ def masked(layers: int, checkpointing: bool, members: int = 1) -> int:
     examples = [Example(index, prompt(), prompt(), ((5,),), ((6,),), "") for index in range(ROWS)]
     config = load(None)
     population = Population([config] * members, frozen.shapes)
-    with Streams(frozen, "interchange", checkpointing) as streams, count_saved(frozen.model) as saved:
+    with Streams(frozen, INTERCHANGE, checkpointing) as streams, count_saved(frozen.model) as saved:
         stacked = population.stack()
         streams.masked(
             collate(examples, full=False), lambda i: population.sample_masks(stacked, i, range(ROWS)), members

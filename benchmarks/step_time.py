@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.config_file import load, members
 from bigcircuit.distributed import Ranks
 from bigcircuit.frozen.sites import FrozenModel, find_sites
@@ -110,7 +111,7 @@ def main() -> None:
         "| members | floor, s | update, s | update / floor | per member, floors |",
         "|---|---|---|---|---|",
     ]
-    with Streams(frozen, "interchange") as streams:
+    with Streams(frozen, INTERCHANGE) as streams:
         for count in arguments.members:
             run = step(streams, examples, count)
             pairs = [(seconds(base), seconds(run)) for _ in range(arguments.rounds + 2)][2:]

@@ -19,7 +19,7 @@ from bigcircuit.run_folder import versions
 from bigcircuit.sharding import read_settings
 from bigcircuit.targets import check_targets
 from bigcircuit.tasks.builders import BUILDERS
-from bigcircuit.tasks.data import TaskData, load_task, make_pairs
+from bigcircuit.tasks.data import TaskData, load_reference, load_task, make_pairs
 from bigcircuit.tasks.pair import Example
 
 
@@ -30,6 +30,7 @@ def check(config: Config, console: Console, ranks: int = 1, memory: Memory | Non
     """
     hf_config = load_config(config.model)
     data = load_task(config.task, load_tokenizer(config.model), hf_config)
+    load_reference(config, load_tokenizer(config.model), hf_config)
     frozen = skeleton(config.model)
     check_targets(config, node_counts(frozen.shapes, config.gates.granularities))
     console.print(_sites(config, frozen))

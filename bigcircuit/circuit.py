@@ -1,17 +1,20 @@
 """The circuit file, format `bigcircuit/1`: one safetensors file that opens without this project.
 
 `mask.<granularity>` is bool [L, n], `log_alpha.<granularity>` float32 [L, n]; rows are padded for layers of other widths
-and the true widths are in the metadata. All metadata values are strings; structured ones are JSON.
+and the true widths are in the metadata. `ablation.<site>` are the constants of mean and optimal ablation, float32 [L, n], or
+[L, T, n] for one a position, the last of which is for all positions beyond. All metadata values are strings; structured
+ones are JSON.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bigcircuit.ablated import INTERCHANGE, Ablation
 from bigcircuit.errors import UserError
 from bigcircuit.gates.discretise import count
 from bigcircuit.storage import tensor_sha256, write_tensors
@@ -28,11 +31,21 @@ class Circuit:
     log_alpha: Mapping[str, Tensor]
     """Granularity -> float32 [L, n], as trained; empty for circuits that were not trained."""
     metadata: Mapping[str, str]
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    """Site -> what closed nodes output, float32 [L, n] or [L, T, n]; empty for ablations without constants."""
+
+    @property
+    def ablation(self) -> Ablation:
+        """The ablation it was found under, ready for Streams; interchange where the file does not say."""
+        name = self.metadata.get("ablation", INTERCHANGE.name)
+        rows = {site: c if c.ndim == 3 else c.unsqueeze(1) for site, c in self.constants.items()}
+        return Ablation(name, {site: c.unsqueeze(0) for site, c in rows.items()} or None)
 
     def save(self, path: Path) -> None:
         """Write the file atomically, with a sha256 of every tensor in its metadata."""
         tensors = {f"mask.{name}": mask for name, mask in self.masks.items()}
         tensors |= {f"log_alpha.{name}": values for name, values in self.log_alpha.items()}
+        tensors |= {f"ablation.{site}": values for site, values in self.constants.items()}
         hashes = {name: tensor_sha256(tensor) for name, tensor in sorted(tensors.items())}
         write_tensors(path, tensors, {**self.metadata, "format": FORMAT, "sha256": json.dumps(hashes)})
 
@@ -55,7 +68,7 @@ class Circuit:
         for name in sorted(hashes.keys() | tensors.keys()):
             if name not in tensors or tensor_sha256(tensors[name]) != hashes.get(name):
                 raise UserError(f"{path}: tensor {name} is damaged (its sha256 differs); restore the file from a copy")
-        return cls(_strip(tensors, "mask."), _strip(tensors, "log_alpha."), metadata)
+        return cls(_strip(tensors, "mask."), _strip(tensors, "log_alpha."), metadata, _strip(tensors, "ablation."))
 
     def sizes(self) -> dict[str, int]:
         """Nodes kept, by granularity and as `total` site neurons."""

@@ -47,6 +47,11 @@ class SplitConfig(Section):
     """Fraction for choosing the best step during the run."""
     test: Fraction = 0.5
     """Fraction held out for the scores that are reported."""
+    by: Literal["prompt", "template"] = "prompt"
+    """`template` also holds whole templates out, as a split of its own, off_distribution, whose scores `evaluate` reports
+    apart. Task builders know their templates; a pair file says them in a column `template`."""
+    off_distribution: Fraction = 0.25
+    """Share of the templates that is held out, one at least, when they are; the other fractions are of the rest."""
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> "SplitConfig":
@@ -83,6 +88,9 @@ class TaskConfig(Section):
     """Let the tokenizer add its special tokens (BOS) to the prompt."""
     bad_pairs: Literal["stop", "drop"] = "stop"
     """A pair that cannot be scored (unequal lengths, duplicates, ...) ends the run at once, or is left out and counted."""
+    labels: Literal["own", "random"] = "own"
+    """`random` is a control: in training each pair gets the full model's predictions for another pair, so what is found is what
+    masks can fit that is not there. The scores at the end are those with its own."""
     keep: Literal["all", "solved"] = "all"
     """`solved` leaves out, and counts, the pairs the full model itself gets wrong."""
     padding: Literal["right", "left"] = "right"
@@ -102,8 +110,36 @@ class TaskConfig(Section):
 class AblationConfig(Section):
     """What a closed node outputs instead."""
 
-    kind: Literal["interchange", "zero"] = "interchange"
-    """`interchange`: its activation on the corrupted prompt; `zero`: nothing."""
+    kind: Literal["interchange", "zero", "mean", "optimal"] = "interchange"
+    """`interchange`: its activation on the corrupted prompt; `zero`: nothing; `mean`: its mean over a data set; `optimal`: a
+    constant that is learned with the gates (arXiv 2409.09951), from the mean on."""
+    per_position: bool = False
+    """One mean for each position, counted from the start of the prompt; beyond the longest prompt that over all of them."""
+    data: str | None = None
+    """Pair file or task builder over all of whose prompts the mean is taken; the training split when absent."""
+    prompts: Literal["corrupted", "clean", "both"] = "corrupted"
+    """Which prompts of the pairs: the corrupted ones are the usual reference, on which the behaviour is not asked for."""
+    lr: Annotated[float, Field(gt=0)] = 0.02
+    """Highest learning rate of the optimal constants, in standard deviations of the neuron per update; follows train.lr."""
+
+    @property
+    def name(self) -> str:
+        """The full name, as it stands beside scores."""
+        return f"{self.kind}_per_position" if self.per_position else self.kind
+
+    @model_validator(mode="after")
+    def _means_only(self) -> "AblationConfig":
+        if self.per_position and self.kind != "mean":
+            raise ValueError(
+                f"ablation.per_position is true but ablation.kind is {self.kind}; set ablation.kind to mean or leave it out"
+            )
+        for key, value in (("data", self.data), ("prompts", self.prompts if self.prompts != "corrupted" else None)):
+            if value and self.kind not in ("mean", "optimal"):
+                raise ValueError(
+                    f"ablation.{key} is {value} but ablation.kind is {self.kind}, which takes no mean; set ablation.kind "
+                    f"to mean or optimal or leave ablation.{key} out"
+                )
+        return self
 
 
 class GatesConfig(Section):
@@ -291,10 +327,20 @@ class Config(Section):
                 raise ValueError(f"{key} is set but gates.granularities is [{', '.join(enabled)}]; add {name} to it")
         return self
 
+    @model_validator(mode="after")
+    def _random_labels_have_no_answers(self) -> "Config":
+        hinges = [self.train.hinge, *(overrides.get("train.hinge", 0) for overrides in self.population.members)]
+        if self.task.labels == "random" and any(hinges):
+            raise ValueError(
+                "task.labels is random but train.hinge asks for the pairs' own answers; set train.hinge to 0"
+            )
+        return self
+
 
 MEMBER_KEYS = (
     "penalty.",
     "target.",
+    "ablation.lr",
     "train.seed",
     "train.steps",
     "train.lr",

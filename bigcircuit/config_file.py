@@ -168,14 +168,12 @@ def _all_keys() -> list[str]:
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
-    """`; did you mean X?`: the key of the same last part elsewhere, else the closest whole key, else the closest last part."""
-    last: dict[str, str] = {}
+    """`; did you mean X?`: the keys of the same last part elsewhere, else the closest whole key, else the closest last part."""
+    last: dict[str, list[str]] = {}
     for name in known:
-        last.setdefault(name.rsplit(".", 1)[-1], name)
+        last.setdefault(name.rsplit(".", 1)[-1], []).append(name)
     part = key.rsplit(".", 1)[-1]
-    if part in last:
-        nearest = [last[part]]
-    else:
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        nearest = nearest or [last[name] for name in difflib.get_close_matches(part, last, n=1, cutoff=0.6)]
-    return f"; did you mean {nearest[0]}?" if nearest else "; `--help` lists them all"
+    nearest = last.get(part) or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not nearest:
+        nearest = [name for one in difflib.get_close_matches(part, last, n=1, cutoff=0.6) for name in last[one]]
+    return f"; did you mean {' or '.join(nearest)}?" if nearest else "; `--help` lists them all"

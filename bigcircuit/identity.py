@@ -7,18 +7,19 @@ from bigcircuit.config import Config
 from bigcircuit.errors import UserError
 from bigcircuit.frozen.load import fingerprint
 from bigcircuit.run_folder import RunFolder
-from bigcircuit.tasks.data import TaskData
+from bigcircuit.tasks.data import Reference, TaskData
 
 
-def identity(config: Config, data: TaskData) -> dict[str, str]:
-    """sha256 of model config, weights, tokenizer and adapter, and of the pairs, by name.
+def identity(config: Config, data: TaskData, reference: Reference | None = None) -> dict[str, str]:
+    """sha256 of model config, weights, tokenizer and adapter, of the pairs, and of those that `ablation.data` names, by name.
 
     Weights are read once a host: other ranks leave the hashes of the model empty.
     """
     first_on_host = os.environ.get("LOCAL_RANK", "0") == "0"
     found = fingerprint(config.model) if first_on_host else {}
     names = ("config", "weights", "tokenizer", "adapter")
-    return {f"model {name}": found.get(name, "") for name in names} | {"pairs": data.sha256}
+    pairs = {"pairs": data.sha256} | ({} if reference is None else {"ablation data": reference.sha256})
+    return {f"model {name}": found.get(name, "") for name in names} | pairs
 
 
 def check_same(folder: RunFolder, before: Mapping[str, str], now: Mapping[str, str]) -> None:

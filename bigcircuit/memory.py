@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from bigcircuit.ablated import INTERCHANGE, ZERO, Ablation, Moments, widest
 from bigcircuit.config import Config
 from bigcircuit.config_file import members, override
 from bigcircuit.distributed import Ranks
@@ -92,13 +93,17 @@ def _storage(tensor: Tensor) -> int:
 def estimate(frozen: FrozenModel, config: Config, settings: Settings | None, work: Workload) -> dict[str, int]:
     """Bytes by what needs them at the peak of a rank; `frozen` is on meta, `settings` as from `read_settings`."""
     weights = _weights(frozen, settings, work.ranks)
-    gates = sum(p.numel() for p in _state(frozen, config).gates)
+    trained = sum(p.numel() for p in _state(frozen, config).parameters)
     vocabulary, element = frozen.head.weight.shape[0], frozen.head.weight.element_size()
-    return weights | {
-        "gates, Adam moments and sums": (3 * 4 + 8) * gates,
-        "reference logits": work.positions * vocabulary * element,
-        "activations and gradients": max(training_peak(frozen, config, work), scoring_peak(frozen, config, work)),
-    }
+    return (
+        weights
+        | _constants(frozen, config, work)
+        | {
+            "gates, Adam moments and sums": (3 * 4 + 8) * trained,
+            "reference logits": work.positions * vocabulary * element,
+            "activations and gradients": max(training_peak(frozen, config, work), scoring_peak(frozen, config, work)),
+        }
+    )
 
 
 def _weights(frozen: FrozenModel, settings: Settings | None, ranks: int) -> dict[str, int]:
@@ -126,7 +131,8 @@ def training_peak(frozen: FrozenModel, config: Config, work: Workload) -> int:
     examples = [Example(index, (), (), (), (), "") for index in range(passes.size)]
     vocabulary = frozen.head.weight.shape[0]
     reference = torch.empty(passes.size * work.answer, vocabulary, dtype=frozen.head.weight.dtype, device=META)
-    with Streams(frozen, config.ablation.kind, config.train.checkpointing) as streams, LiveBytes() as live:
+    ablation = _ablation(frozen, config, work)
+    with Streams(frozen, ablation, config.train.checkpointing) as streams, LiveBytes() as live:
         faithfulness(state, streams, lambda _: reference, examples, One(passes.size, Ranks(device=META)))  # type: ignore[arg-type]
     return live.peak
 
@@ -141,7 +147,7 @@ def scoring_peak(frozen: FrozenModel, config: Config, work: Workload) -> int:
         shape = frozen.shapes[index]
         return {site: torch.ones(count, 1, width(shape), device=META) for site, width in SITE_WIDTH.items()}
 
-    with Streams(frozen, config.ablation.kind) as streams, LiveBytes() as live:
+    with Streams(frozen, _ablation(frozen, config, work)) as streams, LiveBytes() as live:
         kl_divergence(streams.reference(batch), streams.masked(batch, masks, count), batch)
     return live.peak
 
@@ -149,8 +155,31 @@ def scoring_peak(frozen: FrozenModel, config: Config, work: Workload) -> int:
 def _state(frozen: FrozenModel, config: Config) -> TrainState:
     # The hinge looks at values, which the meta device does not have; it is a few numbers a prompt.
     configs = [override(member, {"train.hinge": 0.0}, "estimate") for member in members(config)]
-    nodes = node_counts(frozen.shapes, config.gates.granularities)
-    return TrainState.new(Population(configs, frozen.shapes, META), nodes)
+    population = Population(configs, frozen.shapes, META)
+    if config.ablation.kind == "optimal":
+        population.start_constants(_moments(frozen, positions=1))
+    return TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
+
+
+def _moments(frozen: FrozenModel, positions: int) -> Moments:
+    sizes = {site: (len(frozen.shapes), positions, widest(frozen.shapes, site)) for site in SITE_WIDTH}
+    mean = {site: torch.empty(size, device=META) for site, size in sizes.items()}
+    return Moments(mean, {site: values[:, 0] for site, values in mean.items()})
+
+
+def _ablation(frozen: FrozenModel, config: Config, work: Workload) -> Ablation:
+    """The ablation of the run with constants that have shapes and no data."""
+    if config.ablation.kind in (INTERCHANGE.name, ZERO.name):
+        return Ablation(config.ablation.name)
+    mean = _moments(frozen, work.tokens + 1 if config.ablation.per_position else 1).mean
+    return Ablation(config.ablation.name, {site: values.unsqueeze(0) for site, values in mean.items()})
+
+
+def _constants(frozen: FrozenModel, config: Config, work: Workload) -> dict[str, int]:
+    """Bytes of the constants; where they are learned also of their start and unit."""
+    constants = _ablation(frozen, config, work).constants or {}
+    copies = 3 if config.ablation.kind == "optimal" else 1
+    return {"ablation constants": 4 * copies * sum(map(Tensor.numel, constants.values()))} if constants else {}
 
 
 def _batch(rows: int, work: Workload) -> Batch:

@@ -8,6 +8,8 @@ from contextlib import nullcontext
 from typing import Any
 
 from bigcircuit import checkpoint
+from bigcircuit.ablated import ZERO, Moments
+from bigcircuit.ablation import starting_ablation
 from bigcircuit.config import Config, TrainConfig
 from bigcircuit.config_file import members
 from bigcircuit.display import Display
@@ -28,7 +30,7 @@ from bigcircuit.sharding import read_settings
 from bigcircuit.streams import Streams
 from bigcircuit.targets import check_targets
 from bigcircuit.tasks.batch import train_order
-from bigcircuit.tasks.data import TaskData, load_task
+from bigcircuit.tasks.data import TaskData, load_reference, load_task
 from bigcircuit.tasks.pair import Example
 from bigcircuit.tasks.passes import Passes
 from bigcircuit.tracking import Trackers
@@ -51,9 +53,10 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
     hf_config = load_config(config.model)
     tokenizer = load_tokenizer(config.model)
     data = load_task(config.task, tokenizer, hf_config)
+    reference = load_reference(config, tokenizer, hf_config)
     check_targets(config, node_counts(skeleton(config.model).shapes, list(GRANULARITIES)))
     sharding, passes = read_settings(config.deepspeed), Passes.of(config, ranks)
-    base = identity(config, data)
+    base = identity(config, data, reference)
     ranks.agree(base | {"settings": config.model_dump_json(), "versions": json.dumps(versions())})
     refuse_what_cannot_fit(config, data, ranks)
     give_freed_memory_back()
@@ -61,23 +64,26 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
         if ranks.first:
             write_config(folder, config, sys.argv)
         frozen = load_frozen(config.model, ranks.device, sharding)
-        with Streams(frozen, config.ablation.kind, config.train.checkpointing) as streams:
-            data = keep_solved(config, streams, data, passes, display)
-            introduce(config, frozen, data, display)
-            state = start_or_resume(config, folder, base, streams, data, passes, display)
+        data = keep_solved(config, frozen, data, passes, display)
+        introduce(config, frozen, data, display)
+        averaged = data.splits["train"] if reference is None else reference.examples
+        ablation, moments = starting_ablation(config.ablation, frozen, averaged, passes)
+        with Streams(frozen, ablation, config.train.checkpointing) as streams:
+            state = start_or_resume(config, folder, base, streams, moments, data, passes, display)
             train(config, state, base, streams, data, folder, passes, display)
-            finish(config, state, streams, data, tokenizer, folder, passes, display, started)
+            finish(config, state, streams, data, reference, tokenizer, folder, passes, display, started)
     return folder
 
 
-def keep_solved(config: Config, streams: Streams, data: TaskData, passes: Passes, display: Display) -> TaskData:
+def keep_solved(config: Config, frozen: FrozenModel, data: TaskData, passes: Passes, display: Display) -> TaskData:
     """With `task.keep: solved`, leave out the pairs that the full model gets wrong. Raises UserError if none is left."""
     if config.task.keep == "all":
         return data
     kept, before = {}, sum(map(len, data.splits.values()))
-    for name, examples in data.splits.items():
-        right = score(streams, examples, None, passes).accuracy[0] if examples else []
-        kept[name] = [example for example, solved in zip(examples, right, strict=True) if solved]
+    with Streams(frozen, ZERO) as streams:
+        for name, examples in data.splits.items():
+            right = score(streams, examples, None, passes).accuracy[0] if examples else []
+            kept[name] = [example for example, solved in zip(examples, right, strict=True) if solved]
     after = sum(map(len, kept.values()))
     display.say(f"task.keep solved: {before - after} of {before} pairs left out, the full model gets them wrong")
     if not kept["train"] or not kept["test"]:
@@ -98,7 +104,7 @@ def introduce(config: Config, frozen: FrozenModel, data: TaskData, display: Disp
             f"task.bad_pairs drop: {len(data.bad)} of {len(data.pairs)} pairs left out; the first: {data.bad[0]}"
         )
     display.say(
-        f"{config.task.path or config.task.name}: {sizes} pairs; {len(members(config))} member(s), {config.ablation.kind} ablation"
+        f"{config.task.path or config.task.name}: {sizes} pairs; {len(members(config))} member(s), {config.ablation.name} ablation"
     )
 
 
@@ -107,13 +113,16 @@ def start_or_resume(
     folder: RunFolder,
     base: Mapping[str, str],
     streams: Streams,
+    moments: Moments | None,
     data: TaskData,
     passes: Passes,
     display: Display,
 ) -> TrainState:
-    """Fresh gates, warm-started if asked, or the state of the newest checkpoint."""
+    """Fresh gates, warm-started if asked, and constants if they are learned, or the state of the newest checkpoint."""
     frozen = streams.frozen
     population = Population(members(config), frozen.shapes, passes.ranks.device)
+    if config.ablation.kind == "optimal" and moments is not None:
+        population.start_constants(moments)
     state = TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
     saved = checkpoint.newest(folder.checkpoints, display.say)
     if saved is not None:

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from bigcircuit.ablated import Ablation
 from bigcircuit.circuit import Circuit
 from bigcircuit.config import Config
 from bigcircuit.display import Display
@@ -22,13 +23,13 @@ from bigcircuit.evaluation.scores import score, summarise
 from bigcircuit.frozen.load import fingerprint
 from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.gates.discretise import count, discretise
-from bigcircuit.gates.granularity import GRANULARITIES
+from bigcircuit.gates.granularity import GRANULARITIES, LEAVES
 from bigcircuit.gates.population import node_counts
 from bigcircuit.report import predictions, write_report
 from bigcircuit.run_folder import Metrics, RunFolder, versions
 from bigcircuit.storage import write_json
 from bigcircuit.streams import Streams
-from bigcircuit.tasks.data import TaskData
+from bigcircuit.tasks.data import Reference, TaskData
 from bigcircuit.tasks.passes import Passes
 from bigcircuit.train_state import TrainState
 
@@ -48,13 +49,17 @@ def finish(
     state: TrainState,
     streams: Streams,
     data: TaskData,
+    reference: Reference | None,
     tokenizer: Any,
     folder: RunFolder,
     passes: Passes,
     display: Display,
     started: float,
 ) -> None:
-    """Write circuits, summary.json and report.html, and show the closing table. All ranks score, the first one writes."""
+    """Write circuits, summary.json and report.html, and show the closing table. All ranks score, the first one writes.
+
+    The empty circuit is the first member's ablation alone: where constants are learned, it has those of that member.
+    """
     population = state.population
     log_alpha = [dict(best.log_alpha) for best in state.best]
     masks = [
@@ -63,9 +68,12 @@ def finish(
     ]
     nothing = {name: torch.zeros_like(mask) for name, mask in masks[0].items()}
     examples = data.splits["test"]
-    circuits = score(streams, examples, [*masks, nothing], passes)
+    ablation = best_ablation(state, streams)
+    with streams.under(ablation.of([*range(len(masks)), 0])):
+        circuits = score(streams, examples, [*masks, nothing], passes)
     full = score(streams, examples, None, passes)
-    shown = predictions(streams, masks[0], data, tokenizer)
+    with streams.under(ablation.of([0])):
+        shown = predictions(streams, masks[0], data, tokenizer)
     peak = passes.ranks.largest(peak_memory(passes.ranks))
     if not passes.ranks.first:
         return
@@ -73,13 +81,14 @@ def finish(
     for index, kept in enumerate(masks):
         path = folder.circuit(str(index), len(masks))
         scores = summarise(circuits, full, index)
-        metadata = describe(config, state, index, data, scores)
-        Circuit(kept, {name: values.cpu() for name, values in log_alpha[index].items()}, metadata).save(path)
+        metadata = describe(config, state, index, data, reference, scores)
+        constants = _constants(ablation.of([index]), kept)
+        Circuit(kept, {name: values.cpu() for name, values in log_alpha[index].items()}, metadata, constants).save(path)
         rows.append(_member(state, streams, index, kept, scores, str(path.relative_to(folder.path))))
     summary = {
         "model": config.model.path,
         "task": config.task.path or config.task.name,
-        "ablation": config.ablation.kind,
+        "ablation": config.ablation.name,
         "pairs": {name: len(split) for name, split in data.splits.items()},
         "left_out": {"bad": len(data.bad), "unsolved": data.unsolved},
         "nodes": node_counts(population.shapes, list(GRANULARITIES)),
@@ -98,7 +107,28 @@ def finish(
     )
 
 
-def describe(config: Config, state: TrainState, index: int, data: TaskData, scores: Scores) -> dict[str, str]:
+def best_ablation(state: TrainState, streams: Streams) -> Ablation:
+    """The ablation of the run, with the learned constants that belong to the best gates of each member."""
+    if not state.best[0].constants:
+        return streams.ablation
+    rows = {site: [best.constants[site].unsqueeze(1) for best in state.best] for site in state.best[0].constants}
+    return Ablation(streams.ablation.name, {site: torch.stack(values) for site, values in rows.items()})
+
+
+def _constants(ablation: Ablation, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The constants of one member for the circuit file: of the sites that have masks, [L, n] or [L, T, n]."""
+    sites = {site: c[0] for site, c in (ablation.constants or {}).items() if LEAVES[site] in masks}
+    return {site: (c[:, 0] if c.shape[1] == 1 else c).cpu() for site, c in sites.items()}
+
+
+def describe(
+    config: Config,
+    state: TrainState,
+    index: int,
+    data: TaskData,
+    reference: Reference | None,
+    scores: Scores,
+) -> dict[str, str]:
     """Metadata of one member's circuit file: what it was found in, on, with, and how well it does."""
     member = state.population.members[index].config
     base = fingerprint(config.model)
@@ -113,7 +143,10 @@ def describe(config: Config, state: TrainState, index: int, data: TaskData, scor
         "adapter": config.model.adapter or "",
         "task": config.task.path.rsplit("/", 1)[-1] if config.task.path else config.task.name,
         "task_sha256": data.sha256,
-        "ablation": config.ablation.kind,
+        "ablation": config.ablation.name,
+        "ablation_data": (config.ablation.data or "").rsplit("/", 1)[-1],
+        "ablation_data_sha256": "" if reference is None else reference.sha256,
+        "ablation_prompts": config.ablation.prompts if config.ablation.kind in ("mean", "optimal") else "",
         "metric": "KL(reference || circuit) in nats at the answer positions, test split",
         "granularities": json.dumps(list(config.gates.granularities)),
         "widths": json.dumps(
@@ -122,7 +155,7 @@ def describe(config: Config, state: TrainState, index: int, data: TaskData, scor
         "seed": str(member.train.seed),
         "step": str(state.best[index].step),
         "targets": json.dumps(member.target.sizes()),
-        "scores": json.dumps(_plain(scores)),
+        "scores": json.dumps({config.ablation.name: _plain(scores)}),
         "versions": json.dumps(versions()),
     }
 
@@ -172,7 +205,7 @@ def table(summary: Mapping[str, Any], wide: bool) -> Table:
     wide: with 95% intervals, for terminals of 130 columns or more.
     """
     nodes = summary["nodes"]
-    title = f"held-out scores on {summary['pairs']['test']} pairs of {summary['task']}"
+    title = f"held-out scores on {summary['pairs']['test']} pairs of {summary['task']}, {summary['ablation']} ablation"
     shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for heading in ("", "neurons", "heads", "param.", *SCORES.values()):
         shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)

@@ -2,7 +2,8 @@
 
 Each decoder layer runs twice before the next one starts: on the corrupted hidden state, unmasked and without a graph, to
 leave its site inputs behind, then on the masked hidden states of all members. The layer's own `forward` does both, so
-that under ZeRO-3 one gather of its weights serves both streams. Ablations that need no corrupted run have one stream.
+that under ZeRO-3 one gather of its weights serves both streams. Ablations that need no corrupted run have one stream: then
+what closed nodes output is nothing or constants.
 
 Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
 """
@@ -17,39 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bigcircuit.ablated import INTERCHANGE, Ablation
 from bigcircuit.frozen.sites import FrozenModel
 from bigcircuit.gates.granularity import ATTENTION, MLP, MLP_OUTPUT
+from bigcircuit.interpolate import Interpolate
 from bigcircuit.tasks.batch import Batch
 
 SiteMasks = dict[str, Tensor]
 """Effective masks of one layer by site, each [P, R or 1, n]; an absent site is open."""
 MaskSource = Callable[[int], SiteMasks]
 """Layer index -> its effective masks. Called again, and must answer the same, when a layer is recomputed."""
-
-
-class _Interpolate(torch.autograd.Function):
-    """mask * masked + (1 - mask) * ablated, keeping only the difference of the streams for the backward pass.
-
-    masked [P, R, T, n], ablated [1, R, T, n] or None for zero, mask [P, R or 1, 1, n].
-    """
-
-    @staticmethod
-    def forward(ctx: Any, masked: Tensor, ablated: Tensor | None, mask: Tensor) -> Tensor:
-        weight = mask.to(masked.dtype)
-        ctx.save_for_backward(masked if ablated is None else masked - ablated, mask)
-        # lerp is exact at both ends: an open gate gives the masked stream bit for bit, a closed one the ablated stream.
-        return masked * weight if ablated is None else torch.lerp(ablated, masked, weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        difference, mask = ctx.saved_tensors
-        to_masked = gradient * mask.to(gradient.dtype) if ctx.needs_input_grad[0] else None
-        to_mask = None
-        if ctx.needs_input_grad[2]:
-            # Sum over tokens in float32: the gates stay float32 whatever the base model computes in.
-            to_mask = (gradient * difference).sum(dim=2, keepdim=True, dtype=torch.float32)
-            to_mask = to_mask.sum_to_size(mask.shape).to(mask.dtype)
-        return to_masked, None, to_mask
+Watcher = Callable[[int, str, Tensor], None]
+"""Is handed layer index, site and the site's activations [R, T, n] on their way; is to keep no more than it needs."""
 
 
 class _Rows(NamedTuple):
@@ -67,6 +47,8 @@ class _Pass:
     masks: MaskSource | None
     members: int
     rows: _Rows
+    ablation: Ablation
+    watch: Watcher | None = None
     corrupted: Tensor | None = None
     recording: bool = False
     recorded: SiteMasks = field(default_factory=dict)
@@ -79,25 +61,25 @@ class Streams:
     With checkpointing the backward pass must happen before the exit, because it runs the layers again.
     """
 
-    def __init__(self, frozen: FrozenModel, ablation: str, checkpointing: bool | str = False) -> None:
-        """ablation: "interchange" or "zero"; checkpointing: keep only layer inputs and recompute each layer backward.
+    def __init__(self, frozen: FrozenModel, ablation: Ablation, checkpointing: bool | str = False) -> None:
+        """ablation: what closed nodes output; checkpointing: keep only layer inputs and recompute each layer backward.
 
         With checkpointing "cpu" the layer inputs wait in the memory of the host.
         """
         self.frozen = frozen
-        self.corrupted_stream = ablation == "interchange"
+        self.ablation = ablation.to(frozen.device)
         self.checkpointing = checkpointing
         self._undo: list[Callable[[], None]] = []
         self._pass: _Pass | None = None
 
     def __enter__(self) -> "Streams":
         for index, layer in enumerate(self.frozen.layers):
-            self._hook(layer.attention.register_forward_pre_hook(partial(self._at_input, ATTENTION)))
-            self._hook(layer.mlp.register_forward_pre_hook(partial(self._at_input, MLP)))
-            self._hook(layer.mlp.register_forward_hook(self._at_output))
+            self._hook(layer.attention.register_forward_pre_hook(partial(self._at_input, index, ATTENTION)))
+            self._hook(layer.mlp.register_forward_pre_hook(partial(self._at_input, index, MLP)))
+            self._hook(layer.mlp.register_forward_hook(partial(self._at_output, index)))
             plain = layer.module.forward
+            self._undo.append(partial(_put_back, layer.module, layer.module.__dict__.get("forward")))
             layer.module.forward = partial(self._layer_forward, index, plain)
-            self._undo.append(partial(layer.module.__dict__.pop, "forward"))
         self._hook(self.frozen.head.register_forward_pre_hook(self._at_head))
         return self
 
@@ -108,10 +90,36 @@ class Streams:
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
 
+    @property
+    def corrupted_stream(self) -> bool:
+        """Whether masked passes run the corrupted prompts too."""
+        return self.ablation.name == INTERCHANGE.name
+
+    @contextmanager
+    def under(self, ablation: Ablation | None) -> Iterator[None]:
+        """Masked passes inside are under another ablation; None changes nothing. Its constants may carry a graph."""
+        before = self.ablation
+        self.ablation = before if ablation is None else ablation.to(self.frozen.device)
+        try:
+            yield
+        finally:
+            self.ablation = before
+
     def reference(self, batch: Batch) -> Tensor:
         """Logits of the full model on the clean prompts at the scored positions, [S, V], without a graph."""
         with torch.no_grad():
-            return self._forward(_Pass(batch, None, 1, _Rows(len(batch.clean), 0)), batch.clean)[0]
+            return self._forward(self._plain(batch), batch.clean)[0]
+
+    def watch(self, batch: Batch, tokens: Tensor, watcher: Watcher) -> None:
+        """Run the full model without a graph on prompts laid out as in `batch`, [R, T], and show its activations.
+
+        The watcher sees the inputs of both projections of every layer and the output of the MLP.
+        """
+        with torch.no_grad():
+            self._forward(self._plain(batch, watcher), tokens)
+
+    def _plain(self, batch: Batch, watcher: Watcher | None = None) -> _Pass:
+        return _Pass(batch, None, 1, _Rows(len(batch.clean), 0), self.ablation, watcher)
 
     def masked(self, batch: Batch, masks: MaskSource, members: int) -> Tensor:
         """Logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]."""
@@ -119,7 +127,7 @@ class Streams:
         rows = _Rows(len(tokens), len(batch.corrupted) if self.corrupted_stream else 0)
         if self.corrupted_stream:
             tokens = torch.cat([tokens, batch.corrupted])
-        return self._forward(_Pass(batch, masks, members, rows), tokens)
+        return self._forward(_Pass(batch, masks, members, rows, self.ablation), tokens)
 
     def _forward(self, state: _Pass, tokens: Tensor) -> Tensor:
         assert self._undo, "enter the context manager first"
@@ -187,32 +195,34 @@ class Streams:
         state.recorded, state.site_masks = {}, {}
         return output, corrupted
 
-    def _at_input(self, site: str, _module: nn.Module, args: tuple) -> tuple | None:
-        state = self._pass
-        if state is None or site not in state.site_masks:
-            return None
-        if state.recording:
-            state.recorded[site] = args[0]
-            return None
-        return self._interpolate(state, site, args[0]), *args[1:]
+    def _at_input(self, index: int, site: str, _module: nn.Module, args: tuple) -> tuple | None:
+        value = self._at_site(index, site, args[0])
+        return None if value is None else (value, *args[1:])
 
-    def _at_output(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
-        state = self._pass
-        if state is None or MLP_OUTPUT not in state.site_masks:
-            return None
-        if state.recording:
-            state.recorded[MLP_OUTPUT] = output.clone()  # Falcon adds to it in place
-            return None
-        return self._interpolate(state, MLP_OUTPUT, output)
+    def _at_output(self, index: int, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
+        return self._at_site(index, MLP_OUTPUT, output)
 
-    def _interpolate(self, state: _Pass, site: str, value: Tensor) -> Tensor:
-        rows = len(state.batch.clean)
+    def _at_site(self, index: int, site: str, value: Tensor) -> Tensor | None:
+        """What is to be there instead of `value`; None for itself."""
+        state = self._pass
+        if state is None:
+            return None
         # Some architectures flatten rows and tokens before the MLP, so the shape comes from the batch.
-        masked = value.reshape(state.members, rows, -1, value.shape[-1])
-        ablated = state.recorded.get(site)
-        if ablated is not None:
-            ablated = ablated.reshape(1, rows, -1, value.shape[-1])
-        return _Interpolate.apply(masked, ablated, state.site_masks[site].unsqueeze(2)).reshape(value.shape)
+        rows, width = len(state.batch.clean), value.shape[-1]
+        if state.watch is not None:
+            state.watch(index, site, value.reshape(rows, -1, width))
+        if site not in state.site_masks:
+            return None
+        if state.recording:
+            # Falcon adds to the output of its MLP in place.
+            state.recorded[site] = value.clone() if site == MLP_OUTPUT else value
+            return None
+        masked = value.reshape(state.members, rows, -1, width)
+        if state.rows.corrupted:
+            ablated = state.recorded[site].reshape(1, rows, -1, width)
+        else:
+            ablated = state.ablation.at(site, index, width, _positions(state.batch))
+        return Interpolate.apply(masked, ablated, state.site_masks[site].unsqueeze(2)).reshape(value.shape)
 
     def _at_head(self, _module: nn.Module, args: tuple) -> tuple | None:
         """Keep only the scored positions before the vocabulary projection: [P * R, T, D] -> [P, S, D]."""
@@ -230,6 +240,19 @@ def _recording(state: _Pass) -> Iterator[None]:
         yield
     finally:
         state.recording = False
+
+
+def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward  # of streams around these
+
+
+def _positions(batch: Batch) -> Tensor:
+    if batch.position_ids is not None:
+        return batch.position_ids
+    return torch.arange(batch.clean.shape[1], device=batch.clean.device).unsqueeze(0)
 
 
 def _repeat(tensor: Tensor | None, copies: int) -> Tensor | None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bigcircuit.ablated import Ablation
 from bigcircuit.config import Config
 from bigcircuit.errors import DivergedError
 from bigcircuit.evaluation.scores import score
@@ -27,7 +28,7 @@ class Sums(NamedTuple):
     """Faithfulness summed over examples and ranks. Float64, so that the order of the sum does not show in float32."""
 
     gradient: Tensor
-    """float64 [all gates of all members in order]"""
+    """float64 [all gates and learned constants of all members in order]"""
     kl: Tensor
     """float64 [P], nats; the mean over the batch."""
     hinge: Tensor
@@ -38,16 +39,16 @@ def faithfulness(
     state: TrainState, streams: Streams, references: References, chosen: Sequence[Example], passes: Passes
 ) -> Sums:
     """How far every member, under fresh gate noise, is from the full model on a global batch, and the gradient of it."""
-    population, gates = state.population, state.gates
+    population, parameters = state.population, state.parameters
     sums = Sums(*(torch.zeros(n, dtype=torch.float64, device=passes.ranks.device)
-                  for n in (sum(g.numel() for g in gates), len(population), len(population))))  # fmt: skip
+                  for n in (sum(p.numel() for p in parameters), len(population), len(population))))  # fmt: skip
     for piece in passes.over(chosen, full=False):
         kl, hinge = _terms(state, streams, references, piece)
         weights = torch.tensor(
             [[m.config.train.kl, m.config.train.hinge] for m in population.members], device=kl.device
         )
         loss = (weights[:, 0] * kl + weights[:, 1] * hinge).sum() / len(chosen)
-        gradient = torch.autograd.grad(loss, gates)
+        gradient = torch.autograd.grad(loss, parameters)
         streams.frozen.settle()
         if piece.counts:
             sums.gradient.add_(torch.cat([g.reshape(-1) for g in gradient]))
@@ -58,10 +59,13 @@ def faithfulness(
 
 
 def _terms(state: TrainState, streams: Streams, references: References, piece: Piece) -> tuple[Tensor, Tensor]:
-    """KL and hinge of every member summed over the examples of one pass, float32 [P] each, with graphs to the gates."""
+    """KL and hinge of every member summed over the examples of one pass, float32 [P] each, with graphs to all parameters."""
     population = state.population
     ids, stacked = [example.id for example in piece.examples], population.stack()
-    logits = streams.masked(piece.batch, lambda index: population.sample_masks(stacked, index, ids), len(population))
+    with streams.under(population.learned()):
+        logits = streams.masked(
+            piece.batch, lambda index: population.sample_masks(stacked, index, ids), len(population)
+        )
     kl = kl_divergence(references(piece), logits, piece.batch).sum(1)
     configs = [member.config for member in population.members]
     if not any(config.train.hinge for config in configs):
@@ -93,9 +97,9 @@ def price(state: TrainState) -> Price:
     device = state.gates[0].device
     penalty = torch.stack([one.to(device) for one in prices])
     if penalty.requires_grad:
-        gradient = torch.autograd.grad(penalty.sum(), state.gates, allow_unused=True, materialize_grads=True)
+        gradient = torch.autograd.grad(penalty.sum(), state.parameters, allow_unused=True, materialize_grads=True)
     else:
-        gradient = [torch.zeros_like(gate) for gate in state.gates]
+        gradient = [torch.zeros_like(parameter) for parameter in state.parameters]
     flat = torch.cat([g.reshape(-1) for g in gradient])
     return Price(flat, penalty.detach(), {name: sizes.detach() for name, sizes in expected.items()})
 
@@ -111,8 +115,9 @@ def update(
     sums = faithfulness(state, streams, references, chosen, passes)
     cost = price(state)
     gradient = (sums.gradient + cost.gradient).float()
-    for gate, part in zip(state.gates, gradient.split([g.numel() for g in state.gates]), strict=True):
-        gate.grad = part.view_as(gate)
+    parameters = state.parameters
+    for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
     logged = {"kl": sums.kl.float(), "hinge": sums.hinge.float(), "penalty": cost.penalty}
     logged["gradient_norm"] = _prepare(state, logged)
     state.optimizer.step()
@@ -122,16 +127,24 @@ def update(
 
 
 def _prepare(state: TrainState, logged: Mapping[str, Tensor]) -> Tensor:
-    """Clip every member's gradient and set its learning rate; returns the norms before clipping, float32 [P]."""
-    norms = []
-    for index, (member, group) in enumerate(zip(state.population.members, state.optimizer.param_groups, strict=True)):
+    """Clip every member's gradient and set its learning rates; returns the norms of its gates before, float32 [P].
+
+    Learned constants are clipped apart, so that the gates do not feel them.
+    """
+    norms, members, groups = [], state.population.members, state.optimizer.param_groups
+    for index, member in enumerate(members):
         train = member.config.train
-        norms.append(torch.nn.utils.clip_grad_norm_(member.parameters(), train.clip))
-        group["lr"] = learning_rate(train, member.step / train.steps)
+        rate = learning_rate(train, member.step / train.steps)
+        norms.append(torch.nn.utils.clip_grad_norm_(member.log_alpha.values(), train.clip))
+        groups[index]["lr"] = rate
+        found = [value[index] for value in (*logged.values(), norms)]
+        if member.offset:
+            found.append(torch.nn.utils.clip_grad_norm_(member.offset.values(), train.clip))
+            groups[len(members) + index]["lr"] = rate / train.lr * member.config.ablation.lr
         if member.step >= train.steps:
             for parameter in member.parameters():
                 parameter.grad = None
-        elif not all(torch.isfinite(value[index]) for value in (*logged.values(), norms)):
+        elif not all(map(torch.isfinite, found)):
             raise DivergedError(
                 f"member {index}, step {state.step + 1}: the loss or its gradient is not finite; the gates were not "
                 f"updated and the last checkpoint is good; lower train.lr ({train.lr:g}) or load the model in float32"
@@ -160,7 +173,9 @@ def validate(
 ) -> list[dict[str, float]]:
     """Score the discretised circuits of all members and remember the gates of any that is its best so far."""
     circuits = current_masks(state)
-    scores = score(streams, examples, circuits, passes)
+    learned = state.population.learned()
+    with streams.under(learned):
+        scores = score(streams, examples, circuits, passes)
     rows = []
     for index, (member, masks) in enumerate(zip(state.population.members, circuits, strict=True)):
         sizes = count(masks)
@@ -170,11 +185,17 @@ def validate(
         )
         if objective < state.best[index].objective:
             gates = {name: values.detach().clone() for name, values in member.log_alpha.items()}
-            state.best[index] = Best(objective, member.step, gates)
+            state.best[index] = Best(objective, member.step, gates, constants_of(learned, index))
         means = {name: float(getattr(scores, name)[index].mean()) for name in scores._fields}
         rows.append({**means, "objective": objective, **{f"kept.{name}": size for name, size in sizes.items()}})
     state.validated = state.step
     return rows
+
+
+def constants_of(learned: Ablation | None, member: int) -> dict[str, Tensor]:
+    """A copy of the learned constants of one member, by site [L, n]; empty if none are learned."""
+    constants = {} if learned is None else learned.constants or {}
+    return {site: values[member, :, 0].detach().clone() for site, values in constants.items()}
 
 
 def _objective(config: Config, kl: float, difference: float, sizes: dict[str, int], nodes: dict[str, int]) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.config_file import load, members
 from bigcircuit.distributed import joined
 from bigcircuit.frozen.load import load_frozen, skeleton
@@ -99,7 +100,7 @@ def look(folder: Path, settings_path: str, dtype: str) -> dict:
             Population(members(config), frozen.shapes), node_counts(frozen.shapes, config.gates.granularities)
         )
         passes, chosen = Passes.of(config, ranks), examples(4)
-        with Streams(frozen, "interchange") as streams:
+        with Streams(frozen, INTERCHANGE) as streams:
             references = References(streams, chosen, passes)
             update(state, streams, references, chosen, passes)
             seen["held_after"] = _held(frozen)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.errors import UserError
 from bigcircuit.frozen.architectures import ARCHITECTURES
 from bigcircuit.frozen.parameters import parameters_kept
@@ -116,7 +117,7 @@ def test_open_is_plain_and_closed_is_corrupted(name, settings, padding):
     batch = collate(examples(), full=True, padding=padding)
     with torch.no_grad():
         clean, corrupted = plain(frozen.model, batch.clean, batch), plain(frozen.model, batch.corrupted, batch)
-        with Streams(frozen, "interchange") as streams:
+        with Streams(frozen, INTERCHANGE) as streams:
             assert torch.equal(streams.masked(batch, constant(frozen, 1.0), 1)[0], clean)
             two = streams.masked(batch, constant(frozen, 0.0, 2), 2)
         assert torch.equal(two[0], two[1])

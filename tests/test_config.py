@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 BAD = {
     "unknown section": ("trainn: {steps: 5}", ["trainn is not a setting", "did you mean train"]),
     "unknown key": ("train: {stepz: 5}", ["train.stepz", "did you mean train.steps?"]),
-    "key in the wrong section": ("gates: {lr: 0.1}", ["gates.lr", "did you mean train.lr?"]),
+    "key in the wrong section": ("gates: {lr: 0.1}", ["gates.lr", "did you mean ablation.lr or train.lr?"]),
     "text for a number": ("train: {steps: many}", ["train.steps", "integer", '"many"']),
     "zero steps": ("train: {steps: 0}", ["train.steps", "greater than or equal to 1"]),
     "negative learning rate": ("train: {lr: -1}", ["train.lr", "greater than 0"]),
@@ -37,7 +37,7 @@ BAD = {
     "nothing to train on": ("task: {split: {train: 0, validation: 0.5}}", ["train and test must both be above 0"]),
     "pairs without a path": ("task: {name: pairs}", ["task.path is not set"]),
     "a path that is not read": ("task: {name: ioi, path: x.jsonl}", ["set task.name to pairs"]),
-    "unknown ablation": ("ablation: {kind: resample}", ["ablation.kind", "'interchange' or 'zero'"]),
+    "unknown ablation": ("ablation: {kind: resample}", ["ablation.kind", "'interchange', 'zero', 'mean' or 'optimal'"]),
     "unknown precision": ("model: {dtype: float8}", ["model.dtype", "'bfloat16'"]),
     "unknown tracker": ("tracking: {trackers: [mlflow]}", ["tracking.trackers", "'wandb'"]),
     "a list for a section": ("train: [1, 2]", ["train", "[1, 2]"]),

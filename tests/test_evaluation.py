@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.evaluation.attribution import integrated_gradients, rank_scores
 from bigcircuit.evaluation.bootstrap import estimate
 from bigcircuit.gates.granularity import SITE_WIDTH
@@ -34,7 +35,7 @@ def test_integrated_gradients_sum_to_the_change_of_the_loss():
     frozen = build("llama", SMALL)
     chosen = examples(3)
     batch = collate(chosen, full=False)
-    with Streams(frozen, "interchange") as streams:
+    with Streams(frozen, INTERCHANGE) as streams:
         scores = integrated_gradients(streams, chosen, Passes(2), points=60)
         closed = [{s: torch.zeros(1, 1, w(shape)) for s, w in SITE_WIDTH.items()} for shape in frozen.shapes]
         with torch.no_grad():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.config_file import load
 from bigcircuit.distributed import Ranks
 from bigcircuit.gates.noise import Noise
@@ -166,7 +167,7 @@ def trained(device: torch.device, dtype: torch.dtype):
     state.population._noise = _CpuNoise(device)
     before = torch.cat([gate.detach().cpu().reshape(-1) for gate in state.gates])
     examples = gpu.make_examples(4, 16, 512)
-    with Streams(frozen, "interchange") as streams:
+    with Streams(frozen, INTERCHANGE) as streams:
         references = References(streams, examples, passes)
         for _ in range(2):
             update(state, streams, references, examples, passes)
@@ -206,7 +207,7 @@ def test_all_gates_open_is_the_plain_model_bit_for_bit_in_bfloat16(device):
 
     with torch.no_grad():
         plain = frozen.model(input_ids=batch.clean, use_cache=False, logits_to_keep=1).logits[:, 0]
-        with Streams(frozen, "interchange") as streams:
+        with Streams(frozen, INTERCHANGE) as streams:
             masked = streams.masked(batch, everything, 1)[0]
     assert masked.dtype == torch.bfloat16
     assert torch.equal(plain, masked)

@@ -9,6 +9,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.config import ModelConfig
 from bigcircuit.embedded import PATH
 from bigcircuit.errors import UserError
@@ -41,7 +42,7 @@ def test_open_gates_on_an_adapted_model_are_the_adapted_model(adapter):
             input_ids=batch.clean, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
         ).logits[batch.score_row, batch.score_position]
         plain = load_frozen(ModelConfig()).model(input_ids=batch.clean).logits
-        with Streams(frozen, "interchange") as streams:
+        with Streams(frozen, INTERCHANGE) as streams:
             assert torch.equal(streams.masked(batch, constant(frozen, 1.0), 1)[0], logits)
     assert not torch.allclose(plain[batch.score_row, batch.score_position], logits, atol=1e-2)
     assert not any(parameter.requires_grad for parameter in frozen.model.parameters())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.config_file import load
 from bigcircuit.display import Display
 from bigcircuit.errors import UserError
@@ -32,7 +33,7 @@ def test_padding_and_batch_size_change_no_score(embedded, task):
     examples = load_task(config.task, tokenizer, frozen.model.config).splits["test"]
     population = Population([config], frozen.shapes)
     masks = discretise(dict(population.members[0].log_alpha), frozen.shapes, {"total": 900})
-    with Streams(frozen, "interchange") as streams:
+    with Streams(frozen, INTERCHANGE) as streams:
         first = score(streams, examples, [masks], Passes(30))
         for batch_size, padding in ((1, "right"), (7, "left"), (30, "left")):
             other = score(streams, examples, [masks], Passes(batch_size, padding=padding))

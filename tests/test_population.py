@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.config_file import load, members
 from bigcircuit.distributed import Ranks
 from bigcircuit.gates.hard_concrete import probability_open
@@ -35,7 +36,7 @@ def trained(frozen, settings, checkpointing=False, padding="right", steps=8):
     population = Population(members(config), frozen.shapes)
     state = TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
     chosen, passes = examples(4), Passes.of(config, Ranks())
-    with Streams(frozen, "interchange", checkpointing) as streams:
+    with Streams(frozen, INTERCHANGE, checkpointing) as streams:
         references = References(streams, chosen, passes)
         for _ in range(steps):
             update(state, streams, references, chosen, passes)

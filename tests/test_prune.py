@@ -82,7 +82,7 @@ def test_circuit_file_opens_without_this_project(finished):
         "seed",
     ):
         assert metadata[key], key
-    assert json.loads(metadata["scores"])["kl"]["mean"] > 0
+    assert json.loads(metadata["scores"])["interchange"]["kl"]["mean"] > 0
 
 
 def test_metrics_have_a_line_a_logged_step(finished):

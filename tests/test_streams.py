@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from benchmarks.saved_bytes import count_saved
+from bigcircuit.ablated import INTERCHANGE, Ablation
 from bigcircuit.config_file import load
 from bigcircuit.gates.granularity import SITE_WIDTH
 from bigcircuit.gates.population import Population
@@ -81,7 +82,7 @@ def test_masked_pass_equals_the_formulas(frozen, ablation, padding):
     chosen = examples(3)
     batch = collate(chosen, full=False, padding=padding)
     masks = random_masks(frozen, 2, 3)
-    with torch.no_grad(), Streams(frozen, ablation) as streams:
+    with torch.no_grad(), Streams(frozen, Ablation(ablation)) as streams:
         found = streams.masked(batch, lambda index: masks[index], 2)
     for member in range(2):
         for row, example in enumerate(chosen):
@@ -106,7 +107,7 @@ def test_mask_gradients_equal_those_of_the_formulas(frozen, checkpointing):
     masks = random_masks(frozen, 1, 2, requires_grad=True)
     flat = [values for layer in masks for values in layer.values()]
     weights = torch.randn(len(batch.score_row), 96, generator=torch.Generator().manual_seed(2))
-    with Streams(frozen, "interchange", checkpointing) as streams:
+    with Streams(frozen, INTERCHANGE, checkpointing) as streams:
         found = torch.autograd.grad((streams.masked(batch, lambda i: masks[i], 1)[0] * weights).sum(), flat)
     total = torch.zeros(())
     for row, example in enumerate(chosen):
@@ -124,7 +125,7 @@ def test_finite_differences():
     batch = collate(examples(2), full=False)
     masks = [{site: v.double().detach() for site, v in layer.items()} for layer in random_masks(frozen, 1, 2)]
     masks[1]["mlp"].requires_grad_()
-    with Streams(frozen, "interchange") as streams:
+    with Streams(frozen, INTERCHANGE) as streams:
         reference = streams.reference(batch)
 
         def loss() -> Tensor:
@@ -148,7 +149,7 @@ def test_checkpointing_changes_no_gradient_and_keeps_less(frozen):
     gradients, sizes = [], []
     for checkpointing in (False, True):
         stacked = population.stack()
-        with Streams(frozen, "interchange", checkpointing) as streams, count_saved(frozen.model) as saved:
+        with Streams(frozen, INTERCHANGE, checkpointing) as streams, count_saved(frozen.model) as saved:
             logits = streams.masked(batch, lambda i, s=stacked: population.sample_masks(s, i, ids), 2)
             gradients.append(torch.autograd.grad(logits.sin().sum(), list(population.parameters())))
         sizes.append(saved.total)
@@ -160,7 +161,7 @@ def test_checkpointing_changes_no_gradient_and_keeps_less(frozen):
 def test_hooks_are_removed_after_an_error(frozen):
     batch = collate(examples(2), full=False)
     before = frozen.model(input_ids=batch.clean).logits
-    with pytest.raises(RuntimeError, match="on purpose"), Streams(frozen, "interchange") as streams:
+    with pytest.raises(RuntimeError, match="on purpose"), Streams(frozen, INTERCHANGE) as streams:
 
         def fail(_: int):
             raise RuntimeError("on purpose")
@@ -180,7 +181,7 @@ def test_zero_ablation_runs_no_corrupted_stream(frozen):
     masks = random_masks(frozen, 2, 2)
     with torch.no_grad():
         for ablation in ("zero", "interchange"):
-            with Streams(frozen, ablation) as streams:
+            with Streams(frozen, Ablation(ablation)) as streams:
                 streams.masked(batch, lambda i: masks[i], 2)
     handle.remove()
     assert rows == [4, 2, 4]
@@ -192,7 +193,7 @@ def test_bfloat16_model_keeps_float32_gates():
     batch = collate(examples(2), full=False)
     population = Population([load(None)], frozen.shapes)
     stacked = population.stack()
-    with Streams(frozen, "interchange") as streams:
+    with Streams(frozen, INTERCHANGE) as streams:
         open_masks = [{s: torch.ones(1, 1, w(shape)) for s, w in SITE_WIDTH.items()} for shape in frozen.shapes]
         assert torch.equal(streams.masked(batch, lambda i: open_masks[i], 1)[0], streams.reference(batch))
         logits = streams.masked(batch, lambda i: population.sample_masks(stacked, i, [0, 1]), 1)
@@ -206,7 +207,7 @@ def test_the_model_itself_is_plain_between_passes(frozen):
     batch = collate(examples(2), full=False)
     before = frozen.model(input_ids=batch.clean).logits
     masks = random_masks(frozen, 1, 2)
-    with Streams(frozen, "interchange", checkpointing=True) as streams:
+    with Streams(frozen, INTERCHANGE, checkpointing=True) as streams:
         masks[0]["mlp"].requires_grad_()
         streams.masked(batch, lambda i: masks[i], 1).sum().backward()
         assert torch.equal(frozen.model(input_ids=batch.clean).logits, before)

@@ -64,6 +64,15 @@ def finest(names: Container[str], site: str) -> str | None:
     return acting[-1] if acting else None
 
 
+def gated(names: Container[str]) -> list[str]:
+    """The sites at which gates of some granularities act."""
+    return [
+        site
+        for site, leaf in LEAVES.items()
+        if finest(names, site) is not None and (site != MLP_OUTPUT or leaf in names)
+    ]
+
+
 def expand(values: Tensor, site: str, shape: LayerShape) -> Tensor:
     """Repeat the gates of one granularity and layer, [..., n], over the neurons they cover, [..., site width]."""
     return values.repeat_interleave(SITE_WIDTH[site](shape) // values.shape[-1], dim=-1)

@@ -11,8 +11,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bigcircuit.ablated import Ablation, Moments, widest
 from bigcircuit.config import Config
-from bigcircuit.gates.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, LayerShape, expand, finest, fold
+from bigcircuit.gates.granularity import (
+    ATTENTION,
+    GRANULARITIES,
+    LEAVES,
+    MLP,
+    SITE_WIDTH,
+    LayerShape,
+    expand,
+    finest,
+    fold,
+    gated,
+)
 from bigcircuit.gates.hard_concrete import binary_sample, probability_open, sample
 from bigcircuit.gates.noise import Noise, mix
 
@@ -22,7 +34,11 @@ _INIT_KEY = 0x1A7
 
 
 class Member(nn.Module):
-    """One mask set: `log_alpha[g]`, float32 [L, n]. Entries beyond a layer's true width are padding and never used."""
+    """One mask set: `log_alpha[g]`, float32 [L, n]. Entries beyond a layer's true width are padding and never used.
+
+    Under optimal ablation it has constants too: `offset[site]`, float32 [L, n], how far each has moved from where all members
+    start, in units of the population's `spread`. Then one learning rate suits neurons of any size.
+    """
 
     def __init__(self, config: Config, shapes: Shapes, device: torch.device | str = "cpu") -> None:
         super().__init__()
@@ -38,6 +54,9 @@ class Member(nn.Module):
             generator.manual_seed(mix(config.train.seed, _INIT_KEY, index))
             spread = config.gates.init_spread * (2 * torch.rand(size, generator=generator) - 1)
             self.log_alpha[name] = nn.Parameter((config.gates.init + spread).to(device))
+        self.offset = nn.ParameterDict()
+        for site in gated(config.gates.granularities) if config.ablation.kind == "optimal" else ():
+            self.offset[site] = nn.Parameter(torch.zeros(len(shapes), widest(shapes, site), device=device))
 
     @torch.no_grad()
     def clamp_(self) -> None:
@@ -56,6 +75,10 @@ class Population(nn.Module):
         self.members = nn.ModuleList(Member(config, shapes, device) for config in configs)
         self._noise = Noise(device)
         self._sample = sample if configs[0].gates.sampling == "hard_concrete" else binary_sample
+        self.centre: dict[str, Tensor] = {}
+        """By site [L, n]: where the learned constants of all members start; empty without optimal ablation."""
+        self.spread: dict[str, Tensor] = {}
+        """The unit in which their offsets are counted."""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -69,6 +92,26 @@ class Population(nn.Module):
                     for index, row in enumerate(rows):
                         member.log_alpha[LEAVES[site]][index, : len(row)] += member.config.gates.warm_start_spread * row
             member.clamp_()
+
+    def start_constants(self, moments: Moments) -> None:
+        """Optimal ablation: constants start at the means and are learned in units of the standard deviation of the neuron.
+
+        A neuron that hardly varies can still carry a constant that helps: its unit is at least a tenth of the root mean square
+        of its layer.
+        """
+        for site in self.members[0].offset:
+            mean, deviation = moments.mean[site][:, -1], moments.deviation[site]
+            widths = torch.tensor([SITE_WIDTH[site](shape) for shape in self.shapes], device=mean.device)
+            power = (mean.square() + deviation.square()).sum(1) / widths
+            self.centre[site], self.spread[site] = mean, torch.maximum(deviation, 0.1 * power.sqrt().unsqueeze(1))
+
+    def learned(self) -> Ablation | None:
+        """The ablation with the constants of all members as they stand, with a graph to them; None if none are learned."""
+        if not self.centre:
+            return None
+        offsets = {site: torch.stack([m.offset[site] for m in self.members]) for site in self.centre}
+        values = {site: self.centre[site] + self.spread[site] * offset for site, offset in offsets.items()}
+        return Ablation("optimal", {site: constants.unsqueeze(2) for site, constants in values.items()})
 
     def stack(self) -> dict[str, Tensor]:
         """log_alpha of all members by granularity, [P, L, n]; gradients flow back to each member."""

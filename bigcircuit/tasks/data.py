@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bigcircuit.config import TaskConfig
+from bigcircuit.config import Config, TaskConfig
 from bigcircuit.errors import UserError
 from bigcircuit.tasks.builders import BUILDERS
 from bigcircuit.tasks.encode import encode
@@ -19,7 +19,7 @@ class TaskData(NamedTuple):
     """The examples of each split and what identifies the data."""
 
     splits: Mapping[str, list[Example]]
-    """"train", "validation" and "test"."""
+    """"train", "validation" and "test"; and "off_distribution", where templates are held out."""
     pairs: list[Pair]
     """The pairs before tokenisation; `Example.id` is an index into them."""
     sha256: str
@@ -33,14 +33,49 @@ class TaskData(NamedTuple):
 def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
     """Read or build the pairs, tokenise, check and divide them. Raises UserError naming file, row and remedy."""
     pairs = make_pairs(task, tokenizer)
+    examples, bad = _examples(task, pairs, tokenizer, hf_config)
+    return TaskData(split(examples, pairs, task.split.model_dump(), task.seed), pairs, _sha256(pairs), bad)
+
+
+class Reference(NamedTuple):
+    """The pairs whose prompts means are taken over."""
+
+    examples: list[Example]
+    sha256: str
+    """Hash of all pairs in order, as TaskData.sha256."""
+
+
+def load_reference(config: Config, tokenizer: Any | None, hf_config: Any) -> Reference | None:
+    """All pairs that `ablation.data` names, a task builder or a pair file; None where it is not set. Raises UserError.
+
+    What a file does not say (size, seed, special tokens, longest prompt, what to do with bad pairs) is as for the task.
+    """
+    name = config.ablation.data
+    if name is None:
+        return None
+    where = {"name": name, "path": None} if name in BUILDERS else {"name": "pairs", "path": name}
+    task = config.task.model_copy(update={**where, "format": None, "columns": {}})
+    try:
+        pairs = make_pairs(task, tokenizer)
+        return Reference(_examples(task, pairs, tokenizer, hf_config)[0], _sha256(pairs))
+    except UserError as error:
+        raise UserError(f"ablation.data: {error}") from error
+
+
+def _examples(
+    task: TaskConfig, pairs: list[Pair], tokenizer: Any | None, hf_config: Any
+) -> tuple[list[Example], tuple[str, ...]]:
+    """Tokenised pairs, and what was wrong with those that are left out."""
     limit = min(task.max_tokens, getattr(hf_config, "max_position_embeddings", None) or task.max_tokens)
     bad: list[str] | None = [] if task.bad_pairs == "drop" else None
     examples = encode(pairs, tokenizer, limit, task.special_tokens, hf_config.vocab_size, bad)
     if not examples:
         raise UserError(f"{task.path or task.name}: every pair is bad, the first because {(bad or ['?'])[0]}")
-    fractions = task.split.model_dump()
-    digest = hashlib.sha256(json.dumps([pair._replace(source="") for pair in pairs]).encode()).hexdigest()
-    return TaskData(split(examples, pairs, fractions, task.seed), pairs, digest, tuple(bad or ()))
+    return examples, tuple(bad or ())
+
+
+def _sha256(pairs: list[Pair]) -> str:
+    return hashlib.sha256(json.dumps([(*pair[:5], "") for pair in pairs]).encode()).hexdigest()
 
 
 def make_pairs(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
