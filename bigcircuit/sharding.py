@@ -173,6 +173,21 @@ def _frozen_linear(module: nn.Linear, value: Tensor) -> Tensor:
     return _FrozenLinear.apply(value, module.weight, module.bias)
 
 
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Inside, every rank has the weights of a module whole, to look at; all ranks must enter. They are whole anyway without
+    sharding.
+    """
+    pieces = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
+    if not pieces:
+        yield
+        return
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters(pieces):
+        yield
+
+
 def numel(parameter: torch.Tensor) -> int:
     """Entries of a parameter, whether it is whole or in pieces."""
     return getattr(parameter, "ds_numel", parameter.numel())

@@ -1,47 +1,82 @@
-"""Attribution of the loss to the effective masks: a baseline by itself, and a warm start for the gates."""
+"""Attribution by gradients with respect to the effective masks: baselines by themselves, and a warm start for the gates.
 
-from collections.abc import Sequence
+A mask multiplies (activation - what it is ablated to), so its gradient is the usual "gradient times difference".
+
+Shapes: B examples of a pass, S scored positions, V vocabulary, w width of a site in one layer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from bigcircuit.gates.granularity import ATTENTION, MLP, SITE_WIDTH
+from bigcircuit.gates.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, SITE_WIDTH
 from bigcircuit.objective import kl_divergence
 from bigcircuit.streams import Streams
+from bigcircuit.tasks.batch import Batch
 from bigcircuit.tasks.pair import Example
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.tasks.passes import Passes, Piece
+
+Measure = Callable[[Tensor, Tensor, Batch], Tensor]
+"""Reference logits [S, V], logits [1, S, V] and their batch -> a number an example, [1, B]."""
+
+
+def mask_gradients(
+    streams: Streams,
+    examples: Sequence[Example],
+    passes: Passes,
+    measure: Measure,
+    openings: Sequence[float],
+    sites: Sequence[str] = (ATTENTION, MLP),
+) -> Iterator[tuple[Piece, dict[str, list[Tensor]]]]:
+    """For every pass of this rank and every opening the gradient of a measure for each example, by site [B, w] a layer.
+
+    openings: the value of all masks at which the gradient is taken; 1 is the full model.
+    """
+    shapes, device = streams.frozen.shapes, streams.frozen.device
+    for piece in passes.over(examples, full=False):
+        passes.ranks.stop_if_asked()
+        reference = streams.reference(piece.batch)
+        for opening in openings:
+            masks = {
+                site: [
+                    torch.full((1, len(piece.examples), SITE_WIDTH[site](s)), opening, device=device).requires_grad_()
+                    for s in shapes
+                ]
+                for site in sites
+            }
+            loss = measure(reference, streams.masked(piece.batch, _source(masks), 1), piece.batch).sum()
+            found = iter(torch.autograd.grad(loss, [mask for layers in masks.values() for mask in layers]))
+            streams.frozen.settle()
+            yield piece, {site: [next(found)[0] for _ in layers] for site, layers in masks.items()}
+
+
+def _source(masks: dict[str, list[Tensor]]) -> Callable[[int], dict[str, Tensor]]:
+    return lambda index: {site: layers[index] for site, layers in masks.items()}
 
 
 def integrated_gradients(
     streams: Streams, examples: Sequence[Example], passes: Passes, *, points: int
 ) -> dict[str, list[Tensor]]:
-    """How much opening each site neuron lowers KL(reference || circuit), by site a list of [n], one a layer.
+    """How much opening each site neuron lowers KL(reference || circuit), by site a list of [w], one a layer.
 
     Sundararajan et al. 2017 (arXiv 1703.01365, eq. 3), midpoint rule, along the straight path on which all effective
     masks go from 0 (everything ablated) to 1 (the full model) together. Units: nats a neuron, summing to the KL at 0.
     """
-    device = streams.frozen.device
-    masks = {
-        site: [torch.zeros(1, 1, SITE_WIDTH[site](shape), device=device) for shape in streams.frozen.shapes]
-        for site in (ATTENTION, MLP)
-    }
-    total = {site: [torch.zeros_like(mask) for mask in rows] for site, rows in masks.items()}
-    flat = [mask.requires_grad_() for rows in masks.values() for mask in rows]
-    sums_by_layer = [sums for rows in total.values() for sums in rows]
-    for piece in passes.over(examples, full=False):
-        passes.ranks.stop_if_asked()
-        reference = streams.reference(piece.batch)
-        for point in range(points):
-            with torch.no_grad():
-                for mask in flat:
-                    mask.fill_((point + 0.5) / points)
-            logits = streams.masked(piece.batch, lambda index: {site: rows[index] for site, rows in masks.items()}, 1)
-            gradients = torch.autograd.grad(kl_divergence(reference, logits, piece.batch).sum(), flat)
-            streams.frozen.settle()
-            for sums, gradient in zip(sums_by_layer, gradients, strict=True):
-                sums -= gradient * piece.counts / (points * len(examples))
-    passes.ranks.sum_(sums_by_layer)
-    return {site: [sums[0, 0] for sums in rows] for site, rows in total.items()}
+    openings = [(point + 0.5) / points for point in range(points)]
+    total = {site: zeros(streams, LEAVES[site]) for site in (ATTENTION, MLP)}
+    for piece, gradients in mask_gradients(streams, examples, passes, kl_divergence, openings):
+        for site, layers in gradients.items():
+            for sums, gradient in zip(total[site], layers, strict=True):
+                sums -= gradient.double().sum(0) * piece.counts / (points * len(examples))
+    passes.ranks.sum_([sums for layers in total.values() for sums in layers])
+    return {site: [sums.float() for sums in layers] for site, layers in total.items()}
+
+
+def zeros(streams: Streams, granularity: str) -> list[Tensor]:
+    """Where sums over examples and ranks begin: float64 [n] for the nodes of each layer."""
+    widths = [GRANULARITIES[granularity].width(shape) for shape in streams.frozen.shapes]
+    return [torch.zeros(width, dtype=torch.float64, device=streams.frozen.device) for width in widths]
 
 
 def rank_scores(scores: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:

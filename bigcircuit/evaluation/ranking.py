@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from bigcircuit.errors import UserError
 from bigcircuit.evaluation.mib import Ranking, faithfulness, ranked
 from bigcircuit.evaluation.node_scores import LEVELS, NodeScores, flat, level_size, rows
 from bigcircuit.evaluation.result import CurvePoint
@@ -25,7 +26,12 @@ def circuits_of(
     """For every size the circuit of the best nodes of a level, all of it open otherwise.
 
     level: `neuron` (attention and MLP neurons ranked together) or a granularity. ranking: by score or by its absolute value.
+    Raises UserError for a level that is not known or not scored.
     """
+    if level not in LEVELS:
+        raise UserError(f"level {level} is not known; use any of {', '.join(LEVELS)}")
+    if missing := [name for name in LEVELS[level] if name not in scores]:
+        raise UserError(f"level {level}: the ranking has no scores of {missing[0]}; use any of {', '.join(scores)}")
     # Places from 1 (worst) up, the same for equal scores: gates that are all above 0 close for their size alone.
     values = ranked(flat(scores, level, shapes).double().cpu(), ranking)
     places = torch.unique(values, return_inverse=True)[1] + 1.0
