@@ -120,6 +120,9 @@ def _check_same(folder: RunFolder, config: Config) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder.config}: not a run's config.json; name another output or use --fresh") from error
     old, new = (dict(flatten(c)) for c in (before, config.model_dump(mode="json")))
+    # A setting that did not exist when the run was made has, as its default, what was done then.
+    default = dict(flatten(Config().model_dump(mode="json")))
+    old = {key: default[key] for key in new.keys() & default.keys()} | old
     for key in sorted(old.keys() | new.keys()):
         if key not in HOW and old.get(key) != new.get(key):
             raise UserError(

@@ -14,9 +14,11 @@ class Pair(NamedTuple):
     answers: tuple[Text, ...]
     wrong_answers: tuple[Text, ...]
     split: str = ""
-    """"train", "validation" or "test"; empty when the split is still to be drawn."""
+    """"train", "validation", "test" or "off_distribution"; empty when the split is still to be drawn."""
     source: str = ""
     """Where it came from, as `file:row` or `task #index`; goes into error messages."""
+    template: str = ""
+    """What it was made from; empty where that is not known."""
 
 
 class Example(NamedTuple):

@@ -1,7 +1,11 @@
-"""Divide examples into train, validation and test so that no prompt, clean or corrupted, is in two of them."""
+"""Divide examples into train, validation and test so that no prompt, clean or corrupted, is in two of them.
+
+Where it is asked for, whole templates are held out first, as a split of their own.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -9,21 +13,32 @@ from bigcircuit.errors import UserError
 from bigcircuit.tasks.pair import Example, Pair
 
 SPLITS = ("train", "validation", "test")
+OFF = "off_distribution"
+"""Pairs of templates that are in no other split."""
 _PLACE = r"(:| row | #)\d+$"
 
 
 def split(
-    examples: Sequence[Example], pairs: Sequence[Pair], fractions: Mapping[str, float], seed: int
+    examples: Sequence[Example], pairs: Sequence[Pair], settings: Mapping[str, Any], seed: int
 ) -> dict[str, list[Example]]:
-    """Examples by split, in the order of the data set.
+    """Examples by split, in the order of the data set; settings: as in SplitConfig.
 
     Splits given by the pairs win; then they must not share a prompt. Otherwise groups of examples that share prompts are
-    dealt out in a seeded order, each to the split that is furthest below its fraction. Raises UserError when a given
-    split overlaps another, when only some pairs have one, or when train or test would be empty.
+    dealt out in a seeded order, each to the split that is furthest below its fraction; with `by: template` those of some
+    templates are first held out. Raises UserError when a given split overlaps another, when only some pairs have one, when a
+    template is missing or shares a prompt with one that is held out, or when train or test would be empty.
     """
     given = [pairs[example.id].split for example in examples]
-    chosen = _given(examples, given) if any(given) else _drawn(_groups(examples), fractions, seed)
-    result: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    if any(given):
+        chosen = _given(examples, given)
+    else:
+        held = (
+            _held_out(examples, pairs, settings["off_distribution"], seed) if settings.get("by") == "template" else {}
+        )
+        groups = _groups([example for example in examples if example.id not in held])
+        chosen = held | _drawn(groups, settings, seed)
+    names = (*SPLITS, OFF) if OFF in chosen.values() else SPLITS
+    result: dict[str, list[Example]] = {name: [] for name in names}
     for example in sorted(examples, key=lambda e: e.id):
         result[chosen[example.id]].append(example)
     for name in ("train", "test"):
@@ -50,6 +65,34 @@ def _given(examples: Sequence[Example], given: Sequence[str]) -> dict[int, str]:
     return {example.id: name for example, name in zip(examples, given, strict=True)}
 
 
+def _held_out(examples: Sequence[Example], pairs: Sequence[Pair], share: float, seed: int) -> dict[int, str]:
+    """The examples of the templates that are held out, chosen by seed."""
+    source = re.sub(_PLACE, "", examples[0].source)
+    for example in examples:
+        if not pairs[example.id].template:
+            raise UserError(
+                f"{example.source}: the pair has no template and task.split.by is template; add a column template or set "
+                "task.split.by to prompt"
+            )
+    templates = sorted({pairs[example.id].template for example in examples})
+    if len(templates) < 2:
+        raise UserError(
+            f"{source}: all pairs are of one template, so none can be held out; set task.split.by to prompt"
+        )
+    order = torch.randperm(len(templates), generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(max(1, round(share * len(templates))), len(templates) - 1)
+    held = {templates[index] for index in order[:count]}
+    found = {e.id: OFF if pairs[e.id].template in held else "" for e in examples}
+    for group in _groups(examples):
+        if len({found[index] for index in group}) > 1:
+            inside = next(e for e in examples if e.id in group and found[e.id])
+            raise UserError(
+                f"{inside.source}: its template is held out but it shares a prompt with a pair of another one; give both the "
+                "same template or set task.split.by to prompt"
+            )
+    return {index: name for index, name in found.items() if name}
+
+
 def _groups(examples: Sequence[Example]) -> list[list[int]]:
     """Ids of examples connected by shared prompts (union-find), groups in order of their first example."""
     parent = {example.id: example.id for example in examples}
@@ -70,7 +113,7 @@ def _groups(examples: Sequence[Example]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _drawn(groups: Sequence[list[int]], fractions: Mapping[str, float], seed: int) -> dict[int, str]:
+def _drawn(groups: Sequence[list[int]], fractions: Mapping[str, Any], seed: int) -> dict[int, str]:
     """Deal the groups out, large ones first so that small ones can even out the sizes."""
     shuffled = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
     order = sorted(shuffled, key=lambda index: -len(groups[index]))

@@ -14,7 +14,13 @@ def draw(rng: random.Random) -> Pair:
     if sign == "-":
         first = max(second, other) + rng.randint(1, 99)  # so that no result is negative
     results = [first + n if sign == "+" else first - n for n in (second, other)]
-    return Pair(f"{first} {sign} {second} =", f"{first} {sign} {other} =", (f" {results[0]}",), (f" {results[1]}",))
+    return Pair(
+        f"{first} {sign} {second} =",
+        f"{first} {sign} {other} =",
+        (f" {results[0]}",),
+        (f" {results[1]}",),
+        template=sign,
+    )
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:

@@ -43,7 +43,11 @@ def draw(rng: random.Random) -> Pair:
         if deciding:
             other = rng.choice(deciding)
             return Pair(
-                f"{' '.join(words)} is", f"{' '.join(other)} is", (f" {evaluate(words)}",), (f" {evaluate(other)}",)
+                f"{' '.join(words)} is",
+                f"{' '.join(other)} is",
+                (f" {evaluate(words)}",),
+                (f" {evaluate(other)}",),
+                template="bracket first" if words[0] == "(" else "bracket last",
             )
 
 

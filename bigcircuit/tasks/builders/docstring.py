@@ -25,7 +25,7 @@ def draw(rng: random.Random, parameters: list[str], nouns: list[str]) -> Pair:
     clean = _prompt(name, [*before, first, second, third, after], told, [first, second])
     corrupted = _prompt(name, [*before, *others[3:], after], told, [first, second])
     wrong = (*others[3:], *before, after, first, second)
-    return Pair(clean, corrupted, (f" {third}",), tuple(f" {word}" for word in wrong))
+    return Pair(clean, corrupted, (f" {third}",), tuple(f" {word}" for word in wrong), template="docstring")
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:

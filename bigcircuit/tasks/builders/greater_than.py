@@ -21,6 +21,7 @@ def draw(rng: random.Random, events: list[str], centuries: list[int], years: lis
         FRAME.format(event=event, century=century, year="01"),
         tuple(y for y in years if y > year),
         tuple(y for y in years if y <= year),
+        template=f"century {century}",
     )
 
 

@@ -17,7 +17,13 @@ def draw(rng: random.Random, nouns: list[str]) -> Pair:
     shown = rng.randint(2, length - 1)
     changed = [*words[:shown], other, *words[shown + 1 :]]
     repeated = words[:shown]
-    return Pair(" ".join([*words, *repeated]), " ".join([*changed, *repeated]), (f" {words[shown]}",), (f" {other}",))
+    return Pair(
+        " ".join([*words, *repeated]),
+        " ".join([*changed, *repeated]),
+        (f" {words[shown]}",),
+        (f" {other}",),
+        template=f"{length} words",
+    )
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:

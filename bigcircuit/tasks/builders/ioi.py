@@ -22,7 +22,11 @@ def draw(rng: random.Random, names: list[str], places: list[str], objects: list[
     fill = {"first": first, "second": second, "place": rng.choice(places), "object": rng.choice(objects)}
     frame = rng.choice(FRAMES)
     return Pair(
-        frame.format(giver=giver, **fill), frame.format(giver=receiver, **fill), (f" {receiver}",), (f" {giver}",)
+        frame.format(giver=giver, **fill),
+        frame.format(giver=receiver, **fill),
+        (f" {receiver}",),
+        (f" {giver}",),
+        template=frame,
     )
 
 

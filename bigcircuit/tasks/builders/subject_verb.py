@@ -18,9 +18,10 @@ def draw(rng: random.Random) -> Pair:
     subject, attractor = rng.sample(sorted(NOUNS), 2)
     forms = [(subject, 0), (NOUNS[subject], 1)]
     (shown, number), (changed, _) = rng.sample(forms, 2)
-    rest = f" {rng.choice(LINKS)} the {rng.choice([attractor, NOUNS[attractor]])}"
+    link = rng.choice(LINKS)
+    rest = f" {link} the {rng.choice([attractor, NOUNS[attractor]])}"
     verbs = rng.choice(VERBS)
-    return Pair(f"The {shown}{rest}", f"The {changed}{rest}", (verbs[number],), (verbs[1 - number],))
+    return Pair(f"The {shown}{rest}", f"The {changed}{rest}", (verbs[number],), (verbs[1 - number],), template=link)
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:

@@ -8,7 +8,10 @@ from bigcircuit.errors import UserError
 from bigcircuit.tasks.pair import Pair
 from bigcircuit.tasks.readers.formats import FORMATS, Format
 from bigcircuit.tasks.readers.rows import Row, read_rows
-from bigcircuit.tasks.split import SPLITS
+from bigcircuit.tasks.split import OFF, SPLITS
+
+_ANYWHERE = ("split", "template")
+"""Columns that are read in every format."""
 
 
 def read_pairs(path: str, format: str | None = None, columns: Mapping[str, str] | None = None) -> list[Pair]:
@@ -31,10 +34,10 @@ def read_pairs(path: str, format: str | None = None, columns: Mapping[str, str] 
 def _check_columns(columns: Mapping[str, str]) -> None:
     known = dict.fromkeys(name for entry in FORMATS.values() for name in entry.columns if "*" not in name)
     for name in columns:
-        if name not in (*known, "split"):
-            near = _nearest(name, (*known, "split"))
+        if name not in (*known, *_ANYWHERE):
+            near = _nearest(name, (*known, *_ANYWHERE))
             raise UserError(
-                f"task.columns.{name}: no format has a column {name}{near}; known: {', '.join(known)}, split"
+                f"task.columns.{name}: no format has a column {name}{near}; known: {', '.join((*known, *_ANYWHERE))}"
             )
 
 
@@ -80,9 +83,9 @@ def _convert(row: Row, chosen: Format) -> Pair:
     except ValueError as error:
         raise UserError(f"{row.source}: {error}") from error
     split = row.values.get("split") or ""
-    if split not in ("", *SPLITS):
-        raise UserError(f"{row.source}: split is {split!r:.60}; use {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
-    return pair._replace(split=split, source=row.source)
+    if split not in ("", *SPLITS, OFF):
+        raise UserError(f"{row.source}: split is {split!r:.60}; use {', '.join(SPLITS)} or {OFF}")
+    return pair._replace(split=split, source=row.source, template=str(row.values.get("template") or ""))
 
 
 def _missing(row: Row, known: Format) -> str | None:
