@@ -174,17 +174,15 @@ def _frozen_linear(module: nn.Linear, value: Tensor) -> Tensor:
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """Inside, every rank has the weights of a module whole, to look at; all ranks must enter. They are whole anyway without
-    sharding.
-    """
-    pieces = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
-    if not pieces:
+def gathered(frozen: FrozenModel, module: nn.Module) -> Iterator[None]:
+    """Inside, every rank has the weights of a module of the model whole, to look at; all ranks must enter."""
+    if frozen.engine is None:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(pieces):
+    frozen.engine.empty_partition_cache()  # what was fetched ahead for the next layer may still be on its way
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
         yield
 
 

@@ -122,7 +122,7 @@ def _written(streams: Streams, projection: nn.Module, squares: Tensor) -> tuple[
     like = {"dtype": streams.frozen.model.dtype, "device": streams.frozen.device}
     columns = []
     by_row: Tensor | float = 0.0
-    with gathered(projection):
+    with gathered(streams.frozen, projection):
         bias = projection(torch.zeros(1, len(squares), **like)).double()
         for first in range(0, len(squares), _ROWS):
             part = squares[first : first + _ROWS]
