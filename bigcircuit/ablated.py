@@ -56,6 +56,17 @@ class Moments(NamedTuple):
     deviation: dict[str, Tensor]
     """[L, n], standard deviation over all tokens."""
 
+    def start(self, site: str, shapes: Sequence[LayerShape]) -> tuple[Tensor, Tensor]:
+        """Where learned constants start, and the unit in which they are learned, [L, n] each: mean and standard deviation.
+
+        So one learning rate suits neurons of any size. One that hardly varies can still carry a constant that helps: its
+        unit is at least a tenth of the root mean square of its layer.
+        """
+        mean, deviation = self.mean[site][:, -1], self.deviation[site]
+        widths = torch.tensor([SITE_WIDTH[site](shape) for shape in shapes], device=mean.device)
+        power = (mean.square() + deviation.square()).sum(1, keepdim=True) / widths.unsqueeze(1)
+        return mean, torch.maximum(deviation, 0.1 * power.sqrt())
+
 
 def widest(shapes: Sequence[LayerShape], site: str) -> int:
     """Width of a site in the layer where it is widest."""

@@ -70,7 +70,8 @@ def score(
         if circuits is None:
             _keep(found, slice(0, 1), columns, reference, reference.unsqueeze(0), piece)
         for rows, chunk in chunks:
-            logits = streams.masked(piece.batch, mask_source(chunk, streams), len(chunk))
+            with streams.under(streams.ablation.of([*range(rows.start, rows.start + len(chunk))])):
+                logits = streams.masked(piece.batch, mask_source(chunk, streams), len(chunk))
             _keep(found, rows, columns, reference, logits, piece)
     passes.ranks.sum_([found])
     return ExampleScores(*found)

@@ -18,7 +18,6 @@ from bigcircuit.gates.granularity import (
     GRANULARITIES,
     LEAVES,
     MLP,
-    SITE_WIDTH,
     LayerShape,
     expand,
     finest,
@@ -37,7 +36,7 @@ class Member(nn.Module):
     """One mask set: `log_alpha[g]`, float32 [L, n]. Entries beyond a layer's true width are padding and never used.
 
     Under optimal ablation it has constants too: `offset[site]`, float32 [L, n], how far each has moved from where all members
-    start, in units of the population's `spread`. Then one learning rate suits neurons of any size.
+    start, in units of the population's `spread`.
     """
 
     def __init__(self, config: Config, shapes: Shapes, device: torch.device | str = "cpu") -> None:
@@ -94,16 +93,9 @@ class Population(nn.Module):
             member.clamp_()
 
     def start_constants(self, moments: Moments) -> None:
-        """Optimal ablation: constants start at the means and are learned in units of the standard deviation of the neuron.
-
-        A neuron that hardly varies can still carry a constant that helps: its unit is at least a tenth of the root mean square
-        of its layer.
-        """
+        """Optimal ablation: the constants of all members start at the means, see Moments.start."""
         for site in self.members[0].offset:
-            mean, deviation = moments.mean[site][:, -1], moments.deviation[site]
-            widths = torch.tensor([SITE_WIDTH[site](shape) for shape in self.shapes], device=mean.device)
-            power = (mean.square() + deviation.square()).sum(1) / widths
-            self.centre[site], self.spread[site] = mean, torch.maximum(deviation, 0.1 * power.sqrt().unsqueeze(1))
+            self.centre[site], self.spread[site] = moments.start(site, self.shapes)
 
     def learned(self) -> Ablation | None:
         """The ablation with the constants of all members as they stand, with a graph to them; None if none are learned."""
