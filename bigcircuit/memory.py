@@ -23,7 +23,7 @@ from bigcircuit.gates.population import Population, node_counts
 from bigcircuit.objective import kl_divergence
 from bigcircuit.sharding import Settings, complete, numel
 from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import Batch
+from bigcircuit.tasks.batch import Batch, scored_positions
 from bigcircuit.tasks.pair import Example
 from bigcircuit.tasks.passes import Passes, Piece
 from bigcircuit.train import faithfulness
@@ -42,7 +42,7 @@ class Workload(NamedTuple):
     rows: int
     """Rows of a prompt in scoring: one for every way its answers go on."""
     positions: int
-    """Scored positions of all training prompts together."""
+    """Scored positions of all training and validation prompts together: their logits in the full model are kept."""
     ranks: int = 1
 
     @classmethod
@@ -53,7 +53,8 @@ class Workload(NamedTuple):
             max(len(e.clean) + max(map(len, e.answers)) - 1 for e in everything),
             max(len(e.answers[0]) for e in everything),
             max(len({c[:-1] for c in (*e.answers, *e.wrong_answers)}) for e in everything),
-            sum(len(e.answers[0]) for e in splits["train"]),
+            sum(len(e.answers[0]) for e in splits["train"])
+            + sum(scored_positions(e, full=True) for e in splits["validation"] or splits["train"]),
             ranks,
         )
 

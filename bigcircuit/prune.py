@@ -160,10 +160,13 @@ def train(
     record = Recorder(config, folder, state) if ranks.first else None
     with ranks.stop.heeded(), display.training(steps, state.step):
         try:
-            references = References(streams, wanted(examples, settings, config.task.seed, steps), passes)
+            shuffled = config.task.seed if config.task.labels == "random" else None
+            used = wanted(examples, settings, config.task.seed, steps)
+            references = References(streams, used, passes, shuffled=shuffled)
+            expected = References(streams, held_out, passes, full=True, shuffled=shuffled)
             while True:
                 if due(settings.validate_every) and state.validated < state.step:
-                    rows = validate(state, streams, held_out, passes)
+                    rows = validate(state, streams, held_out, passes, expected)
                     if record:
                         record(state, {f"validation.{name}": [row[name] for row in rows] for name in rows[0]})
                 if due(settings.save_every):

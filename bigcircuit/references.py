@@ -1,4 +1,4 @@
-"""Logits of the full model for training, computed once an example and kept outside the accelerator.
+"""Logits of the full model, computed once an example and kept outside the accelerator.
 
 Shapes: S scored positions, V vocabulary.
 """
@@ -8,33 +8,49 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bigcircuit.gates.noise import mix
 from bigcircuit.streams import Streams
+from bigcircuit.tasks.batch import scored_positions
 from bigcircuit.tasks.pair import Example
 from bigcircuit.tasks.passes import Passes, Piece
 
 _CHUNK = 256
 """Examples whose rows the ranks exchange in one message."""
+_LABELS_KEY = 0x1ABE1
+"""Keeps the choice of random labels apart from other uses of the seed."""
 
 
 class References:
     """Rows of logits by example, so a shuffled order is safe. The ranks divide the work and all get all rows."""
 
-    def __init__(self, streams: Streams, examples: Sequence[Example], passes: Passes) -> None:
-        """Runs the full model once over the examples that training will use."""
+    def __init__(
+        self,
+        streams: Streams,
+        examples: Sequence[Example],
+        passes: Passes,
+        *,
+        full: bool = False,
+        shuffled: int | None = None,
+    ) -> None:
+        """Runs the full model once over the examples. full: as they are collated, see `collate`.
+
+        shuffled: a seed by which each example gets the logits of another one instead, see `partners`.
+        """
+        self._full = full
         self._rows: dict[int, Tensor] = {}
         for first in range(0, len(examples), _CHUNK):
             self._add(streams, examples[first : first + _CHUNK], passes)
+        self._whose = {} if shuffled is None else partners(examples, full, shuffled)
 
     def _add(self, streams: Streams, examples: Sequence[Example], passes: Passes) -> None:
         mine: dict[int, Tensor] = {}
-        for piece in passes.over(examples, full=False):
+        for piece in passes.over(examples, full=self._full):
             passes.ranks.stop_if_asked()
             logits = streams.reference(piece.batch)
             if piece.counts:
                 counts = torch.bincount(piece.batch.example_of_score, minlength=len(piece.examples)).tolist()
                 mine.update(zip((e.id for e in piece.examples), logits.split(counts), strict=True))
-        # In training an example is scored at the positions of its first answer: every rank knows the layout of all rows.
-        counts = [len(example.answers[0]) for example in examples]
+        counts = [scored_positions(example, full=self._full) for example in examples]  # every rank knows all layouts
         rows = logits.new_zeros(sum(counts), logits.shape[-1])
         for example, part in zip(examples, rows.split(counts), strict=True):
             if example.id in mine:
@@ -43,6 +59,24 @@ class References:
         self._rows.update(zip((e.id for e in examples), rows.cpu().split(counts), strict=True))
 
     def __call__(self, piece: Piece) -> Tensor:
-        """[S, V] for a pass collated for training; its scored positions are ordered by example."""
-        rows = torch.cat([self._rows[example.id] for example in piece.examples])
+        """[S, V] for a pass collated in the same way; its scored positions are ordered by example."""
+        rows = torch.cat([self._rows[self._whose.get(example.id, example.id)] for example in piece.examples])
         return rows.to(piece.batch.clean.device, non_blocking=True)
+
+
+def partners(examples: Sequence[Example], full: bool, seed: int) -> dict[int, int]:
+    """For each example another one with as many scored positions, by id: a random cycle through all of them.
+
+    An example that is alone with its number of positions has no partner and is missing.
+    """
+    alike: dict[tuple[int, int], list[int]] = {}
+    for example in examples:
+        key = len(example.answers[0]), scored_positions(example, full=full)
+        alike.setdefault(key, []).append(example.id)
+    found: dict[int, int] = {}
+    for key, ids in alike.items():
+        generator = torch.Generator().manual_seed(mix(seed, _LABELS_KEY, *key))
+        order = [ids[index] for index in torch.randperm(len(ids), generator=generator).tolist()]
+        if len(order) > 1:
+            found |= dict(zip(order, [*order[1:], order[0]], strict=True))
+    return found

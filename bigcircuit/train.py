@@ -169,13 +169,17 @@ def current_masks(state: TrainState) -> list[dict[str, Tensor]]:
 
 
 def validate(
-    state: TrainState, streams: Streams, examples: Sequence[Example], passes: Passes
+    state: TrainState,
+    streams: Streams,
+    examples: Sequence[Example],
+    passes: Passes,
+    references: References | None = None,
 ) -> list[dict[str, float]]:
     """Score the discretised circuits of all members and remember the gates of any that is its best so far."""
     circuits = current_masks(state)
     learned = state.population.learned()
     with streams.under(learned):
-        scores = score(streams, examples, circuits, passes)
+        scores = score(streams, examples, circuits, passes, references=references)
     rows = []
     for index, (member, masks) in enumerate(zip(state.population.members, circuits, strict=True)):
         sizes = count(masks)

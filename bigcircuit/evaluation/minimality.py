@@ -58,7 +58,8 @@ def without(masks: Mapping[str, Tensor], name: str, closed: Sequence[Group], sha
 def worth_testing(masks: Mapping[str, Tensor], shapes: Shapes) -> list[str]:
     """Granularities that say something of their own: groups of one head each are heads."""
     alone = all(shape.kv_heads == shape.heads for shape in shapes)
-    return [name for name, mask in masks.items() if mask.any() and not (name == "kv_group" and alone)]
+    known = [name for name in GRANULARITIES if name in masks and masks[name].any()]
+    return [name for name in known if not (name == "kv_group" and alone)]
 
 
 def minimality(

@@ -12,19 +12,22 @@ from bigcircuit.evaluation.result import (
     Drawn,
     EvaluatedCircuit,
     Evaluation,
+    Score,
     Scores,
     Task,
     UnderAblation,
 )
 
-_WIDE = 130
+_NARROW = ("kl", "logit_difference", "recovered", "exact_match")
+"""Scores that fit into 80 columns."""
+_ALL_SCORES, _ALL_INTERVALS = 100, 190
+"""Columns of the terminal from which all scores are shown, and all with their intervals; KL always has its own."""
 
 
 def show(result: Evaluation, display: Display) -> None:
     """One table an ablation, what is minimal and what else was asked for, and the verdict."""
-    wide = display.console.width >= _WIDE
     for ablation in _ablations(result):
-        display.show(_scores(result, ablation, wide))
+        display.show(_ScoreTable(result, ablation, display.console.width).shown)
         if result.cross.get(ablation):
             display.show(_cross(result, ablation))
         if result.curves.get(ablation):
@@ -40,52 +43,53 @@ def _ablations(result: Evaluation) -> list[str]:
     return list(dict.fromkeys(name for circuit in result.circuits for name in circuit.ablations))
 
 
-def _scores(result: Evaluation, ablation: str, wide: bool) -> Table:
-    tasks = ", ".join(f"{task.pairs['test']} pairs of {key}" for key, task in result.tasks.items())
-    shown = _table(
-        f"{ablation} ablation, held-out scores ({tasks})",
-        ["", "neurons", "heads", *SCORES.values(), "KL p95", "KL max"],
-    )
-    for key, task in result.tasks.items():
-        mine = [circuit for circuit in result.circuits if circuit.task == key]
-        if not mine:
-            continue
-        several = len(result.tasks) > 1
-        _row(shown, f"model on {key}" if several else "model", result.nodes, task.full, wide)
-        for circuit in mine:
-            _of_circuit(shown, circuit, circuit.ablations[ablation], task, wide, len(mine) > 1)
-        _row(shown, "empty", {"total": 0, "head": 0}, mine[0].ablations[ablation].empty, wide)
-    return shown
+class _ScoreTable:
+    """Held-out scores of all circuits under one ablation, beside the full model, the complement, random circuits, nothing."""
 
+    def __init__(self, result: Evaluation, ablation: str, width: int) -> None:
+        self.names = list(SCORES) if width >= _ALL_SCORES else list(_NARROW)
+        self.intervals = list(SCORES) if width >= _ALL_INTERVALS else ["kl"]
+        self.sizes = ["total", "head"] if width >= _ALL_SCORES else ["total"]
+        headings = [f"{SCORES[name]}" for name in self.names]
+        headings[1:1] = ["p95", "max"] if width >= _ALL_SCORES else ["p95"]
+        self.tails = headings[1 : len(headings) - len(self.names) + 1]
+        sizes = {"total": "neurons", "head": "heads"}
+        pairs = ", ".join(f"{task.pairs['test']} pairs of {key}" for key, task in result.tasks.items())
+        title = f"{ablation} ablation: scores on held-out pairs ({pairs})"
+        self.shown = _table(title, ["", *(sizes[size] for size in self.sizes), *headings])
+        for key, task in result.tasks.items():
+            mine = [circuit for circuit in result.circuits if circuit.task == key]
+            if mine:
+                self._add(f"model on {key}" if len(result.tasks) > 1 else "model", result.nodes, task.full)
+                for circuit in mine:
+                    self._add_circuit(circuit, circuit.ablations[ablation], task, len(mine) > 1)
+                self._add("empty", {"total": 0, "head": 0}, mine[0].ablations[ablation].empty)
 
-def _of_circuit(
-    shown: Table, circuit: EvaluatedCircuit, under: UnderAblation, task: Task, wide: bool, named: bool
-) -> None:
-    name = ("control " if circuit.control else "circuit ") + circuit.name if named or circuit.control else "circuit"
-    _row(shown, name, circuit.kept, under.circuit, wide)
-    _row(shown, "  without it", {}, under.complement, wide)
-    if under.random is not None:
-        cells = [_drawn(under.random.scores[score], wide) for score in SCORES]
-        shown.add_row(f"  random, {under.random.draws} draws", *["="] * 2, *cells, "", "")
-    if under.off_distribution is not None and task.full_off_distribution is not None:
-        _row(shown, "  model, new templates", {}, task.full_off_distribution, wide)
-        _row(shown, "  circuit, new templates", {}, under.off_distribution.circuit, wide)
-        _row(shown, "  without it, new templates", {}, under.off_distribution.complement, wide)
+    def _add_circuit(self, circuit: EvaluatedCircuit, under: UnderAblation, task: Task, named: bool) -> None:
+        label = (
+            f"{'control' if circuit.control else 'circuit'} {circuit.name}" if named or circuit.control else "circuit"
+        )
+        self._add(label, circuit.kept, under.circuit)
+        self._add("  without it", {}, under.complement)
+        if under.random is not None:
+            cells = [self._drawn(under.random.scores[name], name) for name in self.names]
+            cells[1:1] = [""] * len(self.tails)
+            self.shown.add_row(f"  {under.random.draws} random", *["="] * len(self.sizes), *cells)
+        if under.off_distribution is not None and task.full_off_distribution is not None:
+            self._add("  new templates", {}, under.off_distribution.circuit)
+            self._add("    without it", {}, under.off_distribution.complement)
+            self._add("    model", {}, task.full_off_distribution)
 
+    def _add(self, label: str, kept: dict[str, int], scores: Scores) -> None:
+        cells = [self._score(scores[name], name) for name in self.names]
+        cells[1:1] = [f"{getattr(scores['kl'], tail):.3f}" for tail in self.tails]
+        self.shown.add_row(label, *[str(kept.get(size, "")) for size in self.sizes], *cells)
 
-def _row(shown: Table, name: str, kept: dict[str, int], scores: Scores, wide: bool) -> None:
-    sizes = [str(kept.get(size, "")) for size in ("total", "head")]
-    kl = scores["kl"]
-    shown.add_row(name, *sizes, *[_score(scores, score, wide) for score in SCORES], f"{kl.p95:.3f}", f"{kl.max:.3f}")
+    def _score(self, one: Score, name: str) -> str:
+        return f"{one.mean:.3f}" + (f" [{one.low:.3f}, {one.high:.3f}]" if name in self.intervals else "")
 
-
-def _score(scores: Scores, name: str, wide: bool) -> str:
-    one = scores[name]
-    return f"{one.mean:.3f}" + (f" [{one.low:.3f}, {one.high:.3f}]" if wide else "")
-
-
-def _drawn(one: Drawn, wide: bool) -> str:
-    return f"{one.mean:.3f}" + (f" [{one.min:.3f}, {one.max:.3f}]" if wide else "")
+    def _drawn(self, one: Drawn, name: str) -> str:
+        return f"{one.mean:.3f}" + (f" [{one.min:.3f}, {one.max:.3f}]" if name in self.intervals else "")
 
 
 def _cross(result: Evaluation, ablation: str) -> Table:
@@ -113,13 +117,13 @@ def _curves(result: Evaluation, ablation: str) -> Table:
 def _minimality(circuit: EvaluatedCircuit, ablation: str, under: UnderAblation) -> Table:
     shown = _table(
         f"{circuit.name}: what is necessary, {ablation} ablation",
-        ["nodes", "kept", "unnecessary", "closed at once", "largest change of KL", "KL without all of them"],
+        ["nodes", "kept", "spare", "at once", "KL without all spare", "KL rises most without"],
     )
     for name, found in under.minimality.items():
         first = found.dropped[0]
-        place = f"{first.kl_change.mean:.3f} (layer {first.layer}, {_nodes(first.nodes)})"
+        place = f"{first.layer}.{_nodes(first.nodes)}, by {first.kl_change.mean:.3f}"
         together = f"{found.together['kl'].mean:.3f}" if found.together else ""
-        shown.add_row(name, str(found.kept), str(found.unnecessary), str(found.group), place, together)
+        shown.add_row(name, str(found.kept), str(found.unnecessary), str(found.group), together, place)
     return shown
 
 

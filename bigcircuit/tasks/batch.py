@@ -146,6 +146,13 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
     )
 
 
+def scored_positions(example: Example, *, full: bool) -> int:
+    """How many positions of an example are scored when it is collated."""
+    layout = _Layout()
+    layout.add(0, example, full)
+    return len(layout.scores)
+
+
 def train_order(count: int, batch_size: int, step: int, seed: int) -> list[int]:
     """Indices of the examples of one update: a new permutation every epoch, and a function of the step alone."""
     wanted = range(step * batch_size, (step + 1) * batch_size)
