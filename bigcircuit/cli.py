@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -21,6 +22,8 @@ USAGE = """usage: bigcircuit VERB [--config FILE] [--section.field VALUE ...]
           [--tasks OTHER.yaml,...] [--control RUN] [--output FOLDER]
   compare RUN_OR_CIRCUIT ...    what circuits share; union, intersection and difference as new circuits; loads no weights
           [--save union,intersection,difference] [--output FOLDER]
+  report RUN_OR_CIRCUIT ...     the page of a run or a circuit, or of several beside each other; loads no model
+          [--output FILE.html] [--figures FOLDER: every figure as SVG, PNG and PDF]
   tasks   list the task builders, or print pairs of the one that --task.name names
   env     versions, devices and cores
 
@@ -119,6 +122,22 @@ def run_compare(words: Sequence[str]) -> None:
     compare(names, settings, Console(highlight=False, soft_wrap=True))
 
 
+def run_report(words: Sequence[str]) -> None:
+    """Verb `report`."""
+    console = Console(highlight=False, soft_wrap=True)
+    if "--help" in words or "-h" in words:
+        console.print(USAGE, markup=False)
+        raise SystemExit(0)
+    names = list(words)
+    output, figures = _take(names, "--output"), _take(names, "--figures")
+    if unknown := [name for name in names if name.startswith("--")]:
+        raise UserError(f"report has no option {unknown[0]}; it has --output FILE and --figures FOLDER")
+    from bigcircuit.report import report
+
+    for path in report(names, Path(output) if output else None, Path(figures) if figures else None):
+        console.print(str(path), markup=False)
+
+
 def _help(words: Sequence[str], settings: type[Section]) -> None:
     if "--help" in words or "-h" in words:
         show_settings(Console(highlight=False), USAGE, settings)
@@ -155,6 +174,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "check": run_check,
     "evaluate": run_evaluate,
     "compare": run_compare,
+    "report": run_report,
     "tasks": run_tasks,
     "env": run_env,
 }

@@ -18,6 +18,7 @@ from bigcircuit.circuit import Circuit
 from bigcircuit.config import Config
 from bigcircuit.display import Display
 from bigcircuit.distributed import Ranks
+from bigcircuit.evaluation.examples import predictions
 from bigcircuit.evaluation.result import Scores
 from bigcircuit.evaluation.scores import score, summarise
 from bigcircuit.frozen.load import fingerprint
@@ -25,8 +26,7 @@ from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.gates.granularity import GRANULARITIES, LEAVES
 from bigcircuit.gates.population import node_counts
-from bigcircuit.report import predictions, write_report
-from bigcircuit.run_folder import Metrics, RunFolder, versions
+from bigcircuit.run_folder import RunFolder, versions
 from bigcircuit.storage import write_json
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.data import Reference, TaskData
@@ -72,8 +72,7 @@ def finish(
     with streams.under(ablation.of([*range(len(masks)), 0])):
         circuits = score(streams, examples, [*masks, nothing], passes)
     full = score(streams, examples, None, passes)
-    with streams.under(ablation.of([0])):
-        shown = predictions(streams, masks[0], data, tokenizer)
+    shown = predictions(streams, masks, ablation, data, tokenizer, passes.size)
     peak = passes.ranks.largest(peak_memory(passes.ranks))
     if not passes.ranks.first:
         return
@@ -98,7 +97,10 @@ def finish(
         "seconds": round(time.monotonic() - started, 1),
         "peak_memory_bytes": peak,
     }
-    write_report(folder, config, summary, masks, Metrics(folder, state.step, state.validated).read(), shown, streams)
+    write_json(folder.examples, shown)
+    from bigcircuit.report import render  # its figures take a second to load
+
+    render(folder.path, summary)
     write_json(folder.summary, summary)
     display.show(table(summary, wide=display.console.width >= 130))
     display.say(sentences(summary))

@@ -48,6 +48,10 @@ class RunFolder(NamedTuple):
         return self.path / "summary.json"
 
     @property
+    def examples(self) -> Path:
+        return self.path / "examples.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

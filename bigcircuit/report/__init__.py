@@ -1,5 +1,5 @@
-"""report.html: what was asked and found, on one self-contained page."""
+"""report.html: what was asked and found, on one self-contained page, made from files alone."""
 
-from bigcircuit.report.page import predictions, write_report
+from bigcircuit.report.page import render, report
 
-__all__ = ["predictions", "write_report"]
+__all__ = ["render", "report"]

@@ -1,106 +1,108 @@
-"""Fill the page template. All text is escaped by jinja2 and nothing is fetched from anywhere."""
+"""From the files of runs to one self-contained page.
 
+The page fetches nothing and its policy (Content-Security-Policy) forbids it to: styles are inline, images are data URIs, the
+one script is allowed by its hash. All text is escaped by jinja2. It is complete without its script, which sorts tables, shows
+one circuit of several at a time, reads neurons back from their images and changes the colour scheme.
+"""
+
+import base64
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from torch import Tensor
+from markupsafe import Markup
 
-from bigcircuit.config import Config
-from bigcircuit.evaluation.scores import mask_source
-from bigcircuit.report.curves import curve
-from bigcircuit.run_folder import RunFolder
+from bigcircuit.errors import UserError
+from bigcircuit.report import charts, views
+from bigcircuit.report.figures import Chart
+from bigcircuit.report.sources import Json, open_source
+from bigcircuit.report.svg import inline, write_figures
 from bigcircuit.storage import write_bytes
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import collate
-from bigcircuit.tasks.data import TaskData
 
-_EXAMPLES = 12
+_TEMPLATES = "templates"
 
 
-def write_report(
-    folder: RunFolder,
-    config: Config,
-    summary: Mapping[str, Any],
-    masks: Sequence[Mapping[str, Tensor]],
-    metrics: Sequence[Mapping[str, Any]],
-    shown: Sequence[Mapping[str, str]],
-    streams: Streams,
-) -> None:
-    """Render the page of a run: sizes, scores, the kept parts layer by layer, curves, example predictions, settings."""
+def render(folder: Path, summary: Json | None = None) -> Path:
+    """Write report.html of a run folder, or of a folder with an evaluation or a comparison; returns its path.
+
+    summary: what summary.json is going to hold; a run writes it last. Raises UserError naming the file that is missing or
+    damaged.
+    """
+    return _write(views.page([open_source(folder, summary)]), folder / "report.html")
+
+
+def report(names: Sequence[str], output: Path | None = None, figures: Path | None = None) -> list[Path]:
+    """Verb `report`: the page of one run or circuit file, or the comparison of several; what was written.
+
+    figures: folder for every figure of the page as SVG, PNG and PDF. Raises UserError.
+    """
+    if not names:
+        raise UserError("report needs a run folder or a circuit file: bigcircuit report runs/quickstart")
+    sources = [open_source(Path(name)) for name in names]
+    first = sources[0].path
+    usual = Path("comparison.html") if len(names) > 1 else first / "report.html"
+    page = views.page(sources)
+    written = [_write(page, output or (usual if first.is_dir() or len(names) > 1 else first.with_suffix(".html")))]
+    if figures is not None:
+        written += write_figures([*page.all_charts(), *charts.maps(page.drawings())], figures)
+    return written
+
+
+def _write(page: views.Page, output: Path) -> Path:
     environment = Environment(
-        loader=PackageLoader("bigcircuit.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("bigcircuit.report", _TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    members = [
-        {
-            "summary": row,
-            "layers": layers(masks[index], streams),
-            "curves": [
-                curve(title, {label: _points(metrics, index, key) for label, key in lines.items()})
-                for title, lines in _CURVES.items()
-            ],
-        }
-        for index, row in enumerate(summary["members"])
-    ]
-    page = environment.get_template("page.html").render(
-        summary=summary,
-        members=members,
-        examples=shown,
-        config=json.dumps(config.model_dump(mode="json"), indent=2),
+    environment.filters |= {"number": number, "score": score, "percent": percent, "visible": visible, "chart": _chart}
+    style, script = (_text(name) for name in ("style.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = environment.get_template("page.html").render(
+        page=page,
+        names=charts.GRANULARITY,
+        methods=charts.METHODS,
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'",
     )
-    write_bytes(folder.report, page.encode())
+    write_bytes(output, text.encode())
+    return output
 
 
-_CURVES = {
-    "KL (nats)": {"training, with gate noise": "kl", "validation, discretised": "validation.kl"},
-    "site neurons open": {"expected": "open.total", "discretised": "validation.kept.total"},
-}
+def _text(name: str) -> str:
+    return resources.files("bigcircuit.report").joinpath(_TEMPLATES, name).read_text(encoding="utf-8")
 
 
-def _points(metrics: Sequence[Mapping[str, Any]], member: int, key: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[key]) for row in metrics if row["member"] == member and key in row]
+def _chart(chart: Chart) -> Markup:
+    return inline(chart)
 
 
-def layers(masks: Mapping[str, Tensor], streams: Streams) -> list[dict[str, Any]]:
-    """For each layer the kept share of every head and of the MLP, and which neurons are kept."""
-    rows = []
-    for index, shape in enumerate(streams.frozen.shapes):
-        neurons = masks["attention_neuron"][index, : shape.heads * shape.head_dim].view(shape.heads, shape.head_dim)
-        mlp = masks["mlp_neuron"][index, : shape.intermediate]
-        rows.append(
-            {
-                "index": index,
-                "heads": [{"index": i, "kept": int(h.sum()), "of": shape.head_dim} for i, h in enumerate(neurons)],
-                "mlp": {"kept": int(mlp.sum()), "of": shape.intermediate},
-                "attention_neurons": [f"{i}.{j}" for i, j in neurons.nonzero().tolist()],
-                "mlp_neurons": mlp.nonzero().flatten().tolist(),
-            }
-        )
-    return rows
+def number(value: float) -> str:
+    """A count with its thousands apart."""
+    return f"{value:,}"
 
 
-@torch.no_grad()
-def predictions(streams: Streams, masks: Mapping[str, Tensor], data: TaskData, tokenizer: Any) -> list[dict[str, str]]:
-    """What the full model, the circuit and its complement predict first on some held-out prompts."""
-    chosen = data.splits["test"][:_EXAMPLES]
-    batch = collate(chosen, full=False).to(streams.frozen.device)
-    complement = {name: ~mask for name, mask in masks.items()}
-    circuits = streams.masked(batch, mask_source([masks, complement], streams), 2)
-    first = [batch.example_of_score.tolist().index(i) for i in range(len(chosen))]
-    best = torch.cat([streams.reference(batch).unsqueeze(0), circuits])[:, first].argmax(-1).tolist()
+def score(value: float | None) -> str:
+    """Three decimals with a true minus; a dash for what is not defined."""
+    if value is None or value != value:
+        return "–"
+    return f"{0.0 if abs(value) < 0.0005 else value:,.3f}".replace("-", "−")
 
-    def show(token: int) -> str:
-        return str(token) if tokenizer is None else tokenizer.decode([token])
 
-    return [
-        {
-            "prompt": str(data.pairs[example.id].clean),
-            "answer": show(example.answers[0][0]),
-            "full": show(best[0][index]),
-            "circuit": show(best[1][index]),
-            "complement": show(best[2][index]),
-        }
-        for index, example in enumerate(chosen)
-    ]
+def percent(share: float) -> str:
+    """A share as a percentage, with a decimal only below 10."""
+    return f"{share:.0%}" if share == 0 or share >= 0.1 else f"{share:.1%}"
+
+
+def visible(text: Any) -> str:
+    """A token as it can be seen: breaks and tabs as signs; spaces are kept by the style."""
+    if not isinstance(text, str):
+        return json.dumps(text)
+    return text.replace("\n", "↵").replace("\t", "⇥") or "∅"

@@ -1,0 +1,200 @@
+"""The tables of evaluation.json: scores beside controls, minimality, circuits across tasks, areas of the rankings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bigcircuit.gates.granularity import GRANULARITIES
+from bigcircuit.report.sources import Json
+
+HEADINGS = {
+    "kl": "KL, nats",
+    "exact_match": "same prediction",
+    "accuracy": "accuracy",
+    "logit_difference": "logit difference",
+    "recovered": "recovered",
+    "probability_difference": "probability difference",
+    "cross_entropy": "cross-entropy, nats",
+}
+TAILS = {"kl": ("p95", "max"), "logit_difference": ("p5", "min"), "probability_difference": ("p5", "min")}
+
+
+class Cell(NamedTuple):
+    """One score: a mean with the interval around it."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    tails: Sequence[tuple[str, float]] = ()
+
+
+class Row(NamedTuple):
+    """One line of a table of scores."""
+
+    name: str
+    detail: str
+    cells: Sequence[Cell]
+    main: bool = False
+    """The circuit itself, among what it is compared with."""
+
+
+class Scored(NamedTuple):
+    """Scores under one ablation."""
+
+    ablation: str
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Row]
+    notes: Sequence[str]
+
+
+class Needed(NamedTuple):
+    """Minimality at one granularity."""
+
+    circuit: str
+    ablation: str
+    level: str
+    kept: int
+    group: int
+    unnecessary: int
+    together: float | None
+    """KL without all that are unnecessary."""
+    most: Sequence[tuple[str, float, float, float]]
+    """The most necessary nodes: name, change of KL, interval."""
+
+
+class Tables(NamedTuple):
+    """All tables of an evaluation."""
+
+    scores: Sequence[Scored]
+    off_distribution: Sequence[Scored]
+    minimality: Sequence[Needed]
+    cross: Sequence[tuple[str, Sequence[str], Sequence[tuple[str, Sequence[tuple[float, float, bool]]]]]]
+    """By ablation: tasks, then for every circuit its KL and share of same predictions on each, and whether it is its own."""
+    areas: Sequence[Json]
+
+
+def tables(evaluation: Json) -> Tables:
+    """Everything that is a table."""
+    ablations = list(dict.fromkeys(a for circuit in evaluation["circuits"] for a in circuit["ablations"]))
+    return Tables(
+        [_scored(evaluation, ablation) for ablation in ablations],
+        [found for ablation in ablations if (found := _off(evaluation, ablation)).rows],
+        _minimality(evaluation["circuits"]),
+        [_cross(ablation, cells) for ablation, cells in evaluation["cross"].items() if cells],
+        [{"ablation": ablation, **curve} for ablation, found in evaluation["curves"].items() for curve in found],
+    )
+
+
+def summary_table(summary: Json, rows: Sequence[Json]) -> Scored:
+    """The scores of a run that has not been evaluated."""
+    names = [name for name in HEADINGS if name in summary["full"]]
+    found = [Row("full model", "", _cells(summary["full"], names))]
+    for row in rows:
+        name = f"circuit {row['name']}" if len(rows) > 1 else "circuit"
+        found.append(Row(name, f"{row['kept']['total']:,} neurons", _cells(row["scores"], names), main=True))
+    found.append(Row("nothing kept", "", _cells(summary["empty"], names)))
+    ablation = summary["ablation"]
+    return Scored(ablation, _title(ablation), [HEADINGS[name] for name in names], found, [])
+
+
+def _title(ablation: str) -> str:
+    return f"{ablation.replace('_', ' ').capitalize()} ablation"
+
+
+def _cells(scores: Mapping[str, Any], names: Sequence[str]) -> list[Cell]:
+    return [
+        Cell(s["mean"], s["low"], s["high"], [(t, s[t]) for t in TAILS.get(name, ()) if s.get(t) is not None])
+        for name, s in ((name, scores[name]) for name in names)
+    ]
+
+
+def _scored(evaluation: Json, ablation: str) -> Scored:
+    circuits = [c for c in evaluation["circuits"] if ablation in c["ablations"]]
+    tasks = evaluation["tasks"]
+    names = [name for name in HEADINGS if name in circuits[0]["ablations"][ablation]["circuit"]]
+    rows, notes = [], []
+    for task in dict.fromkeys(c["task"] for c in circuits):
+        detail = task if len(tasks) > 1 else f"{tasks[task]['pairs']['test']:,} pairs"
+        rows.append(Row("full model", detail, _cells(tasks[task]["full"], names)))
+    for circuit in circuits:
+        found = circuit["ablations"][ablation]
+        kind = "control " if circuit["control"] else "circuit "
+        name = kind + circuit["name"] if len(circuits) > 1 else "circuit"
+        rows.append(Row(name, f"{circuit['kept']['total']:,} neurons", _cells(found["circuit"], names), main=True))
+        rows.append(Row("the rest without it", "complement", _cells(found["complement"], names)))
+        if found["random"] and found["random"]["distinct"]:
+            drawn = found["random"]["scores"]
+            cells = [
+                Cell(d["mean"], d["p5"], d["p95"]) if (d := drawn.get(n)) else Cell(None, None, None) for n in names
+            ]
+            rows.append(Row("random circuits", f"{found['random']['draws']} of the same shape", cells))
+            notes.append(_beaten(name, found["random"]["draws"], drawn["kl"]))
+    nothing = circuits[0]["ablations"][ablation]["empty"]
+    rows.append(Row("nothing kept", "", _cells(nothing, names)))
+    return Scored(ablation, _title(ablation), [HEADINGS[name] for name in names], rows, notes)
+
+
+def _beaten(name: str, draws: int, kl: Json) -> str:
+    better = kl["better"] or "none"
+    return (
+        f"{name.capitalize()}: {better} of {draws} random circuits of the same shape come as close (p = {kl['p']:.3f}; the best "
+        f"has KL {kl['min']:.3f})."
+    )
+
+
+def _off(evaluation: Json, ablation: str) -> Scored:
+    rows = []
+    names: list[str] = []
+    for circuit in evaluation["circuits"]:
+        found = circuit["ablations"].get(ablation, {}).get("off_distribution")
+        if not found:
+            continue
+        names = [name for name in HEADINGS if name in found["circuit"]]
+        full = evaluation["tasks"][circuit["task"]]["full_off_distribution"]
+        rows += [Row("full model", f"{found['pairs']} pairs", _cells(full, names))] if full and not rows else []
+        rows.append(Row(f"circuit {circuit['name']}", "", _cells(found["circuit"], names), main=True))
+        rows.append(Row("the rest without it", "complement", _cells(found["complement"], names)))
+        rows.append(Row("nothing kept", "", _cells(found["empty"], names)))
+    return Scored(ablation, _title(ablation), [HEADINGS[name] for name in names], rows, [])
+
+
+def _minimality(circuits: Sequence[Json]) -> list[Needed]:
+    found = []
+    for circuit in circuits:
+        for ablation, under in circuit["ablations"].items():
+            for level in filter(under["minimality"].__contains__, GRANULARITIES):
+                one = under["minimality"][level]
+                most = [
+                    (_node(d), d["kl_change"]["mean"], d["kl_change"]["low"], d["kl_change"]["high"])
+                    for d in one["dropped"][:3]
+                    if d["necessary"]
+                ]
+                together = one["together"]["kl"]["mean"] if one["together"] else None
+                found.append(
+                    Needed(
+                        circuit["name"], ablation, level, one["kept"], one["group"], one["unnecessary"], together, most
+                    )
+                )
+    return found
+
+
+def _node(dropped: Json) -> str:
+    nodes = dropped["nodes"]
+    return f"{dropped['layer']}.{nodes[0]}" + (f"–{nodes[-1]}" if len(nodes) > 1 else "")
+
+
+def _cross(ablation: str, cells: Sequence[Json]) -> Any:
+    tasks = list(dict.fromkeys(cell["task"] for cell in cells))
+    circuits = list(dict.fromkeys(cell["circuit"] for cell in cells))
+    by_place = {(cell["circuit"], cell["task"]): cell for cell in cells}
+    rows = [
+        (
+            circuit,
+            [
+                (c["scores"]["kl"]["mean"], c["scores"]["exact_match"]["mean"], c["own"])
+                for c in (by_place[circuit, task] for task in tasks)
+            ],
+        )
+        for circuit in circuits
+    ]
+    return ablation, tasks, rows

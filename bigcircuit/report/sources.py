@@ -1,0 +1,133 @@
+"""What a page is made from: the files of a run, or a circuit file alone. No model is loaded."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bigcircuit.circuit import Circuit
+from bigcircuit.errors import UserError
+from bigcircuit.evaluation.result import read
+from bigcircuit.gates.granularity import GRANULARITIES
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One circuit of a run, or one circuit file."""
+
+    name: str
+    file: str
+    """Path relative to the run folder, or as it was given."""
+    circuit: Circuit
+    row: Json = field(default_factory=dict)
+    """Its row of summary.json; what the circuit file itself says where there is none."""
+    examples: Sequence[Json] = ()
+    """Predictions on a few held-out pairs, from examples.json."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run folder, or a circuit file."""
+
+    path: Path
+    name: str
+    members: Sequence[Member]
+    summary: Json | None = None
+    setup: Json | None = None
+    """config.json: `config`, `command`, `versions`."""
+    metrics: Sequence[Json] = ()
+    evaluation: Json | None = None
+    comparison: Json | None = None
+
+    @property
+    def metadata(self) -> Json:
+        """Of the first circuit file: hashes of model, tokenizer and task."""
+        return self.members[0].circuit.metadata
+
+
+def open_source(path: Path, summary: Json | None = None) -> Source:
+    """Read a finished run folder, a folder with an evaluation or a comparison, or a circuit file.
+
+    summary: what summary.json is going to hold. Raises UserError naming the file that is missing or damaged.
+    """
+    if not path.is_dir():
+        return _file(path)
+    summary = _json(path / "summary.json") if summary is None else summary
+    found = {name: read(file) for name in ("evaluation", "comparison") if (file := path / f"{name}.json").exists()}
+    if summary is None:
+        return _apart(path, found)
+    shown = (_json(path / "examples.json") or {"members": []})["members"]
+    members = [
+        Member(
+            str(row["member"]),
+            row["circuit"],
+            Circuit.load(path / row["circuit"]),
+            row,
+            shown[index] if index < len(shown) else (),
+        )
+        for index, row in enumerate(summary["members"])
+    ]
+    setup, metrics = _json(path / "config.json"), _metrics(path / "metrics.jsonl")
+    return Source(path, path.resolve().name, members, summary, setup, metrics, **found)
+
+
+def _apart(path: Path, found: Mapping[str, Json]) -> Source:
+    """A folder that holds no run but what `evaluate` or `compare` found out about circuits elsewhere."""
+    if not found:
+        raise UserError(f"{path}: has no summary.json, so no finished run; run the same `bigcircuit prune` again")
+    named = next(iter(found.values()))["circuits"]
+    members = [_file(Path(one["file"])).members[0] for one in named]
+    members = [replace(member, name=one["name"]) for member, one in zip(members, named, strict=True)]
+    return Source(path, path.resolve().name, members, **found)
+
+
+def _file(path: Path) -> Source:
+    circuit = Circuit.load(path)
+    found = circuit.metadata
+    scores = json.loads(found.get("scores", "{}"))
+    row = {
+        "member": path.stem,
+        "circuit": path.name,
+        "kept": circuit.sizes(),
+        "seed": found.get("seed", ""),
+        "best_step": found.get("step", ""),
+        "targets": json.loads(found.get("targets", "{}")),
+        "scores": scores.get(found.get("ablation"), scores if "kl" in scores else {}),
+    }
+    return Source(path, path.stem, [Member(path.stem, path.name, circuit, row)])
+
+
+def _json(path: Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON; restore it from a copy or run again") from error
+
+
+def _metrics(path: Path) -> list[Json]:
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # half a line, cut off by a crash
+    return rows
+
+
+def widths(circuit: Circuit) -> dict[str, list[int]]:
+    """True width of every granularity in every layer; of the mask itself where the file does not say."""
+    said = json.loads(circuit.metadata.get("widths", "{}"))
+    return {name: said.get(name) or [mask.shape[1]] * len(mask) for name, mask in circuit.masks.items()}
+
+
+def nodes(circuit: Circuit) -> dict[str, int]:
+    """Nodes of the model by granularity, and as `total` site neurons."""
+    found = {name: sum(wide) for name, wide in widths(circuit).items() if name in GRANULARITIES}
+    return found | {"total": found["attention_neuron"] + found["mlp_neuron"]}
