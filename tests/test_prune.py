@@ -50,6 +50,7 @@ def test_summary_counts_what_the_file_holds(finished):
     for scores in (member["scores"], summary["full"], summary["empty"]):
         assert set(scores) == {
             "kl",
+            "cross_entropy",
             "logit_difference",
             "recovered",
             "probability_difference",
