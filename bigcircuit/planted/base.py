@@ -1,0 +1,200 @@
+"""Small models that work and need all of their nodes: what is widened is to be sharp itself.
+
+A two-layer model learns z = S[R[x, y], c] with two random Latin squares: the prompts are all (x, y, c). Then every attention and
+MLP neuron is closed alone, and those whose absence costs less than a threshold write zero from there on, while the rest goes
+on learning, until each one that is left costs more. No gates, gradients or attributions choose: only the effect itself.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from bigcircuit.ablated import INTERCHANGE
+from bigcircuit.evaluation.scores import score
+from bigcircuit.frozen.sites import FrozenModel, find_sites
+from bigcircuit.gates.discretise import Masks
+from bigcircuit.gates.granularity import ATTENTION, GRANULARITIES, MLP
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.pair import Example
+from bigcircuit.tasks.passes import Passes
+
+_SYMBOLS = 5
+_STEPS, _MORE_STEPS, _ROUNDS = 700, 200, 10
+_SPLITS = (("train", 0.5, 240), ("validation", 0.1, 40), ("test", 0.4, 160))
+"""Name, share of the prompts, pairs."""
+_LR, _SMOOTHING = 1e-2, 0.05
+_SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 12, "n_positions": 8, "activation_function": "relu",
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    },
+    "llama": {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
+        "intermediate_size": 12, "max_position_embeddings": 8,
+    },
+}  # fmt: skip
+FAMILIES = tuple(_SIZES)
+
+
+class Base(NamedTuple):
+    """A model, its pairs, and which of its nodes it needs."""
+
+    model: Any
+    pairs: list[dict[str, Any]]
+    """Rows of a pair file, as token ids."""
+    needed: dict[str, Tensor]
+    """`attention_neuron` and `mlp_neuron`, bool [L, n]; the others write zero."""
+    least: float
+    """Nats: the smallest KL that closing a needed neuron alone costs, mean over pairs."""
+
+
+class _Task(NamedTuple):
+    prompts: Tensor
+    answers: Tensor
+
+
+def make_base(family: str, seed: int, threshold: float = 0.1) -> Base:
+    """Train a model of "gpt2" or "llama" whose every needed neuron costs at least `threshold` nats. Half a minute.
+
+    Raises RuntimeError if it does not come to an end, which another seed will.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _new(family)
+    rng = random.Random(seed)
+    task = _task(rng)
+    pairs = _pairs(task, rng)
+    _learn(model, task, [], _STEPS)
+    closed: list[tuple[str, int, int]] = []
+    for _ in range(_ROUNDS):
+        costs = knockouts(find_sites(model), examples_of(pairs[:100]), closed)
+        low = [node for node, cost in costs.items() if cost < threshold]
+        if not low:
+            return Base(model.requires_grad_(False), pairs, _needed(find_sites(model), closed), min(costs.values()))
+        closed += low
+        _learn(model.train().requires_grad_(True), task, closed, _MORE_STEPS)
+    raise RuntimeError(f"seed {seed}: nodes below {threshold} nats are left after {_ROUNDS} rounds")
+
+
+def _new(family: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    no_tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    config = AutoConfig.for_model(
+        family, vocab_size=_SYMBOLS + 1, tie_word_embeddings=False, **no_tokens, **_SIZES[family]
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def _task(rng: random.Random) -> _Task:
+    first, second = _latin_square(rng), _latin_square(rng)
+    combinations = list(itertools.product(range(_SYMBOLS), repeat=3))
+    prompts = torch.tensor([[*symbols, _SYMBOLS] for symbols in combinations])
+    return _Task(prompts, torch.tensor([second[first[x][y]][c] for x, y, c in combinations]))
+
+
+def _latin_square(rng: random.Random) -> list[list[int]]:
+    rows, columns, names = (rng.sample(range(_SYMBOLS), _SYMBOLS) for _ in range(3))
+    return [[names[(row + column) % _SYMBOLS] for column in columns] for row in rows]
+
+
+def _pairs(task: _Task, rng: random.Random) -> list[dict[str, Any]]:
+    """Distinct pairs of prompts with different answers; no prompt is in two splits."""
+    order = rng.sample(range(len(task.prompts)), len(task.prompts))
+    rows = []
+    for split, share, count in _SPLITS:
+        cut = round(share * len(task.prompts))
+        mine, order = order[:cut], order[cut:]
+        numbers = [(a, b) for a, b in itertools.permutations(mine, 2) if task.answers[a] != task.answers[b]]
+        rows += [
+            {
+                "clean": task.prompts[clean].tolist(),
+                "corrupted": task.prompts[corrupted].tolist(),
+                "answers": [[int(task.answers[clean])]],
+                "wrong_answers": [[int(task.answers[corrupted])]],
+                "split": split,
+            }
+            for clean, corrupted in rng.sample(numbers, count)
+        ]
+    return rows
+
+
+def examples_of(pairs: Sequence[dict[str, Any]]) -> list[Example]:
+    """Rows of a pair file as examples."""
+    return [
+        Example(
+            index, tuple(row["clean"]), tuple(row["corrupted"]), (tuple(row["answers"][0]),), (tuple(row["wrong_answers"][0]),), ""
+        )
+        for index, row in enumerate(pairs)
+    ]  # fmt: skip
+
+
+def _learn(model: Any, task: _Task, closed: Sequence[tuple[str, int, int]], steps: int) -> None:
+    """Adam on all prompts at once, with some neurons writing zero. Smoothed answers keep the KL of mistakes moderate."""
+    columns = _columns(find_sites(model), closed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, steps)
+    _silence(columns)
+    for _ in range(steps):
+        logits = model(input_ids=task.prompts, use_cache=False).logits[:, -1]
+        optimizer.zero_grad()
+        cross_entropy(logits, task.answers, label_smoothing=_SMOOTHING).backward()
+        optimizer.step()
+        schedule.step()
+        _silence(columns)
+    model.eval().requires_grad_(False)
+
+
+def _columns(frozen: FrozenModel, closed: Sequence[tuple[str, int, int]]) -> list[Tensor]:
+    """Views of the output weights of some neurons."""
+    found = []
+    for name, layer, node in closed:
+        projection = getattr(frozen.layers[layer], ATTENTION if name == "attention_neuron" else MLP)
+        by_neuron = projection.weight.data if hasattr(projection, "nx") else projection.weight.data.T
+        found.append(by_neuron[node])
+    return found
+
+
+def _silence(columns: Sequence[Tensor]) -> None:
+    for column in columns:
+        column.zero_()
+
+
+def knockouts(
+    frozen: FrozenModel, examples: Sequence[Example], without: Sequence[tuple[str, int, int]] = ()
+) -> dict[tuple[str, int, int], float]:
+    """Mean KL in nats that closing one neuron alone costs, by (granularity, layer, neuron), for all but some."""
+    everything = {
+        name: torch.ones(len(frozen.shapes), g.width(frozen.shapes[0]), dtype=torch.bool)
+        for name, g in GRANULARITIES.items()
+    }
+    nodes = [
+        (name, layer, node)
+        for name in ("attention_neuron", "mlp_neuron")
+        for layer in range(len(frozen.shapes))
+        for node in range(everything[name].shape[1])
+        if (name, layer, node) not in set(without)
+    ]
+    circuits: list[Masks] = []
+    for name, layer, node in nodes:
+        mask = everything[name].clone()
+        mask[layer, node] = False
+        circuits.append(everything | {name: mask})
+    with Streams(frozen, INTERCHANGE) as streams:
+        costs = score(streams, examples, circuits, Passes(len(examples)), at_once=16).kl.mean(1)
+    return dict(zip(nodes, costs.tolist(), strict=True))
+
+
+def _needed(frozen: FrozenModel, closed: Sequence[tuple[str, int, int]]) -> dict[str, Tensor]:
+    needed = {
+        name: torch.ones(len(frozen.shapes), GRANULARITIES[name].width(frozen.shapes[0]), dtype=torch.bool)
+        for name in ("attention_neuron", "mlp_neuron")
+    }
+    for name, layer, node in closed:
+        needed[name][layer, node] = False
+    return needed

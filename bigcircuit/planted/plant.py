@@ -1,0 +1,165 @@
+"""Widen a model with decoys and shared originals; the package's docstring says what they are and why it stays exact.
+
+Shapes: L layers, G key/value groups, Q query heads a group, d head size, F MLP neurons, D hidden size, n nodes of a granularity.
+"""
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bigcircuit.circuit import Circuit
+from bigcircuit.config import ModelConfig
+from bigcircuit.errors import UserError
+from bigcircuit.evaluation.controls import consistent
+from bigcircuit.frozen.load import fingerprint
+from bigcircuit.frozen.sites import find_sites
+from bigcircuit.gates.discretise import Masks
+from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
+from bigcircuit.planted.decoys import NEEDED, Dice, fill, writes
+from bigcircuit.planted.weights import LayerWeights, build, read_layers, repeat_hidden
+
+Kinds = dict[str, list[list[str]]]
+"""`head`, `attention_neuron` or `mlp_neuron` -> the kind of every node, [L][n]."""
+
+
+class Planted(NamedTuple):
+    """A widened model on disk and what is to be found in it."""
+
+    folder: Path
+    truth: Masks
+    """Granularity -> bool [L, n]; also in `truth/circuit.safetensors`."""
+    kinds: Kinds
+
+
+def plant(
+    model: Any,
+    folder: Path,
+    seed: int,
+    *,
+    times: int = 3,
+    shared: float = 0.2,
+    needed: Mapping[str, Tensor] | None = None,
+    tokenizer: Any = None,
+) -> Planted:
+    """Write a model with `times` as many heads and MLP neurons, equal to `model`, as an ordinary transformers folder.
+
+    shared: share of the needed groups and neurons of a layer that are split over two copies, one at least unless it is 0.
+    needed: `attention_neuron` and `mlp_neuron` masks [L, n] of the originals that are the truth, by default all; the others must
+    write zero and make room. Raises UserError for architectures that cannot be widened, and where those others write.
+    """
+    frozen = find_sites(model)
+    repeats = times if model.config.model_type == "gpt2" else 1  # there the hidden size is heads x head size
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    unread = all(isinstance(module, nn.LayerNorm) for module in norms)
+    dice = Dice(random.Random(seed), torch.Generator().manual_seed(seed), unread, shared)
+    layers, kinds = [], []
+    for index, weights in enumerate(repeat_hidden(read_layers(frozen), repeats)):
+        attention, mlp = (
+            torch.ones(GRANULARITIES[name].width(frozen.shapes[index]), dtype=torch.bool)
+            if needed is None
+            else needed[name][index, : GRANULARITIES[name].width(frozen.shapes[index])].cpu()
+            for name in ("attention_neuron", "mlp_neuron")
+        )
+        weights, of_heads = _widen_attention(weights, attention, times, dice)
+        weights, of_neurons = _widen_mlp(weights, mlp, times, dice)
+        layers.append(weights)
+        kinds.append(of_heads | of_neurons)
+    wide = build(model, layers, repeats)
+    by_name = {name: [layer[name] for layer in kinds] for name in kinds[0]}
+    planted = Planted(folder, _truth(by_name, find_sites(wide).shapes), by_name)
+    wide.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    Circuit(planted.truth, {}, _describe(planted, find_sites(wide).shapes, seed)).save(
+        folder / "truth/circuit.safetensors"
+    )
+    return planted
+
+
+def _widen_attention(weights: LayerWeights, needed: Tensor, times: int, dice: Dice) -> tuple[LayerWeights, Kinds]:
+    groups, queries, size, _ = weights.q.shape
+    mask = needed.view(groups, queries, size)
+    _check_silent(weights.heads_write[~mask], "attention neurons")
+    kept = mask.flatten(1).any(1).nonzero().flatten().tolist()
+    kinds = ["silent", "opposed"] + ["unread"] * dice.unread + ["inner"] * (size % 2 == 0)
+    slots = fill(kept, kept or range(groups), times * groups, kinds, dice)
+    source = torch.tensor([slot.source for slot in slots])
+    v = weights.v[source]
+    for index, slot in enumerate(slots):
+        if slot.kind == "inner":
+            v[index, size // 2 :] = v[index, : size // 2]
+    norms = weights.heads_write[mask].norm(dim=-1) if kept else torch.ones(1)
+    wide = weights._replace(
+        q=weights.q[source], k=weights.k[source], v=v, heads_write=writes(slots, weights.heads_write, norms, dice)
+    )
+    neurons = [
+        [[_kind_of_neuron(slot.kind, bool(mask[slot.source, q, n])) for n in range(size)] for q in range(queries)]
+        for slot in slots
+    ]
+    heads = [head for group in neurons for head in group]
+    kinds_of_heads = [
+        slot.kind if slot.kind not in NEEDED or slot.kind in head else "silent"
+        for slot, group in zip(slots, neurons, strict=True)
+        for head in group
+    ]
+    return wide, {"head": kinds_of_heads, "attention_neuron": [kind for head in heads for kind in head]}
+
+
+def _kind_of_neuron(group: str, needed: bool) -> str:
+    if group in NEEDED:
+        return group if needed else "silent"
+    return "opposed" if group == "inner" else group
+
+
+def _widen_mlp(weights: LayerWeights, needed: Tensor, times: int, dice: Dice) -> tuple[LayerWeights, Kinds]:
+    _check_silent(weights.neurons_write[~needed], "MLP neurons")
+    kept = needed.nonzero().flatten().tolist()
+    inputs = weights.inputs
+    if not kept:  # nothing to read as
+        inputs = torch.randn(inputs.shape, generator=dice.draw)
+    kinds = ["silent", "opposed"] + ["unread"] * dice.unread
+    slots = fill(kept, kept or range(len(needed)), times * len(needed), kinds, dice)
+    norms = weights.neurons_write[needed].norm(dim=-1) if kept else torch.ones(1)
+    wide = weights._replace(
+        inputs=inputs[:, [slot.source for slot in slots]],
+        neurons_write=writes(slots, weights.neurons_write, norms, dice),
+    )
+    return wide, {"mlp_neuron": [slot.kind for slot in slots]}
+
+
+def _check_silent(written: Tensor, what: str) -> None:
+    if written.any():
+        raise UserError(
+            f"{what} that are not needed write into the residual stream; set their output weights to 0 first"
+        )
+
+
+def _truth(kinds: Kinds, shapes: tuple[LayerShape, ...]) -> Masks:
+    neurons = {
+        name: torch.tensor([[kind in NEEDED for kind in row] for row in kinds[name]])
+        for name in ("attention_neuron", "mlp_neuron")
+    }
+    return consistent(neurons, shapes)
+
+
+def _describe(planted: Planted, shapes: tuple[LayerShape, ...], seed: int) -> dict[str, str]:
+    """Metadata of the file of the truth, so that found circuits can be compared with it."""
+    base = fingerprint(ModelConfig(path=str(planted.folder)))
+    return {
+        "model": planted.folder.name,
+        "model_config_sha256": base["config"],
+        "model_weights_sha256": base["weights"],
+        "tokenizer_sha256": base["tokenizer"],
+        "task": "the truth, as planted",
+        "task_sha256": "",
+        "ablation": "interchange",
+        "granularities": json.dumps(["head", "attention_neuron", "mlp_neuron"]),
+        "widths": json.dumps({name: [g.width(s) for s in shapes] for name, g in GRANULARITIES.items()}),
+        "seed": str(seed),
+        "kinds": json.dumps(planted.kinds),
+    }
