@@ -137,7 +137,7 @@ def _scored(evaluation: Json, ablation: str) -> Scored:
 def _beaten(name: str, draws: int, kl: Json) -> str:
     better = kl["better"] or "none"
     return (
-        f"{name.capitalize()}: {better} of {draws} random circuits of the same shape come as close (p = {kl['p']:.3f}; the best "
+        f"{name.capitalize()}: as close comes {better} of {draws} random circuits of the same shape (p = {kl['p']:.3f}; the best "
         f"has KL {kl['min']:.3f})."
     )
 

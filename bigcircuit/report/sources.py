@@ -9,6 +9,7 @@ from typing import Any
 from bigcircuit.circuit import Circuit
 from bigcircuit.errors import UserError
 from bigcircuit.evaluation.result import read
+from bigcircuit.evaluation.subjects import name_of, run_of
 from bigcircuit.gates.granularity import GRANULARITIES
 
 Json = Mapping[str, Any]
@@ -97,7 +98,8 @@ def _file(path: Path) -> Source:
         "targets": json.loads(found.get("targets", "{}")),
         "scores": scores.get(found.get("ablation"), scores if "kl" in scores else {}),
     }
-    return Source(path, path.stem, [Member(path.stem, path.name, circuit, row)])
+    name = name_of(run_of(path), path)
+    return Source(path, name, [Member(name, path.name, circuit, row)])
 
 
 def _json(path: Path) -> Any:

@@ -183,8 +183,8 @@ def _comparison(source: Source | None, circuits: Mapping[str, Circuit]) -> Compa
     figures = charts.shared(rows) + (charts.similarity(list(circuits), similar) if len(circuits) > 2 else [])
     heads, neurons = similar["head"], similar["total"]
     verdict = verdict or (
-        f"Two of the {len(circuits)} circuits share on average {heads.mean:.0%} of their heads (by chance {heads.chance:.0%}) "
-        f"and {neurons.mean:.0%} of their neurons (by chance {neurons.chance:.0%})."
+        f"The overlap of {'the two' if len(circuits) == 2 else 'two'} circuits (Jaccard) is {heads.mean:.2f} of their heads, by "
+        f"chance {heads.chance:.2f}, and {neurons.mean:.2f} of their neurons, by chance {neurons.chance:.2f}."
     )
     return Comparison(list(circuits), rows, figures, verdict)
 
