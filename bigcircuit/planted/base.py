@@ -34,7 +34,7 @@ _SIZES: dict[str, dict[str, Any]] = {
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
     },
     "llama": {
-        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
         "intermediate_size": 12, "max_position_embeddings": 8,
     },
 }  # fmt: skip
@@ -72,7 +72,7 @@ def make_base(family: str, seed: int, threshold: float = 0.1) -> Base:
     _learn(model, task, [], _STEPS)
     closed: list[tuple[str, int, int]] = []
     for _ in range(_ROUNDS):
-        costs = knockouts(find_sites(model), examples_of(pairs[:100]), closed)
+        costs = knockouts(find_sites(model), examples_of(pairs[::2]), closed)
         low = [node for node, cost in costs.items() if cost < threshold]
         if not low:
             return Base(model.requires_grad_(False), pairs, _needed(find_sites(model), closed), min(costs.values()))

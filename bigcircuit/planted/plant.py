@@ -46,7 +46,8 @@ def plant(
     needed: Mapping[str, Tensor] | None = None,
     tokenizer: Any = None,
 ) -> Planted:
-    """Write a model with `times` as many heads and MLP neurons, equal to `model`, as an ordinary transformers folder.
+    """Write a model with `times` as many MLP neurons and at least as many times the heads, equal to `model`, as an ordinary
+    transformers folder.
 
     shared: share of the needed groups and neurons of a layer that are split over two copies, one at least unless it is 0.
     needed: `attention_neuron` and `mlp_neuron` masks [L, n] of the originals that are the truth, by default all; the others must
@@ -54,6 +55,7 @@ def plant(
     """
     frozen = find_sites(model)
     repeats = times if model.config.model_type == "gpt2" else 1  # there the hidden size is heads x head size
+    times_heads = times if repeats > 1 else _allowed(model.config, times)
     norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
     unread = all(isinstance(module, nn.LayerNorm) for module in norms)
     dice = Dice(random.Random(seed), torch.Generator().manual_seed(seed), unread, shared)
@@ -65,7 +67,7 @@ def plant(
             else needed[name][index, : GRANULARITIES[name].width(frozen.shapes[index])].cpu()
             for name in ("attention_neuron", "mlp_neuron")
         )
-        weights, of_heads = _widen_attention(weights, attention, times, dice)
+        weights, of_heads = _widen_attention(weights, attention, times_heads, dice)
         weights, of_neurons = _widen_mlp(weights, mlp, times, dice)
         layers.append(weights)
         kinds.append(of_heads | of_neurons)
@@ -79,6 +81,16 @@ def plant(
         folder / "truth/circuit.safetensors"
     )
     return planted
+
+
+def _allowed(config: Any, times: int) -> int:
+    """At least as many times the heads: transformers wants the hidden size to be a multiple of their number."""
+    for number in range(times, config.hidden_size // config.num_attention_heads + 1):
+        if config.hidden_size % (number * config.num_attention_heads) == 0:
+            return number
+    raise UserError(
+        f"hidden size {config.hidden_size} is no multiple of {times} x {config.num_attention_heads} heads or more; lower times"
+    )
 
 
 def _widen_attention(weights: LayerWeights, needed: Tensor, times: int, dice: Dice) -> tuple[LayerWeights, Kinds]:
