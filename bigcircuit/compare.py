@@ -67,7 +67,9 @@ def compare(names: Sequence[str], settings: ComparisonSettings, console: Console
     save(result, folder / FILE)
     console.print(table(result))
     console.print(result.verdict, markup=False)
-    console.print("; ".join([str(folder / FILE), *saved.values()]) + _report(folder), markup=False)
+    from bigcircuit.report import render  # its figures take a second to load
+
+    console.print("; ".join([str(folder / FILE), *saved.values(), f"see {render(folder)}"]), markup=False)
     return result
 
 
@@ -172,10 +174,3 @@ def table(result: Comparison) -> Table:
 
 def _sizes(sizes: Sequence[int]) -> str:
     return ", ".join(map(str, sizes)) if len(sizes) < 4 else f"{min(sizes)} to {max(sizes)}"
-
-
-def _report(folder: Path) -> str:
-    from bigcircuit import report
-
-    render = getattr(report, "render", None)
-    return f"; see {render(folder)}" if render is not None else ""

@@ -97,7 +97,9 @@ def evaluate(
         folder = Path(settings.output) if settings.output else _folder(subjects[0])
         save(result, folder / FILE)
         show(result, display)
-        display.say(f"{result.seconds} s; {folder / FILE}{_report(folder)}")
+        from bigcircuit.report import render  # its figures take a second to load
+
+        display.say(f"{result.seconds} s; {folder / FILE}; see {render(folder)}")
     return result
 
 
@@ -237,11 +239,3 @@ def _circuit(subject: Subject, task: str, frozen: FrozenModel, scores: dict[str,
 def _folder(subject: Subject) -> Path:
     """The run folder of a circuit, or where its file is."""
     return run_of(subject.path) or subject.path.parent
-
-
-def _report(folder: Path) -> str:
-    """Draw the run's report again, now with the evaluation; what to add to the closing line."""
-    from bigcircuit import report
-
-    render = getattr(report, "render", None)
-    return f"; see {render(folder)}" if render is not None else ""

@@ -1,0 +1,115 @@
+"""Control circuits are what they claim to be, whatever the circuit and the shape of the model."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigcircuit.evaluation.controls import complement, consistent, empty, full, leaves, partly_open, random_circuits
+from bigcircuit.evaluation.minimality import groups, without
+from bigcircuit.gates.discretise import count
+from bigcircuit.gates.granularity import LayerShape
+
+
+@st.composite
+def circuits(draw):
+    """Shapes of one to three layers of different widths, and a circuit in them."""
+    head_dim = draw(st.integers(1, 3))
+    shapes = []
+    for _ in range(draw(st.integers(1, 3))):
+        groups_, per_group = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+        shapes.append(LayerShape(groups_ * per_group, groups_, head_dim, draw(st.integers(1, 6)), 4))
+    widths = {
+        "attention_neuron": [s.heads * s.head_dim for s in shapes],
+        "mlp_neuron": [s.intermediate for s in shapes],
+    }
+    masks = {}
+    for name, sizes in widths.items():
+        masks[name] = torch.zeros(len(shapes), max(sizes), dtype=torch.bool)
+        for layer, size in enumerate(sizes):
+            masks[name][layer, :size] = torch.tensor(draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    return consistent(masks, shapes), shapes
+
+
+@settings(deadline=None, max_examples=60)
+@given(circuits(), st.integers(0, 1000))
+def test_random_circuits_have_the_shape_of_the_circuit(made, seed):
+    masks, shapes = made
+    for drawn in random_circuits(masks, shapes, 3, seed):
+        whole = consistent(drawn, shapes)
+        for name, mask in masks.items():
+            assert whole[name].sum(1).tolist() == mask.sum(1).tolist(), name
+        for layer, shape in enumerate(shapes):
+            width = shape.heads * shape.head_dim
+            per_head = [
+                sorted(m["attention_neuron"][layer, :width].view(shape.heads, -1).sum(1).tolist())
+                for m in (whole, masks)
+            ]
+            assert per_head[0] == per_head[1]
+
+
+def test_random_circuits_are_uniform_and_repeatable():
+    """Every head of a layer is drawn equally often: chi-squared of 4 heads, 3 degrees of freedom, p = 0.001 at 16.3."""
+    shapes = [LayerShape(4, 2, 2, 3, 4)]
+    masks = {
+        "attention_neuron": torch.tensor([[1, 0, 0, 0, 0, 0, 0, 0]]).bool(),
+        "mlp_neuron": torch.tensor([[1, 1, 0]]).bool(),
+    }
+    drawn = random_circuits(masks, shapes, 2000)
+    heads = torch.stack([one["attention_neuron"].view(4, 2).any(1) for one in drawn]).sum(0).double()
+    assert float(((heads - 500) ** 2 / 500).sum()) < 16.3
+    again = random_circuits(masks, shapes, 2000)
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(drawn, again, strict=True) for name in a)
+
+
+@settings(deadline=None, max_examples=60)
+@given(circuits(), st.sampled_from([0.1, 0.5, 0.9]))
+def test_circuit_and_complement_divide_the_model(made, fraction):
+    masks, shapes = made
+    rest, everything = complement(masks, shapes), full(masks, shapes)
+    for name, own in leaves(masks).items():
+        assert not (own & rest[name]).any()
+        assert torch.equal(own | rest[name], everything[name])
+        assert not empty(masks)[name].any()
+        for drawn in partly_open(masks, shapes, fraction, 2):
+            assert not (own & ~drawn[name]).any(), "the circuit stays open"
+            assert int((drawn[name] & ~own).sum()) == round(fraction * int(rest[name].sum()))
+            assert not (drawn[name] & ~everything[name]).any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(circuits(), st.integers(1, 5))
+def test_groups_cover_every_kept_node_once_and_close_what_is_below(made, limit):
+    masks, shapes = made
+    for name in ("block", "attention", "mlp", "kv_group", "head", "attention_neuron", "mlp_neuron"):
+        found, size = groups(masks[name], limit)
+        places = [(layer, node) for layer, nodes in found for node in nodes]
+        assert sorted(places) == [tuple(place) for place in masks[name].nonzero().tolist()]
+        assert all(len(nodes) <= size for _, nodes in found)
+        assert len(found) <= limit + len(shapes) - 1 or not places
+        for group in found:
+            left = consistent(without(masks, name, [group], shapes), shapes)
+            assert not left[name][group.layer, group.nodes].any()
+            assert count(left)["total"] < count(masks)["total"]
+            assert all(not (left[leaf] & ~masks[leaf]).any() for leaf in leaves(masks))
+        if places:
+            gone = consistent(without(masks, name, found, shapes), shapes)
+            assert not gone[name].any()
+
+
+def test_closing_a_head_leaves_the_rest_of_its_layer():
+    shapes = [LayerShape(2, 2, 2, 2, 4)]
+    masks = consistent({"attention_neuron": torch.ones(1, 4).bool(), "mlp_neuron": torch.ones(1, 2).bool()}, shapes)
+    (first, _), size = groups(masks["head"], 10)
+    assert (first.layer, first.nodes, size) == (0, [0], 1)
+    left = without(masks, "head", [first], shapes)
+    assert left["attention_neuron"].tolist() == [[False, False, True, True]]
+    assert left["mlp_neuron"].all()
+    assert without(masks, "block", [first], shapes)["mlp_neuron"].sum() == 0
+
+
+@pytest.mark.parametrize("draws", [0, 1])
+def test_no_draws_are_none(draws):
+    shapes = [LayerShape(1, 1, 1, 1, 1)]
+    masks = {"attention_neuron": torch.ones(1, 1).bool(), "mlp_neuron": torch.ones(1, 1).bool()}
+    assert len(random_circuits(masks, shapes, draws)) == draws
