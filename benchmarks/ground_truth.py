@@ -1,0 +1,245 @@
+"""How well learned masks and every baseline recover a planted circuit; writes ground_truth.md beside this file.
+
+python -m benchmarks.ground_truth [--seeds 10] [--families gpt2,llama,induction] [--induction FOLDER]
+
+`gpt2` and `llama` are small models trained here and widened (see bigcircuit/planted); `induction` is the textbook induction model
+of two layers, whose second head of each layer is padding: widened as well, its truth is known for heads alone. The learned
+masks are those of the default preset, told the size of the truth; once more with penalties instead, not told the size.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from bigcircuit.ablated import INTERCHANGE
+from bigcircuit.circuit import Circuit
+from bigcircuit.config_file import load
+from bigcircuit.distributed import Ranks
+from bigcircuit.evaluation.baselines import BASELINES, by_chance
+from bigcircuit.evaluation.mib import Ranking
+from bigcircuit.evaluation.node_scores import LEVELS, NodeScores, flat, level_size, strengths
+from bigcircuit.evaluation.ranking import circuits_of
+from bigcircuit.evaluation.scores import score
+from bigcircuit.frozen.sites import FrozenModel, find_sites
+from bigcircuit.gates.discretise import Masks
+from bigcircuit.planted import Planted, make_base, plant, recovery
+from bigcircuit.planted.base import FAMILIES, examples_of, knockouts
+from bigcircuit.planted.decoys import NEEDED
+from bigcircuit.planted.recovery import kept_by_kind
+from bigcircuit.prune import prune
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.pair import Example
+from bigcircuit.tasks.passes import Passes
+
+OUTPUT = Path(__file__).with_suffix(".md")
+INDUCTION = Path(__file__).parents[2] / "shared/models/induction_2L1H"
+RANKINGS: dict[str, tuple[Ranking, ...]] = {
+    "integrated_gradients": ("signed", "absolute"),
+    "attribution_patching": ("signed", "absolute"),
+}
+"""Where both orders differ; the scores of the others are not negative."""
+TOLD, UNTOLD = "learned", "learned, size not told"
+PENALTY = 0.5
+"""Nats for all neurons of a site, where the size is not told."""
+
+
+class Case(NamedTuple):
+    """One planted model with its pairs."""
+
+    planted: Planted
+    frozen: FrozenModel
+    pairs: list[dict[str, Any]]
+    levels: tuple[str, ...]
+
+
+class Found(NamedTuple):
+    """What one method made of one level of one case."""
+
+    method: str
+    level: str
+    precision: float
+    recall: float
+    auroc: float
+    kl: float
+    """Held-out, nats; of the nodes the method keeps."""
+    kinds: dict[str, float]
+    """Share kept of each kind of node."""
+
+
+def main() -> None:
+    """Run and write after every case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--families", default="gpt2,llama,induction")
+    parser.add_argument("--induction", type=Path, default=INDUCTION, help="folder of the induction model")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="updates of the learned masks; those of the preset by default"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, list[list[Found]]] = {}
+    notes: dict[str, list[str]] = {}
+    for family in arguments.families.split(","):
+        for seed in range(arguments.seeds):
+            started = time.monotonic()
+            with tempfile.TemporaryDirectory() as folder:
+                case = make_case(family, seed, Path(folder), arguments.induction)
+                results.setdefault(family, []).append(list(compare(case, seed, Path(folder), arguments.steps)))
+                notes.setdefault(family, []).append(describe(case))
+            OUTPUT.write_text(page(results, notes))
+            print(family, seed, f"{time.monotonic() - started:.0f} s", notes[family][-1], flush=True)  # noqa: T201
+
+
+def make_case(family: str, seed: int, folder: Path, induction: Path) -> Case:
+    """A planted model of a family."""
+    from transformers import AutoModelForCausalLM
+
+    if family in FAMILIES:
+        base = make_base(family, seed)
+        planted, pairs = plant(base.model, folder / "model", seed, needed=base.needed), base.pairs
+        levels: tuple[str, ...] = ("neuron", "head")
+    else:
+        needed = {
+            name: torch.zeros(2, n, dtype=torch.bool) for name, n in (("attention_neuron", 128), ("mlp_neuron", 4))
+        }
+        needed["attention_neuron"][:, :64] = True
+        model = AutoModelForCausalLM.from_pretrained(induction)
+        planted, pairs = plant(model, folder / "model", seed, needed=needed), induction_pairs(seed)
+        levels = ("head",)
+    wide = AutoModelForCausalLM.from_pretrained(folder / "model")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return Case(planted, find_sites(wide.eval().requires_grad_(False)), pairs, levels)
+
+
+def induction_pairs(seed: int) -> list[dict[str, Any]]:
+    """`... a b ... a` -> b; corrupted has another successor of a, which is the wrong answer."""
+    rng = random.Random(seed)
+    rows = []
+    for split, count in (("train", 160), ("validation", 40), ("test", 160)):
+        for _ in range(count):
+            *tokens, other = rng.sample(range(26), 8)
+            place = rng.randrange(1, 5)
+            changed = [*tokens[: place + 1], other, *tokens[place + 2 :]]
+            clean, corrupted = [*tokens, tokens[place]], [*changed, tokens[place]]
+            answers = {"answers": [[tokens[place + 1]]], "wrong_answers": [[other]]}
+            rows.append({"clean": clean, "corrupted": corrupted, **answers, "split": split})
+    return rows
+
+
+def split(case: Case, name: str) -> list[Example]:
+    """The examples of one split."""
+    return examples_of([row for row in case.pairs if row["split"] == name])
+
+
+def compare(case: Case, seed: int, folder: Path, steps: int | None) -> Iterator[Found]:
+    """All methods on one case, each on the same training pairs."""
+    truth, shapes, test = case.planted.truth, case.frozen.shapes, split(case, "test")
+    kept: list[tuple[str, str, Ranking, NodeScores, Masks]] = []
+    with Streams(case.frozen, INTERCHANGE) as streams:
+        for method, baseline in (BASELINES | {"random": partial(by_chance, seed=seed)}).items():
+            scores = baseline(streams, split(case, "train"), Passes(16))
+            for ranking in RANKINGS.get(method, ("signed",)):
+                for level in case.levels:
+                    size = int(flat(truth, level, shapes).sum())
+                    (masks,) = circuits_of(scores, level, [size], shapes, ranking)
+                    label = f"{method}, {ranking}" if method in RANKINGS else method
+                    kept.append((label, level, ranking, scores, masks))
+        for method, level, circuit in learn(case, folder, steps):
+            kept.append((method, level, "signed", strengths(circuit.log_alpha, shapes), dict(circuit.masks)))
+        kl = score(streams, test, [masks for *_, masks in kept], Passes(80), at_once=8).kl.mean(1).tolist()
+    for (method, level, ranking, scores, masks), nats in zip(kept, kl, strict=True):
+        names = LEVELS[level]
+        yield Found(
+            method, level, *recovery(scores, truth, level, shapes, ranking, masks), nats,
+            kept_by_kind(masks, case.planted.kinds, names),
+        )  # fmt: skip
+
+
+def learn(case: Case, folder: Path, steps: int | None) -> list[tuple[str, str, Circuit]]:
+    """Members of one population: told the size of the truth at one level each, and not told."""
+    truth, shapes = case.planted.truth, case.frozen.shapes
+    target = {"neuron": "target.total", "head": "target.head"}
+    members = [{target[level]: int(flat(truth, level, shapes).sum())} for level in case.levels]
+    if "neuron" in case.levels:
+        members.append({"penalty.attention_neuron": PENALTY, "penalty.mlp_neuron": PENALTY})
+    settings = {
+        "model.path": str(case.planted.folder),
+        "task.name": "pairs",
+        "task.path": str(folder / "pairs.jsonl"),
+        "train.micro_batch_size": 16,  # all of a batch at once
+        "population.members": members,
+        "output": str(folder / "run"),
+    }
+    run = prune(load(None, settings | ({"train.steps": steps} if steps else {})), Ranks())
+    circuits = [Circuit.load(run.circuit(str(index), len(members))) for index in range(len(members))]
+    found = [(TOLD, level, circuit) for level, circuit in zip(case.levels, circuits, strict=False)]
+    return found + [(UNTOLD, level, circuits[-1]) for level in case.levels if len(members) > len(case.levels)]
+
+
+def describe(case: Case) -> str:
+    """What there is to be found, and what it costs to leave one node of it out."""
+    truth, shapes = case.planted.truth, case.frozen.shapes
+    sizes = ", ".join(
+        f"{int(flat(truth, level, shapes).sum())} of {level_size(level, shapes)} {level}s" for level in case.levels
+    )
+    if "neuron" not in case.levels:
+        return sizes
+    costs: dict[str, list[float]] = {}
+    for (name, layer, node), cost in knockouts(case.frozen, split(case, "test")).items():
+        costs.setdefault(case.planted.kinds[name][layer][node], []).append(cost)
+    least = {kind: min(costs[kind]) for kind in NEEDED}
+    return f"{sizes}; least cost of an original {least['original']:.3f} nats, of a shared one {least['shared']:.3f}"
+
+
+def page(results: dict[str, list[list[Found]]], notes: dict[str, list[str]]) -> str:
+    """The whole report."""
+    lines = [
+        f"# Recovery of planted circuits, {date.today()}",
+        "",
+        "Means over seeds, each another model or another planting, with the standard deviation and the worst seed. Everything on",
+        "the same nodes, training pairs and ablation (interchange). Circuits have exactly the size of the truth, so that precision",
+        f"is recall, but for `{UNTOLD}` (penalty {PENALTY} for either kind of neuron). KL is held out, in nats; the truth",
+        "itself has 0. What decoys are, and why they are not needed: `bigcircuit/planted/__init__.py`. Rankings are signed unless",
+        "said otherwise.",
+    ]
+    for family, seeds in results.items():
+        for level in dict.fromkeys(one.level for one in seeds[0]):
+            lines += ["", f"## {family}, {level}s ({len(seeds)} seeds)", ""]
+            lines += _tables([[one for one in seed if one.level == level] for seed in seeds])
+        lines += ["", "Seeds: " + "; ".join(f"({seed}) {note}" for seed, note in enumerate(notes[family])) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _tables(seeds: list[list[Found]]) -> list[str]:
+    """One row a method, best first: recovery, and which kinds of nodes it keeps."""
+    kinds = sorted({kind for seed in seeds for one in seed for kind in one.kinds}, key=lambda k: (k not in NEEDED, k))
+    methods = list(dict.fromkeys(one.method for one in seeds[0]))
+    by_method = {method: [one for seed in seeds for one in seed if one.method == method] for method in methods}
+    order = sorted(methods, key=lambda m: -np.mean([one.auroc for one in by_method[m]]))
+    head = ["method", "precision", "recall", "AUROC", "KL", *(f"{kind} kept" for kind in kinds)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for method in order:
+        found = by_method[method]
+        cells = [_spread([getattr(one, name) for one in found]) for name in ("precision", "recall", "auroc")]
+        cells.append(f"{np.mean([one.kl for one in found]):.3f}")
+        cells += [f"{np.mean([one.kinds[kind] for one in found if kind in one.kinds]):.0%}" for kind in kinds]
+        lines.append(f"| {' | '.join([method, *cells])} |")
+    return lines
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f} ({min(values):.3f})"
+
+
+if __name__ == "__main__":
+    main()
