@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from html.parser import HTMLParser
 from importlib.util import find_spec
 
 import pytest
@@ -59,49 +58,6 @@ def test_tracker_that_is_not_installed(tmp_path):
         pytest.skip("trackio is installed")
     with pytest.raises(UserError, match="trackio is not installed; `pip install trackio` or remove it"):
         Trackers(load(None, {"tracking.trackers": ["trackio"]}), RunFolder(tmp_path))
-
-
-class Page(HTMLParser):
-    """Collects tags, links and text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags, self.links, self.text = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.links += [value for name, value in attributes if name in ("src", "href")]
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def test_report_is_one_page_with_what_was_found(tmp_path):
-    prompts = [
-        {
-            "clean": f"So {a} & <b>{i}</b>",
-            "corrupted": f"So {b} & <b>{i}</b>",
-            "answers": " she",
-            "wrong_answers": " he",
-        }
-        for i, (a, b) in enumerate([("Mary", "John"), ("Anna", "James"), ("Emma", "Tom"), ("Sarah", "David")] * 5)
-    ]
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    folder = run(tmp_path / "run", task__name="pairs", task__path=str(path), population__seeds=2)
-    text = folder.report.read_text()
-    page, summary = Page(text), json.loads(folder.summary.read_text())
-    words = " ".join(" ".join(page.text).split())
-    assert page.links == [], "nothing is loaded from anywhere"
-    assert "script" not in page.tags
-    assert "b" not in page.tags, "text of prompts is escaped"
-    assert page.tags.count("svg") == 4
-    for member in summary["members"]:
-        assert f"{member['scores']['kl']['mean']:.3f}" in words
-        assert f"Circuit {member['member']}: what is kept" in words
-    kept = sum(int(n) for n in re.findall(r"MLP (\d+) of 320", text))
-    assert kept == sum(member["kept"]["mlp_neuron"] for member in summary["members"])
 
 
 def test_plain_lines_without_a_terminal_and_a_bar_on_one():

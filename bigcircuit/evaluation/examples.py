@@ -66,13 +66,17 @@ def _row(example: Example, pair: Pair, best: Sequence[Sequence[tuple[int, float]
     right = {answer[0] for answer in example.answers}
 
     def shown(token: int) -> str:
-        return str(token) if tokenizer is None else tokenizer.decode([token])
+        if tokenizer is None:
+            return str(token)
+        # A token by itself may lose its space, so it is what it adds to the prompt.
+        before, after = (tokenizer.decode(ids) for ids in (example.clean, (*example.clean, token)))
+        return after.removeprefix(before) if after.startswith(before) else tokenizer.decode([token])
 
     def text(value: Any) -> str:
         return value if isinstance(value, str) else " ".join(map(str, value))
 
     columns = {
-        name: [{"token": shown(t), "probability": round(p, 4), "right": t in right} for t, p in tokens]
+        name: [{"token": shown(t), "probability": round(p, 6), "right": t in right} for t, p in tokens]
         for name, tokens in zip(("full", "circuit", "complement"), best, strict=True)
     }
     return {

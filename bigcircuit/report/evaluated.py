@@ -44,7 +44,6 @@ class Scored(NamedTuple):
     title: str
     headings: Sequence[str]
     rows: Sequence[Row]
-    notes: Sequence[str]
 
 
 class Needed(NamedTuple):
@@ -94,7 +93,7 @@ def summary_table(summary: Json, rows: Sequence[Json]) -> Scored:
         found.append(Row(name, f"{row['kept']['total']:,} neurons", _cells(row["scores"], names), main=True))
     found.append(Row("nothing kept", "", _cells(summary["empty"], names)))
     ablation = summary["ablation"]
-    return Scored(ablation, _title(ablation), [HEADINGS[name] for name in names], found, [])
+    return Scored(ablation, _title(ablation), [HEADINGS[name] for name in names], found)
 
 
 def _title(ablation: str) -> str:
@@ -112,7 +111,7 @@ def _scored(evaluation: Json, ablation: str) -> Scored:
     circuits = [c for c in evaluation["circuits"] if ablation in c["ablations"]]
     tasks = evaluation["tasks"]
     names = [name for name in HEADINGS if name in circuits[0]["ablations"][ablation]["circuit"]]
-    rows, notes = [], []
+    rows = []
     for task in dict.fromkeys(c["task"] for c in circuits):
         detail = task if len(tasks) > 1 else f"{tasks[task]['pairs']['test']:,} pairs"
         rows.append(Row("full model", detail, _cells(tasks[task]["full"], names)))
@@ -127,19 +126,14 @@ def _scored(evaluation: Json, ablation: str) -> Scored:
             cells = [
                 Cell(d["mean"], d["p5"], d["p95"]) if (d := drawn.get(n)) else Cell(None, None, None) for n in names
             ]
-            rows.append(Row("random circuits", f"{found['random']['draws']} of the same shape", cells))
-            notes.append(_beaten(name, found["random"]["draws"], drawn["kl"]))
+            rows.append(Row(f"{found['random']['draws']} random circuits", _beaten(drawn["kl"]), cells))
     nothing = circuits[0]["ablations"][ablation]["empty"]
     rows.append(Row("nothing kept", "", _cells(nothing, names)))
-    return Scored(ablation, _title(ablation), [HEADINGS[name] for name in names], rows, notes)
+    return Scored(ablation, _title(ablation), [HEADINGS[name] for name in names], rows)
 
 
-def _beaten(name: str, draws: int, kl: Json) -> str:
-    better = kl["better"] or "none"
-    return (
-        f"{name.capitalize()}: as close comes {better} of {draws} random circuits of the same shape (p = {kl['p']:.3f}; the best "
-        f"has KL {kl['min']:.3f})."
-    )
+def _beaten(kl: Json) -> str:
+    return f"of the same shape; {kl['better'] or 'none'} as close, p = {kl['p']:.2g}"
 
 
 def _off(evaluation: Json, ablation: str) -> Scored:
@@ -155,7 +149,7 @@ def _off(evaluation: Json, ablation: str) -> Scored:
         rows.append(Row(f"circuit {circuit['name']}", "", _cells(found["circuit"], names), main=True))
         rows.append(Row("the rest without it", "complement", _cells(found["complement"], names)))
         rows.append(Row("nothing kept", "", _cells(found["empty"], names)))
-    return Scored(ablation, _title(ablation), [HEADINGS[name] for name in names], rows, [])
+    return Scored(ablation, _title(ablation), [HEADINGS[name] for name in names], rows)
 
 
 def _minimality(circuits: Sequence[Json]) -> list[Needed]:

@@ -209,7 +209,7 @@ def model_map(key: str, title: str, heads: np.ndarray, mlps: np.ndarray) -> Char
 
 def bars(key: str, title: str, names: Sequence[str], values: Mapping[str, Sequence[float]], x: str) -> Chart:
     """Horizontal bars from 0 to 1, one group a name; the first series filled, the second as a mark of comparison."""
-    figure, axes = _axes(4.6, 0.9 + 0.3 * len(names))
+    figure, axes = _axes(3.6, 0.8 + 0.28 * len(names))
     with mpl.rc_context(STYLE):
         places = np.arange(len(names))[::-1]
         (label, filled), *marks = values.items()

@@ -98,6 +98,8 @@ def score(value: float | None) -> str:
 
 def percent(share: float) -> str:
     """A share as a percentage, with a decimal only below 10."""
+    if 0 < share < 0.0005:
+        return "<0.1%"
     return f"{share:.0%}" if share == 0 or share >= 0.1 else f"{share:.1%}"
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +101,7 @@ def page(sources: Sequence[Source]) -> Page:
     return Page(
         title=_title(sources),
         subtitle=_subtitle(sources),
-        lead=evaluation["verdict"] if evaluation else _lead(first, members, compared),
+        lead=_lead(first if alone else replace(first, evaluation=None), members, compared),
         tiles=_tiles(rows, nodes(first.members[0].circuit), compared, population=alone),
         asked=_asked(first) if alone else [],
         nodes=nodes(first.members[0].circuit),
@@ -128,7 +128,8 @@ def _named(sources: Sequence[Source]) -> dict[str, Member]:
     for source in sources:
         for member in source.members:
             several = len(source.members) > 1
-            name = member.name if len(sources) == 1 else f"{source.name}/{member.name}" if several else source.name
+            alone = len(sources) == 1 and several
+            name = member.name if alone else f"{source.name}/{member.name}" if several else source.name
             number, unique = 1, name
             while unique in found:
                 number += 1
@@ -212,8 +213,11 @@ def _subtitle(sources: Sequence[Source]) -> str:
 
 
 def _lead(source: Source, members: Mapping[str, Member], compared: Comparison | None) -> str:
+    verdict = source.evaluation["verdict"] if source.evaluation else ""
     if len(members) > 1 and compared is not None:
-        return compared.verdict
+        return f"{compared.verdict} {verdict and 'The first: ' + verdict}".strip()
+    if verdict:
+        return verdict
     row, of = next(iter(members.values())).row, nodes(source.members[0].circuit)
     kept, scores = row["kept"], row["scores"]
     text = (
