@@ -103,7 +103,7 @@ def lines(
                 line.y,
                 label=line.label,
                 color=SERIES[0 if many else style],
-                linestyle="-" if many else DASHES[style],
+                linestyle="none" if len(line.x) == 1 else "-" if many else DASHES[style],
                 linewidth=1.2 if many else 1.7,
                 marker="*" if len(line.x) == 1 else MARKERS[style] if marked else None,
                 markersize=13 if len(line.x) == 1 else STYLE["lines.markersize"],
