@@ -42,7 +42,7 @@ def compare(names: Sequence[str], settings: ComparisonSettings, console: Console
     shapes = _one_model(circuits)
     nodes = node_counts(shapes, list(GRANULARITIES))
     folder = Path(settings.output) if settings.output else run_of(circuits[0].path) or circuits[0].path.parent
-    saved = {name: str(_save(name, circuits, shapes, folder)) for name in settings.save}
+    made = {name: _save(name, circuits, shapes, folder) for name in settings.save}
     common = [name for name in GRANULARITIES if all(name in one.circuit.masks for one in circuits)]
     masks = {name: [one.circuit.masks[name] for one in circuits] for name in common}
     first = circuits[0].circuit.metadata
@@ -59,7 +59,7 @@ def compare(names: Sequence[str], settings: ComparisonSettings, console: Console
         stability={name: stability(found, nodes[name]) for name, found in masks.items()}
         | {"total": stability([_neurons(one) for one in circuits], nodes["total"])},
         frequency={name: frequency(found, name, shapes) for name, found in masks.items()},
-        saved=saved,
+        saved={name: str(path) for name, path in made.items() if path is not None},
         verdict=_verdict(circuits, masks["head"], nodes),
         command=sys.argv,
         versions=versions(),
@@ -67,9 +67,11 @@ def compare(names: Sequence[str], settings: ComparisonSettings, console: Console
     save(result, folder / FILE)
     console.print(table(result))
     console.print(result.verdict, markup=False)
+    for name in made.keys() - result.saved.keys():
+        console.print(f"{name}: no node is left, so there is no circuit to save", markup=False)
     from bigcircuit.report import render  # its figures take a second to load
 
-    console.print("; ".join([str(folder / FILE), *saved.values(), f"see {render(folder)}"]), markup=False)
+    console.print("; ".join([str(folder / FILE), *result.saved.values(), f"see {render(folder)}"]), markup=False)
     return result
 
 
@@ -115,11 +117,11 @@ def _described(one: Compared) -> ComparedCircuit:
     )
 
 
-def _save(operation: str, circuits: Sequence[Compared], shapes: Sequence[LayerShape], folder: Path) -> Path:
-    """Write a new circuit made of the others. Raises UserError if nothing would be in it."""
+def _save(operation: str, circuits: Sequence[Compared], shapes: Sequence[LayerShape], folder: Path) -> Path | None:
+    """Write a new circuit made of the others; None if nothing would be in it."""
     masks = OPERATIONS[operation]([one.circuit.masks for one in circuits], shapes)
     if not any(mask.any() for mask in masks.values()):
-        raise UserError(f"--save {operation}: no node is left, so there is no circuit to save")
+        return None
     path = folder / f"{operation}.safetensors"
     Circuit(masks, {}, _metadata(operation, circuits)).save(path)
     return path
