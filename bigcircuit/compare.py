@@ -153,26 +153,20 @@ def _verdict(circuits: Sequence[Compared], heads: Sequence[torch.Tensor], nodes:
 
 
 def table(result: Comparison) -> Table:
-    """Overlap of all circuits and of pairs, by granularity."""
-    shown = Table(title="overlap of " + ", ".join(one.name for one in result.circuits), box=box.SIMPLE, pad_edge=False)
+    """What all circuits share, by granularity, and Jaccard over pairs of circuits."""
     several = len(result.circuits) > 2
-    headings = ["nodes", "of", "kept", "in all", "in any", "Jaccard", "by chance"] + [
-        "pairs: mean",
-        "min",
-        "by chance",
-    ] * several
-    for index, heading in enumerate(headings):
+    title = "overlap of " + ", ".join(one.name for one in result.circuits[:6]) + ", ..." * (len(result.circuits) > 6)
+    shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    pairs = ["pairs: Jaccard", "lowest", "by chance"] if several else ["Jaccard", "by chance"]
+    for index, heading in enumerate(["", "nodes", "kept", "in all", "in any", *pairs]):
         shown.add_column(heading, justify="right" if index else "left", no_wrap=True)
     for name, one in result.overlap.items():
-        if several and not result.nodes[name]:
-            continue
-        pairs = result.stability[name]
+        found = result.stability[name]
+        values = (found.mean, found.min, found.chance) if several else (found.mean, found.chance)
         cells = [str(result.nodes[name]), _sizes(one.sizes), str(one.intersection), str(one.union)]
-        cells += [f"{one.jaccard:.3f}", f"{one.chance:.3f}"]
-        cells += [f"{value:.3f}" for value in (pairs.mean, pairs.min, pairs.chance)] * several
-        shown.add_row("neurons" if name == "total" else name, *cells)
+        shown.add_row("neurons" if name == "total" else name, *cells, *(f"{value:.3f}" for value in values))
     return shown
 
 
 def _sizes(sizes: Sequence[int]) -> str:
-    return ", ".join(map(str, sizes)) if len(sizes) < 4 else f"{min(sizes)} to {max(sizes)}"
+    return ", ".join(map(str, sizes)) if len(sizes) < 3 else f"{min(sizes)} to {max(sizes)}"
