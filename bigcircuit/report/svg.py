@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def _bytes(figure: Figure, kind: str, salt: str, **options: str) -> bytes:
     """The same figure gives the same bytes."""
     file = io.BytesIO()
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    with mpl.rc_context(STYLE | {"svg.hashsalt": salt}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": salt}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in another script: a browser has the font
         figure.savefig(file, format=kind, dpi=200, metadata=undated, **options)
     return file.getvalue()
