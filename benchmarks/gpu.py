@@ -183,7 +183,7 @@ def predicted(case: Case, count: int, ranks: int = 1) -> float:
     """GiB a rank will need, as `bigcircuit check` says before it loads weights."""
     from bigcircuit.memory import Workload, estimate
 
-    work = Workload(case.tokens, answer=1, rows=1, positions=case.batch * ranks, ranks=ranks)
+    work = Workload(case.tokens, answer=1, rows=1, trained=case.batch * ranks, validated=0, ranks=ranks)
     frozen = build(case.size, 0, torch.device("meta"))
     return sum(estimate(frozen, settings(case, count, ranks), deepspeed(case.stage), work).values()) / GIB
 

@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.config_file import load
+from bigcircuit.config_file import members as config_members
 from bigcircuit.frozen.sites import find_sites
 from bigcircuit.gates.population import Population
 from bigcircuit.streams import Streams
@@ -75,13 +76,9 @@ def masked(layers: int, checkpointing: bool, members: int = 1) -> int:
         return tuple(rng.randrange(50_000) for _ in range(TOKENS))
 
     examples = [Example(index, prompt(), prompt(), ((5,),), ((6,),), "") for index in range(ROWS)]
-    config = load(None)
-    population = Population([config] * members, frozen.shapes)
+    population = Population(config_members(load(None)) * members, frozen.shapes)
     with Streams(frozen, INTERCHANGE, checkpointing) as streams, count_saved(frozen.model) as saved:
-        stacked = population.stack()
-        streams.masked(
-            collate(examples, full=False), lambda i: population.sample_masks(stacked, i, range(ROWS)), members
-        )
+        streams.masked(collate(examples, full=False), population.draw(range(ROWS)), members)
     return saved.total
 
 

@@ -153,8 +153,20 @@ class GatesConfig(Section):
     """Half-width of the uniform noise on the first log_alpha."""
     clamp: Annotated[float, Field(gt=0)] = 5.0
     """log_alpha stays within plus and minus this, so that no gate becomes unrecoverable."""
-    sampling: Literal["hard_concrete", "straight_through"] = "hard_concrete"
-    """Gate values in training: the soft sample, or the sample rounded to 0 or 1 with the soft gradient."""
+    parametrisation: Literal["auto", "hard_concrete", "straight_through", "sigmoid_top_k", "straight_through_top_k"] = (
+        "auto"
+    )
+    """Gate values in training. `hard_concrete`: noisy samples whose expected size is penalised; `straight_through`: these,
+    rounded to 0 or 1 with the soft gradient. `sigmoid_top_k`: soft values that add up to the asked size, for which only
+    granularities that have a target get gates; `straight_through_top_k`: these, rounded. `auto`: sigmoid_top_k where every
+    member has a target and no penalty, else hard_concrete."""
+    temperature: Annotated[float, Field(gt=0)] = 0.3
+    """Softness of top-k gates at the start, in units of log_alpha; it falls geometrically."""
+    temperature_final: Annotated[float, Field(gt=0)] = 0.1
+    """Softness of top-k gates at the end."""
+    sampled_sizes: bool = False
+    """Top-k: train every example at a size of its own, log-uniform from a fiftieth of the nodes to all, so that the strengths
+    order the nodes at every size; target.* then says at which size the circuit is validated and written."""
     warm_start: Literal["none", "integrated_gradients"] = "none"
     """Shift the first log_alpha of each neuron by the rank of its attribution."""
     warm_start_spread: Weight = 1.0
@@ -234,6 +246,9 @@ class TrainConfig(Section):
     micro_batch_size: Positive = 8
     """Pairs that go through the model at once on one rank. Fewer need less memory and waste less padding. Up to
     batch_size / micro_batch_size ranks the result is the same to the last bit; more ranks get smaller pieces."""
+    both_ways: bool = True
+    """Train on pairs turned round too, where the full model shows the behaviour on the corrupted prompt as well (it prefers
+    the answers that are wrong after the clean one). Twice the data; held-out scores are for pairs as given."""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Highest learning rate of Adam, per update."""
     lr_final: Annotated[float, Field(gt=0, le=1)] = 0.1

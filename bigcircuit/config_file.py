@@ -85,10 +85,13 @@ def _scalar(key: str, text: str) -> Any:
 
 
 def members(config: Config) -> list[Config]:
-    """One Config a member of the population. Raises UserError for a key that members must share."""
+    """One Config a member of the population, with its parametrisation chosen.
+
+    Raises UserError for a key that members must share, or a parametrisation that does not suit them.
+    """
     if not config.population.members:
         seeds = range(config.train.seed, config.train.seed + config.population.seeds)
-        return [override(config, {"train.seed": seed}, "population.seeds") for seed in seeds]
+        return _parametrised([override(config, {"train.seed": seed}, "population.seeds") for seed in seeds])
     built = []
     for index, overrides in enumerate(config.population.members):
         source = f"population.members[{index}]"
@@ -98,7 +101,29 @@ def members(config: Config) -> list[Config]:
             if not key.startswith(MEMBER_KEYS[:2]) and key not in MEMBER_KEYS:
                 raise UserError(f"{source}: {key} is shared by all members of a population; run it separately")
         built.append(override(config, overrides, source))
-    return built
+    return _parametrised(built)
+
+
+def _parametrised(configs: list[Config]) -> list[Config]:
+    """Choose the parametrisation where it is `auto` and see that all members can have it."""
+    penalised = any(weight for config in configs for _, weight in config.penalty)
+    asked = {tuple(config.target.sizes()) for config in configs}
+    name = configs[0].gates.parametrisation
+    if name == "auto":
+        name = "sigmoid_top_k" if len(asked) == 1 and () not in asked and not penalised else "hard_concrete"
+    elif name.endswith("top_k"):
+        if () in asked:
+            raise UserError(
+                f"gates.parametrisation is {name} but no size is asked for; set target.total or another target"
+            )
+        if penalised:
+            raise UserError(f"gates.parametrisation is {name} but a penalty is set; sizes are asked for by target.*")
+        if len(asked) > 1:
+            raise UserError(
+                f"gates.parametrisation is {name} but members ask for sizes of different granularities; give all the same "
+                "target.* keys"
+            )
+    return [override(config, {"gates.parametrisation": name}, "gates.parametrisation") for config in configs]
 
 
 def override(config: Config, overrides: Mapping[str, Any], source: str) -> Config:

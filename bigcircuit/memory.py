@@ -41,8 +41,10 @@ class Workload(NamedTuple):
     """Scored positions of a prompt: tokens of its first answer."""
     rows: int
     """Rows of a prompt in scoring: one for every way its answers go on."""
-    positions: int
-    """Scored positions of all training and validation prompts together: their logits in the full model are kept."""
+    trained: int
+    """Scored positions of all training prompts: their logits in the full model are kept."""
+    validated: int
+    """Of all validation prompts."""
     ranks: int = 1
 
     @classmethod
@@ -51,10 +53,10 @@ class Workload(NamedTuple):
         everything = [example for examples in splits.values() for example in examples]
         return cls(
             max(len(e.clean) + max(map(len, e.answers)) - 1 for e in everything),
-            max(len(e.answers[0]) for e in everything),
+            max(len(one) for e in everything for one in (*e.answers[:1], *e.wrong_answers[:1])),
             max(len({c[:-1] for c in (*e.answers, *e.wrong_answers)}) for e in everything),
-            sum(len(e.answers[0]) for e in splits["train"])
-            + sum(scored_positions(e, full=True) for e in splits["validation"] or splits["train"]),
+            sum(len(e.answers[0]) for e in splits["train"]),
+            sum(scored_positions(e, full=True) for e in splits["validation"] or splits["train"]),
             ranks,
         )
 
@@ -96,12 +98,13 @@ def estimate(frozen: FrozenModel, config: Config, settings: Settings | None, wor
     weights = _weights(frozen, settings, work.ranks)
     trained = sum(p.numel() for p in _state(frozen, config).parameters)
     vocabulary, element = frozen.head.weight.shape[0], frozen.head.weight.element_size()
+    positions = work.trained * (2 if config.train.both_ways else 1) + work.validated
     return (
         weights
         | _constants(frozen, config, work)
         | {
             "gates, Adam moments and sums": (3 * 4 + 8) * trained,
-            "reference logits": work.positions * vocabulary * element,
+            "reference logits": positions * vocabulary * element,
             "activations and gradients": max(training_peak(frozen, config, work), scoring_peak(frozen, config, work)),
         }
     )

@@ -18,7 +18,8 @@ class Duals:
     def __init__(self, config: Config, nodes: dict[str, int]) -> None:
         self.config = config
         self.nodes = nodes
-        self.sizes = config.target.sizes()
+        # Top-k gates have the asked size by construction.
+        self.sizes = {} if config.gates.parametrisation.endswith("top_k") else config.target.sizes()
         self.value = dict.fromkeys(self.sizes, 0.0)
 
     def terms(self, expected: dict[str, Tensor], done: float) -> dict[str, Tensor]:

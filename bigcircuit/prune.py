@@ -30,6 +30,7 @@ from bigcircuit.sharding import read_settings
 from bigcircuit.streams import Streams
 from bigcircuit.targets import check_targets
 from bigcircuit.tasks.batch import train_order
+from bigcircuit.tasks.both_ways import both_ways
 from bigcircuit.tasks.data import TaskData, load_reference, load_task
 from bigcircuit.tasks.pair import Example
 from bigcircuit.tasks.passes import Passes
@@ -148,6 +149,9 @@ def train(
     """The loop: validate and save when it is time, choose examples, update, log. Raises Stopped, with the state saved."""
     settings, examples, ranks = config.train, data.splits["train"], passes.ranks
     held_out = data.splits["validation"] or examples
+    if settings.both_ways:
+        examples = both_ways(streams, examples, passes)
+        display.say(f"train.both_ways: {len(examples) - len(data.splits['train'])} pairs serve the other way round too")
     steps = max(member.config.train.steps for member in state.population.members)
 
     def due(every: int) -> bool:

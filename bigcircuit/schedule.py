@@ -2,7 +2,7 @@
 
 import math
 
-from bigcircuit.config import TrainConfig
+from bigcircuit.config import GatesConfig, TrainConfig
 
 COARSE = ("block", "attention", "mlp", "kv_group", "head")
 """Granularities whose gates close many neurons at once; `train.coarse_start` delays their penalties."""
@@ -28,3 +28,8 @@ def allowed_size(train: TrainConfig, everything: int, asked: int, done: float) -
     """Size that target mode allows: from all nodes down to the asked ones, geometrically over the ramp."""
     share = pressure(train, "total", done)
     return everything * (min(asked, everything) / everything) ** share
+
+
+def temperature(gates: GatesConfig, done: float) -> float:
+    """Softness of top-k gates: from the first to the last geometrically."""
+    return gates.temperature * (gates.temperature_final / gates.temperature) ** done

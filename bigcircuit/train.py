@@ -61,11 +61,9 @@ def faithfulness(
 def _terms(state: TrainState, streams: Streams, references: References, piece: Piece) -> tuple[Tensor, Tensor]:
     """KL and hinge of every member summed over the examples of one pass, float32 [P] each, with graphs to all parameters."""
     population = state.population
-    ids, stacked = [example.id for example in piece.examples], population.stack()
+    masks = population.draw([example.id for example in piece.examples])
     with streams.under(population.learned()):
-        logits = streams.masked(
-            piece.batch, lambda index: population.sample_masks(stacked, index, ids), len(population)
-        )
+        logits = streams.masked(piece.batch, masks, len(population))
     kl = kl_divergence(references(piece), logits, piece.batch).sum(1)
     configs = [member.config for member in population.members]
     if not any(config.train.hinge for config in configs):
@@ -88,7 +86,7 @@ class Price(NamedTuple):
 def price(state: TrainState) -> Price:
     """The price of the expected sizes and its gradient."""
     population = state.population
-    expected = population.expected_open(population.stack())
+    expected = population.expected_open()
     prices = []
     for index, (member, duals) in enumerate(zip(population.members, state.duals, strict=True)):
         mine = {name: sizes[index] for name, sizes in expected.items()}
@@ -165,7 +163,10 @@ def _advance(state: TrainState, cost: Price) -> None:
 def current_masks(state: TrainState) -> list[dict[str, Tensor]]:
     """The discretised masks of every member as it stands."""
     population = state.population
-    return [discretise(dict(m.log_alpha), population.shapes, m.config.target.sizes()) for m in population.members]
+    return [
+        discretise(population.decided(index), population.shapes, member.config.target.sizes())
+        for index, member in enumerate(population.members)
+    ]
 
 
 def validate(
@@ -188,7 +189,7 @@ def validate(
             member.config, kl, float(scores.logit_difference[index].mean()), sizes, state.duals[index].nodes
         )
         if objective < state.best[index].objective:
-            gates = {name: values.detach().clone() for name, values in member.log_alpha.items()}
+            gates = state.population.decided(index)
             state.best[index] = Best(objective, member.step, gates, constants_of(learned, index))
         means = {name: float(getattr(scores, name)[index].mean()) for name in scores._fields}
         rows.append({**means, "objective": objective, **{f"kept.{name}": size for name, size in sizes.items()}})

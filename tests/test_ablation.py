@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from bigcircuit.ablated import INTERCHANGE, ZERO, Ablation
 from bigcircuit.ablation import mean_ablation, moments, optimal_ablation
 from bigcircuit.config import ModelConfig
-from bigcircuit.config_file import load
+from bigcircuit.config_file import load, members
 from bigcircuit.evaluation.scores import score
 from bigcircuit.frozen.load import load_frozen
 from bigcircuit.gates.discretise import discretise
@@ -247,7 +247,7 @@ def test_everything_ablated_is_a_closed_form_of_a_real_model(shared):
 
 
 def circuits_of_sizes(frozen, *sizes):
-    population = Population([load(None, {"train.seed": n}) for n in sizes], frozen.shapes)
+    population = Population(members(load(None, {"population.seeds": len(sizes)})), frozen.shapes)
     return [
         discretise(dict(member.log_alpha), frozen.shapes, {"total": size})
         for member, size in zip(population.members, sizes, strict=True)

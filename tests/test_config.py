@@ -108,7 +108,7 @@ def test_default_preset_is_the_schema():
 
 def test_paper_preset_holds_the_published_settings():
     config = load(ROOT / "configs/presets/paper.yaml")
-    assert config.gates.sampling == "straight_through"
+    assert config.gates.parametrisation == "straight_through"
     assert (config.gates.init - config.gates.init_spread, config.gates.init + config.gates.init_spread) == (2.5, 3.5)
     assert config.train.lr == 3e-2
     assert config.train.lr * config.train.lr_final == pytest.approx(1e-4, rel=0.02)

@@ -23,7 +23,7 @@ from bigcircuit.sharding import read_settings
 from tests.runs import QUICK, run
 
 ROOT = Path(__file__).parents[1]
-WORK = Workload(tokens=32, answer=1, rows=1, positions=100)
+WORK = Workload(tokens=32, answer=1, rows=1, trained=50, validated=50)
 
 
 @pytest.mark.parametrize(("checkpointing", "limit"), [(False, 1.3), (True, 2.0)])

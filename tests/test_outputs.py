@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.config_file import load
+from bigcircuit.config_file import load, members
 from bigcircuit.display import Display
 from bigcircuit.errors import UserError
 from bigcircuit.evaluation.scores import score
@@ -30,7 +30,7 @@ def test_padding_and_batch_size_change_no_score(embedded, task):
     frozen, tokenizer = embedded
     config = load(None, {"task.name": task, "task.size": 60, "gates.init_spread": 2.0})
     examples = load_task(config.task, tokenizer, frozen.model.config).splits["test"]
-    population = Population([config], frozen.shapes)
+    population = Population(members(config), frozen.shapes)
     masks = discretise(dict(population.members[0].log_alpha), frozen.shapes, {"total": 900})
     with Streams(frozen, INTERCHANGE) as streams:
         first = score(streams, examples, [masks], Passes(30))

@@ -23,7 +23,7 @@ SETTINGS = [
     {"train.seed": 2, "target.total": 40, "gates.init": 1.0},
     {"train.seed": 0, "train.steps": 4, "train.hinge": 0.5},
 ]
-BASE = {"train.steps": 8, "train.lr_warmup": 0.0, "train.penalty_ramp": 0.5}
+BASE = {"gates.parametrisation": "hard_concrete", "train.steps": 8, "train.lr_warmup": 0.0, "train.penalty_ramp": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +90,14 @@ def test_mix_has_no_collisions_on_a_grid():
 
 def test_expected_open_equals_a_count_of_samples(frozen):
     population = Population(
-        [load(None, {"gates.init": 0.5, "gates.init_spread": 2.0, "gates.clamp": 4.0})], frozen.shapes
+        members(load(None, {"gates.init": 0.5, "gates.init_spread": 2.0, "gates.clamp": 4.0})), frozen.shapes
     )
     stacked = population.stack()
-    expected = population.expected_open(stacked)
+    expected = population.expected_open()
     opened = torch.zeros(())
     draws = 4000
     for index in range(len(frozen.shapes)):
-        masks = population.sample_masks(stacked, index, range(draws))
+        masks = population.draw(range(draws))(index)
         opened = opened + sum((masks[site] > 0).float().sum() for site in ("attention", "mlp")) / draws
     assert opened.item() == pytest.approx(expected["total"].item(), rel=0.02)
     blocks = probability_open(stacked["block"]).sum()

@@ -187,7 +187,7 @@ def test_unsolved_pairs_are_counted(tmp_path, capsys):
     [
         {"ablation__kind": "zero"},
         {"gates__warm_start": "integrated_gradients"},
-        {"gates__sampling": "straight_through", "train__hinge": 1.0},
+        {"gates__parametrisation": "straight_through", "train__hinge": 1.0},
         {
             "gates__granularities": [
                 "block",

@@ -24,7 +24,7 @@ def exact(seen: list[faults.Stop]) -> bool:
 def test_members_of_different_lengths(tmp_path):
     overrides = {
         "gates__warm_start": "integrated_gradients",
-        "gates__sampling": "straight_through",
+        "gates__parametrisation": "straight_through",
         "population__members": [{"train.steps": 11}, {"target.total": 99, "train.seed": 5, "train.lr": 0.05}],
     }
     # At 12 a checkpoint is due, and the first member has ended.

@@ -7,7 +7,7 @@ from torch.nn.functional import silu
 
 from benchmarks.saved_bytes import count_saved
 from bigcircuit.ablated import INTERCHANGE, Ablation
-from bigcircuit.config_file import load
+from bigcircuit.config_file import load, members
 from bigcircuit.gates.granularity import SITE_WIDTH
 from bigcircuit.gates.population import Population
 from bigcircuit.objective import kl_divergence
@@ -145,12 +145,11 @@ def test_finite_differences():
 
 def test_checkpointing_changes_no_gradient_and_keeps_less(frozen):
     batch, ids = collate(examples(3), full=False), [0, 1, 2]
-    population = Population([load(None), load(None, {"train.seed": 1})], frozen.shapes)
+    population = Population(members(load(None, {"population.seeds": 2})), frozen.shapes)
     gradients, sizes = [], []
     for checkpointing in (False, True):
-        stacked = population.stack()
         with Streams(frozen, INTERCHANGE, checkpointing) as streams, count_saved(frozen.model) as saved:
-            logits = streams.masked(batch, lambda i, s=stacked: population.sample_masks(s, i, ids), 2)
+            logits = streams.masked(batch, population.draw(ids), 2)
             gradients.append(torch.autograd.grad(logits.sin().sum(), list(population.parameters())))
         sizes.append(saved.total)
     for plain, again in zip(*gradients, strict=True):
@@ -191,12 +190,11 @@ def test_bfloat16_model_keeps_float32_gates():
     frozen = build("llama", SMALL)
     frozen.model.bfloat16()
     batch = collate(examples(2), full=False)
-    population = Population([load(None)], frozen.shapes)
-    stacked = population.stack()
+    population = Population(members(load(None)), frozen.shapes)
     with Streams(frozen, INTERCHANGE) as streams:
         open_masks = [{s: torch.ones(1, 1, w(shape)) for s, w in SITE_WIDTH.items()} for shape in frozen.shapes]
         assert torch.equal(streams.masked(batch, lambda i: open_masks[i], 1)[0], streams.reference(batch))
-        logits = streams.masked(batch, lambda i: population.sample_masks(stacked, i, [0, 1]), 1)
+        logits = streams.masked(batch, population.draw([0, 1]), 1)
         logits.float().sum().backward()
     for parameter in population.parameters():
         assert parameter.grad.dtype == torch.float32

@@ -3,7 +3,7 @@
 Shapes: P members, B examples, L layers, n nodes of a granularity in one layer, H query heads, D hidden size, F ffn width.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,6 +73,12 @@ def gated(names: Container[str]) -> list[str]:
     ]
 
 
+def acting(names: Sequence[str], asked: Container[str]) -> tuple[str, ...]:
+    """Of some granularities those that top-k gates need: what has a size, and what `total` is counted by."""
+    counted = {finest(names, site) for site in (ATTENTION, MLP)} if "total" in asked else set()
+    return tuple(name for name in GRANULARITIES if name in names and (name in asked or name in counted))
+
+
 def expand(values: Tensor, site: str, shape: LayerShape) -> Tensor:
     """Repeat the gates of one granularity and layer, [..., n], over the neurons they cover, [..., site width]."""
     return values.repeat_interleave(SITE_WIDTH[site](shape) // values.shape[-1], dim=-1)
@@ -98,3 +104,9 @@ def fold(
             gate = combine(folded.repeat_interleave(gate.shape[-1] // folded.shape[-1], dim=-1), gate)
         folded = gate
     return None if folded is None else expand(folded, site, shape)
+
+
+def fold_sites(values: Mapping[str, Tensor], shape: LayerShape) -> dict[str, Tensor]:
+    """Effective masks of one layer by site, leaving out sites that no gate acts on."""
+    folded = {site: fold(values, site, shape) for site in LEAVES}
+    return {site: mask for site, mask in folded.items() if mask is not None}

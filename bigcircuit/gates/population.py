@@ -6,7 +6,7 @@ apart from those of the others. A pass stacks them along the leading member dime
 Shapes: P members, B examples, L layers, n nodes of a granularity in the widest layer, w its true width in one layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,23 @@ from bigcircuit.gates.granularity import (
     LEAVES,
     MLP,
     LayerShape,
+    acting,
     expand,
     finest,
-    fold,
     gated,
 )
-from bigcircuit.gates.hard_concrete import binary_sample, probability_open, sample
 from bigcircuit.gates.noise import Noise, mix
+from bigcircuit.gates.parametrisation import PARAMETRISATIONS
 
 Shapes = Sequence[LayerShape]
 _INIT_KEY = 0x1A7
 """Keeps the noise of the first log_alpha apart from the noise of the gates."""
+
+
+def trained_granularities(config: Config) -> tuple[str, ...]:
+    """The granularities that get gates."""
+    names = config.gates.granularities
+    return acting(names, config.target.sizes()) if config.gates.parametrisation.endswith("top_k") else names
 
 
 class Member(nn.Module):
@@ -47,22 +53,23 @@ class Member(nn.Module):
         generator = torch.Generator()
         self.log_alpha = nn.ParameterDict()
         for index, (name, granularity) in enumerate(GRANULARITIES.items()):
-            if name not in config.gates.granularities:
+            if name not in trained_granularities(config):
                 continue
             size = len(shapes), max(granularity.width(shape) for shape in shapes)
             generator.manual_seed(mix(config.train.seed, _INIT_KEY, index))
             spread = config.gates.init_spread * (2 * torch.rand(size, generator=generator) - 1)
             self.log_alpha[name] = nn.Parameter((config.gates.init + spread).to(device))
         self.offset = nn.ParameterDict()
-        for site in gated(config.gates.granularities) if config.ablation.kind == "optimal" else ():
+        for site in gated(trained_granularities(config)) if config.ablation.kind == "optimal" else ():
             self.offset[site] = nn.Parameter(torch.zeros(len(shapes), widest(shapes, site), device=device))
 
     @torch.no_grad()
     def clamp_(self) -> None:
         """Keep every gate recoverable."""
         limit = self.config.gates.clamp
-        for parameter in self.log_alpha.values():
-            parameter.clamp_(-limit, limit)
+        if not self.config.gates.parametrisation.endswith("top_k"):
+            for parameter in self.log_alpha.values():
+                parameter.clamp_(-limit, limit)
 
 
 class Population(nn.Module):
@@ -72,8 +79,9 @@ class Population(nn.Module):
         super().__init__()
         self.shapes = tuple(shapes)
         self.members = nn.ModuleList(Member(config, shapes, device) for config in configs)
+        self.device = torch.device(device)
         self._noise = Noise(device)
-        self._sample = sample if configs[0].gates.sampling == "hard_concrete" else binary_sample
+        self._parametrisation = PARAMETRISATIONS[configs[0].gates.parametrisation]
         self.centre: dict[str, Tensor] = {}
         """By site [L, n]: where the learned constants of all members start; empty without optimal ablation."""
         self.spread: dict[str, Tensor] = {}
@@ -94,15 +102,20 @@ class Population(nn.Module):
 
     def start_constants(self, moments: Moments) -> None:
         """Optimal ablation: the constants of all members start at the means, see Moments.start."""
-        for site in self.members[0].offset:
+        for site in moments.mean:
             self.centre[site], self.spread[site] = moments.start(site, self.shapes)
 
     def learned(self) -> Ablation | None:
-        """The ablation with the constants of all members as they stand, with a graph to them; None if none are learned."""
+        """The ablation with the constants of all members as they stand, with a graph to them; None if none are learned.
+
+        A site without gates keeps its means.
+        """
         if not self.centre:
             return None
-        offsets = {site: torch.stack([m.offset[site] for m in self.members]) for site in self.centre}
-        values = {site: self.centre[site] + self.spread[site] * offset for site, offset in offsets.items()}
+        values = {site: centre.expand(len(self), -1, -1) for site, centre in self.centre.items()}
+        for site in self.members[0].offset:
+            offsets = torch.stack([member.offset[site] for member in self.members])
+            values[site] = self.centre[site] + self.spread[site] * offsets
         return Ablation("optimal", {site: constants.unsqueeze(2) for site, constants in values.items()})
 
     def stack(self) -> dict[str, Tensor]:
@@ -114,31 +127,23 @@ class Population(nn.Module):
         shape = self.shapes[index]
         return {name: values[:, index, : GRANULARITIES[name].width(shape)] for name, values in stacked.items()}
 
-    def sample_masks(self, stacked: dict[str, Tensor], index: int, examples: Sequence[int]) -> dict[str, Tensor]:
-        """Effective masks of one layer with fresh noise for every member and example, by site, [P, B, site width].
+    def draw(self, examples: Sequence[int]) -> Callable[[int], dict[str, Tensor]]:
+        """Masks for one pass: layer index -> effective masks of every member by site, [P, B or 1, site width].
 
-        The same (member seed, member step, layer, example) gives the same masks, so a layer can be recomputed.
+        Values are fixed by (member seed, member step, layer, example), so a layer can be recomputed.
         """
-        gates = self.layer(stacked, index)
-        widths = [values.shape[-1] for values in gates.values()]
-        seeds = [member.config.train.seed for member in self.members]
-        uniform = self._noise.uniform(seeds, [m.step for m in self.members], index, examples, sum(widths))
-        drawn = {
-            name: self._sample(values.unsqueeze(1), noise)
-            for (name, values), noise in zip(gates.items(), uniform.split(widths, dim=-1), strict=True)
-        }
-        return fold_sites(drawn, self.shapes[index])
+        return self._parametrisation.draw(self, examples)
 
-    def expected_open(self, stacked: dict[str, Tensor]) -> dict[str, Tensor]:
+    def expected_open(self) -> dict[str, Tensor]:
         """Expected number of open nodes by granularity, and of open site neurons as `total`, each float32 [P].
 
         A node is open when its own gate and all gates above it are, so chains of probabilities multiply.
         """
+        gates = self._parametrisation.open(self)
         sums: dict[str, list[Tensor]] = {}
         for index, shape in enumerate(self.shapes):
-            chances = {name: probability_open(values) for name, values in self.layer(stacked, index).items()}
             chain: dict[str, Tensor] = {}
-            for name, own in chances.items():
+            for name, own in self.layer(gates, index).items():
                 parent = next((p for p in reversed(GRANULARITIES[name].parents) if p in chain), None)
                 if parent is not None:
                     own = own * chain[parent].repeat_interleave(own.shape[-1] // chain[parent].shape[-1], dim=-1)
@@ -150,11 +155,22 @@ class Population(nn.Module):
                     sums.setdefault("total", []).append(expand(chain[leaf], site, shape).sum(-1))
         return {name: torch.stack(parts).sum(0) for name, parts in sums.items()}
 
+    def decided(self, member: int) -> dict[str, Tensor]:
+        """log_alpha of a member by granularity, [L, n], as `discretise` takes it: open above 0. A copy."""
+        return self._parametrisation.decided(self, member)
 
-def fold_sites(values: dict[str, Tensor], shape: LayerShape) -> dict[str, Tensor]:
-    """Effective masks of one layer by site, leaving out sites that no gate acts on."""
-    folded = {site: fold(values, site, shape) for site in LEAVES}
-    return {site: mask for site, mask in folded.items() if mask is not None}
+    def uniform(self, layer: int, examples: Sequence[int], width: int) -> Tensor:
+        """Noise of all members at their step, float32 [P, B, width]."""
+        seeds, steps = [m.config.train.seed for m in self.members], [m.step for m in self.members]
+        return self._noise.uniform(seeds, steps, layer, examples, width)
+
+    def widths(self, name: str) -> list[int]:
+        """Nodes of a granularity in each layer."""
+        return [GRANULARITIES[name].width(shape) for shape in self.shapes]
+
+    def column(self, values: Sequence[float]) -> Tensor:
+        """One number a member, float32 [P, 1, 1]."""
+        return torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
 
 
 def node_counts(shapes: Shapes, granularities: Sequence[str]) -> dict[str, int]:

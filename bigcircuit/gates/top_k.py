@@ -1,0 +1,135 @@
+"""Gates whose sizes are settings: soft top-k of every granularity that has a size, coarse ones first.
+
+A node counts by as much as the gates above it are open. `total` is met by the leaves that have no size of their own together,
+in neurons.
+
+Shapes: P members, B examples, L layers, n nodes of a granularity in the widest layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from bigcircuit.gates.granularity import ATTENTION, GRANULARITIES, MLP, SITE_WIDTH, finest, fold_sites
+from bigcircuit.gates.soft_top_k import soft_top_k
+from bigcircuit.schedule import allowed_size, temperature
+
+if TYPE_CHECKING:
+    from bigcircuit.gates.population import Population
+
+_SIZE_LAYER = -1
+"""In place of a layer, in the noise by which sizes are drawn."""
+_SMALLEST = 50
+"""Sampled sizes go down to one of so many nodes."""
+
+
+def draw(population: Population, examples: Sequence[int], rounded: bool) -> Callable[[int], dict[str, Tensor]]:
+    """Layer index -> effective masks by site, [P, B or 1, site width]. rounded: to 0 or 1, with the soft gradient."""
+    values = _solve(population, examples if population.members[0].config.gates.sampled_sizes else None)
+    if rounded:
+        values = {name: soft + ((soft > 0.5).to(soft.dtype) - soft).detach() for name, soft in values.items()}
+
+    def masks(index: int) -> dict[str, Tensor]:
+        shape = population.shapes[index]
+        layer = {name: value[:, :, index, : GRANULARITIES[name].width(shape)] for name, value in values.items()}
+        return fold_sites(layer, shape)
+
+    return masks
+
+
+def shares(population: Population) -> dict[str, Tensor]:
+    """How far each gate is open at the size that is allowed now, [P, L, n]."""
+    return {name: values[:, 0] for name, values in _solve(population, None).items()}
+
+
+def centred(population: Population, member: int) -> dict[str, Tensor]:
+    """log_alpha of a member by granularity, [L, n], minus the threshold of the asked sizes: what is above 0 is open."""
+    log_alpha = {name: values.detach().double() for name, values in population.members[member].log_alpha.items()}
+    sizes, found = population.members[member].config.target.sizes(), dict[str, Tensor]()
+    for asked, names in _groups(sizes, list(log_alpha)):
+        chosen = {name: (values > 0).double() for name, values in found.items()}
+        weight = torch.cat([_weight(population, name, chosen, asked == "total").flatten() for name in names])
+        scores = torch.cat([log_alpha[name].flatten() for name in names])
+        border = _border(scores[weight > 0], weight[weight > 0], _left(asked, sizes))
+        found |= {name: log_alpha[name] - border for name in names}
+    return {name: values.float() for name, values in found.items()}
+
+
+def _border(scores: Tensor, weight: Tensor, size: int) -> Tensor:
+    """Half-way between the last of the strongest that together weigh `size`, and the next."""
+    order = torch.argsort(scores, descending=True)
+    count = int((torch.cumsum(weight[order], 0) < size).sum()) + 1
+    strongest = torch.cat([scores[order], scores[order[-1:]] - 1])
+    return strongest[min(count, len(order)) - 1 : min(count, len(order)) + 1].mean()
+
+
+def _groups(sizes: Mapping[str, int], names: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """What was asked, with the granularities that meet it, coarse first and `total` last."""
+    own = [(name, [name]) for name in GRANULARITIES if name in names and name in sizes]
+    rest = [name for name in names if name not in sizes]
+    return own + ([("total", rest)] if "total" in sizes and rest else [])
+
+
+def _left(asked: str, sizes: Mapping[str, int]) -> int:
+    """The size of a group: `total` is without the neurons that are asked for on their own."""
+    own = sum(sizes.get(name, 0) for name in ("attention_neuron", "mlp_neuron")) if asked == "total" else 0
+    return max(sizes[asked] - own, 1)
+
+
+def _solve(population: Population, examples: Sequence[int] | None) -> dict[str, Tensor]:
+    """Soft values of all gates, [P, B or 1, L, n]; examples: those that get sizes of their own, else None."""
+    stacked, values = population.stack(), dict[str, Tensor]()
+    steps = [(member.config, member.step / member.config.train.steps) for member in population.members]
+    soft = population.column([temperature(config.gates, done) for config, done in steps])
+    for asked, names in _groups(steps[0][0].target.sizes(), list(stacked)):
+        everything = sum(width * _counts(population, name, asked == "total")[i] for name in names
+                         for i, width in enumerate(population.widths(name)))  # fmt: skip
+        if examples is None:
+            left = [_left(asked, config.target.sizes()) for config, _ in steps]
+            sizes = population.column(
+                [allowed_size(config.train, everything, k, done) for (config, done), k in zip(steps, left, strict=True)]
+            )
+        else:
+            sizes = everything * torch.exp(-math.log(_SMALLEST) * population.uniform(_SIZE_LAYER, examples, 1))
+        weights = [_weight(population, name, values, asked == "total") for name in names]
+        scores = [stacked[name].unsqueeze(1) for name in names]
+        solved = soft_top_k(
+            torch.cat([part.flatten(2) for part in scores], -1),
+            sizes,
+            soft,
+            torch.cat([w.expand_as(part).flatten(2) for w, part in zip(weights, scores, strict=True)], -1),
+        )
+        parts = solved.split([stacked[name][0].numel() for name in names], -1)
+        values |= {name: part.unflatten(-1, stacked[name].shape[1:]) for name, part in zip(names, parts, strict=True)}
+    return values
+
+
+def _weight(population: Population, name: str, above: Mapping[str, Tensor], in_neurons: bool) -> Tensor:
+    """What each node counts, [..., L, n]: 0 for padding, less where gates above it are not open, for `total` its neurons."""
+    widths = population.widths(name)
+    rows = []
+    for index, (width, count) in enumerate(zip(widths, _counts(population, name, in_neurons), strict=True)):
+        row = torch.full((width,), float(count), device=population.device)
+        for parent in GRANULARITIES[name].parents:
+            if parent in above:
+                there = population.widths(parent)[index]
+                row = row * above[parent][..., index, :there].repeat_interleave(width // there, dim=-1)
+        rows.append(pad(row, (0, max(widths) - width)))
+    return torch.stack(rows, -2)
+
+
+def _counts(population: Population, name: str, in_neurons: bool) -> list[int]:
+    """What a node of each layer counts by itself: 1, or the neurons for which its gate is the finest."""
+    if not in_neurons:
+        return [1] * len(population.shapes)
+    sites = [site for site in (ATTENTION, MLP) if finest(population.members[0].log_alpha, site) == name]
+    return [
+        sum(SITE_WIDTH[site](shape) for site in sites) // GRANULARITIES[name].width(shape)
+        for shape in population.shapes
+    ]
