@@ -29,6 +29,7 @@ def test_run_folder_is_complete(finished):
         "metrics.jsonl",
         "circuit.safetensors",
         "summary.json",
+        "examples.json",
         "report.html",
         "checkpoints",
     }
