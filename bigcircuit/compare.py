@@ -147,17 +147,21 @@ def _metadata(operation: str, circuits: Sequence[Compared]) -> dict[str, str]:
 def _verdict(circuits: Sequence[Compared], heads: Sequence[torch.Tensor], nodes: dict[str, int]) -> str:
     found, neurons = stability(heads, nodes["head"]), stability([_neurons(one) for one in circuits], nodes["total"])
     return (
-        f"{len(circuits)} circuits: two of them share on average {found.mean:.0%} of their heads (by chance {found.chance:.0%}; "
-        f"Jaccard, lowest {found.min:.2f}) and {neurons.mean:.0%} of their neurons (by chance {neurons.chance:.0%})."
+        f"{len(circuits)} circuits: Jaccard overlap of two, on average {found.mean:.2f} in heads (by chance {found.chance:.2f}, "
+        f"lowest {found.min:.2f}) and {neurons.mean:.2f} in neurons (by chance {neurons.chance:.2f}, lowest {neurons.min:.2f})."
     )
 
 
 def table(result: Comparison) -> Table:
     """What all circuits share, by granularity, and Jaccard over pairs of circuits."""
     several = len(result.circuits) > 2
-    title = "overlap of " + ", ".join(one.name for one in result.circuits[:6]) + ", ..." * (len(result.circuits) > 6)
+    title = (
+        ("Jaccard of pairs of " if several else "Jaccard of ")
+        + ", ".join(one.name for one in result.circuits[:6])
+        + ", ..." * (len(result.circuits) > 6)
+    )
     shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
-    pairs = ["pairs: Jaccard", "lowest", "by chance"] if several else ["Jaccard", "by chance"]
+    pairs = ["Jaccard", "lowest", "chance"] if several else ["Jaccard", "chance"]
     for index, heading in enumerate(["", "nodes", "kept", "in all", "in any", *pairs]):
         shown.add_column(heading, justify="right" if index else "left", no_wrap=True)
     for name, one in result.overlap.items():
@@ -169,4 +173,6 @@ def table(result: Comparison) -> Table:
 
 
 def _sizes(sizes: Sequence[int]) -> str:
-    return ", ".join(map(str, sizes)) if len(sizes) < 3 else f"{min(sizes)} to {max(sizes)}"
+    if len(sizes) < 3:
+        return ", ".join(map(str, sizes))
+    return str(sizes[0]) if len(set(sizes)) == 1 else f"{min(sizes)}-{max(sizes)}"

@@ -1,0 +1,266 @@
+"""`bigcircuit evaluate` on circuits whose truth is known, and what it writes."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bigcircuit.ablated import INTERCHANGE
+from bigcircuit.circuit import Circuit
+from bigcircuit.cli import answer, run_evaluate
+from bigcircuit.config_file import load
+from bigcircuit.distributed import Ranks
+from bigcircuit.evaluation.bootstrap import estimate
+from bigcircuit.evaluation.controls import consistent
+from bigcircuit.evaluation.evaluate import evaluate
+from bigcircuit.evaluation.result import SCORES, read
+from bigcircuit.evaluation.scores import score
+from bigcircuit.evaluation.settings import EvaluationSettings
+from bigcircuit.frozen.load import skeleton
+from bigcircuit.gates.granularity import GRANULARITIES
+from bigcircuit.prune import prune
+from bigcircuit.references import References, partners
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.data import load_task
+from bigcircuit.tasks.pair import Example
+from bigcircuit.tasks.passes import Passes
+from tests.runs import QUICK, run
+from tests.test_real_models import induction_pairs, write
+
+FAST = {"draws": 4, "partial_draws": 1, "fractions": [0.5], "groups": 4, "methods": "random", "levels": "head"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("evaluate") / "run", task__split__by="template").path
+
+
+@pytest.fixture(scope="module")
+def result(finished):
+    options = {**FAST, "ablations": "interchange,zero,mean"}
+    evaluate([str(finished)], EvaluationSettings(**options), Ranks())
+    return read(finished / "evaluation.json")
+
+
+def test_scores_are_those_of_the_run(finished, result):
+    """The same pairs, masks and ablation give what the run itself wrote."""
+    summary = json.loads((finished / "summary.json").read_text())
+    (circuit,) = result["circuits"]
+    under = circuit["ablations"]["interchange"]
+    for name in SCORES:
+        for key, row in (("circuit", summary["members"][0]["scores"]), ("empty", summary["empty"])):
+            assert under[key][name]["mean"] == pytest.approx(row[name]["mean"], rel=1e-4, abs=1e-5), name
+    assert circuit["kept"] == summary["members"][0]["kept"]
+    assert circuit["parameters_kept"] == summary["members"][0]["parameters_kept"]
+    assert result["tasks"]["ioi"]["full"]["kl"]["mean"] == 0
+
+
+def test_every_score_stands_under_its_ablation_with_interval_and_tails(result):
+    (circuit,) = result["circuits"]
+    assert list(circuit["ablations"]) == ["interchange", "zero", "mean"]
+    for under in circuit["ablations"].values():
+        for key in ("circuit", "complement", "empty"):
+            assert set(under[key]) == set(SCORES)
+            for name, one in under[key].items():
+                assert one["low"] <= one["mean"] + 1e-9 and one["mean"] <= one["high"] + 1e-9
+                if name != "recovered":
+                    assert one["min"] <= one["p5"] <= one["p95"] <= one["max"]
+        assert under["partial"][0]["kl"] == pytest.approx(under["circuit"]["kl"]["mean"], rel=1e-4)
+        assert under["partial"][-1]["kl"] == pytest.approx(0, abs=1e-5), "everything open is the full model"
+        assert [point["fraction"] for point in under["partial"]] == [0, 0.5, 1]
+        drawn = under["random"]["scores"]["kl"]
+        assert under["random"]["draws"] == 4
+        assert drawn["p"] == (drawn["better"] + 1) / 5
+    kls = [under["empty"]["kl"]["mean"] for under in circuit["ablations"].values()]
+    assert len(set(kls)) == 3, "ablations differ"
+
+
+def test_held_out_templates_are_apart(finished, result):
+    task = result["tasks"]["ioi"]
+    off = result["circuits"][0]["ablations"]["interchange"]["off_distribution"]
+    assert off["pairs"] == task["pairs"]["off_distribution"] > 0
+    assert task["full_off_distribution"]["kl"]["mean"] == 0
+    config = load(None, {**QUICK, "task.split.by": "template"})
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["pairs"]["off_distribution"] == off["pairs"]
+    assert sum(task["pairs"].values()) == config.task.size
+
+
+def test_minimality_is_measured_under_the_ablation_of_the_circuit_only(result):
+    ablations = result["circuits"][0]["ablations"]
+    assert not ablations["zero"]["minimality"]
+    found = ablations["interchange"]["minimality"]
+    kept = result["circuits"][0]["kept"]
+    assert set(found) == {name for name in kept if kept[name] and name != "total"}
+    for name, one in found.items():
+        assert (
+            sum(len(group["nodes"]) for group in one["dropped"]) == one["kept"] == result["circuits"][0]["kept"][name]
+        )
+        assert len(one["dropped"]) <= 4 + 3
+        spare = sum(len(group["nodes"]) for group in one["dropped"] if not group["necessary"])
+        assert one["unnecessary"] == spare
+        changes = [group["kl_change"]["mean"] for group in one["dropped"]]
+        assert changes == sorted(changes, reverse=True)
+
+
+def test_curves_end_at_the_full_model(result):
+    (curve,) = result["curves"]["zero"]
+    assert (curve["method"], curve["level"], curve["ranking"]) == ("random", "head", "signed")
+    assert len(curve["points"]) == 10
+    assert curve["points"][-1]["faithfulness"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def induction(shared, tmp_path_factory):
+    """A circuit file with the two heads that are known to do induction, and one with a decoy as well."""
+    folder = tmp_path_factory.mktemp("induction")
+    model = str(shared / "models/induction_2L1H")
+    pairs = write(folder / "pairs.jsonl", induction_pairs(120))
+    config = folder / "task.yaml"
+    config.write_text(
+        f"model: {{path: {model}}}\ntask: {{name: pairs, path: {pairs}, keep: solved}}\ntrain: {{batch_size: 16}}\n"
+    )
+    shapes = skeleton(load(config).model).shapes
+    width, head = shapes[0].heads * shapes[0].head_dim, shapes[0].head_dim
+    for name, heads in (("true", [[0], [0]]), ("decoy", [[0, 1], [0]])):
+        neurons = torch.zeros(2, width, dtype=torch.bool)
+        for layer, kept in enumerate(heads):
+            for one in kept:
+                neurons[layer, one * head : (one + 1) * head] = True
+        masks = consistent(
+            {"attention_neuron": neurons, "mlp_neuron": torch.zeros(2, shapes[0].intermediate, dtype=torch.bool)},
+            shapes,
+        )
+        widths = {n: [g.width(s) for s in shapes] for n, g in GRANULARITIES.items()}
+        Circuit(masks, {}, {"widths": json.dumps(widths)}).save(folder / f"{name}.safetensors")
+    return folder
+
+
+def test_induction_needs_head_0_of_both_layers_and_nothing_else(induction):
+    names = [str(induction / f"{name}.safetensors") for name in ("true", "decoy")]
+    settings = EvaluationSettings(draws=40, partial_draws=1, methods=(), groups=8, output=str(induction))
+    found = evaluate(names, settings, Ranks(), config=str(induction / "task.yaml"))
+    true, decoy = (circuit.ablations["interchange"] for circuit in found.circuits)
+    assert true.circuit["kl"].mean < 0.01
+    assert true.circuit["exact_match"].mean == 1
+    assert true.complement["exact_match"].mean < 0.05, "without the circuit the model fails"
+    assert true.complement["kl"].mean > 5
+    assert {(d.layer, *d.nodes) for d in true.minimality["head"].dropped if d.necessary} == {(0, 0), (1, 0)}
+    needed = {(d.layer, *d.nodes): d.necessary for d in decoy.minimality["head"].dropped}
+    assert needed == {(0, 0): True, (0, 1): False, (1, 0): True}
+    assert decoy.minimality["head"].unnecessary == 1
+    assert decoy.minimality["head"].together["kl"].mean == pytest.approx(true.circuit["kl"].mean, abs=1e-5)
+    # A head of two in each of two layers: a quarter of the random circuits are the true one, the others fail.
+    assert true.random.distinct and 1 <= true.random.scores["kl"].better <= 20
+    assert true.random.scores["kl"].p95 > 5
+    assert found.verdict.startswith("With interchange ablation, 64 of") or "2 of 4 heads" in found.verdict
+
+
+def test_a_mean_ablated_circuit_uses_the_constants_of_its_run(tmp_path):
+    folder = run(tmp_path / "run", ablation__kind="mean", ablation__data="induction").path
+    found = evaluate([str(folder)], EvaluationSettings(**FAST), Ranks())
+    summary = json.loads((folder / "summary.json").read_text())
+    kl = summary["members"][0]["scores"]["kl"]["mean"]
+    assert found.circuits[0].ablations["mean"].circuit["kl"].mean == pytest.approx(kl, rel=1e-4)
+
+
+def test_control_and_other_tasks(finished, tmp_path):
+    control = run(tmp_path / "control", task__labels="random", task__split__by="template").path
+    other = tmp_path / "induction.yaml"
+    other.write_text("task: {name: induction, size: 40}\n")
+    options = {**FAST, "draws": 0, "groups": 0, "methods": "none", "control": str(control), "tasks": str(other)}
+    found = evaluate([str(finished)], EvaluationSettings(**options, output=str(tmp_path)), Ranks())
+    assert [(one.control, one.labels) for one in found.circuits] == [(False, "own"), (True, "random")]
+    assert list(found.tasks) == ["ioi", "induction"]
+    cells = {(cell.circuit, cell.task): cell for cell in found.cross["interchange"]}
+    assert len(cells) == 4
+    for one in found.circuits:
+        cell = cells[one.name, "ioi"]
+        assert cell.own and not cells[one.name, "induction"].own
+        assert cell.scores["kl"].mean == pytest.approx(one.ablations["interchange"].circuit["kl"].mean, rel=1e-5)
+    assert (tmp_path / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "needs a run folder or a circuit file"),
+        (["{tmp}"], "holds no run"),
+        (["{tmp}/none.safetensors"], "no such circuit file"),
+        (["{run}", "--ablations", "telepathy"], "telepathy is not known"),
+        (["{run}", "--draws", "many"], "--draws"),
+        (["{run}", "--dras", "4"], "--dras is not a setting"),
+        (["{run}", "--tasks", "{tmp}/none.yaml"], "no such config file"),
+        (["{run}", "--ablations"], "--ablations needs a value"),
+    ],
+)
+def test_mistakes_are_one_line(finished, tmp_path, capsys, words, message):
+    assert answer(run_evaluate, [word.format(run=finished, tmp=tmp_path) for word in words]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and len(shown.splitlines()) == 1
+
+
+def test_circuit_and_model_must_fit(finished, tmp_path, capsys, monkeypatch):
+    circuit = Circuit.load(finished / "circuit.safetensors")
+    other = tmp_path / "other.safetensors"
+    Circuit(circuit.masks, {}, {**circuit.metadata, "model_weights_sha256": "1" * 64}).save(other)
+    config = tmp_path / "task.yaml"
+    config.write_text("task: {name: ioi, size: 40}\n")
+    words = [str(other), "--config", str(config)]
+    monkeypatch.setattr("bigcircuit.evaluation.evaluate.load_frozen", lambda *_: pytest.fail("weights were loaded"))
+    assert answer(run_evaluate, words) == 2
+    assert "whose weights hash is 111111111111" in capsys.readouterr().err
+    cut = {name: mask[:3] for name, mask in circuit.masks.items()}
+    Circuit(cut, {}, {}).save(other)
+    assert answer(run_evaluate, words) == 2
+    assert "in 3 layers and the model" in capsys.readouterr().err
+    assert answer(run_evaluate, [str(other)]) == 2
+    assert "give --config FILE" in capsys.readouterr().err
+
+
+def test_many_circuits_score_the_same_in_any_number_of_passes(embedded):
+    frozen, tokenizer = embedded
+    examples = load_task(load(None, {"task.size": 30}).task, tokenizer, frozen.model.config).splits["test"]
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"attention_neuron": 128, "mlp_neuron": 320}
+    circuits = [{n: torch.rand(4, w, generator=generator) > 0.3 for n, w in sizes.items()} for _ in range(5)]
+    with Streams(frozen, INTERCHANGE) as streams:
+        together = score(streams, examples, circuits, Passes(8))
+        apart = score(streams, examples, circuits, Passes(8), at_once=2)
+        cached = References(streams, examples, Passes(8), full=True)
+        again = score(streams, examples, circuits, Passes(8), at_once=2, references=cached)
+    for name in together._fields:
+        torch.testing.assert_close(getattr(apart, name), getattr(together, name), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(getattr(again, name), getattr(apart, name), atol=1e-6, rtol=1e-6)
+    right = together.cross_entropy.double()
+    assert (right >= 0).all()
+    assert math.isclose(estimate([right[0].numpy()], np.mean).mean, right[0].mean(), rel_tol=1e-9)
+
+
+def test_random_labels_are_those_of_another_pair_alike():
+    examples = [Example(i, (1,), (2,), ((3,) * (1 + i % 2),), ((4,),), "") for i in range(9)]
+    examples.append(Example(9, (1,), (2,), ((3, 3, 3),), ((4,),), ""))
+    whose = partners(examples, full=False, seed=5)
+    assert sorted(whose) == sorted(whose.values()) == list(range(9)), "a permutation; the odd one out has no partner"
+    assert all(a != b and (a - b) % 2 == 0 for a, b in whose.items())
+    assert partners(examples, full=False, seed=5) == whose != partners(examples, full=False, seed=6)
+
+
+def test_random_labels_change_what_is_trained_and_not_what_is_reported(tmp_path):
+    own, random = (run(tmp_path / labels, task__labels=labels).path for labels in ("own", "random"))
+    full = [json.loads((folder / "summary.json").read_text())["full"] for folder in (own, random)]
+    assert full[0] == full[1]
+    first = [json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["kl"] for folder in (own, random)]
+    assert first[0] != first[1]
+    with pytest.raises(ValueError, match="set train.hinge to 0"):
+        load(None, {"task.labels": "random", "train.hinge": 1.0})
+
+
+def test_a_run_of_an_older_version_without_new_settings_goes_on(tmp_path):
+    folder = run(tmp_path / "run")
+    content = json.loads(folder.config.read_text())
+    del content["config"]["task"]["labels"], content["config"]["task"]["split"]["by"]
+    folder.config.write_text(json.dumps(content))
+    assert prune(load(None, {**QUICK, "output": str(folder.path)}), Ranks()).path == folder.path
