@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -10,16 +11,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.circuit import Circuit
 from bigcircuit.cli import answer, run_report
+from bigcircuit.compare import compare
 from bigcircuit.config_file import load
 from bigcircuit.distributed import Ranks
 from bigcircuit.evaluation.evaluate import evaluate
 from bigcircuit.evaluation.examples import predictions
-from bigcircuit.evaluation.settings import EvaluationSettings
-from bigcircuit.report import render, report
+from bigcircuit.evaluation.settings import ComparisonSettings, EvaluationSettings
+from bigcircuit.report import render, report, views
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.data import load_task
 from tests.browser import CONTRAST, Opened, chromium
@@ -41,13 +44,13 @@ def browser():
 def runs(tmp_path_factory):
     """An evaluated run of one circuit, a population of other sizes, and the comparison of two of its members."""
     base = tmp_path_factory.mktemp("report")
-    one = run(base / "one", task__size=40)
+    one = run(base / "one", task__size=40, train__steps=6)
     settings = EvaluationSettings(
         draws=4, groups=4, fractions=(0.5,), partial_draws=1, ablations=("interchange", "zero")
     )
     evaluate([str(one.path)], settings, Ranks())
     sizes = [{"target.total": size} for size in (300, 150, 220)]
-    many = run(base / "many", task__size=40, population__members=sizes)
+    many = run(base / "many", task__size=40, train__steps=6, population__members=sizes)
     pair = [many.path / f"circuits/{index}.safetensors" for index in (0, 1)]
     report([str(path) for path in pair], base / "pair.html")
     return SimpleNamespace(one=one, many=many, pair=base / "pair.html", pair_files=pair)
@@ -61,8 +64,8 @@ def listed(page, layer, inside=".circuit.on"):
     """Open a layer and read the lists of neurons that the page makes from its images: what -> [text of each category]."""
     details = page.locator(f"{inside} details.layer[data-layer='{layer}']")
     details.locator("summary").first.click()
-    details.locator("details.list").nth(1).wait_for()
     boxes = details.locator(".inside > div").all()
+    details.locator("details.list").nth(len(boxes) - 1).wait_for()
     return [box.locator("details.list p").all_text_contents() for box in boxes]
 
 
@@ -180,6 +183,41 @@ def test_two_circuits_are_drawn_over_each_other(browser, runs):
     both, either = int((first["head"] & second["head"]).sum()), int((first["head"] | second["head"]).sum())
     assert heads[2:5] == [str(both), str(either), f"{both / either:.3f}"]
     opened.assert_quiet()
+
+
+def test_a_run_that_was_compared_shows_with_what(browser, runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs.one.path, folder)
+    compare([str(folder), str(runs.pair_files[0])], ComparisonSettings(), Console(file=io.StringIO()))
+    opened = Opened(browser, folder / "report.html")
+    assert opened.page.locator(".pick a").all_text_contents() == ["run", "compared"]
+    opened.page.locator(".pick a").nth(1).click()
+    assert "only in many/0" in opened.page.locator("#compared .legend").text_content()
+    verdict = json.loads((folder / "comparison.json").read_text())["verdict"]
+    assert opened.page.locator("#overlap p").first.text_content() == verdict
+    opened.assert_quiet()
+
+
+def test_circuits_beyond_the_budget_of_a_page_are_in_its_table(browser, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(views, "_BUDGET", 1)
+    (path,) = report([str(runs.many.path)], tmp_path / "page.html")
+    page = Opened(browser, path).page
+    assert page.locator(".pick a").all_text_contents() == ["all together", "member 0"]
+    assert page.get_by_text("2 more circuits are in the table below").is_visible()
+    assert page.locator("#circuits tbody tr").count() == 3
+    assert page.locator("#circuits tbody a").count() == 1
+
+
+def test_outputs_of_mlps_are_drawn_where_they_have_masks(browser, runs, tmp_path):
+    circuit = Circuit.load(runs.pair_files[0])
+    outputs = torch.zeros(4, 64, dtype=torch.bool)
+    outputs[2, [3, 40]] = True
+    widths = json.loads(circuit.metadata["widths"]) | {"mlp_output": [64] * 4}
+    metadata = {**circuit.metadata, "widths": json.dumps(widths)}
+    Circuit({**circuit.masks, "mlp_output": outputs}, {}, metadata).save(tmp_path / "c.safetensors")
+    (path,) = report([str(tmp_path / "c.safetensors")])
+    page = Opened(browser, path).page
+    assert listed(page, 2, ".circuit")[2] == ["3, 40"]
 
 
 def test_page_shows_the_evaluation(browser, runs):

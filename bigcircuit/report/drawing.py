@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from bigcircuit.circuit import Circuit
+from bigcircuit.gates.granularity import MLP_OUTPUT
 from bigcircuit.report.sources import widths
 
 BOTH, FIRST, SECOND, KEPT, CLOSED = "#009e73", "#0072b2", "#d55e00", "#0072b2", "#808894"
@@ -69,6 +70,8 @@ class Layer(NamedTuple):
     attention_grid: Grid
     """One row a head."""
     mlp_grid: Grid
+    output_grid: Grid | None
+    """Output dimensions of the MLP, where they have masks."""
 
     @property
     def kept_heads(self) -> int:
@@ -122,9 +125,18 @@ def draw(circuits: Mapping[str, Circuit]) -> Drawing:
                 _node(index, mlp, shown),
                 grid(attention, shown),
                 grid(_folded(mlp), shown),
+                _outputs(circuits, index, wide, shown),
             )
         )
     return Drawing(layers, shown, len(circuits))
+
+
+def _outputs(
+    circuits: Mapping[str, Circuit], layer: int, wide: Mapping[str, Sequence[int]], shown: Palette
+) -> Grid | None:
+    if any(MLP_OUTPUT not in circuit.masks for circuit in circuits.values()):
+        return None
+    return grid(_folded(_categories(circuits, MLP_OUTPUT, layer, wide[MLP_OUTPUT][layer])), shown)
 
 
 def _categories(circuits: Mapping[str, Circuit], name: str, layer: int, width: int) -> np.ndarray:

@@ -119,7 +119,9 @@ def _scored(evaluation: Json, ablation: str) -> Scored:
         found = circuit["ablations"][ablation]
         kind = "control " if circuit["control"] else "circuit "
         name = kind + circuit["name"] if len(circuits) > 1 else "circuit"
-        rows.append(Row(name, f"{circuit['kept']['total']:,} neurons", _cells(found["circuit"], names), main=True))
+        labels = "" if circuit["labels"] == "own" else f", found on {circuit['labels']} labels"
+        size = f"{circuit['kept']['total']:,} neurons{labels}"
+        rows.append(Row(name, size, _cells(found["circuit"], names), main=True))
         rows.append(Row("the rest without it", "complement", _cells(found["complement"], names)))
         if found["random"] and found["random"]["distinct"]:
             drawn = found["random"]["scores"]

@@ -98,14 +98,15 @@ def lines(
         many = any(line.member is not None for line in series)
         for index, line in enumerate(series):
             style = index % len(SERIES)
+            shape = (index + index // len(SERIES)) % len(SERIES)  # the seventh series is not the first one again
             (drawn,) = axes.plot(
                 line.x,
                 line.y,
                 label=line.label,
                 color=SERIES[0 if many else style],
-                linestyle="none" if len(line.x) == 1 else "-" if many else DASHES[style],
+                linestyle="none" if len(line.x) == 1 else "-" if many else DASHES[shape],
                 linewidth=1.2 if many else 1.7,
-                marker="*" if len(line.x) == 1 else MARKERS[style] if marked else None,
+                marker="*" if len(line.x) == 1 else MARKERS[shape] if marked else None,
                 markersize=13 if len(line.x) == 1 else STYLE["lines.markersize"],
                 clip_on=False,
                 zorder=4 if len(line.x) == 1 else 3,

@@ -96,7 +96,11 @@ def page(sources: Sequence[Source]) -> Page:
     shown, left = _drawn(members)
     for row, one in zip(rows, [s for s in shown if s.row], strict=False):
         row["anchor"] = one.anchor
-    compared = _comparison(first if alone else None, {name: m.circuit for name, m in members.items()})
+    others = _compared(first) if alone and first.summary else {}
+    if others and _same_model(list(others.values())):
+        shown.append(Shown("compared", "compared", draw(others), {}, ()))
+    verdict = first.comparison["verdict"] if others and first.comparison else ""
+    compared = _comparison(others or {name: m.circuit for name, m in members.items()}, verdict)
     evaluation = first.evaluation if alone else None
     return Page(
         title=_title(sources),
@@ -159,16 +163,18 @@ def _same_model(circuits: Sequence[Circuit]) -> bool:
     return all(widths(one) == widths(first) for one in circuits)
 
 
-def _comparison(source: Source | None, circuits: Mapping[str, Circuit]) -> Comparison | None:
-    """Of the circuits of the page; where a run has a comparison.json with others, of those."""
-    verdict = ""
-    if source is not None and source.comparison is not None:
-        found = {one["name"]: Path(one["file"]) for one in source.comparison["circuits"]}
-        try:
-            circuits = {name: Circuit.load(path) for name, path in found.items()}
-            verdict = source.comparison["verdict"]
-        except UserError:
-            pass  # moved since: the circuits of the page are all there is
+def _compared(source: Source) -> dict[str, Circuit]:
+    """The circuits of a run's comparison.json; none if it has none, or if their files are no longer there."""
+    if source.comparison is None:
+        return {}
+    try:
+        return {one["name"]: Circuit.load(one["file"]) for one in source.comparison["circuits"]}
+    except UserError:
+        return {}
+
+
+def _comparison(circuits: Mapping[str, Circuit], verdict: str) -> Comparison | None:
+    """Of the circuits of the page, or of those that a run was compared with."""
     if len(circuits) < 2 or not _same_model(list(circuits.values())):
         return None
     known = nodes(next(iter(circuits.values())))

@@ -73,7 +73,7 @@ async function explain(box) {
     const place = box.getBoundingClientRect();
     const column = Math.min(columns - 1, Math.floor((event.clientX - place.left) / place.width * columns));
     const row = Math.min(rows - 1, Math.floor((event.clientY - place.top) / place.height * rows));
-    const at = row * columns + column, what = box.dataset.what === "head" ? `head ${layer}.${row}, dimension ${column}` : `MLP neuron ${layer}.${at}`;
+    const at = row * columns + column, what = box.dataset.what === "head" ? `head ${layer}.${row}, dimension ${column}` : `${box.dataset.what} ${layer}.${at}`;
     line.textContent = found[at] > 0 ? `${what}: ${names[found[at]]}` : "";
   });
   box.addEventListener("pointerleave", () => { line.textContent = ""; });
