@@ -23,6 +23,8 @@ _NARROW = ("kl", "logit_difference", "recovered", "exact_match")
 _ALL_SCORES, _ALL_INTERVALS = 100, 190
 """Columns of the terminal from which all scores are shown, and all with their intervals; KL always has its own."""
 
+_CAPTION = "[] 95% interval over pairs; of random circuits of the same shape, the lowest and the highest"
+
 
 def show(result: Evaluation, display: Display) -> None:
     """One table an ablation, what is minimal and what else was asked for, and the verdict."""
@@ -56,7 +58,7 @@ class _ScoreTable:
         sizes = {"total": "neurons", "head": "heads"}
         pairs = ", ".join(f"{task.pairs['test']} pairs of {key}" for key, task in result.tasks.items())
         title = f"{ablation} ablation: scores on held-out pairs ({pairs})"
-        self.shown = _table(title, ["", *(sizes[size] for size in self.sizes), *headings])
+        self.shown = _table(title, ["", *(sizes[size] for size in self.sizes), *headings], _CAPTION)
         for key, task in result.tasks.items():
             mine = [circuit for circuit in result.circuits if circuit.task == key]
             if mine:
@@ -86,10 +88,15 @@ class _ScoreTable:
         self.shown.add_row(label, *[str(kept.get(size, "")) for size in self.sizes], *cells)
 
     def _score(self, one: Score, name: str) -> str:
-        return f"{one.mean:.3f}" + (f" [{one.low:.3f}, {one.high:.3f}]" if name in self.intervals else "")
+        return f"{one.mean:.3f}" + (f" [{_short(one.low)}, {_short(one.high)}]" if name in self.intervals else "")
 
     def _drawn(self, one: Drawn, name: str) -> str:
-        return f"{one.mean:.3f}" + (f" [{one.min:.3f}, {one.max:.3f}]" if name in self.intervals else "")
+        return f"{one.mean:.3f}" + (f" [{_short(one.min)}, {_short(one.max)}]" if name in self.intervals else "")
+
+
+def _short(value: float) -> str:
+    """Three decimals, or one where they would say nothing."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _cross(result: Evaluation, ablation: str) -> Table:
@@ -131,8 +138,8 @@ def _nodes(nodes: Sequence[int]) -> str:
     return str(nodes[0]) if len(nodes) == 1 else f"{nodes[0]}..{nodes[-1]}"
 
 
-def _table(title: str, headings: Sequence[str]) -> Table:
-    shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+def _table(title: str, headings: Sequence[str], caption: str | None = None) -> Table:
+    shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True, caption=caption)
     for index, heading in enumerate(headings):
         shown.add_column(heading, justify="right" if index else "left", no_wrap=not index)
     return shown
@@ -174,7 +181,8 @@ def _spare(under: UnderAblation) -> str:
     ]
     if not under.minimality:
         return ""
-    return f" Not shown to be needed: {', '.join(spare)}." if spare else " Every kept node is needed."
+    grouped = ", or group of nodes," if any(found.group > 1 for found in under.minimality.values()) else ""
+    return f" Not shown to be needed: {', '.join(spare)}." if spare else f" Every kept node{grouped} is needed."
 
 
 def _interference(under: UnderAblation) -> str:
