@@ -128,7 +128,7 @@ def test_best_gates_keep_the_constants_they_were_validated_with(frozen):
 @pytest.mark.parametrize("settings", [
     {"ablation__kind": "optimal", "population__seeds": 2},
     {"ablation__kind": "optimal", "gates__granularities": ["mlp_neuron", "mlp_output", "attention_neuron"],
-     "gates__warm_start": "integrated_gradients"},
+     "gates__parametrisation": "hard_concrete", "gates__warm_start": "integrated_gradients"},
     {"ablation__kind": "optimal", "gates__granularities": ["mlp_neuron"], "target__total": None, "target__mlp_neuron": 300},
     {"ablation__kind": "mean", "ablation__prompts": "both", "gates__warm_start": "integrated_gradients"},
     {"ablation__kind": "mean", "ablation__per_position": True, "task__padding": "left"},
