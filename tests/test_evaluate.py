@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +33,7 @@ from bigcircuit.tasks.passes import Passes
 from tests.runs import QUICK, run
 from tests.test_real_models import induction_pairs, write
 
+ROOT = Path(__file__).parents[1]
 FAST = {"draws": 4, "partial_draws": 1, "fractions": [0.5], "groups": 4, "methods": "random", "levels": "head"}
 
 
@@ -264,3 +269,31 @@ def test_a_run_of_an_older_version_without_new_settings_goes_on(tmp_path):
     del content["config"]["task"]["labels"], content["config"]["task"]["split"]["by"]
     folder.config.write_text(json.dumps(content))
     assert prune(load(None, {**QUICK, "output": str(folder.path)}), Ranks()).path == folder.path
+
+
+def test_two_ranks_with_weights_in_pieces_find_the_same(finished, tmp_path):
+    options = {**FAST, "output": str(tmp_path / "one")}
+    evaluate([str(finished)], EvaluationSettings(**options), Ranks())
+    words = [word for name, value in FAST.items() for word in (f"--{name}", str(value).strip("[]"))]
+    words += ["--output", str(tmp_path / "two"), "--deepspeed", str(ROOT / "configs/deepspeed/zero3.json")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29761"]
+    done = subprocess.run(
+        [*command, str(ROOT / "launchers/evaluate.py"), str(finished), *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    one, two = (flat(read(tmp_path / name / "evaluation.json")["circuits"]) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert two[key] == (pytest.approx(value, rel=1e-4, abs=1e-4) if isinstance(value, float) else value), key
+
+
+def flat(value, prefix=""):
+    """Nested data as one mapping."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return {prefix: value}
+    return {key: one for name, part in items for key, one in flat(part, f"{prefix}.{name}").items()}

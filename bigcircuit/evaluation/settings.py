@@ -45,8 +45,8 @@ class EvaluationSettings(Section):
     """Random choices at each of these fractions; 0 leaves partial ablation out."""
     groups: Count = 256
     """Most tests of minimality a granularity: where more nodes are kept, neighbours are closed together. 0 for none."""
-    tolerance: Annotated[float, Field(ge=0)] = 0.0
-    """A node whose absence raises KL by no more than this, in nats, by its interval, is unnecessary."""
+    tolerance: Annotated[float, Field(ge=0)] = 1e-4
+    """A node is necessary if the interval of the rise of KL without it is above this, in nats; 1e-4 is rounding."""
     methods: Names = _METHODS
     """Rankings whose curves are drawn: learned, the baselines integrated_gradients, attribution_patching, head_importance,
     activation_magnitude and random, all, or none."""
