@@ -38,3 +38,20 @@ def embedded():
 def gpt2_tokenizer(shared):
     """The real GPT-2 tokenizer."""
     return AutoTokenizer.from_pretrained(shared / "data/tokenizers/gpt2")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real headless Chromium; tests that need it skip without it. Its event loop is in nobody's way afterwards."""
+    from tests.browser import chromium
+
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory):
+    """Short runs with their reports."""
+    from tests.reports import make_reports
+
+    return make_reports(tmp_path_factory.mktemp("reported"))

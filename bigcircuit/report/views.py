@@ -3,14 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigcircuit.circuit import Circuit
 from bigcircuit.errors import UserError
 from bigcircuit.evaluation.sets import overlap, stability
 from bigcircuit.gates.granularity import GRANULARITIES
-from bigcircuit.report import charts, evaluated
+from bigcircuit.report import charts, evaluated, headline
 from bigcircuit.report.drawing import Drawing, draw
 from bigcircuit.report.evaluated import Tables
 from bigcircuit.report.figures import Chart
@@ -18,14 +17,6 @@ from bigcircuit.report.sources import Json, Member, Source, nodes, widths
 
 _BUDGET = 700_000
 """Bytes of drawings on one page; circuits beyond are in its tables, and each has a page of its own when asked for."""
-
-
-class Tile(NamedTuple):
-    """One figure of the headline."""
-
-    value: str
-    label: str
-    detail: str = ""
 
 
 class Shown(NamedTuple):
@@ -56,7 +47,7 @@ class Page:
     title: str
     subtitle: str
     lead: str
-    tiles: Sequence[Tile]
+    tiles: Sequence[headline.Tile]
     asked: Sequence[tuple[str, str]]
     nodes: Mapping[str, int]
     rows: Sequence[Json]
@@ -91,8 +82,8 @@ def page(sources: Sequence[Source]) -> Page:
     """The page of one run, population or circuit file, or of a comparison of several."""
     first = sources[0]
     alone = len(sources) == 1
-    members = _named(sources)
-    rows = [{"name": name, "anchor": "", "asked": _sizes(m.row), **m.row} for name, m in members.items()]
+    members, of = _named(sources), nodes(first.members[0].circuit)
+    rows = [{"name": name, "anchor": "", "asked": headline.size_asked(m.row), **m.row} for name, m in members.items()]
     shown, left = _drawn(members)
     for row, one in zip(rows, [s for s in shown if s.row], strict=False):
         row["anchor"] = one.anchor
@@ -103,12 +94,14 @@ def page(sources: Sequence[Source]) -> Page:
     compared = _comparison(others or {name: m.circuit for name, m in members.items()}, verdict)
     evaluation = first.evaluation if alone else None
     return Page(
-        title=_title(sources),
-        subtitle=_subtitle(sources),
-        lead=_lead(first if alone else replace(first, evaluation=None), members, compared),
-        tiles=_tiles(rows, nodes(first.members[0].circuit), compared, population=alone),
-        asked=_asked(first) if alone else [],
-        nodes=nodes(first.members[0].circuit),
+        title=headline.title(sources),
+        subtitle=headline.subtitle(sources),
+        lead=headline.lead(
+            first if alone else replace(first, evaluation=None), members, compared.verdict if compared else ""
+        ),
+        tiles=headline.tiles(rows, of, compared.overlap["head"]["pairs"] if compared else None, population=alone),
+        asked=headline.asked(first) if alone else [],
+        nodes=of,
         rows=rows,
         shown=shown,
         not_drawn=left,
@@ -120,7 +113,7 @@ def page(sources: Sequence[Source]) -> Page:
         tables=evaluated.tables(evaluation) if evaluation else None,
         sizes=charts.curves(evaluation) if evaluation else [],
         partial=charts.partial(evaluation) if evaluation else [],
-        hashes=_hashes(members),
+        hashes=headline.hashes(members),
         setup=first.setup if alone else None,
         settings=json.dumps({k: first.setup[k] for k in ("command", "config")}, indent=2) if first.setup else "",
     )
@@ -200,128 +193,3 @@ def _joined(attention: Any, mlp: Any) -> Any:
     import torch
 
     return torch.cat([attention, mlp], dim=1)
-
-
-def _title(sources: Sequence[Source]) -> str:
-    tasks = list(dict.fromkeys(_task(source) for source in sources))
-    count = sum(len(source.members) for source in sources)
-    return tasks[0] if len(tasks) == 1 and count == 1 else f"{', '.join(tasks)}: {count} circuits"
-
-
-def _task(source: Source) -> str:
-    name = str(source.summary["task"] if source.summary else source.metadata.get("task") or source.name)
-    return Path(name).stem if "/" in name else name
-
-
-def _subtitle(sources: Sequence[Source]) -> str:
-    models = dict.fromkeys(str(s.summary["model"] if s.summary else s.metadata.get("model", "")) for s in sources)
-    return ", ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in models)
-
-
-def _lead(source: Source, members: Mapping[str, Member], compared: Comparison | None) -> str:
-    verdict = source.evaluation["verdict"] if source.evaluation else ""
-    if len(members) > 1 and compared is not None:
-        return f"{compared.verdict} {verdict and 'The first: ' + verdict}".strip()
-    if verdict:
-        return verdict
-    row, of = next(iter(members.values())).row, nodes(source.members[0].circuit)
-    kept, scores = row["kept"], row["scores"]
-    text = (
-        f"Keeping {kept['total']:,} of {of['total']:,} neurons ({kept['head']} of {of['head']} heads, {kept['mlp']} of "
-        f"{of['mlp']} MLPs)"
-    )
-    if "exact_match" not in scores:
-        return text + "."
-    return (
-        f"{text} the model still predicts what the full model predicts on {scores['exact_match']['mean']:.0%} of the held-out "
-        f"prompts and prefers the right answer on {scores['accuracy']['mean']:.0%}."
-    )
-
-
-def _tiles(rows: Sequence[Json], of: Mapping[str, int], compared: Comparison | None, *, population: bool) -> list[Tile]:
-    tiles = []
-    if len(rows) > 1:
-        tiles.append(
-            Tile(str(len(rows)), "members" if population else "circuits", "of one population" if population else "")
-        )
-    for name, label in (("total", "neurons kept"), ("head", "heads"), ("mlp", "MLPs")):
-        values = [row["kept"][name] for row in rows]
-        share = _range([value / of[name] for value in values], "{:.0%}")
-        tiles.append(Tile(_range(values, "{:,}"), label, f"of {of[name]:,}, {share}"))
-    if all("parameters_kept" in row for row in rows):
-        share = _range([row["parameters_kept"] for row in rows], "{:.1%}")
-        tiles.append(Tile(share, "parameters", "of the decoder layers"))
-    if all("kl" in row["scores"] for row in rows):
-        found = [row["scores"]["kl"] for row in rows]
-        detail = f"95%: {found[0]['low']:.3f} to {found[0]['high']:.3f}" if len(rows) == 1 else "to the full model"
-        tiles.append(Tile(_range([one["mean"] for one in found], "{:.3f}"), "KL, nats", detail))
-        same = [row["scores"]["exact_match"]["mean"] for row in rows]
-        tiles.append(Tile(_range(same, "{:.0%}"), "same prediction", "as the full model"))
-    if len(rows) > 1 and compared is not None:
-        heads = compared.overlap["head"]["pairs"]
-        tiles.append(Tile(f"{heads['mean']:.2f}", "Jaccard of heads", f"by chance {heads['chance']:.2f}"))
-    return tiles
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    low, high = form.format(min(values)), form.format(max(values))
-    return low if low == high else f"{low.rstrip('%')}–{high}"
-
-
-def _asked(source: Source) -> list[tuple[str, str]]:
-    """The question of the run in a few lines."""
-    found = source.metadata
-    summary, config = source.summary or {}, (source.setup or {}).get("config", {})
-    pairs = summary.get("pairs", {})
-    first = source.members[0].row
-    sizes = list(dict.fromkeys(_sizes(member.row) for member in source.members))
-    rows = [
-        ("Model", str(summary.get("model") or found.get("model", ""))),
-        ("Behaviour", str(summary.get("task") or found.get("task", ""))),
-        ("Pairs", ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in pairs.items() if count)),
-        ("Closed nodes", _ABLATIONS.get(found.get("ablation", ""), found.get("ablation", ""))),
-        ("Size asked for", sizes[0] if len(sizes) == 1 else "differs by member"),
-        ("Training", _training(config, first)),
-    ]
-    if (left := summary.get("left_out", {})) and any(left.values()):
-        rows.append(("Left out", ", ".join(f"{count} {name} pairs" for name, count in left.items() if count)))
-    return [(name, value) for name, value in rows if value]
-
-
-_ABLATIONS = {
-    "interchange": "interchange: their activation on the corrupted prompt",
-    "zero": "zero: nothing",
-    "mean": "mean: their mean over a data set",
-    "mean_per_position": "mean per position: their mean at each position over a data set",
-    "optimal": "optimal: a constant learned with the gates",
-}
-
-
-def _sizes(row: Json) -> str:
-    """The sizes and penalties of one member."""
-    asked = [f"{size:,} {_unit(name)}" for name, size in row.get("targets", {}).items()]
-    asked += [f"penalty of {charts.GRANULARITY[name]} {weight:g}" for name, weight in row.get("penalties", {}).items()]
-    return ", ".join(asked)
-
-
-def _unit(name: str) -> str:
-    return "site neurons" if name == "total" else charts.GRANULARITY[name]
-
-
-def _training(config: Json, row: Json) -> str:
-    train = config.get("train", {})
-    if not train:
-        return f"best at step {row['best_step']}" if row.get("best_step") else ""
-    return f"{train['steps']:,} steps of {train['batch_size']} pairs, the best at step {row['best_step']}"
-
-
-def _hashes(members: Mapping[str, Member]) -> list[tuple[str, str]]:
-    """Hashes and identities from the first circuit file, which all circuits of a run share, and the file of each."""
-    found = next(iter(members.values())).circuit.metadata
-    kept = [
-        key
-        for key in ("format", "model", "model_revision", "adapter", "task", "ablation", "metric", "operation")
-        if found.get(key)
-    ]
-    kept += [key for key in sorted(found) if key.endswith("_sha256") and found[key]]
-    return [(key.replace("_", " "), found[key]) for key in kept]
