@@ -127,7 +127,7 @@ def explained(config: Config, data: TaskData, ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _out_of_memory(error):
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
             raise
         raise _explanation(
             config, Workload.of(data.splits, ranks.size), Memory.here(), f" on rank {ranks.rank}"
@@ -156,7 +156,8 @@ def _explanation(config: Config, work: Workload, memory: Memory, where: str) -> 
     )
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this error of torch says that memory did not suffice."""
     return (
         isinstance(error, torch.OutOfMemoryError)
         or "allocate memory" in str(error)

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from bigcircuit.config import Config, TaskConfig
 from bigcircuit.config_file import load
 from bigcircuit.display import Display
 from bigcircuit.distributed import Ranks
-from bigcircuit.errors import UserError
+from bigcircuit.errors import OutOfMemory, UserError
 from bigcircuit.evaluation.bench import LEARNED, Bench, make_ablation
 from bigcircuit.evaluation.curves import curves
 from bigcircuit.evaluation.measure import Held, measure
@@ -25,7 +26,7 @@ from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.frozen.sites import FrozenModel
 from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.gates.population import node_counts
-from bigcircuit.plan import give_freed_memory_back
+from bigcircuit.plan import give_freed_memory_back, out_of_memory
 from bigcircuit.prune import keep_solved
 from bigcircuit.run_folder import versions
 from bigcircuit.sharding import read_settings
@@ -69,38 +70,54 @@ def evaluate(
     passes, sharding = Passes.of(base, ranks), read_settings(base.deepspeed)
     ranks.agree({name: data.sha256 for name, data in loaded.items()} | {"options": settings.model_dump_json()})
     give_freed_memory_back()
-    frozen = load_frozen(base.model, ranks.device, sharding)
-    grounds = {key: _ground(base, tasks[key], data, frozen, passes, display) for key, data in loaded.items()}
-    display.say(f"{len(subjects)} circuit(s), {len(grounds)} task(s), ablations: {', '.join(wanted)}")
-    work = _Work(frozen, subjects, tasks, grounds, settings, passes, display)
-    for name in wanted:
-        work.under(name, minimal_by_default=name == wanted[0])
-    circuits = [
-        _circuit(subject, work.key(subject), frozen, work.scores[subject.name])
-        for subject in sorted(subjects, key=lambda s: s.control)
-    ]
-    result = Evaluation(
-        model={"path": base.model.path} | (fingerprint(base.model) if ranks.first else {}),
-        nodes=node_counts(shapes, list(GRANULARITIES)),
-        tasks={key: _task(ground) for key, ground in grounds.items()},
-        circuits=circuits,
-        cross=work.cross if len(grounds) > 1 else {},
-        curves=work.curves,
-        verdict="",
-        settings=settings.model_dump(mode="json"),
-        command=sys.argv,
-        versions=versions(),
-        seconds=round(time.monotonic() - started, 1),
+    with _explained(base, settings):
+        frozen = load_frozen(base.model, ranks.device, sharding)
+        grounds = {key: _ground(base, tasks[key], data, frozen, passes, display) for key, data in loaded.items()}
+        display.say(f"{len(subjects)} circuit(s), {len(grounds)} task(s), ablations: {', '.join(wanted)}")
+        work = _Work(frozen, subjects, tasks, grounds, wanted, settings, passes, display)
+        for name in wanted:
+            work.under(name)
+    result = verdict(
+        Evaluation(
+            model={"path": base.model.path} | (fingerprint(base.model) if ranks.first else {}),
+            nodes=node_counts(shapes, list(GRANULARITIES)),
+            tasks={key: _task(ground) for key, ground in grounds.items()},
+            circuits=[_circuit(s, work.key(s), frozen, work.scores[s.name]) for s in subjects],
+            cross=work.cross if len(grounds) > 1 else {},
+            curves=work.curves,
+            verdict="",
+            settings=settings.model_dump(mode="json"),
+            command=sys.argv,
+            versions=versions(),
+            seconds=round(time.monotonic() - started, 1),
+        )
     )
-    result = verdict(result)
     if ranks.first:
-        folder = Path(settings.output) if settings.output else _folder(subjects[0])
-        save(result, folder / FILE)
-        show(result, display)
-        from bigcircuit.report import render  # its figures take a second to load
-
-        display.say(f"{result.seconds} s; {folder / FILE}; see {render(folder)}")
+        _finish(result, Path(settings.output) if settings.output else _folder(subjects[0]), display)
     return result
+
+
+@contextmanager
+def _explained(base: Config, settings: EvaluationSettings) -> Iterator[None]:
+    """Turn running out of memory into OutOfMemory, with what makes it less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory: {settings.at_once} circuits of {base.train.micro_batch_size} pairs go through the model at once; try "
+            f"--at_once {max(1, settings.at_once // 4)}, --train.micro_batch_size 1, or more ranks with --deepspeed "
+            "configs/deepspeed/zero3.json"
+        ) from error
+
+
+def _finish(result: Evaluation, folder: Path, display: Display) -> None:
+    save(result, folder / FILE)
+    show(result, display)
+    from bigcircuit.report import render  # its figures take a second to load
+
+    display.say(f"{result.seconds} s; {folder / FILE}; see {render(folder)}")
 
 
 class _Work:
@@ -112,12 +129,13 @@ class _Work:
         subjects: Sequence[Subject],
         tasks: Mapping[str, TaskConfig],
         grounds: Mapping[str, Ground],
+        wanted: Sequence[str],
         settings: EvaluationSettings,
         passes: Passes,
         display: Display,
     ) -> None:
         self.frozen, self.subjects, self.tasks, self.grounds = frozen, subjects, tasks, grounds
-        self.settings, self.passes, self.display = settings, passes, display
+        self.wanted, self.settings, self.passes, self.display = wanted, settings, passes, display
         self.scores: dict[str, dict[str, UnderAblation]] = {subject.name: {} for subject in subjects}
         self.cross: dict[str, list[Cell]] = {}
         self.curves: dict[str, list[Curve]] = {}
@@ -126,38 +144,42 @@ class _Work:
         """The task that a circuit was found on."""
         return next(key for key, task in self.tasks.items() if task == subject.task)
 
-    def under(self, name: str, minimal_by_default: bool) -> None:
+    def under(self, name: str) -> None:
         """Everything under one ablation."""
         self.cross[name], self.curves[name] = [], []
         for place, (key, ground) in enumerate(self.grounds.items()):
-            averaged = ground.data.splits["train"]
-            prompts = self.subjects[0].config.ablation.prompts
-            common = Bench(
-                self.frozen,
-                make_ablation(name, self.frozen, averaged, self.passes, prompts),
-                averaged,
-                self.passes,
-                self.settings.at_once,
-            )
-            for subject in self.subjects:
-                own = self.key(subject) == key
-                if own:
-                    self.display.say(f"{subject.name}: {name}")
-                    asked = {_found_under(s) for s in self.subjects if s.name == subject.name} & set(
-                        self.settings.ablations or (name,)
-                    )
-                    minimal = name in asked if asked else minimal_by_default
-                    bench = _with_constants_of(subject, common)
-                    self.scores[subject.name][name] = measure(
-                        subject.circuit.masks, self.frozen.shapes, bench, ground.held, self.settings, minimal=minimal
-                    )
-                if len(self.grounds) > 1:
-                    found = common(ground.held.test, [subject.circuit.masks])
-                    whole = ground.held.on(ground.held.full, "test")
-                    self.cross[name].append(Cell(subject.name, key, own, summarise(found, whole, 0)))
+            bench = self._bench(name, ground)
+            mine = [subject for subject in self.subjects if self.key(subject) == key]
+            for subject in mine:
+                self.display.say(f"{subject.name}: {name}")
+                self.scores[subject.name][name] = measure(
+                    subject.circuit.masks,
+                    self.frozen.shapes,
+                    _with_constants_of(subject, bench),
+                    ground.held,
+                    self.settings,
+                    minimal=name == (_found_under(subject) if _found_under(subject) in self.wanted else self.wanted[0]),
+                )
+            if len(self.grounds) > 1:
+                self.cross[name] += self._cells(key, bench, ground.held)
             if place == 0 and name != LEARNED:
-                mine = [s for s in self.subjects if self.key(s) == key and not s.control]
-                self.curves[name] = curves(mine, common, ground.held, self.settings)
+                found = [subject for subject in mine if not subject.control]
+                self.curves[name] = curves(found, bench, ground.held, self.settings)
+
+    def _bench(self, name: str, ground: Ground) -> Bench:
+        train = ground.data.splits["train"]
+        prompts = self.subjects[0].config.ablation.prompts
+        ablation = make_ablation(name, self.frozen, train, self.passes, prompts)
+        return Bench(self.frozen, ablation, train, self.passes, self.settings.at_once)
+
+    def _cells(self, key: str, bench: Bench, held: Held) -> list[Cell]:
+        """Every circuit on one task."""
+        found = bench(held.test, [subject.circuit.masks for subject in self.subjects])
+        whole = held.on(held.full, "test")
+        return [
+            Cell(subject.name, key, self.key(subject) == key, summarise(found, whole, index))
+            for index, subject in enumerate(self.subjects)
+        ]
 
 
 def _with_constants_of(subject: Subject, bench: Bench) -> Bench:
