@@ -13,7 +13,8 @@ from rich.table import Table
 
 from bigcircuit.circuit import Circuit
 from bigcircuit.errors import UserError
-from bigcircuit.evaluation.result import ComparedCircuit, Comparison, save
+from bigcircuit.evaluation.comparison import ComparedCircuit, Comparison
+from bigcircuit.evaluation.result import save
 from bigcircuit.evaluation.sets import OPERATIONS, frequency, overlap, shapes_of, stability
 from bigcircuit.evaluation.settings import ComparisonSettings
 from bigcircuit.evaluation.subjects import circuit_files, name_of, run_of, unique

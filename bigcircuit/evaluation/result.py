@@ -1,11 +1,12 @@
-"""What evaluation.json and comparison.json hold: these classes as JSON objects, field for field (`dataclasses.asdict`).
+"""What evaluation.json holds: these classes as JSON objects, field for field (`dataclasses.asdict`).
 
+comparison.json is made in the same way of the classes in comparison.py.
 Every score stands under the name of the ablation it was measured under: `circuits[i].ablations["zero"].circuit["kl"]`.
 Names of scores: see SCORES. Names of granularities: those of gates/granularity.py, and `total` for site neurons.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -262,70 +263,8 @@ class Evaluation:
     format: str = EVALUATION
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """Nodes that circuits share, at one granularity."""
-
-    sizes: list[int]
-    """Of every circuit."""
-    intersection: int
-    """Kept by all."""
-    union: int
-    jaccard: float
-    """intersection / union; 1 where all are empty."""
-    chance: float
-    """What Jaccard would be expected if every circuit kept as many nodes, drawn at random from all."""
-
-
-@dataclass(frozen=True)
-class Stability:
-    """Jaccard over all pairs of circuits, at one granularity."""
-
-    mean: float
-    min: float
-    max: float
-    chance: float
-    """Mean over pairs of the Jaccard expected by chance."""
-    matrix: list[list[float]]
-
-
-@dataclass(frozen=True)
-class ComparedCircuit:
-    """One circuit of a comparison."""
-
-    name: str
-    file: str
-    sha256: str
-    task: str
-    found_under: str
-    seed: str
-    kept: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """comparison.json."""
-
-    model: dict[str, str]
-    """`name`, and sha256 of `config` and `weights`."""
-    nodes: dict[str, int]
-    circuits: list[ComparedCircuit]
-    overlap: dict[str, Overlap]
-    """Of all circuits together, by granularity."""
-    stability: dict[str, Stability]
-    """By granularity, over pairs."""
-    frequency: dict[str, list[list[int]]]
-    """By granularity, layer and node: how many circuits keep it."""
-    saved: dict[str, str]
-    """`union`, `intersection`, `difference` -> file, where they were saved."""
-    verdict: str
-    command: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
-    format: str = COMPARISON
-
-
-def save(result: Evaluation | Comparison, path: Path) -> None:
-    """Write the file atomically."""
+def save(result: Any, path: Path) -> None:
+    """Write an Evaluation or a Comparison atomically."""
     write_json(path, asdict(result))
 
 

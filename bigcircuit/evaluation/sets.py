@@ -11,8 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 from bigcircuit.errors import UserError
+from bigcircuit.evaluation.comparison import Overlap, Stability
 from bigcircuit.evaluation.controls import consistent, leaves
-from bigcircuit.evaluation.result import Overlap, Stability
 from bigcircuit.gates.discretise import Masks
 from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
 

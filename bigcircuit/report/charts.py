@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bigcircuit.evaluation.result import Stability
+from bigcircuit.evaluation.comparison import Stability
 from bigcircuit.report.drawing import Drawing
 from bigcircuit.report.figures import Chart, Line, bars, heatmap, lines, model_map, scatter
 from bigcircuit.report.sources import Json, Source
