@@ -12,7 +12,7 @@ from bigcircuit.config_file import members
 from bigcircuit.frozen.load import load_config, load_tokenizer, skeleton
 from bigcircuit.frozen.sites import FrozenModel
 from bigcircuit.gates.granularity import GRANULARITIES
-from bigcircuit.gates.population import node_counts
+from bigcircuit.gates.population import node_counts, trained_granularities
 from bigcircuit.memory import Workload
 from bigcircuit.plan import Memory, needs, remedies
 from bigcircuit.run_folder import versions
@@ -70,11 +70,12 @@ def _sites(config: Config, frozen: FrozenModel) -> Table:
     shown = Table(title=f"{config.model.path}: {len(frozen.layers)} layers, sites and gates")
     for heading in ("granularity", "nodes", "gates"):
         shown.add_column(heading, justify="left" if heading == "granularity" else "right")
+    gated = trained_granularities(members(config)[0])
     for name, count in node_counts(frozen.shapes, list(GRANULARITIES)).items():
         shown.add_row(
             "site neurons" if name == "total" else name,
             f"{count:,}",
-            "yes" if name in config.gates.granularities else "",
+            "yes" if name in gated else "",
         )
     return shown
 

@@ -239,7 +239,7 @@ class TargetConfig(Section):
 class TrainConfig(Section):
     """The optimisation of the gates."""
 
-    steps: Positive = 1500
+    steps: Positive = 600
     """Updates."""
     batch_size: Positive = 16
     """Pairs per update, over all ranks."""
@@ -373,6 +373,8 @@ MEMBER_KEYS = (
     "gates.init",
     "gates.init_spread",
     "gates.clamp",
+    "gates.temperature",
+    "gates.temperature_final",
     "gates.warm_start_spread",
 )
 """What members of one population may differ in; the rest belongs to the shared pass."""

@@ -111,7 +111,11 @@ def _parametrised(configs: list[Config]) -> list[Config]:
     name = configs[0].gates.parametrisation
     if name == "auto":
         name = "sigmoid_top_k" if len(asked) == 1 and () not in asked and not penalised else "hard_concrete"
-    elif name.endswith("top_k"):
+    if configs[0].gates.sampled_sizes and not name.endswith("top_k"):
+        raise UserError(
+            f"gates.sampled_sizes is true but gates.parametrisation is {name}; ask for sizes by target.* and set no penalty"
+        )
+    if name.endswith("top_k"):
         if () in asked:
             raise UserError(
                 f"gates.parametrisation is {name} but no size is asked for; set target.total or another target"

@@ -20,7 +20,7 @@ from bigcircuit.evaluation.scores import score
 from bigcircuit.frozen.load import load_config, load_frozen, load_tokenizer, skeleton
 from bigcircuit.frozen.sites import FrozenModel
 from bigcircuit.gates.granularity import GRANULARITIES
-from bigcircuit.gates.population import Population, node_counts
+from bigcircuit.gates.population import Population, node_counts, trained_granularities
 from bigcircuit.identity import check_same, identity
 from bigcircuit.plan import explained, give_freed_memory_back, refuse_what_cannot_fit
 from bigcircuit.references import References
@@ -94,7 +94,7 @@ def keep_solved(config: Config, frozen: FrozenModel, data: TaskData, passes: Pas
 
 def introduce(config: Config, frozen: FrozenModel, data: TaskData, display: Display) -> None:
     """Say in two lines what is about to be done."""
-    nodes = node_counts(frozen.shapes, config.gates.granularities)
+    nodes = node_counts(frozen.shapes, trained_granularities(members(config)[0]))
     sizes = ", ".join(f"{len(examples)} {name}" for name, examples in data.splits.items())
     display.say(
         f"{config.model.path}: {len(frozen.layers)} layers, {nodes.pop('total')} site neurons; gates: "

@@ -25,7 +25,7 @@ from bigcircuit.frozen.load import fingerprint
 from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.gates.granularity import GRANULARITIES, LEAVES
-from bigcircuit.gates.population import node_counts
+from bigcircuit.gates.population import node_counts, trained_granularities
 from bigcircuit.run_folder import RunFolder, versions
 from bigcircuit.storage import write_json
 from bigcircuit.streams import Streams
@@ -150,7 +150,7 @@ def describe(
         "ablation_data_sha256": "" if reference is None else reference.sha256,
         "ablation_prompts": config.ablation.prompts if config.ablation.kind in ("mean", "optimal") else "",
         "metric": "KL(reference || circuit) in nats at the answer positions, test split",
-        "granularities": json.dumps(list(config.gates.granularities)),
+        "granularities": json.dumps(list(trained_granularities(member))),
         "widths": json.dumps(
             {name: [g.width(s) for s in state.population.shapes] for name, g in GRANULARITIES.items()}
         ),

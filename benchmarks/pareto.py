@@ -1,0 +1,195 @@
+"""Faithfulness against size: the presets, top-k gates and all baselines on the same nodes and pairs of pretrained models.
+
+What has been measured is kept in pareto.jsonl, so an interrupted benchmark goes on with what is missing; pareto.md and
+pareto.svg are written anew after every part.
+
+    python -m benchmarks.pareto --models FOLDER --pairs FOLDER [--only WORD] [--steps 600] [--published-steps 1500]
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.pareto_table import write
+from bigcircuit.ablated import INTERCHANGE
+from bigcircuit.circuit import Circuit
+from bigcircuit.config import Config
+from bigcircuit.config_file import load
+from bigcircuit.distributed import Ranks
+from bigcircuit.evaluation.baselines import BASELINES
+from bigcircuit.evaluation.node_scores import NodeScores, strengths
+from bigcircuit.evaluation.ranking import circuits_of
+from bigcircuit.evaluation.scores import score
+from bigcircuit.frozen.load import load_config, load_frozen, load_tokenizer
+from bigcircuit.frozen.parameters import parameters_kept
+from bigcircuit.gates.discretise import Masks, count
+from bigcircuit.prune import prune
+from bigcircuit.run_folder import RunFolder
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.data import load_task
+from bigcircuit.tasks.passes import Passes
+
+ROWS = Path(__file__).with_name("pareto.jsonl")
+PRESETS = Path(__file__).parents[1] / "configs/presets"
+SHARES = (0.06, 0.12, 0.25, 0.4)
+"""Sizes asked for, as shares of all site neurons."""
+STEADY, SEEDS = 0.25, 8
+"""The size at which eight seeds are trained, for stability; two at the others."""
+PRESSURES = (1.0, 0.3, 0.1, 0.03)
+"""Multiples of the published penalties, for circuits of several sizes."""
+CURVE = (0.03, 0.06, 0.09, 0.12, 0.18, 0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of all neurons at which a ranking is cut."""
+
+
+class Setting(NamedTuple):
+    """One pair file, its model, and what every run on it shares."""
+
+    name: str
+    base: dict[str, Any]
+    arguments: argparse.Namespace
+
+    def config(self, preset: str, output: Path, **overrides: Any) -> Config:
+        """A run of a preset; overrides are dotted keys with `__` for the dot."""
+        values = {key.replace("__", "."): value for key, value in overrides.items()}
+        steady = {"train.save_every": 10**6, "output": str(output)}
+        return load(str(PRESETS / f"{preset}.yaml"), {**self.base, **steady, **values})
+
+
+class Measured(NamedTuple):
+    """Circuits of one method, measured on the held-out pairs."""
+
+    masks: Masks
+    seed: int
+
+
+def trained(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
+    """The default preset at four sizes."""
+    members = [
+        {"target.total": round(share * neurons), "train.seed": seed}
+        for share in SHARES
+        for seed in range(SEEDS if share == STEADY else 2)
+    ]
+    overrides = {"population__members": members, "train__steps": setting.arguments.steps}
+    run = prune(setting.config("default", folder, **overrides), Ranks())
+    return [Measured(circuit.masks, int(circuit.metadata["seed"])) for circuit in _circuits(run)]
+
+
+def published(setting: Setting, folder: Path, _: int) -> list[Measured]:
+    """The published settings, with four strengths of its penalties."""
+    plain = load(str(PRESETS / "paper.yaml"), {}).penalty
+    members = [{f"penalty.{g}": w * pressure for g, w in plain if w} for pressure in PRESSURES]
+    overrides = {"train__steps": setting.arguments.published_steps, "train__batch_size": 16}
+    run = prune(setting.config("paper", folder, population__members=members, **overrides), Ranks())
+    return [Measured(circuit.masks, int(circuit.metadata["seed"])) for circuit in _circuits(run)]
+
+
+def any_size(parametrisation: str) -> Callable[[Setting, Path, int], list[Measured]]:
+    """One run whose gates order the neurons at every size; two seeds."""
+
+    def run(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
+        overrides = {
+            "gates__parametrisation": parametrisation, "gates__sampled_sizes": True, "population__seeds": 2,
+            "target__total": round(STEADY * neurons), "train__steps": setting.arguments.steps,
+        }  # fmt: skip
+        found = []
+        for circuit in _circuits(prune(setting.config("default", folder, **overrides), Ranks())):
+            shapes = load_frozen(load(None, setting.base).model, torch.device("cpu"), None).shapes
+            found += _cut(strengths(circuit.log_alpha, shapes), shapes, neurons, int(circuit.metadata["seed"]))
+        return found
+
+    return run
+
+
+def baseline(name: str) -> Callable[[Setting, Path, int], list[Measured]]:
+    """A ranking of neurons by one of the baselines."""
+
+    def run(setting: Setting, _: Path, neurons: int) -> list[Measured]:
+        config = load(None, setting.base)
+        frozen = load_frozen(config.model, torch.device("cpu"), None)
+        data = load_task(config.task, load_tokenizer(config.model), load_config(config.model))
+        with Streams(frozen, INTERCHANGE) as streams:
+            scores = BASELINES[name](streams, data.splits["train"], Passes(16))
+        return _cut(scores, frozen.shapes, neurons, 0)
+
+    return run
+
+
+METHODS: dict[str, Callable[[Setting, Path, int], list[Measured]]] = {
+    **{name.replace("_", " "): baseline(name) for name in BASELINES},
+    "default": trained,
+    "paper": published,
+    "sigmoid top-k, any size": any_size("sigmoid_top_k"),
+    "straight-through top-k, any size": any_size("straight_through_top_k"),
+}
+
+
+def _circuits(run: RunFolder) -> list[Circuit]:
+    summary = json.loads(run.summary.read_text())
+    return [Circuit.load(run.path / member["circuit"]) for member in summary["members"]]
+
+
+def _cut(scores: NodeScores, shapes: Sequence[Any], neurons: int, seed: int) -> list[Measured]:
+    sizes = [round(share * neurons) for share in CURVE]
+    return [Measured(masks, seed) for masks in circuits_of(scores, "neuron", sizes, shapes)]
+
+
+def measure(setting: Setting, method: str) -> Iterator[dict[str, Any]]:
+    """Train or rank, and measure every circuit on the held-out pairs."""
+    config = load(None, setting.base)
+    frozen = load_frozen(config.model, torch.device("cpu"), None)
+    data = load_task(config.task, load_tokenizer(config.model), load_config(config.model))
+    neurons = sum(shape.heads * shape.head_dim + shape.intermediate for shape in frozen.shapes)
+    with tempfile.TemporaryDirectory() as folder:
+        found = METHODS[method](setting, Path(folder) / "run", neurons)
+    with Streams(frozen, INTERCHANGE) as streams:
+        scores = score(streams, data.splits["test"], [one.masks for one in found], Passes(16))
+    for index, one in enumerate(found):
+        sizes, parameters = count(one.masks), parameters_kept(frozen, one.masks)
+        yield {
+            "file": setting.name, "method": method, "seed": one.seed, "neurons": sizes["total"], "of": neurons,
+            "heads": sizes["head"], "parameters": parameters.kept / parameters.total,
+            "kl": float(scores.kl[index].mean()), "exact_match": float(scores.exact_match[index].mean()),
+            "jaccard": [_jaccard(found, index, level) for level in ("head", "neuron")] if method == "default" else None,
+        }  # fmt: skip
+
+
+def _jaccard(found: Sequence[Measured], index: int, level: str) -> float | None:
+    """Mean over the other seeds of the same size."""
+    names = ("head",) if level == "head" else ("attention_neuron", "mlp_neuron")
+    mine = torch.cat([found[index].masks[name].flatten() for name in names])
+    size = count(found[index].masks)["total"]
+    others = [one.masks for one in found if one is not found[index] and count(one.masks)["total"] == size]
+    flat = [torch.cat([masks[name].flatten() for name in names]) for masks in others]
+    return mean(float((mine & other).sum() / (mine | other).sum()) for other in flat) if flat else None
+
+
+def main() -> None:
+    """Measure what is missing and write table and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True, help="folder of model folders")
+    parser.add_argument("--pairs", type=Path, required=True, help="folder of pair files, by model")
+    parser.add_argument("--only", default="", help="pair files or methods whose names contain this")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--published-steps", type=int, default=1500)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for path in sorted(arguments.pairs.glob("*/*.jsonl"), reverse=True):
+        name = f"{path.parent.name}/{path.stem}"
+        base = {"model.path": str(arguments.models / path.parent.name), "task.name": "pairs", "task.path": str(path)}
+        for method in METHODS:
+            rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+            known = any((row["file"], row["method"]) == (name, method) for row in rows)
+            if not known and arguments.only in f"{name} {method}":
+                rows += measure(Setting(name, base, arguments), method)
+                ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                write(rows, arguments)
+
+
+if __name__ == "__main__":
+    main()
