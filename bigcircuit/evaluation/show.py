@@ -59,10 +59,11 @@ class _ScoreTable:
         pairs = ", ".join(f"{task.pairs['test']} pairs of {key}" for key, task in result.tasks.items())
         title = f"{ablation} ablation: scores on held-out pairs ({pairs})"
         self.shown = _table(title, ["", *(sizes[size] for size in self.sizes), *headings], _CAPTION)
+        several = len({circuit.task for circuit in result.circuits}) > 1
         for key, task in result.tasks.items():
             mine = [circuit for circuit in result.circuits if circuit.task == key]
             if mine:
-                self._add(f"model on {key}" if len(result.tasks) > 1 else "model", result.nodes, task.full)
+                self._add(f"model on {key}" if several else "model", result.nodes, task.full)
                 for circuit in mine:
                     self._add_circuit(circuit, circuit.ablations[ablation], task, len(mine) > 1)
                 self._add("empty", {"total": 0, "head": 0}, mine[0].ablations[ablation].empty)
@@ -139,9 +140,10 @@ def _nodes(nodes: Sequence[int]) -> str:
 
 
 def _table(title: str, headings: Sequence[str], caption: str | None = None) -> Table:
+    """An empty table. With a caption it is numbers that must not wrap, else its first column must not."""
     shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True, caption=caption)
     for index, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if index else "left", no_wrap=not index)
+        shown.add_column(heading, justify="right" if index else "left", no_wrap=bool(index) == bool(caption))
     return shown
 
 
@@ -156,7 +158,10 @@ def verdict(result: Evaluation) -> Evaluation:
         f"held-out pairs (KL {kl.mean:.3f} nats, 95% interval {kl.low:.3f} to {kl.high:.3f}, worst pair {kl.max:.2f}); the rest "
         f"without them on {under.complement['exact_match'].mean:.0%} (KL {under.complement['kl'].mean:.3f}).{_chance(under)}"
     )
-    return replace(result, verdict=text + _spare(under) + _interference(under) + _abroad(under))
+    return replace(
+        result,
+        verdict=text + _spare(under) + _interference(under) + _abroad(under) + _control(result, circuit, ablation),
+    )
 
 
 def _chance(under: UnderAblation) -> str:
@@ -201,3 +206,10 @@ def _abroad(under: UnderAblation) -> str:
         return ""
     inside, without = off.circuit["kl"].mean, off.complement["kl"].mean
     return f" On {off.pairs} pairs of templates held out its KL is {inside:.3f}, that of the rest {without:.3f}."
+
+
+def _control(result: Evaluation, circuit: EvaluatedCircuit, ablation: str) -> str:
+    found = [one for one in result.circuits if one.control and one.task == circuit.task and ablation in one.ablations]
+    return "".join(
+        f" The control {one.name} reaches KL {one.ablations[ablation].circuit['kl'].mean:.3f}." for one in found
+    )
