@@ -93,9 +93,9 @@ def lines(
     series = [line for line in series if len(line.x)]
     if not series:
         return None
-    figure, axes = _axes()
+    many = any(line.member is not None for line in series)
+    figure, axes = _axes(height=2.8 if many else 2.8 + 0.17 * (len(series) // 2))  # a legend of two columns is above
     with mpl.rc_context(STYLE):
-        many = any(line.member is not None for line in series)
         for index, line in enumerate(series):
             style = index % len(SERIES)
             shape = (index + index // len(SERIES)) % len(SERIES)  # the seventh series is not the first one again
