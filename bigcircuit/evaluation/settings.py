@@ -22,9 +22,9 @@ _METHODS = (
 
 def _listed(value: Any) -> Any:
     """`a,b` as a list; nothing as an empty one."""
-    if isinstance(value, str):
-        return [word.strip() for word in value.split(",") if word.strip()]
-    return [] if value is None else value
+    if isinstance(value, (tuple, list)):
+        return value
+    return [] if value is None else [word.strip() for word in str(value).split(",") if word.strip()]
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
