@@ -166,24 +166,27 @@ def compare(case: Case, seed: int, folder: Path, steps: int | None) -> Iterator[
 
 
 def learn(case: Case, folder: Path, steps: int | None) -> list[tuple[str, str, Circuit]]:
-    """Members of one population: told the size of the truth at one level each, and not told."""
+    """Told the size of the truth at one level each, and not told. What is asked for differs, so these are separate runs."""
     truth, shapes = case.planted.truth, case.frozen.shapes
-    target = {"neuron": "target.total", "head": "target.head"}
-    members = [{target[level]: int(flat(truth, level, shapes).sum())} for level in case.levels]
-    if "neuron" in case.levels:
-        members.append({"penalty.attention_neuron": PENALTY, "penalty.mlp_neuron": PENALTY})
-    settings = {
+    shared = {
         "model.path": str(case.planted.folder),
         "task.name": "pairs",
         "task.path": str(folder / "pairs.jsonl"),
         "train.micro_batch_size": 16,  # all of a batch at once
-        "population.members": members,
-        "output": str(folder / "run"),
-    }
-    run = prune(load(None, settings | ({"train.steps": steps} if steps else {})), Ranks())
-    circuits = [Circuit.load(run.circuit(str(index), len(members))) for index in range(len(members))]
-    found = [(TOLD, level, circuit) for level, circuit in zip(case.levels, circuits, strict=False)]
-    return found + [(UNTOLD, level, circuits[-1]) for level in case.levels if len(members) > len(case.levels)]
+    } | ({"train.steps": steps} if steps else {})
+
+    def circuit(name: str, settings: dict[str, Any]) -> Circuit:
+        run = prune(load(None, {**shared, **settings, "output": str(folder / name)}), Ranks())
+        return Circuit.load(run.circuit("0", 1))
+
+    found = []
+    for level in case.levels:
+        target = "target.total" if level == "neuron" else f"target.{level}"
+        found.append((TOLD, level, circuit(level, {target: int(flat(truth, level, shapes).sum())})))
+    if "neuron" in case.levels:
+        untold = circuit("untold", {"penalty.attention_neuron": PENALTY, "penalty.mlp_neuron": PENALTY})
+        found += [(UNTOLD, level, untold) for level in case.levels]
+    return found
 
 
 def describe(case: Case) -> str:

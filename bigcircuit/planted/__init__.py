@@ -17,8 +17,8 @@ as different between clean and corrupted prompts. They are of four kinds:
  - `inner` (heads): a head whose neurons are such pairs. As a head it writes zero; its neurons are opposed.
 
 **All of the truth is needed (a measurement).** Closing any single node of it, everything else open, changes the output: `base.py`
-makes models in which each one costs at least a given KL, cutting what costs less and training on until all do, and a test
-measures it again in the widened model. No method under test takes part in this.
+makes models that work and in which each one costs at least a given KL, by cutting what costs less and training on until all do;
+a test measures it again in the widened model. No method under test takes part in this.
 
 **Copies.** An original may be `shared`: two nodes that read alike and write s and 1 - s times what it wrote. Both are in the
 truth: without either one the model has lost a part of that output. Copies of which one alone would do are not planted: a sum of
