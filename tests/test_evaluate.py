@@ -122,7 +122,7 @@ def induction(shared, tmp_path_factory):
     """A circuit file with the two heads that are known to do induction, and one with a decoy as well."""
     folder = tmp_path_factory.mktemp("induction")
     model = str(shared / "models/induction_2L1H")
-    pairs = write(folder / "pairs.jsonl", induction_pairs(120))
+    pairs = write(folder / "pairs.jsonl", induction_pairs(300))
     config = folder / "task.yaml"
     config.write_text(
         f"model: {{path: {model}}}\ntask: {{name: pairs, path: {pairs}, keep: solved}}\ntrain: {{batch_size: 16}}\n"
@@ -160,7 +160,7 @@ def test_induction_needs_head_0_of_both_layers_and_nothing_else(induction):
     # A head of two in each of two layers: a quarter of the random circuits are the true one, the others fail.
     assert true.random.distinct and 1 <= true.random.scores["kl"].better <= 20
     assert true.random.scores["kl"].p95 > 5
-    assert found.verdict.startswith("With interchange ablation, 64 of") or "2 of 4 heads" in found.verdict
+    assert "(2 of 4 heads)" in found.verdict
 
 
 def test_a_mean_ablated_circuit_uses_the_constants_of_its_run(tmp_path):

@@ -74,8 +74,9 @@ def minimality(
 ) -> Minimality:
     """Close the kept nodes of one granularity one after the other. kl: of the circuit itself, [N], nats.
 
-    A node is necessary if the 95% interval of the mean change of KL lies above the tolerance. Those that are not may stand in
-    for each other, so the circuit without all of them is scored as well.
+    A node is necessary if the mean change of KL is above the tolerance and its 95% interval above 0: one that matters on a few
+    pairs only has a wide interval. Those that are not may stand in for each other, so the circuit without all of them is
+    scored as well.
     """
     tested, size = groups(masks[name], limit)
     circuits = [without(masks, name, [group], shapes) for group in tested]
@@ -83,7 +84,7 @@ def minimality(
     dropped = []
     for group, circuit, one in zip(tested, circuits, _scores(change), strict=True):
         closed = _neurons(masks) - _neurons(circuit)
-        dropped.append(Dropped(group.layer, group.nodes, closed, one, one.low > tolerance))
+        dropped.append(Dropped(group.layer, group.nodes, closed, one, one.low > 0 and one.mean > tolerance))
     spare = [group for group, one in zip(tested, dropped, strict=True) if not one.necessary]
     together = None
     if spare and len(spare) < len(tested):

@@ -104,7 +104,7 @@ class Dropped:
     kl_change: Score
     """KL without it - KL of the circuit, nats."""
     necessary: bool
-    """The interval of the change of KL is above the tolerance."""
+    """The change of KL is above the tolerance, and its interval above 0."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class EvaluationSettings(Section):
     groups: Count = 256
     """Most tests of minimality a granularity: where more nodes are kept, neighbours are closed together. 0 for none."""
     tolerance: Annotated[float, Field(ge=0)] = 1e-4
-    """A node is necessary if the interval of the rise of KL without it is above this, in nats; 1e-4 is rounding."""
+    """A node is necessary if KL rises without it by more than this, in nats, and the interval of the rise is above 0."""
     methods: Names = _METHODS
     """Rankings whose curves are drawn: learned, the baselines integrated_gradients, attribution_patching, head_importance,
     activation_magnitude and random, all, or none."""

@@ -85,19 +85,24 @@ class _ScoreTable:
 
     def _add(self, label: str, kept: dict[str, int], scores: Scores) -> None:
         cells = [self._score(scores[name], name) for name in self.names]
-        cells[1:1] = [f"{getattr(scores['kl'], tail):.3f}" for tail in self.tails]
+        cells[1:1] = [_number(getattr(scores["kl"], tail)) for tail in self.tails]
         self.shown.add_row(label, *[str(kept.get(size, "")) for size in self.sizes], *cells)
 
     def _score(self, one: Score, name: str) -> str:
-        return f"{one.mean:.3f}" + (f" [{_short(one.low)}, {_short(one.high)}]" if name in self.intervals else "")
+        return _number(one.mean) + (f" [{_short(one.low)}, {_short(one.high)}]" if name in self.intervals else "")
 
     def _drawn(self, one: Drawn, name: str) -> str:
-        return f"{one.mean:.3f}" + (f" [{_short(one.min)}, {_short(one.max)}]" if name in self.intervals else "")
+        return _number(one.mean) + (f" [{_short(one.min)}, {_short(one.max)}]" if name in self.intervals else "")
 
 
 def _short(value: float) -> str:
     """Three decimals, or one where they would say nothing."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return _number(value) if abs(value) < 10 else f"{value:.1f}"
+
+
+def _number(value: float) -> str:
+    """Three decimals, and no minus before nothing."""
+    return f"{value:.3f}".replace("-0.000", "0.000")
 
 
 def _cross(result: Evaluation, ablation: str) -> Table:
@@ -143,7 +148,13 @@ def _table(title: str, headings: Sequence[str], caption: str | None = None) -> T
     """An empty table. With a caption it is numbers that must not wrap, else its first column must not."""
     shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True, caption=caption)
     for index, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if index else "left", no_wrap=bool(index) == bool(caption))
+        numbers = bool(index)
+        shown.add_column(
+            heading,
+            justify="right" if numbers else "left",
+            no_wrap=numbers == bool(caption),
+            min_width=None if numbers else 14,
+        )
     return shown
 
 
@@ -155,7 +166,7 @@ def verdict(result: Evaluation) -> Evaluation:
     text = (
         f"With {ablation} ablation, {circuit.kept['total']} of {result.nodes['total']} neurons ({circuit.kept['head']} of "
         f"{result.nodes['head']} heads) predict what the full model predicts on {under.circuit['exact_match'].mean:.0%} of the "
-        f"held-out pairs (KL {kl.mean:.3f} nats, 95% interval {kl.low:.3f} to {kl.high:.3f}, worst pair {kl.max:.2f}); the rest "
+        f"held-out pairs (KL {_number(kl.mean)} nats, 95% interval {_number(kl.low)} to {_number(kl.high)}, worst pair {kl.max:.2f}); the rest "
         f"without them on {under.complement['exact_match'].mean:.0%} (KL {under.complement['kl'].mean:.3f}).{_chance(under)}"
     )
     return replace(
@@ -173,7 +184,7 @@ def _chance(under: UnderAblation) -> str:
     found = "None" if not kl.better else str(kl.better)
     verb = "is" if kl.better < 2 else "are"
     return (
-        f" {found} of {under.random.draws} random circuits of the same shape {verb} as close (the best: KL {kl.min:.3f}; "
+        f" {found} of {under.random.draws} random circuits of the same shape {verb} as close (the best: KL {_number(kl.min)}; "
         f"p = {kl.p:.2g})."
     )
 
