@@ -1,12 +1,12 @@
 """Options of `bigcircuit evaluate` beside those of a config. Light, so that a typo is answered at once."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from bigcircuit.config import Count, Fraction, Positive, Section
+from bigcircuit.config import Count, Fraction, GranularityName, Positive, Section
 from bigcircuit.errors import UserError
 
 ABLATIONS = ("interchange", "zero", "mean", "mean_per_position", "optimal")
@@ -37,9 +37,7 @@ class EvaluationSettings(Section):
     """Any of interchange, zero, mean, mean_per_position, optimal, or all; by default those the circuits were found under."""
     draws: Count = 100
     """Random circuits of the same shape; 0 for none."""
-    fractions: Annotated[tuple[Fraction, ...], BeforeValidator(lambda v: [float(w) for w in _listed(v)])] = (
-        0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
-    )  # fmt: skip
+    fractions: tuple[Fraction, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Shares of the complement that are opened beside the circuit (partial ablation)."""
     partial_draws: Count = 5
     """Random choices at each of these fractions; 0 leaves partial ablation out."""
@@ -66,6 +64,20 @@ class EvaluationSettings(Section):
     """Folder for evaluation.json; by default the folder of the first run or circuit."""
     seed: Count = 0
     """Seed of the random circuits."""
+
+    @field_validator("fractions", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> list[float]:
+        return [float(word) for word in _listed(value)]
+
+    @field_validator("levels")
+    @classmethod
+    def _levels(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = ("neuron", *get_args(GranularityName))
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{name} is not known; use any of {', '.join(known)}")
+        return tuple(dict.fromkeys(names))
 
     @field_validator("ablations", "methods")
     @classmethod

@@ -163,11 +163,12 @@ def verdict(result: Evaluation) -> Evaluation:
     circuit = result.circuits[0]
     ablation, under = next(iter(circuit.ablations.items()))
     kl = under.circuit["kl"]
+    interval = f"95% interval {_number(kl.low)} to {_number(kl.high)}, worst pair {kl.max:.2f}"
     text = (
         f"With {ablation} ablation, {circuit.kept['total']} of {result.nodes['total']} neurons ({circuit.kept['head']} of "
         f"{result.nodes['head']} heads) predict what the full model predicts on {under.circuit['exact_match'].mean:.0%} of the "
-        f"held-out pairs (KL {_number(kl.mean)} nats, 95% interval {_number(kl.low)} to {_number(kl.high)}, worst pair {kl.max:.2f}); the rest "
-        f"without them on {under.complement['exact_match'].mean:.0%} (KL {under.complement['kl'].mean:.3f}).{_chance(under)}"
+        f"held-out pairs (KL {_number(kl.mean)} nats, {interval}); the rest without them on "
+        f"{under.complement['exact_match'].mean:.0%} (KL {under.complement['kl'].mean:.3f}).{_chance(under)}"
     )
     return replace(
         result,
