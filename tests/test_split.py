@@ -163,3 +163,53 @@ def test_real_files_can_be_halved(shared, name):
     assert not prompts_of(result["train"]) & prompts_of(result["test"])
     assert len(result["train"]) + len(result["test"]) == len(pairs) and not result["validation"]
     assert abs(len(result["train"]) - len(result["test"])) <= 1
+
+
+def templated(names, shared=()):
+    """One example a template name, all prompts distinct unless `shared` names two indices with the same clean prompt."""
+    examples, pairs = make([(2 * i, 2 * i + 1) for i in range(len(names))])
+    for first, second in shared:
+        examples[second] = examples[second]._replace(clean=examples[first].clean)
+    return examples, [pair._replace(template=name) for pair, name in zip(pairs, names, strict=True)]
+
+
+BY_TEMPLATE = {**FRACTIONS, "by": "template", "off_distribution": 0.25}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=12, max_size=40), st.integers(0, 2**31))
+def test_a_template_that_is_held_out_is_in_no_other_split(names, seed):
+    if len(set(names)) < 2 or len(names) - max(map(names.count, set(names))) < 6:
+        return
+    examples, pairs = templated(names)
+    try:
+        result = split(examples, pairs, BY_TEMPLATE, seed)
+    except UserError as error:
+        assert "split is empty" in str(error)
+        return
+    held = {names[e.id] for e in result["off_distribution"]}
+    rest = {names[e.id] for name in FRACTIONS for e in result[name]}
+    assert held and not held & rest and held | rest == set(names)
+    assert len(held) == min(max(1, round(0.25 * len(set(names)))), len(set(names)) - 1)
+    assert sum(map(len, result.values())) == len(names)
+
+
+def test_without_the_setting_templates_change_nothing():
+    examples, pairs = templated(["a", "b"] * 10)
+    plain = [pair._replace(template="") for pair in pairs]
+    settings_off = {**BY_TEMPLATE, "by": "prompt"}
+    assert split(examples, pairs, settings_off, 3) == split(examples, plain, FRACTIONS, 3)
+
+
+@pytest.mark.parametrize(
+    ("names", "shared", "message"),
+    [
+        (["a", "b", ""] * 4, (), "has no template and task.split.by is template"),
+        (["a"] * 8, (), "all pairs are of one template"),
+        (["a", "b"] * 6, ((0, 1),), "shares a prompt with a pair of another one"),
+    ],
+)
+def test_templates_that_cannot_be_held_out(names, shared, message):
+    examples, pairs = templated(names, shared)
+    with pytest.raises(UserError, match=message):
+        split(examples, pairs, BY_TEMPLATE, seed=0)
