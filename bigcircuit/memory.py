@@ -120,7 +120,9 @@ def _weights(frozen: FrozenModel, settings: Settings | None, ranks: int) -> dict
     held = min(max(zero["stage3_max_live_parameters"], largest), sum(p.numel() for p in parameters))
     held = max(held, max(p.numel() for p in parameters)) * parameters[0].element_size()
     offloaded = torch.cuda.is_available() and "offload_param" in zero
-    return {"this rank's piece of the weights": 0 if offloaded else whole // ranks, "gathered weights": held}
+    # Measured on CPU (benchmarks/memory.md): a gather through gloo needs its flat result and a copy of it besides.
+    buffers = 0 if torch.cuda.is_available() else 2 * largest * parameters[0].element_size()
+    return {"this rank's piece of the weights": 0 if offloaded else whole // ranks, "gathered weights": held + buffers}
 
 
 def training_peak(frozen: FrozenModel, config: Config, work: Workload) -> int:

@@ -71,7 +71,7 @@ def test_circuit_file_opens_without_this_project(finished):
     assert metadata["format"] == "bigcircuit/1"
     assert masks["mask.head"].dtype == torch.bool
     assert masks["mask.head"].shape == (4, 8)
-    assert masks["log_alpha.head"].dtype == torch.float32
+    assert masks["log_alpha.mlp_neuron"].dtype == torch.float32
     hashes = json.loads(metadata["sha256"])
     assert {name: tensor_sha256(mask) for name, mask in masks.items()} == hashes
     for key in (
