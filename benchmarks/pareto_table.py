@@ -25,10 +25,10 @@ def front(rows: Sequence[Row], size: str) -> list[tuple[float, float]]:
     return points
 
 
-def needed(points: Sequence[tuple[float, float]], kl: float) -> tuple[str, float]:
-    """Size at which a front reaches a KL, by interpolation of its logarithm: ("", size), or ("<" or ">", its end)."""
+def needed(points: Sequence[tuple[float, float]], kl: float, largest: float) -> tuple[str, float]:
+    """Size at which a front reaches a KL, by interpolation of its logarithm: ("", size), or ("<" or ">", what was tried)."""
     if not points or points[-1][1] > kl:
-        return ">", points[-1][0] if points else math.nan
+        return ">", largest
     if points[0][1] <= kl:
         return "<", points[0][0]
     for (small, worse), (large, better) in zip(points, points[1:], strict=False):
@@ -60,7 +60,10 @@ def comparison(rows: Sequence[Row]) -> list[str]:
             average = {key: mean(row[key] for row in same) for key in ("kl", "heads", "parameters", "exact_match")}
             kl = average["kl"]
             spread = f" ± {stdev(row['kl'] for row in same):.3f}" if len(same) > 1 else ""
-            against = [_against(*needed(fronts[m], kl), size) if fronts[m] else "" for m in fronts]
+            tried = {
+                m: max((r["neurons"] for r in rows if (r["file"], r["method"]) == (file, m)), default=0) for m in fronts
+            }
+            against = [_against(*needed(fronts[m], kl, tried[m]), size) if fronts[m] else "" for m in fronts]
             lines.append(
                 f"| {file} | {size} / {same[0]['of']} | {average['heads']:.1f} | {average['parameters']:.1%} | {kl:.3f}{spread} | "
                 f"{average['exact_match']:.3f} | {against[0]} | {against[1]} |"
