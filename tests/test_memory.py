@@ -64,7 +64,7 @@ def test_estimate_of_what_is_known_in_closed_form():
     four = estimate(skeleton(base.model), load(None, {"population.seeds": 4}), None, WORK)
     small = estimate(skeleton(base.model), load(None, {"train.checkpointing": True}), None, WORK)
     assert one["frozen weights"] == sum(p.numel() * 4 for p in skeleton(base.model).model.parameters())
-    assert one["reference logits"] == 100 * 1030 * 4
+    assert one["reference logits"] == (2 * 50 + 50) * 1030 * 4, "training pairs serve both ways"
     assert four["gates, Adam moments and sums"] == 4 * one["gates, Adam moments and sums"]
     assert four["activations and gradients"] == pytest.approx(4 * one["activations and gradients"], rel=0.2)
     assert small["activations and gradients"] < 0.6 * one["activations and gradients"]
@@ -121,7 +121,7 @@ def test_memory_that_runs_out_in_the_middle_is_one_line_with_the_estimate_and_th
         "import sys; from bigcircuit import cli, plan, prune; prune.refuse_what_cannot_fit = lambda *_: plan._libraries(False)\n"
         "sys.exit(cli.answer(cli.run_prune, sys.argv[1:]))"
     )
-    settings = {**QUICK, "population.seeds": 150, "train.batch_size": 16, "train.micro_batch_size": 16}
+    settings = {**QUICK, "population.seeds": 400, "train.batch_size": 16, "train.micro_batch_size": 16}
     words = [f"--{key}={value}" for key, value in {**settings, "output": tmp_path / "x"}.items()]
     done = subprocess.run(
         [sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True,
