@@ -22,6 +22,7 @@ from bigcircuit.memory import Workload
 from bigcircuit.plan import Memory, needs
 from bigcircuit.sharding import read_settings
 from bigcircuit.tasks.data import load_task
+from tests.faults import free_port
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = Path(__file__).with_suffix(".md")
@@ -118,7 +119,7 @@ def measured(case: Case, folder: Path) -> int:
             "--nproc-per-node",
             "2",
             "--master-port",
-            "29655",
+            str(free_port()),
             "launchers/prune.py",
         ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -143,7 +143,7 @@ CELLS = {
     "half a character": Bad(
         "a.jsonl", second(clean="\ud83d x"), ":2:", ("clean holds half a character", "write it as UTF-8")
     ),
-    "unknown split": Bad("a.jsonl", second(split="dev"), ":2:", ("split is 'dev'", "use train, validation or test")),
+    "unknown split": Bad("a.jsonl", second(split="dev"), ":2:", ("split is 'dev'", "use train, validation, test or")),
     "text for an id": Bad(
         "a.csv",
         "clean,corrupted,correct_idx,incorrect_idx\na,b,5,6\na,b, Anna,7\n",

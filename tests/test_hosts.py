@@ -57,7 +57,7 @@ def words(output):
 def check(processes, folder, alone):
     """What counts is the result: a rank may still be aborted by torch on its way out."""
     for process in processes:
-        process.wait(timeout=100)
+        process.wait(timeout=250)
     log = (folder / "log").read_text()
     assert (folder / "run/summary.json").exists(), log
     assert log.count("held-out scores") == 1, "only the first rank speaks"

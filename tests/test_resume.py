@@ -164,7 +164,7 @@ def test_a_stopped_run_goes_on_with_other_settings_of_memory(stopped, tmp_path):
         tmp_path / "run", Ranks(), **{**overrides, "train__micro_batch_size": 2, "train__checkpointing": True}
     )
     for name, values in Circuit.load(resumed / "circuit.safetensors").log_alpha.items():
-        assert (values - whole.log_alpha[name]).abs().max() <= 1e-6
+        assert (values - whole.log_alpha[name]).abs().max() <= 1e-5
 
 
 def test_a_checkpoint_is_small_and_holds_everything(stopped):
