@@ -108,7 +108,7 @@ def stopped(tmp_path_factory):
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = {
         "model__path": str(folder / "model"), "task__name": "pairs", "task__path": str(folder / "pairs.jsonl"),
-        "train__steps": 4,
+        "train__steps": 4, "gates__parametrisation": "hard_concrete",
     }  # fmt: skip
     stop(folder / "run", Ranks(), 2, **overrides)
     return folder, overrides
@@ -164,7 +164,7 @@ def test_a_stopped_run_goes_on_with_other_settings_of_memory(stopped, tmp_path):
         tmp_path / "run", Ranks(), **{**overrides, "train__micro_batch_size": 2, "train__checkpointing": True}
     )
     for name, values in Circuit.load(resumed / "circuit.safetensors").log_alpha.items():
-        assert (values - whole.log_alpha[name]).abs().max() <= 1e-5
+        assert (values - whole.log_alpha[name]).abs().max() <= 1e-6
 
 
 def test_a_checkpoint_is_small_and_holds_everything(stopped):
