@@ -1,26 +1,21 @@
-"""Mean and optimal ablation: where the constants of closed nodes come from.
+"""Mean ablation, and where learned constants start: activations of the full model over a data set.
 
 Shapes: L layers, R rows of a batch, T positions, n width of a site in the widest layer, w in one layer.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from bigcircuit.ablated import INTERCHANGE, ZERO, Ablation, Moments, widest
 from bigcircuit.config import AblationConfig
-from bigcircuit.evaluation.scores import mask_source
 from bigcircuit.frozen.sites import FrozenModel
-from bigcircuit.gates.discretise import Masks
-from bigcircuit.gates.granularity import LEAVES, SITE_WIDTH
-from bigcircuit.objective import kl_divergence
-from bigcircuit.references import References
+from bigcircuit.gates.granularity import SITE_WIDTH
 from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import Batch, train_order
+from bigcircuit.tasks.batch import Batch
 from bigcircuit.tasks.pair import Example
-from bigcircuit.tasks.passes import Passes, Piece
+from bigcircuit.tasks.passes import Passes
 
 __all__ = [
     "INTERCHANGE",
@@ -29,7 +24,6 @@ __all__ = [
     "Moments",
     "mean_ablation",
     "moments",
-    "optimal_ablation",
     "starting_ablation",
 ]
 
@@ -121,88 +115,6 @@ def mean_ablation(
     found = moments(frozen, examples, passes, per_position=per_position, prompts=prompts)
     name = "mean_per_position" if per_position else "mean"
     return Ablation(name, {site: mean.unsqueeze(0) for site, mean in found.mean.items()})
-
-
-def optimal_ablation(
-    frozen: FrozenModel,
-    circuits: Sequence[Masks],
-    examples: Sequence[Example],
-    passes: Passes,
-    steps: int = 200,
-    *,
-    lr: float = 0.05,
-    batch_size: int = 32,
-    seed: int = 0,
-) -> Ablation:
-    """The constants under which each of P finished circuits is nearest to the full model on `examples` (arXiv 2409.09951).
-
-    They are learned by Adam from the mean on, for all circuits in the same passes; no circuit knows of the others. Where that
-    did not lower a circuit's KL over all examples, it keeps its means. lr: of the first step, in the units of Moments.start; it
-    falls to 0 as a cosine. batch_size: examples a step.
-    """
-    found = moments(frozen, examples, passes, per_position=False, prompts="corrupted")
-    start = {site: found.start(site, frozen.shapes) for site in SITE_WIDTH}
-    sites = [site for site, leaf in LEAVES.items() if leaf in circuits[0]]
-    offsets = {site: torch.zeros(len(circuits), *start[site][0].shape, device=frozen.device) for site in SITE_WIDTH}
-    trained = [offsets[site].requires_grad_() for site in sites]
-    optimizer = torch.optim.Adam(trained, lr)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-
-    def constants() -> Ablation:
-        values = {site: centre + unit * offsets[site] for site, (centre, unit) in start.items()}
-        return Ablation("optimal", {site: rows.unsqueeze(2) for site, rows in values.items()})
-
-    with Streams(frozen, constants()) as streams:
-        fit = _Fit(streams, circuits, References(streams, examples, passes), passes)
-        with torch.no_grad():
-            before = fit.kl(examples, constants)
-        for step in range(steps):
-            chosen = [examples[i] for i in train_order(len(examples), min(batch_size, len(examples)), step, seed)]
-            fit.gradients(chosen, constants, trained)
-            optimizer.step()
-            decay.step()
-        with torch.no_grad():
-            worse = fit.kl(examples, constants) >= before
-            for offset in trained:
-                offset[worse] = 0
-            return constants()
-
-
-class _Fit(NamedTuple):
-    """How far P circuits with given constants are from the full model. The ranks divide the work and all get the sums."""
-
-    streams: Streams
-    circuits: Sequence[Masks]
-    references: References
-    passes: Passes
-
-    def kl(self, examples: Sequence[Example], constants: Callable[[], Ablation]) -> Tensor:
-        """Summed over examples, float64 [P], nats."""
-        sums = torch.zeros(len(self.circuits), dtype=torch.float64, device=self.streams.frozen.device)
-        for piece in self.passes.over(examples, full=False):
-            sums += self._kl(piece, constants()) * piece.counts
-        self.passes.ranks.sum_([sums])
-        return sums
-
-    def gradients(
-        self, examples: Sequence[Example], constants: Callable[[], Ablation], parameters: Sequence[Tensor]
-    ) -> None:
-        """Set `grad` of the parameters to that of the mean KL of every circuit."""
-        sums = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
-        for piece in self.passes.over(examples, full=False):
-            found = torch.autograd.grad(self._kl(piece, constants()).sum() / len(examples), parameters)
-            self.streams.frozen.settle()
-            for total, gradient in zip(sums, found, strict=True):
-                total += gradient * piece.counts
-        self.passes.ranks.sum_(sums)
-        for parameter, total in zip(parameters, sums, strict=True):
-            parameter.grad = total.float()
-
-    def _kl(self, piece: Piece, ablation: Ablation) -> Tensor:
-        self.passes.ranks.stop_if_asked()
-        with self.streams.under(ablation):
-            logits = self.streams.masked(piece.batch, mask_source(self.circuits, self.streams), len(self.circuits))
-        return kl_divergence(self.references(piece), logits, piece.batch).sum(1)
 
 
 def starting_ablation(

@@ -121,6 +121,8 @@ class AblationConfig(Section):
     """Which prompts of the pairs: the corrupted ones are the usual reference, on which the behaviour is not asked for."""
     lr: Annotated[float, Field(gt=0)] = 0.02
     """Highest learning rate of the optimal constants, in standard deviations of the neuron per update; follows train.lr."""
+    finish_steps: Count = 200
+    """Updates by which optimal constants are fitted once more, at the end, to the finished masks; 0 for none."""
 
     @property
     def name(self) -> str:

@@ -22,6 +22,7 @@ from bigcircuit.frozen.sites import FrozenModel
 from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.gates.population import Population, node_counts, trained_granularities
 from bigcircuit.identity import check_same, identity
+from bigcircuit.optimal import Lessons
 from bigcircuit.plan import explained, give_freed_memory_back, refuse_what_cannot_fit
 from bigcircuit.references import References
 from bigcircuit.results import finish
@@ -71,8 +72,8 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
         ablation, moments = starting_ablation(config.ablation, frozen, averaged, passes)
         with Streams(frozen, ablation, config.train.checkpointing) as streams:
             state = start_or_resume(config, folder, base, streams, moments, data, passes, display)
-            train(config, state, base, streams, data, folder, passes, display)
-            finish(config, state, streams, data, reference, tokenizer, folder, passes, display, started)
+            lessons = train(config, state, base, streams, data, folder, passes, display)
+            finish(config, state, streams, lessons, data, reference, tokenizer, folder, passes, display, started)
     return folder
 
 
@@ -145,8 +146,11 @@ def train(
     folder: RunFolder,
     passes: Passes,
     display: Display,
-) -> None:
-    """The loop: validate and save when it is time, choose examples, update, log. Raises Stopped, with the state saved."""
+) -> tuple[Lessons, Lessons]:
+    """The loop: validate and save when it is time, choose examples, update, log. Raises Stopped, with the state saved.
+
+    Returns what was trained on and what was validated on.
+    """
     settings, examples, ranks = config.train, data.splits["train"], passes.ranks
     held_out = data.splits["validation"] or examples
     if settings.both_ways:
@@ -191,6 +195,7 @@ def train(
             raise
     if record:
         record.close()
+    return Lessons(used, references, full=False), Lessons(held_out, expected, full=True)
 
 
 def wanted(examples: Sequence[Example], settings: TrainConfig, seed: int, steps: int) -> list[Example]:

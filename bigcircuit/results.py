@@ -21,11 +21,13 @@ from bigcircuit.distributed import Ranks
 from bigcircuit.evaluation.examples import predictions
 from bigcircuit.evaluation.result import Scores
 from bigcircuit.evaluation.scores import score, summarise
+from bigcircuit.finishing import final_ablation
 from bigcircuit.frozen.load import fingerprint
 from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.gates.granularity import GRANULARITIES, LEAVES
 from bigcircuit.gates.population import node_counts, trained_granularities
+from bigcircuit.optimal import Lessons
 from bigcircuit.run_folder import RunFolder, versions
 from bigcircuit.storage import write_json
 from bigcircuit.streams import Streams
@@ -48,6 +50,7 @@ def finish(
     config: Config,
     state: TrainState,
     streams: Streams,
+    lessons: tuple[Lessons, Lessons],
     data: TaskData,
     reference: Reference | None,
     tokenizer: Any,
@@ -58,7 +61,8 @@ def finish(
 ) -> None:
     """Write circuits, summary.json and report.html, and show the closing table. All ranks score, the first one writes.
 
-    The empty circuit is the first member's ablation alone: where constants are learned, it has those of that member.
+    lessons: what the gates were trained and validated on. The empty circuit is the first member's ablation alone: where
+    constants are learned, it has those of that member.
     """
     population = state.population
     log_alpha = [dict(best.log_alpha) for best in state.best]
@@ -68,7 +72,7 @@ def finish(
     ]
     nothing = {name: torch.zeros_like(mask) for name, mask in masks[0].items()}
     examples = data.splits["test"]
-    ablation = best_ablation(state, streams)
+    ablation = final_ablation(config, state, streams, masks, *lessons, passes, display)
     with streams.under(ablation.of([*range(len(masks)), 0])):
         circuits = score(streams, examples, [*masks, nothing], passes)
     full = score(streams, examples, None, passes)
@@ -107,14 +111,6 @@ def finish(
     display.say(
         f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; see {folder.report}"
     )
-
-
-def best_ablation(state: TrainState, streams: Streams) -> Ablation:
-    """The ablation of the run, with the learned constants that belong to the best gates of each member."""
-    if not state.best[0].constants:
-        return streams.ablation
-    rows = {site: [best.constants[site].unsqueeze(1) for best in state.best] for site in state.best[0].constants}
-    return Ablation(streams.ablation.name, {site: torch.stack(values) for site, values in rows.items()})
 
 
 def _constants(ablation: Ablation, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ QUICK = {
     "train.validate_every": 6,
     "train.save_every": 6,
     "target.total": 200,
+    "ablation.finish_steps": 6,
 }
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,9 @@ from bigcircuit.config_file import load
 from bigcircuit.display import Display
 from bigcircuit.distributed import Ranks
 from bigcircuit.errors import OutOfMemory, UserError
-from bigcircuit.evaluation.bench import LEARNED, Bench, make_ablation
+from bigcircuit.evaluation.bench import LEARNED, MEANS, Bench, make_bench
 from bigcircuit.evaluation.curves import curves
+from bigcircuit.evaluation.means import Averaged, learned_by, load_averaged, means_of
 from bigcircuit.evaluation.measure import Held, measure
 from bigcircuit.evaluation.result import Cell, Curve, EvaluatedCircuit, Evaluation, Task, UnderAblation, save
 from bigcircuit.evaluation.scores import score, summarise
@@ -67,14 +68,19 @@ def evaluate(
     tasks = _tasks(subjects, settings.tasks)
     loaded = {key: load_task(task, tokenizer, hf_config) for key, task in tasks.items()}
     wanted = settings.ablations or tuple(dict.fromkeys(_found_under(s) for s in subjects if not s.control))
+    averaged = load_averaged(subjects, wanted, tokenizer, hf_config)
     passes, sharding = Passes.of(base, ranks), read_settings(base.deepspeed)
-    ranks.agree({name: data.sha256 for name, data in loaded.items()} | {"options": settings.model_dump_json()})
+    ranks.agree(
+        {name: data.sha256 for name, data in loaded.items()}
+        | {f"ablation.data of {name}": one.reference.sha256 for name, one in averaged.items() if one.reference}
+        | {"options": settings.model_dump_json()}
+    )
     give_freed_memory_back()
     with _explained(base, settings):
         frozen = load_frozen(base.model, ranks.device, sharding)
         grounds = {key: _ground(base, tasks[key], data, frozen, passes, display) for key, data in loaded.items()}
         display.say(f"{len(subjects)} circuit(s), {len(grounds)} task(s), ablations: {', '.join(wanted)}")
-        work = _Work(frozen, subjects, tasks, grounds, wanted, settings, passes, display)
+        work = _Work(frozen, subjects, tasks, grounds, averaged, wanted, settings, passes, display)
         for name in wanted:
             work.under(name)
     result = verdict(
@@ -129,12 +135,14 @@ class _Work:
         subjects: Sequence[Subject],
         tasks: Mapping[str, TaskConfig],
         grounds: Mapping[str, Ground],
+        averaged: Mapping[str, Averaged],
         wanted: Sequence[str],
         settings: EvaluationSettings,
         passes: Passes,
         display: Display,
     ) -> None:
         self.frozen, self.subjects, self.tasks, self.grounds = frozen, subjects, tasks, grounds
+        self.averaged = averaged
         self.wanted, self.settings, self.passes, self.display = wanted, settings, passes, display
         self.scores: dict[str, dict[str, UnderAblation]] = {subject.name: {} for subject in subjects}
         self.cross: dict[str, list[Cell]] = {}
@@ -148,46 +156,62 @@ class _Work:
         """Everything under one ablation."""
         self.cross[name], self.curves[name] = [], []
         for place, (key, ground) in enumerate(self.grounds.items()):
-            bench = self._bench(name, ground)
+            benches = self._benches(name, ground)
             mine = [subject for subject in self.subjects if self.key(subject) == key]
             for subject in mine:
                 self.display.say(f"{subject.name}: {name}")
                 self.scores[subject.name][name] = measure(
                     subject.circuit.masks,
                     self.frozen.shapes,
-                    _with_constants_of(subject, bench),
+                    benches(subject),
                     ground.held,
                     self.settings,
+                    own=learned_by(subject, name),
                     minimal=name == (_found_under(subject) if _found_under(subject) in self.wanted else self.wanted[0]),
                 )
             if len(self.grounds) > 1:
-                self.cross[name] += self._cells(key, bench, ground.held)
+                self.cross[name] += self._cells(name, key, benches, ground.held)
             if place == 0 and name != LEARNED:
-                found = [subject for subject in mine if not subject.control]
-                self.curves[name] = curves(found, bench, ground.held, self.settings)
+                found = [(subject, benches(subject)) for subject in mine if not subject.control]
+                self.curves[name] = curves(found, ground.held, self.settings)
 
-    def _bench(self, name: str, ground: Ground) -> Bench:
+    def _benches(self, name: str, ground: Ground) -> Callable[[Subject], Bench]:
+        """The bench of each circuit under one ablation on one task; circuits that may share one do."""
+        made: dict[Any, Bench] = {}
         train = ground.data.splits["train"]
-        prompts = self.subjects[0].config.ablation.prompts
-        ablation = make_ablation(name, self.frozen, train, self.passes, prompts)
-        return Bench(self.frozen, ablation, train, self.passes, self.settings.at_once)
 
-    def _cells(self, key: str, bench: Bench, held: Held) -> list[Cell]:
-        """Every circuit on one task."""
-        found = bench(held.test, [subject.circuit.masks for subject in self.subjects])
-        whole = held.on(held.full, "test")
-        return [
-            Cell(subject.name, key, self.key(subject) == key, summarise(found, whole, index))
-            for index, subject in enumerate(self.subjects)
-        ]
+        def bench(subject: Subject) -> Bench:
+            if own := means_of(subject, name):
+                return Bench(self.frozen, own, train, self.passes, self.settings.at_once)
+            averaged = self.averaged[subject.name]
+            key = id(averaged) if name in (*MEANS, LEARNED) else None
+            if key not in made:
+                made[key] = make_bench(
+                    name,
+                    self.frozen,
+                    train,
+                    averaged.examples(train),
+                    averaged.prompts,
+                    self.passes,
+                    self.settings.at_once,
+                )
+            return made[key]
 
-
-def _with_constants_of(subject: Subject, bench: Bench) -> Bench:
-    """Means that the circuit was found with, instead of new ones."""
-    own = subject.circuit.ablation
-    if own.name != bench.ablation.name or own.constants is None or own.name == LEARNED:
         return bench
-    return Bench(bench.frozen, own, bench.train, bench.passes, bench.at_once)
+
+    def _cells(self, name: str, key: str, benches: Callable[[Subject], Bench], held: Held) -> list[Cell]:
+        """Every circuit on one task."""
+        whole, groups, cells = held.on(held.full, "test"), {}, {}
+        for subject in self.subjects:
+            bench = benches(subject)
+            groups.setdefault(id(bench), (bench, []))[1].append(subject)
+        for bench, together in groups.values():
+            own = [learned_by(subject, name) for subject in together]
+            found = bench(held.test, [subject.circuit.masks for subject in together], own)
+            for index, subject in enumerate(together):
+                scores = summarise(found, whole, index)
+                cells[subject.name] = Cell(subject.name, key, self.key(subject) == key, scores)
+        return [cells[subject.name] for subject in self.subjects]
 
 
 def _one_model(subjects: Sequence[Subject]) -> Config:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigcircuit.ablated import Ablation
 from bigcircuit.evaluation.bench import Bench
 from bigcircuit.evaluation.controls import complement, empty, full, leaves, partly_open, random_circuits
 from bigcircuit.evaluation.minimality import minimality, worth_testing
@@ -47,18 +48,26 @@ class Held(NamedTuple):
 
 
 def measure(
-    masks: Masks, shapes: Shapes, bench: Bench, held: Held, settings: EvaluationSettings, *, minimal: bool
+    masks: Masks,
+    shapes: Shapes,
+    bench: Bench,
+    held: Held,
+    settings: EvaluationSettings,
+    *,
+    own: Ablation | None = None,
+    minimal: bool,
 ) -> UnderAblation:
     """Score the circuit, its complement, nothing, random circuits and partial ablations in one go, then its minimality.
 
-    minimal: whether minimality is asked for.
+    own: the constants that the circuit has, where each has its own; what it is compared with learns some. minimal: whether
+    minimality is asked for.
     """
     draws = min(settings.draws, _LEARNED_DRAWS) if bench.learned else settings.draws
     random = random_circuits(masks, shapes, draws, settings.seed)
     partial = {} if bench.learned or not settings.partial_draws else _partial(masks, shapes, settings)
     three = [leaves(masks), complement(masks, shapes), empty(masks)]
     flat = [*three, *random, *(one for drawn in partial.values() for one in drawn)]
-    scores = bench([*held.test, *held.off], flat)
+    scores = bench([*held.test, *held.off], flat, [own])
     test, whole = held.on(scores, "test"), held.on(held.full, "test")
     circuit, without, nothing = (summarise(test, whole, index) for index in range(3))
     after = 3 + draws

@@ -1,0 +1,60 @@
+"""What the constants of an ablation are for each circuit: those in its file, or means over what its config names."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bigcircuit.ablated import Ablation
+from bigcircuit.evaluation.bench import LEARNED, MEANS
+from bigcircuit.evaluation.subjects import Subject
+from bigcircuit.tasks.data import Reference, load_reference
+from bigcircuit.tasks.pair import Example
+
+
+def learned_by(subject: Subject, ablation: str) -> Ablation | None:
+    """The learned constants in a circuit's file; None if it has none or these are not what is asked for."""
+    own = subject.circuit.ablation
+    return own if ablation == own.name == LEARNED and own.constants is not None else None
+
+
+def means_of(subject: Subject, ablation: str) -> Ablation | None:
+    """The means in a circuit's file; None if it has none, or if its config names another data set by now."""
+    own, known, settings = subject.circuit.ablation, subject.circuit.metadata, subject.config.ablation
+    if own.name != ablation or ablation not in MEANS or own.constants is None:
+        return None
+    data = (settings.data or "").rsplit("/", 1)[-1]
+    same = (
+        known.get("ablation_data", data) == data and known.get("ablation_prompts", settings.prompts) == settings.prompts
+    )
+    return own if same else None
+
+
+class Averaged(NamedTuple):
+    """What means are taken over."""
+
+    reference: Reference | None
+    """The pairs of `ablation.data`; None for the training pairs of the task."""
+    prompts: str
+
+    def examples(self, train: Sequence[Example]) -> Sequence[Example]:
+        """The pairs, given those of the task to train on."""
+        return train if self.reference is None else self.reference.examples
+
+
+def load_averaged(
+    subjects: Sequence[Subject], ablations: Sequence[str], tokenizer: Any, hf_config: Any
+) -> Mapping[str, Averaged]:
+    """For each circuit, by name, what its config says of means; equal ones are the same object. Raises UserError.
+
+    `ablation.data` is read where one of the ablations needs means that are not in the circuit's file.
+    """
+    known: dict[str, Averaged] = {}
+    found = {}
+    for subject in subjects:
+        needed = any(name == LEARNED or (name in MEANS and means_of(subject, name) is None) for name in ablations)
+        settings, config = subject.config.ablation, subject.config
+        reads = needed and settings.data is not None
+        key = f"{settings.prompts} {config.task.model_dump_json() if reads else ''} {settings.data if reads else ''}"
+        if key not in known:
+            known[key] = Averaged(load_reference(config, tokenizer, hf_config) if reads else None, settings.prompts)
+        found[subject.name] = known[key]
+    return found

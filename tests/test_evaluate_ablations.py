@@ -1,0 +1,110 @@
+"""Which constants `bigcircuit evaluate` puts in the place of closed nodes: those in a circuit's file, or of its own config."""
+
+import json
+
+import pytest
+
+from bigcircuit.ablation import mean_ablation
+from bigcircuit.circuit import Circuit
+from bigcircuit.config_file import load
+from bigcircuit.distributed import Ranks
+from bigcircuit.evaluation import bench
+from bigcircuit.evaluation.evaluate import evaluate
+from bigcircuit.evaluation.scores import score
+from bigcircuit.evaluation.settings import EvaluationSettings
+from bigcircuit.optimal import optimal_ablation
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.data import load_reference, load_task
+from bigcircuit.tasks.passes import Passes
+from tests.runs import QUICK, run
+
+FAST = {"draws": 2, "partial_draws": 0, "groups": 0, "methods": "none"}
+SMALL = {"task__size": 60, "train__steps": 8}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One under each ablation that has constants, and one under interchange; the second has a data set of its own."""
+    folder = tmp_path_factory.mktemp("runs")
+    kinds = {
+        "interchange": {},
+        "mean": {"ablation__kind": "mean", "ablation__data": "induction", "ablation__prompts": "clean"},
+        "optimal": {"ablation__kind": "optimal", "ablation__prompts": "both"},
+    }
+    for name, settings in kinds.items():
+        run(folder / name, **SMALL, **settings)
+    return folder
+
+
+def kl_of(evaluation, name, ablation):
+    circuit = next(one for one in evaluation.circuits if one.name == name)
+    return circuit.ablations[ablation].circuit["kl"].mean
+
+
+def test_learned_constants_are_those_of_the_file(runs, tmp_path, monkeypatch):
+    """Those of everything else are learned: complement, nothing, random circuits, and a circuit found under another one."""
+    learned = []
+
+    def spy(streams, circuits, *rest, **settings):
+        learned.append([one["mlp_neuron"].sum().item() for one in circuits])
+        return optimal_ablation(streams, circuits, *rest, **settings, steps=3)
+
+    monkeypatch.setattr(bench, "optimal_ablation", spy)
+    other = tmp_path / "induction.yaml"
+    other.write_text("task: {name: induction, size: 40}\n")
+    options = EvaluationSettings(**FAST, ablations="optimal", tasks=str(other), output=str(tmp_path))
+    found = evaluate([str(runs / "optimal"), str(runs / "interchange")], options, Ranks())
+    summary = json.loads((runs / "optimal/summary.json").read_text())
+    kl = summary["members"][0]["scores"]["kl"]["mean"]
+    assert kl_of(found, "optimal", "optimal") == pytest.approx(kl, rel=1e-4)
+    sizes = {
+        n: Circuit.load(runs / n / "circuit.safetensors").sizes()["mlp_neuron"] for n in ("optimal", "interchange")
+    }
+    total = found.nodes["mlp_neuron"]
+    first = [total - sizes["optimal"], 0, sizes["optimal"], sizes["optimal"]]  # complement, nothing, two random ones
+    second = [sizes["interchange"], total - sizes["interchange"], 0, sizes["interchange"], sizes["interchange"]]
+    alone = [sizes["interchange"]]
+    assert learned == [first, second, alone, alone], "the last two are the cells of two tasks"
+    cells = {(cell.circuit, cell.task): cell.scores["kl"].mean for cell in found.cross["optimal"]}
+    assert cells["optimal", "ioi"] == pytest.approx(kl, rel=1e-4) and len(cells) == 4
+
+
+def by_hand(embedded, folder, per_position, averaged, prompts):
+    """KL of a run's circuit under means over the prompts of some pairs; `averaged` makes them of the config."""
+    frozen, tokenizer = embedded
+    config = load(None, {**QUICK, "task.size": SMALL["task__size"]})
+    data = load_task(config.task, tokenizer, frozen.model.config)
+    means = mean_ablation(frozen, averaged(config, data), Passes(8), per_position, prompts)
+    with Streams(frozen, means) as streams:
+        masks = Circuit.load(folder / "circuit.safetensors").masks
+        return score(streams, data.splits["test"], [masks], Passes(8)).kl.mean().item()
+
+
+def test_means_are_over_what_the_config_of_each_circuit_names(runs, tmp_path, embedded):
+    frozen, tokenizer = embedded
+
+    def induction(config, _):
+        named = config.model_copy(update={"ablation": config.ablation.model_copy(update={"data": "induction"})})
+        return load_reference(named, tokenizer, frozen.model.config).examples
+
+    def trained(_, data):
+        return data.splits["train"]
+
+    wanted = {"interchange": (trained, "corrupted"), "mean": (induction, "clean"), "optimal": (trained, "both")}
+    names = [str(runs / name) for name in wanted]
+    options = EvaluationSettings(**FAST, ablations="mean,mean_per_position", output=str(tmp_path))
+    found = evaluate(names, options, Ranks())
+    for name, averaged in wanted.items():
+        for ablation in ("mean", "mean_per_position"):
+            kl = by_hand(embedded, runs / name, ablation != "mean", *averaged)
+            assert kl_of(found, name, ablation) == pytest.approx(kl, rel=1e-4, abs=1e-6), (name, ablation)
+    assert len({kl_of(found, name, "mean") for name in wanted}) == 3
+
+
+def test_a_data_set_that_is_named_now_is_taken_instead_of_the_means_in_the_file(runs, tmp_path, embedded):
+    options = EvaluationSettings(**{**FAST, "methods": "random", "levels": "head"}, output=str(tmp_path))
+    now = {"ablation.data": None, "ablation.prompts": "corrupted"}
+    found = evaluate([str(runs / "mean")], options, Ranks(), overrides=now)
+    kl = by_hand(embedded, runs / "mean", False, lambda _, data: data.splits["train"], "corrupted")
+    assert kl_of(found, "mean", "mean") == pytest.approx(kl, rel=1e-4)
+    assert [one.method for one in found.curves["mean"]] == ["random"]
