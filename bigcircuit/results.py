@@ -20,7 +20,7 @@ from bigcircuit.display import Display
 from bigcircuit.distributed import Ranks
 from bigcircuit.evaluation.examples import predictions
 from bigcircuit.evaluation.result import Scores
-from bigcircuit.evaluation.scores import score, summarise
+from bigcircuit.evaluation.scores import ExampleScores, score, summarise
 from bigcircuit.finishing import final_ablation
 from bigcircuit.frozen.load import fingerprint
 from bigcircuit.frozen.parameters import parameters_kept
@@ -74,8 +74,8 @@ def finish(
     examples = data.splits["test"]
     ablation = final_ablation(config, state, streams, masks, *lessons, passes, display)
     with streams.under(ablation.of([*range(len(masks)), 0])):
-        circuits = score(streams, examples, [*masks, nothing], passes)
-    full = score(streams, examples, None, passes)
+        circuits = score(streams, examples, [*masks, nothing], passes, full=True)
+    full = ExampleScores(*(values[-1:] for values in circuits))
     shown = predictions(streams, masks, ablation, data, tokenizer, passes.size)
     peak = passes.ranks.largest(peak_memory(passes.ranks))
     if not passes.ranks.first:

@@ -229,11 +229,14 @@ def test_many_circuits_score_the_same_in_any_number_of_passes(embedded):
     with Streams(frozen, INTERCHANGE) as streams:
         together = score(streams, examples, circuits, Passes(8))
         apart = score(streams, examples, circuits, Passes(8), at_once=2)
+        beside = score(streams, examples, circuits, Passes(8), at_once=2, full=True)
+        full = score(streams, examples, None, Passes(8))
         cached = References(streams, examples, Passes(8), full=True)
         again = score(streams, examples, circuits, Passes(8), at_once=2, references=cached)
     for name in together._fields:
         torch.testing.assert_close(getattr(apart, name), getattr(together, name), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(getattr(again, name), getattr(apart, name), atol=1e-6, rtol=1e-6)
+        assert torch.equal(getattr(beside, name), torch.cat([getattr(apart, name), getattr(full, name)])), name
     right = together.cross_entropy.double()
     assert (right >= 0).all()
     assert math.isclose(estimate([right[0].numpy()], np.mean).mean, right[0].mean(), rel_tol=1e-9)

@@ -54,23 +54,27 @@ def score(
     passes: Passes,
     at_once: int | None = None,
     references: Callable[[Piece], Tensor] | None = None,
+    *,
+    full: bool = False,
 ) -> ExampleScores:
     """Scores of P circuits, or with None of the full model itself (P = 1), in the order of `examples`, on CPU.
 
     at_once: circuits that share a pass, all of them by default. references: logits [S, V] to compare with, instead of
-    those of the full model, which are computed once a piece. The ranks divide the work and all get all scores.
+    those of the full model, which are computed once a piece. full: the full model is one row more, the last, at no cost. The
+    ranks divide the work and all get all scores.
     """
-    found = torch.zeros(len(ExampleScores._fields), len(circuits or [None]), len(examples))
+    full = full or circuits is None
+    found = torch.zeros(len(ExampleScores._fields), len(circuits or ()) + full, len(examples))
     place = {example.id: index for index, example in enumerate(examples)}
     chunks = _chunks(circuits or (), at_once or len(circuits or ()))
     for piece in passes.over(examples, full=True):
         passes.ranks.stop_if_asked()
         reference = streams.reference(piece.batch) if references is None else references(piece)
         columns = [place[example.id] for example in piece.examples]
-        if circuits is None:
-            _keep(found, slice(0, 1), columns, reference, reference.unsqueeze(0), piece)
+        if full:
+            _keep(found, slice(-1, None), columns, reference, reference.unsqueeze(0), piece)
         for rows, chunk in chunks:
-            with streams.under(streams.ablation.of([*range(rows.start, rows.start + len(chunk))])):
+            with streams.under(streams.ablation.of([*range(rows.start, rows.stop)])):
                 logits = streams.masked(piece.batch, mask_source(chunk, streams), len(chunk))
             _keep(found, rows, columns, reference, logits, piece)
     passes.ranks.sum_([found])
@@ -78,8 +82,8 @@ def score(
 
 
 def _chunks(circuits: Sequence[Mapping[str, Tensor]], size: int) -> list[tuple[slice, Sequence[Mapping[str, Tensor]]]]:
-    starts = range(0, len(circuits), max(size, 1))
-    return [(slice(start, start + size), circuits[start : start + size]) for start in starts]
+    parts = [(start, circuits[start : start + size]) for start in range(0, len(circuits), max(size, 1))]
+    return [(slice(start, start + len(part)), part) for start, part in parts]
 
 
 def _keep(found: Tensor, rows: slice, columns: list[int], reference: Tensor, logits: Tensor, piece: Piece) -> None:
