@@ -173,6 +173,7 @@ def _member(
         "seed": config.train.seed,
         "targets": config.target.sizes(),
         "penalties": {name: weight for name, weight in config.penalty if weight},
+        "parametrisation": config.gates.parametrisation,
         "circuit": path,
         "best_step": state.best[index].step,
         "kept": count(masks),

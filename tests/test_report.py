@@ -11,15 +11,20 @@ from rich.console import Console
 
 from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.circuit import Circuit
+from bigcircuit.cli import answer, run_report
 from bigcircuit.compare import compare
 from bigcircuit.config_file import load
+from bigcircuit.distributed import Ranks
+from bigcircuit.evaluation.evaluate import evaluate
 from bigcircuit.evaluation.examples import predictions
-from bigcircuit.evaluation.settings import ComparisonSettings
-from bigcircuit.report import report, views
+from bigcircuit.evaluation.settings import ComparisonSettings, EvaluationSettings
+from bigcircuit.report import charts, report, views
+from bigcircuit.report.sources import open_source
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.data import load_task
 from tests.browser import Opened
 from tests.reports import circuit_of, expected, listed
+from tests.runs import run
 
 
 def test_layers_open_down_to_the_neurons_of_the_circuit_file(browser, reported):
@@ -212,3 +217,95 @@ def test_predictions_are_those_of_the_plain_model(embedded):
             assert (
                 tokenizer.decode([*example.clean, token]) == tokenizer.decode(example.clean) + row[column][0]["token"]
             )
+
+
+@pytest.fixture(scope="module")
+def apart(reported, tmp_path_factory):
+    """A tree with a population, and folders of their own for an evaluation of two members and a comparison of them."""
+    base = tmp_path_factory.mktemp("apart") / "runs"
+    shutil.copytree(reported.many.path, base / "many")
+    names = [str(base / f"many/circuits/{index}.safetensors") for index in (0, 1)]
+    settings = EvaluationSettings(draws=2, partial_draws=0, groups=0, methods=(), output=str(base / "evaluated"))
+    evaluate(names, settings, Ranks())
+    compare(names, ComparisonSettings(output=str(base / "compared")), Console(file=io.StringIO()))
+    for folder, file in (("evaluated", "evaluation.json"), ("compared", "comparison.json")):
+        (base / folder / "report.html").unlink()
+        assert [path.name for path in (base / folder).iterdir()] == [file]
+    return base
+
+
+def rows_of(page):
+    return {row.locator("th").text_content(): row.locator("td").all_text_contents()
+            for row in page.locator("#circuits tbody tr").all()}  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["evaluated", "compared"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_folder_of_an_evaluation_or_a_comparison_alone(browser, apart, tmp_path, folder, moved):
+    """Circuits are drawn wherever their files are: also when the whole tree has another name and place by now."""
+    base = tmp_path / "elsewhere" if moved else apart
+    if moved:
+        shutil.copytree(apart, base)
+        for file in base.glob("*/*on.json"):
+            file.write_text(file.read_text().replace(str(apart), "/home/before/runs"))
+    assert answer(run_report, [str(base / folder)]) == 0
+    opened = Opened(browser, base / folder / "report.html")
+    page = opened.page
+    assert page.locator(".pick a").all_text_contents() == ["all together", "many/0", "many/1"]
+    masks = [circuit_of(apart / f"many/circuits/{index}.safetensors") for index in (0, 1)]
+    assert {name: cells[1] for name, cells in rows_of(page).items()} == {
+        f"many/{index}": str(int(masks[index]["head"].sum())) for index in (0, 1)
+    }
+    page.locator(".pick a").nth(2).click()
+    assert listed(page, 1)[0] == [", ".join(expected(masks[1], 1)[0])]
+    assert not page.get_by_text("Not drawn").is_visible() and not page.get_by_text("of one population").is_visible()
+    assert page.locator("#scores").count() == (folder == "evaluated")
+    assert page.locator("#overlap").count() == 1
+    opened.assert_quiet()
+
+
+@pytest.mark.parametrize("folder", ["evaluated", "compared"])
+def test_without_the_circuit_files_everything_but_the_drawing_is_there(browser, apart, tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    content = (file := next((apart / folder).glob("*.json"))).read_text()
+    (tmp_path / folder / file.name).write_text(content.replace(str(apart), "/gone"))
+    (path,) = report([str(tmp_path / folder)])
+    opened = Opened(browser, path)
+    found = json.loads(content)
+    assert opened.page.get_by_text("Not drawn: many/0, many/1.").is_visible()
+    assert opened.page.locator(".circuit").count() == 0
+    assert opened.page.locator("h1").text_content() == "ioi: 2 circuits"
+    kept = [f"{one['kept']['total']:,}" for one in found["circuits"]]
+    assert [cells[0] for cells in rows_of(opened.page).values()] == kept
+    if folder == "compared":
+        heads = opened.page.locator("#overlap tbody tr", has_text=re.compile("^heads")).locator("td")
+        assert heads.nth(4).text_content() == f"{found['overlap']['head']['jaccard']:.3f}"
+        assert opened.page.locator("#overlap p").first.text_content() == found["verdict"]
+    else:
+        kl = [one["ablations"]["interchange"]["circuit"]["kl"]["mean"] for one in found["circuits"]]
+        assert [cells[4].startswith(f"{k:.3f}") for k, cells in zip(kl, rows_of(opened.page).values(), strict=True)]
+    opened.assert_quiet()
+
+
+def test_a_file_that_has_changed_since_is_not_drawn_for_the_old_one(apart, tmp_path):
+    shutil.copytree(apart, tmp_path / "runs")
+    (tmp_path / "runs/compared/comparison.json").write_text(
+        (apart / "compared/comparison.json").read_text().replace(str(apart), str(tmp_path / "runs"))
+    )
+    shutil.copy(apart / "many/circuits/2.safetensors", tmp_path / "runs/many/circuits/1.safetensors")
+    (path,) = report([str(tmp_path / "runs/compared")])
+    assert "Not drawn: many/1." in path.read_text()
+
+
+@pytest.mark.parametrize(("settings", "kl", "size"), [
+    ({}, "in training, soft gates", "sum of the soft gates"),
+    ({"gates__parametrisation": "hard_concrete"}, "in training, with noise", "expected"),
+    ({"gates__sampled_sizes": True}, "in training, at sizes of all kinds", "sum of the soft gates"),
+])  # fmt: skip
+def test_curves_of_the_training_say_which_gates_they_saw(tmp_path, settings, kl, size):
+    folder = run(
+        tmp_path / "run", task__size=40, train__steps=2, train__log_every=1, train__validate_every=2, **settings
+    )
+    found = charts.training(open_source(folder.path))
+    labels = [[text.get_text() for text in chart.figure.legends[0].get_texts()] for chart in found]
+    assert labels == [[kl, "validation, discretised"], [size, "validation, discretised"]]

@@ -45,13 +45,29 @@ def training(source: Source) -> list[Chart]:
                 for index, m in enumerate(source.members)
             ]
         else:
-            label = "in training, with noise" if key == "training_kl" else "expected"
             series = [
-                Line(label, *_points(rows, 0, measured)),
+                Line(_in_training(source, key == "training_kl"), *_points(rows, 0, measured)),
                 Line("validation, discretised", *_points(rows, 0, checked)),
             ]
         found.append(lines(key, title, series, "step", y, log=key == "training_kl" and _positive(series)))
     return [chart for chart in found if chart]
+
+
+_IN_TRAINING = {
+    "hard_concrete": ("in training, with noise", "expected"),
+    "straight_through": ("in training, with noise, rounded", "expected"),
+    "sigmoid_top_k": ("in training, soft gates", "sum of the soft gates"),
+    "straight_through_top_k": ("in training, rounded gates", "sum of the soft gates"),
+}
+"""By parametrisation which KL and which size training sees."""
+
+
+def _in_training(source: Source, kl: bool) -> str:
+    gates = (source.setup or {}).get("config", {}).get("gates", {})
+    if kl and gates.get("sampled_sizes"):
+        return "in training, at sizes of all kinds"
+    found = _IN_TRAINING.get(source.members[0].row.get("parametrisation", ""))
+    return "in training" if found is None else found[0 if kl else 1]
 
 
 def _positive(series: Sequence[Line]) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bigcircuit.report import charts
-from bigcircuit.report.sources import Json, Member, Source, nodes
+from bigcircuit.report.sources import Json, Member, Source
 
 
 class Tile(NamedTuple):
@@ -41,7 +41,7 @@ def lead(source: Source, members: Mapping[str, Member], shared: str) -> str:
         return f"{shared} {verdict and 'The first: ' + verdict}".strip()
     if verdict:
         return verdict
-    row, of = next(iter(members.values())).row, nodes(source.members[0].circuit)
+    row, of = next(iter(members.values())).row, source.nodes
     kept, scores = row["kept"], row["scores"]
     text = (
         f"Keeping {kept['total']:,} of {of['total']:,} neurons ({kept['head']} of {of['head']} heads, {kept['mlp']} of "
@@ -132,9 +132,9 @@ def _training(config: Json, row: Json) -> str:
     return f"{train['steps']:,} steps of {train['batch_size']} pairs, the best at step {row['best_step']}"
 
 
-def hashes(members: Mapping[str, Member]) -> list[tuple[str, str]]:
-    """Hashes and identities from the first circuit file, which all circuits of a run share, and the file of each."""
-    found = next(iter(members.values())).circuit.metadata
+def hashes(source: Source) -> list[tuple[str, str]]:
+    """Hashes and identities from the first circuit file, which all circuits of a run share."""
+    found = source.metadata
     kept = [
         key
         for key in ("format", "model", "model_revision", "adapter", "task", "ablation", "metric", "operation")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.evaluation.result import read
 from bigcircuit.evaluation.subjects import name_of, run_of
 from bigcircuit.gates.granularity import GRANULARITIES
+from bigcircuit.report import recorded
 
 Json = Mapping[str, Any]
 
@@ -22,9 +23,10 @@ class Member:
     name: str
     file: str
     """Path relative to the run folder, or as it was given."""
-    circuit: Circuit
+    circuit: Circuit | None
+    """None where only evaluation.json or comparison.json knows it, because its file is gone."""
     row: Json = field(default_factory=dict)
-    """Its row of summary.json; what the circuit file itself says where there is none."""
+    """Its row of summary.json; what the circuit file, or evaluation.json, says where there is none."""
     examples: Sequence[Json] = ()
     """Predictions on a few held-out pairs, from examples.json."""
 
@@ -46,7 +48,28 @@ class Source:
     @property
     def metadata(self) -> Json:
         """Of the first circuit file: hashes of model, tokenizer and task."""
-        return self.members[0].circuit.metadata
+        if (circuit := self.members[0].circuit) is not None:
+            return circuit.metadata
+        found = self.evaluation or self.comparison
+        assert found is not None
+        return recorded.metadata_of(found["circuits"][0], found)
+
+    @property
+    def nodes(self) -> dict[str, int]:
+        """Nodes of the model by granularity, and as `total` site neurons."""
+        if (circuit := self.members[0].circuit) is not None:
+            return nodes(circuit)
+        found = self.evaluation or self.comparison
+        assert found is not None
+        return dict(found["nodes"])
+
+    @property
+    def compared(self) -> dict[str, Circuit]:
+        """The circuits of comparison.json by name; none if there is none, or if a file of theirs is gone."""
+        named = self.comparison["circuits"] if self.comparison else []
+        found = {one["name"]: recorded.circuit_of(one, self.path) for one in named}
+        kept = {name: circuit for name, circuit in found.items() if circuit is not None}
+        return kept if len(kept) == len(found) else {}
 
 
 def open_source(path: Path, summary: Json | None = None) -> Source:
@@ -79,17 +102,28 @@ def _apart(path: Path, found: Mapping[str, Json]) -> Source:
     """A folder that holds no run but what `evaluate` or `compare` found out about circuits elsewhere."""
     if not found:
         raise UserError(f"{path}: has no summary.json, so no finished run; run the same `bigcircuit prune` again")
-    named = next(iter(found.values()))["circuits"]
-    members = [_file(Path(one["file"])).members[0] for one in named]
-    members = [replace(member, name=one["name"]) for member, one in zip(members, named, strict=True)]
+    named = (found.get("evaluation") or found["comparison"])["circuits"]
+    members = [_recorded(one, path) for one in named]
     return Source(path, path.resolve().name, members, **found)
+
+
+def _recorded(record: Json, folder: Path) -> Member:
+    circuit = recorded.circuit_of(record, folder)
+    said = _row(Path(record["file"]), circuit) if circuit else {"scores": {}}
+    return Member(record["name"], record["file"], circuit, said | recorded.row_of(record))
 
 
 def _file(path: Path) -> Source:
     circuit = Circuit.load(path)
+    name = name_of(run_of(path), path)
+    return Source(path, name, [Member(name, path.name, circuit, _row(path, circuit))])
+
+
+def _row(path: Path, circuit: Circuit) -> dict[str, Any]:
+    """What a circuit file says of itself, as a row of summary.json."""
     found = circuit.metadata
     scores = json.loads(found.get("scores", "{}"))
-    row = {
+    return {
         "member": path.stem,
         "circuit": path.name,
         "kept": circuit.sizes(),
@@ -98,8 +132,6 @@ def _file(path: Path) -> Source:
         "targets": json.loads(found.get("targets", "{}")),
         "scores": scores.get(found.get("ablation"), scores if "kl" in scores else {}),
     }
-    name = name_of(run_of(path), path)
-    return Source(path, name, [Member(name, path.name, circuit, row)])
 
 
 def _json(path: Path) -> Any:

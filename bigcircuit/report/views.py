@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bigcircuit.circuit import Circuit
-from bigcircuit.errors import UserError
+from bigcircuit.evaluation.comparison import Stability
 from bigcircuit.evaluation.sets import overlap, stability
 from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.report import charts, evaluated, headline
@@ -54,6 +54,8 @@ class Page:
     """A row a circuit: `name`, `anchor` (empty if it is not drawn) and those of summary.json."""
     shown: Sequence[Shown]
     not_drawn: int
+    gone: Sequence[str]
+    """Circuits whose files are not there any more."""
     summary: Json | None
     scores: evaluated.Scored | None
     """Where there is no evaluation."""
@@ -82,38 +84,41 @@ def page(sources: Sequence[Source]) -> Page:
     """The page of one run, population or circuit file, or of a comparison of several."""
     first = sources[0]
     alone = len(sources) == 1
-    members, of = _named(sources), nodes(first.members[0].circuit)
+    members, of = _named(sources), first.nodes
     rows = [{"name": name, "anchor": "", "asked": headline.size_asked(m.row), **m.row} for name, m in members.items()]
-    shown, left = _drawn(members)
-    for row, one in zip(rows, [s for s in shown if s.row], strict=False):
-        row["anchor"] = one.anchor
-    others = _compared(first) if alone and first.summary else {}
+    at_hand = {name: m.circuit for name, m in members.items() if m.circuit is not None}
+    shown, left = _drawn(members, at_hand)
+    anchors = {one.name: one.anchor for one in shown if one.row}
+    for row in rows:
+        row["anchor"] = anchors.get(row["name"], "")
+    beside = alone and first.comparison is not None  # a comparison with others counts more than one among themselves
+    others = first.compared if beside and (first.summary or first.evaluation) else {}
     if others and _same_model(list(others.values())):
         shown.append(Shown("compared", "compared", draw(others), {}, ()))
-    verdict = first.comparison["verdict"] if others and first.comparison else ""
-    compared = _comparison(others or {name: m.circuit for name, m in members.items()}, verdict)
-    evaluation = first.evaluation if alone else None
+    compared = _recorded(first.comparison) if beside else _comparison(at_hand)
+    evaluation, population = first.evaluation if alone else None, alone and first.summary is not None
     return Page(
         title=headline.title(sources),
         subtitle=headline.subtitle(sources),
         lead=headline.lead(
             first if alone else replace(first, evaluation=None), members, compared.verdict if compared else ""
         ),
-        tiles=headline.tiles(rows, of, compared.overlap["head"]["pairs"] if compared else None, population=alone),
+        tiles=headline.tiles(rows, of, compared.overlap["head"]["pairs"] if compared else None, population=population),
         asked=headline.asked(first) if alone else [],
         nodes=of,
         rows=rows,
         shown=shown,
         not_drawn=left,
+        gone=[name for name in members if name not in at_hand],
         summary=first.summary if alone else None,
         scores=evaluated.summary_table(first.summary, rows) if alone and first.summary and not evaluation else None,
         training=charts.training(first) if alone else [],
-        population=charts.population(first) if alone and first.summary else [],
+        population=charts.population(first) if population else [],
         comparison=compared,
         tables=evaluated.tables(evaluation) if evaluation else None,
         sizes=charts.curves(evaluation) if evaluation else [],
         partial=charts.partial(evaluation) if evaluation else [],
-        hashes=headline.hashes(members),
+        hashes=headline.hashes(first),
         setup=first.setup if alone else None,
         settings=json.dumps({k: first.setup[k] for k in ("command", "config")}, indent=2) if first.setup else "",
     )
@@ -135,19 +140,23 @@ def _named(sources: Sequence[Source]) -> dict[str, Member]:
     return found
 
 
-def _drawn(members: Mapping[str, Member]) -> tuple[list[Shown], int]:
-    """Drawings within the budget of a page: all circuits over each other first, then one by one; how many are left out."""
+def _drawn(members: Mapping[str, Member], at_hand: Mapping[str, Circuit]) -> tuple[list[Shown], int]:
+    """Drawings within the budget of a page: all circuits over each other first, then one by one; how many are left out.
+
+    at_hand: the circuits of those members whose files are there.
+    """
     shown, used = [], 0
-    if len(members) > 1 and _same_model([m.circuit for m in members.values()]):
-        together = draw({name: member.circuit for name, member in members.items()})
+    if len(at_hand) > 1 and _same_model(list(at_hand.values())):
+        together = draw(at_hand)
         shown.append(Shown("all", "all together", together, {}, ()))
         used = together.bytes
-    for index, (name, member) in enumerate(members.items()):
-        drawing = draw({name: member.circuit})
+    places = {name: index for index, name in enumerate(members)}
+    for index, (name, circuit) in enumerate(at_hand.items()):
+        drawing = draw({name: circuit})
         used += drawing.bytes
         if index and used > _BUDGET:
-            return shown, len(members) - index
-        shown.append(Shown(f"member-{index}", name, drawing, member.row, member.examples))
+            return shown, len(at_hand) - index
+        shown.append(Shown(f"member-{places[name]}", name, drawing, members[name].row, members[name].examples))
     return shown, 0
 
 
@@ -156,37 +165,42 @@ def _same_model(circuits: Sequence[Circuit]) -> bool:
     return all(widths(one) == widths(first) for one in circuits)
 
 
-def _compared(source: Source) -> dict[str, Circuit]:
-    """The circuits of a run's comparison.json; none if it has none, or if their files are no longer there."""
-    if source.comparison is None:
-        return {}
-    try:
-        return {one["name"]: Circuit.load(one["file"]) for one in source.comparison["circuits"]}
-    except UserError:
-        return {}
+def _recorded(comparison: Json) -> Comparison:
+    """What comparison.json says, which needs no circuit."""
+    known, found = comparison["nodes"], comparison["stability"]
+    rows = {n: {"of": known[n], **o, "pairs": found[n]} for n, o in comparison["overlap"].items()}
+    names = [one["name"] for one in comparison["circuits"]]
+    return _shared(names, rows, {name: Stability(**one) for name, one in found.items()}, comparison["verdict"])
 
 
-def _comparison(circuits: Mapping[str, Circuit], verdict: str) -> Comparison | None:
-    """Of the circuits of the page, or of those that a run was compared with."""
+def _comparison(circuits: Mapping[str, Circuit]) -> Comparison | None:
+    """Of the circuits of the page."""
     if len(circuits) < 2 or not _same_model(list(circuits.values())):
         return None
     known = nodes(next(iter(circuits.values())))
     common = [name for name in GRANULARITIES if all(name in one.masks for one in circuits.values())]
-    if known["kv_group"] == known["head"]:
-        common.remove("kv_group")
     masks = {name: [one.masks[name] for one in circuits.values()] for name in common}
     pairs = zip(masks["attention_neuron"], masks["mlp_neuron"], strict=True)
     masks["total"] = [_joined(*pair) for pair in pairs]
     shared = {name: overlap(found, known[name]) for name, found in masks.items()}
     similar = {name: stability(found, known[name]) for name, found in masks.items()}
     rows = {name: {"of": known[name], **vars(shared[name]), "pairs": vars(similar[name])} for name in masks}
-    figures = charts.shared(rows) + (charts.similarity(list(circuits), similar) if len(circuits) > 2 else [])
     heads, neurons = similar["head"], similar["total"]
-    verdict = verdict or (
+    verdict = (
         f"The overlap of {'the two' if len(circuits) == 2 else 'two'} circuits (Jaccard) is {heads.mean:.2f} of their heads, by "
         f"chance {heads.chance:.2f}, and {neurons.mean:.2f} of their neurons, by chance {neurons.chance:.2f}."
     )
-    return Comparison(list(circuits), rows, figures, verdict)
+    return _shared(list(circuits), rows, similar, verdict)
+
+
+def _shared(
+    names: Sequence[str], rows: Mapping[str, Json], similar: Mapping[str, Stability], verdict: str
+) -> Comparison:
+    """rows: by granularity; key/value groups of one head each are heads, and are left out."""
+    alone = "kv_group" in rows and rows["kv_group"]["of"] == rows["head"]["of"]
+    rows = {name: row for name, row in rows.items() if not (alone and name == "kv_group")}
+    figures = charts.shared(rows) + (charts.similarity(names, similar) if len(names) > 2 else [])
+    return Comparison(names, rows, figures, verdict)
 
 
 def _joined(attention: Any, mlp: Any) -> Any:

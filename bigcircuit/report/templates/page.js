@@ -13,6 +13,7 @@ nameTheme();
 const circuits = all(".circuit");
 function pick() {
   const wanted = circuits.find(one => `#${one.id}` === decodeURIComponent(location.hash)) || circuits.find(one => one.classList.contains("on")) || circuits[0];
+  if (!wanted) return; // no circuit file was at hand
   circuits.forEach(one => one.classList.toggle("on", one === wanted));
   const member = wanted.id.startsWith("member-") ? wanted.id.slice(7) : null;
   all(".pick a").forEach(link => link.getAttribute("href") === `#${wanted.id}` ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current"));
