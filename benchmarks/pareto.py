@@ -1,7 +1,7 @@
 """Faithfulness against size: the presets, top-k gates and all baselines on the same nodes and pairs of pretrained models.
 
 What has been measured is kept in pareto.jsonl, so an interrupted benchmark goes on with what is missing; pareto.md and
-pareto.svg are written anew after every part.
+pareto.svg are written anew after every part, and by `python -m benchmarks.pareto_table` without measuring.
 
     python -m benchmarks.pareto --models FOLDER --pairs FOLDER [--only WORD] [--steps 600] [--published-steps 1500]
 """
@@ -188,7 +188,7 @@ def main() -> None:
             if not known and arguments.only in f"{name} {method}":
                 rows += measure(Setting(name, base, arguments), method)
                 ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-                write(rows, arguments)
+                write(rows, arguments.steps, arguments.published_steps)
 
 
 if __name__ == "__main__":

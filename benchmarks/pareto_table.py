@@ -1,95 +1,79 @@
-"""The table and the plot of what benchmarks/pareto.py has measured."""
+"""The tables of what benchmarks/pareto.py has measured.
+
+    python -m benchmarks.pareto_table [--rows benchmarks/pareto.jsonl] [--output benchmarks]
+
+writes pareto.md and pareto.svg from it without measuring anything.
+"""
 
 import argparse
-import math
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-from matplotlib.figure import Figure
+from benchmarks.fronts import SIZES, Row, at_most, front, levels, needed, of, shown
+from benchmarks.pareto_plot import draw
 
-Row = Mapping[str, Any]
 FOLDER = Path(__file__).parent
-OURS, PUBLISHED, ATTRIBUTION = "default", "paper", "integrated gradients"
+OURS, OTHERS = "default", ("paper", "integrated gradients")
 
 
-def front(rows: Sequence[Row], size: str) -> list[tuple[float, float]]:
-    """(size, best KL of circuits up to that size), by size."""
-    points, best = [], math.inf
-    for row in sorted(rows, key=lambda row: (row[size], row["kl"])):
-        if row["kl"] < best:
-            best = row["kl"]
-            points.append((float(row[size]), best))
-    return points
-
-
-def needed(points: Sequence[tuple[float, float]], kl: float, largest: float) -> tuple[str, float]:
-    """Size at which a front reaches a KL, by interpolation of its logarithm: ("", size), or ("<" or ">", what was tried)."""
-    if not points or points[-1][1] > kl:
-        return ">", largest
-    if points[0][1] <= kl:
-        return "<", points[0][0]
-    for (small, worse), (large, better) in zip(points, points[1:], strict=False):
-        if better <= kl:
-            share = (math.log(worse) - math.log(kl)) / (math.log(worse) - math.log(max(better, 1e-9)))
-            return "", small + share * (large - small)
-    raise AssertionError("the last point is low enough")
-
-
-def _against(sign: str, size: float, mine: float) -> str:
-    """What the other method needs, and ours as a share of it."""
-    bound = {"": "", ">": "<", "<": ">"}[sign]
-    return f"{sign}{size:.0f} ({bound}{mine / size:.0%})"
+def _files(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["file"] for row in rows))
 
 
 def comparison(rows: Sequence[Row]) -> list[str]:
     """For every size of the default preset, what the published preset and integrated gradients need for the same KL."""
-    lines = [
-        "| pairs | neurons | heads | parameters | KL, nats (spread over seeds) | exact match | `paper` needs (ours of it) | "
-        "integrated gradients need (ours of it) |",
-        "|---|---|---|---|---|---|---|---|",
+    needs = [
+        f"`{other}` needs {unit}" if other == "paper" else f"{other} need {unit}" for other in OTHERS for unit in SIZES
     ]
-    for file in dict.fromkeys(row["file"] for row in rows):
-        mine = [row for row in rows if row["file"] == file and row["method"] == OURS]
-        fronts = {m: front([r for r in rows if (r["file"], r["method"]) == (file, m)], "neurons")
-                  for m in (PUBLISHED, ATTRIBUTION)}  # fmt: skip
-        for size in sorted({row["neurons"] for row in mine}):
-            same = [row for row in mine if row["neurons"] == size]
-            average = {key: mean(row[key] for row in same) for key in ("kl", "heads", "parameters", "exact_match")}
-            kl = average["kl"]
-            spread = f" ± {stdev(row['kl'] for row in same):.3f}" if len(same) > 1 else ""
-            tried = {
-                m: max((r["neurons"] for r in rows if (r["file"], r["method"]) == (file, m)), default=0) for m in fronts
-            }
-            against = [_against(*needed(fronts[m], kl, tried[m]), size) if fronts[m] else "" for m in fronts]
+    lines = [
+        "| pairs | neurons | heads | parameters | KL, nats (spread over seeds) | exact match | "
+        + " | ".join(needs)
+        + " |",
+        "|---|---|---|---|---|---|" + "---|" * len(needs),
+    ]
+    for file in _files(rows):
+        others = [of(rows, file, other) for other in OTHERS]
+        for own in sorted(of(rows, file, OURS), key=lambda row: row["neurons"]):
+            found = [r["kl"] for r in rows if (r["file"], r["method"], r["neurons"]) == (file, OURS, own["neurons"])]
+            spread = f" ± {stdev(found):.3f}" if len(found) > 1 else ""
+            against = [_need(other, own, size) for other in others for size in SIZES]
             lines.append(
-                f"| {file} | {size} / {same[0]['of']} | {average['heads']:.1f} | {average['parameters']:.1%} | {kl:.3f}{spread} | "
-                f"{average['exact_match']:.3f} | {against[0]} | {against[1]} |"
+                f"| {file} | {own['neurons']} / {own['of']} | {own['heads']:.1f} | {own['parameters']:.1%} | "
+                f"{own['kl']:.3f}{spread} | {own['exact_match']:.3f} | " + " | ".join(against) + " |"
             )
     return lines
 
 
-def everything(rows: Sequence[Row]) -> list[str]:
-    """KL of every method at common sizes, interpolated on its front."""
+def _need(other: Sequence[Row], own: Row, size: str) -> str:
+    """What another method needs for our KL, and ours as a share of it."""
+    if not other:
+        return ""
+    sign, found = needed(front(other, size), own["kl"], max(row[size] for row in other))
+    bound = {"": "", ">": "<", "<": ">"}[sign]
+    return f"{sign}{shown(found, size)} ({bound}{own[size] / found:.0%})"
+
+
+def everything(rows: Sequence[Row], size: str) -> list[str]:
+    """KL of every method at the same sizes: of its best circuit that is not larger."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    lines = ["| pairs | share kept | " + " | ".join(methods) + " |", "|---|---|" + "---|" * len(methods)]
-    for file in dict.fromkeys(row["file"] for row in rows):
-        for share in (0.06, 0.12, 0.25, 0.4):
-            cells = []
-            for method in methods:
-                mine = [row for row in rows if (row["file"], row["method"]) == (file, method)]
-                at = [r["kl"] for r in mine if abs(r["neurons"] / r["of"] - share) < 0.005]
-                cells.append(f"{mean(at):.3f}" if at else "")
-            lines.append(f"| {file} | {share:.0%} | " + " | ".join(cells) + " |")
+    lines = [f"| pairs | {SIZES[size]}, at most | " + " | ".join(methods) + " |", "|---|---|" + "---|" * len(methods)]
+    for file in _files(rows):
+        fronts = [front(of(rows, file, method), size) for method in methods]
+        for level in levels([row for row in rows if row["file"] == file], size):
+            found = [at_most(points, level) for points in fronts]
+            cells = ["" if kl is None else f"{kl:.3f}" for kl in found]
+            words = f"{level:.0%}" if size == "parameters" else f"{level}"
+            lines.append(f"| {file} | {words} | " + " | ".join(cells) + " |")
     return lines
 
 
 def stability(rows: Sequence[Row]) -> list[str]:
     """Mean pairwise Jaccard of the seeds of one size."""
     lines = ["| pairs | neurons | seeds | heads | neurons |", "|---|---|---|---|---|"]
-    for file in dict.fromkeys(row["file"] for row in rows):
+    for file in _files(rows):
         mine = [row for row in rows if (row["file"], row["method"]) == (file, OURS)]
         for size in sorted({row["neurons"] for row in mine}):
             same = [row["jaccard"] for row in mine if row["neurons"] == size and row["jaccard"][0] is not None]
@@ -99,46 +83,40 @@ def stability(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def draw(rows: Sequence[Row]) -> None:
-    """pareto.svg: one panel a pair file, one line a method."""
-    files, methods = (list(dict.fromkeys(row[key] for row in rows)) for key in ("file", "method"))
-    figure = Figure(figsize=(13, 3.4 * math.ceil(len(files) / 4)), layout="constrained")
-    panels = figure.subplots(math.ceil(len(files) / 4), min(len(files), 4), squeeze=False).flat
-    for panel, file in zip(panels, files, strict=False):
-        for number, method in enumerate(methods):
-            points = front([r for r in rows if (r["file"], r["method"]) == (file, method)], "neurons")
-            learned = method in (OURS, PUBLISHED)
-            panel.plot(*zip(*points, strict=True), marker="os"[method == PUBLISHED] if learned else ".", lw=2 if learned else 1,
-                       ms=5 if learned else 3, color=f"C{number}", label=method) if points else None  # fmt: skip
-        panel.set(yscale="log", title=file, xlabel="site neurons kept", ylabel="held-out KL, nats")
-        panel.title.set_fontsize(9)
-        panel.grid(alpha=0.3)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
-    figure.savefig(FOLDER / "pareto.svg", metadata={"Date": None})
-
-
-def write(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
-    """Both files."""
+def write(rows: Sequence[Row], steps: int, published_steps: int, folder: Path = FOLDER) -> None:
+    """pareto.md and pareto.svg. steps, published_steps: of the default and of the `paper` preset."""
     lines = [
         f"# Size against faithfulness, {date.today()}",
         "",
-        "Interchange ablation, half of the pairs held out; all figures on held-out pairs. The default preset trains "
-        f"{arguments.steps} steps of 16 pairs; the `paper` preset {arguments.published_steps} steps of 16 pairs with 1, .3, .1 and "
-        ".03 of its penalties (its own 6,250 steps of 32 take 8 times as long). `needs`: neurons for the same KL, from "
-        "its front; > and < where the front ends.",
+        "Interchange ablation, half of the pairs held out; all figures on held-out pairs, seeds of one size averaged. The "
+        f"default preset trains {steps} steps of 16 pairs; the `paper` preset {published_steps} steps of 16 pairs with 1, .3, .1 "
+        "and .03 of its penalties (its own 6,250 steps of 32 take 8 times as long). `needs`: the size for the same KL, from the "
+        "method's front in that size, and ours as a share of it; > and < where the front ends. Parameters are the share of those "
+        "of the decoder layers. Circuits are asked for, and rankings cut, by neurons: how many heads and parameters they come "
+        "to is not asked.",
         "",
         *comparison(rows),
-        "",
-        "## KL of every method at the same share of neurons",
-        "",
-        *everything(rows),
-        "",
-        "## Stability: mean pairwise Jaccard over seeds",
-        "",
-        *stability(rows),
-        "",
-        "![fronts](pareto.svg)",
     ]
-    (FOLDER / "pareto.md").write_text("\n".join(lines) + "\n")
-    draw(rows)
+    note = "Of the best circuit of each method that keeps at most so many; empty where all keep more."
+    for size, unit in SIZES.items():
+        lines += ["", f"## KL of every method with the same {unit}", "", note, "", *everything(rows, size)]
+    lines += ["", "## Stability: mean pairwise Jaccard over seeds", "", *stability(rows), "", "![fronts](pareto.svg)"]
+    (folder / "pareto.md").write_text("\n".join(lines) + "\n")
+    draw(rows, folder / "pareto.svg")
+
+
+def main() -> None:
+    """Tables and plot from rows that are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, default=FOLDER / "pareto.jsonl")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of pareto.md and pareto.svg")
+    parser.add_argument("--steps", type=int, default=600, help="of the default preset, as measured")
+    parser.add_argument("--published-steps", type=int, default=1500, help="of the `paper` preset, as measured")
+    arguments = parser.parse_args()
+    rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write(rows, arguments.steps, arguments.published_steps, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

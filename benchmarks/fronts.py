@@ -1,0 +1,64 @@
+"""Fronts of size against KL, from the rows that benchmarks/pareto.py measures."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+Row = Mapping[str, Any]
+SIZES = {"neurons": "neurons", "heads": "heads", "parameters": "parameters"}
+"""Key of a row -> what it counts; parameters are a share of those of the decoder layers."""
+
+
+def of(rows: Sequence[Row], file: str, method: str) -> list[Row]:
+    """The rows of one method on one pair file, seeds of one size averaged."""
+    same: dict[int, list[Row]] = {}
+    for row in rows:
+        if (row["file"], row["method"]) == (file, method):
+            same.setdefault(row["neurons"], []).append(row)
+    keys = ("heads", "parameters", "kl", "exact_match")
+    return [{**found[0], **{key: mean(row[key] for row in found) for key in keys}} for found in same.values()]
+
+
+def front(rows: Sequence[Row], size: str) -> list[tuple[float, float]]:
+    """(size, lowest KL of circuits up to that size), by size."""
+    points, best = [], math.inf
+    for row in sorted(rows, key=lambda row: (row[size], row["kl"])):
+        if row["kl"] < best:
+            best = row["kl"]
+            points.append((float(row[size]), best))
+    return points
+
+
+def at_most(points: Sequence[tuple[float, float]], size: float) -> float | None:
+    """The KL of a front at a size, without interpolation: that of its best circuit that is not larger; None if all are."""
+    fitting = [kl for own, kl in points if own <= size * (1 + 1e-9)]
+    return min(fitting, default=None)
+
+
+def needed(points: Sequence[tuple[float, float]], kl: float, largest: float) -> tuple[str, float]:
+    """Size at which a front reaches a KL, by interpolation of its logarithm: ("", size), or ("<" or ">", what was tried)."""
+    if not points or points[-1][1] > kl:
+        return ">", largest
+    if points[0][1] <= kl:
+        return "<", points[0][0]
+    for (small, worse), (large, better) in zip(points, points[1:], strict=False):
+        if better <= kl:
+            share = (math.log(worse) - math.log(kl)) / (math.log(worse) - math.log(max(better, 1e-9)))
+            return "", small + share * (large - small)
+    raise AssertionError("the last point is low enough")
+
+
+def levels(rows: Sequence[Row], size: str) -> list[float]:
+    """The sizes at which methods are compared on one pair file."""
+    if size == "parameters":
+        return [0.1, 0.2, 0.3, 0.4]
+    if size == "neurons":
+        return [round(share * rows[0]["of"]) for share in (0.06, 0.12, 0.25, 0.4)]
+    every = max(row["heads"] for row in rows)  # the largest circuits have them all
+    return [round(share * every) for share in (0.2, 0.4, 0.6, 0.8)]
+
+
+def shown(value: float, size: str) -> str:
+    """A size in words: parameters are a share, heads may be a mean over seeds."""
+    return f"{value:.1%}" if size == "parameters" else f"{value:.0f}" if size == "neurons" else f"{value:.1f}"
