@@ -42,6 +42,7 @@ class Case(NamedTuple):
     """File of configs/deepspeed, run on two ranks, or "whole" on one."""
     checkpointing: bool
     dtype: str = "float32"
+    steps: int = 3
 
 
 CASES = [
@@ -74,14 +75,14 @@ def make_model(folder: Path, size: str) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def make_pairs(path: Path, tokens: int) -> None:
+def make_pairs(path: Path, tokens: int, count: int = 60) -> None:
     """Pairs of random token ids."""
     rng = random.Random(0)
 
     def prompt() -> list[int]:
         return [rng.randrange(10, 8000) for _ in range(tokens)]
 
-    rows = [{"clean": prompt(), "corrupted": prompt(), "answers": [[5]], "wrong_answers": [[6]]} for _ in range(60)]
+    rows = [{"clean": prompt(), "corrupted": prompt(), "answers": [[5]], "wrong_answers": [[6]]} for _ in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -91,7 +92,7 @@ def settings(case: Case, folder: Path) -> dict[str, object]:
     stage = {} if case.stage == "whole" else {"deepspeed": str(ROOT / f"configs/deepspeed/{case.stage}.json")}
     return {
         "model.path": str(folder / case.size), "model.dtype": case.dtype, "task.name": "pairs",
-        "task.path": str(folder / f"pairs-{case.tokens}.jsonl"), "train.steps": 3, "train.batch_size": case.batch * ranks,
+        "task.path": str(folder / f"pairs-{case.tokens}.jsonl"), "train.steps": case.steps, "train.batch_size": case.batch * ranks,
         "train.micro_batch_size": case.batch, "train.checkpointing": case.checkpointing,
         "population.seeds": case.members, "target.total": 500, **stage,
     }  # fmt: skip
@@ -103,6 +104,12 @@ def predicted(case: Case, folder: Path) -> int:
     data = load_task(config.task, None, load_config(config.model))
     work = Workload.of(data.splits, 1 if case.stage == "whole" else 2)
     return sum(needs(config, read_settings(config.deepspeed), work, Memory(0, False)).values())
+
+
+def predicted_afresh(case: Case, folder: Path) -> int:
+    """The same, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--predict", json.dumps(case), str(folder)]
+    return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
 def measured(case: Case, folder: Path) -> int:
@@ -131,9 +138,9 @@ def measured(case: Case, folder: Path) -> int:
 
 
 def main() -> None:
-    """Measure all cases and write the table; `--predict N FOLDER` is the fresh process of one prediction."""
+    """Measure all cases and write the table; `--predict CASE FOLDER` is the fresh process of one prediction."""
     if sys.argv[1:2] == ["--predict"]:
-        sys.stdout.write(str(predicted(CASES[int(sys.argv[2])], Path(sys.argv[3]))))
+        sys.stdout.write(str(predicted(Case(*json.loads(sys.argv[2])), Path(sys.argv[3]))))
         return
     chosen = [int(word) for word in sys.argv[1:]] or list(range(len(CASES)))
     rows = {line.rsplit("|", 4)[0]: line for line in _rows()} if sys.argv[1:] else {}
@@ -152,10 +159,8 @@ def main() -> None:
             make_model(folder / size, size)
         for tokens in {case.tokens for case in CASES}:
             make_pairs(folder / f"pairs-{tokens}.jsonl", tokens)
-        for index, case in [(index, CASES[index]) for index in chosen]:
-            command = [sys.executable, "-m", "benchmarks.memory", "--predict", str(index), temporary]
-            guess = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
-            peak = measured(case, folder)
+        for case in [CASES[index] for index in chosen]:
+            guess, peak = predicted_afresh(case, folder), measured(case, folder)
             row = (
                 f"| {case.size} | {case.dtype} | {case.batch} x {case.tokens} | {case.members} | {case.stage} | "
                 f"{'yes' if case.checkpointing else 'no'} | {guess / 2**20:.0f} | {peak / 2**20:.0f} | {guess / peak:.2f} |"

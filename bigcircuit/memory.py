@@ -93,8 +93,17 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def estimate(frozen: FrozenModel, config: Config, settings: Settings | None, work: Workload) -> dict[str, int]:
-    """Bytes by what needs them at the peak of a rank; `frozen` is on meta, `settings` as from `read_settings`."""
+Known = dict[tuple[int, str, bool | str], int]
+"""Peaks of activations by what may be changed to make a run fit: pairs at once, dtype, checkpointing."""
+
+
+def estimate(
+    frozen: FrozenModel, config: Config, settings: Settings | None, work: Workload, known: Known | None = None
+) -> dict[str, int]:
+    """Bytes by what needs them at the peak of a rank; `frozen` is on meta, `settings` as from `read_settings`.
+
+    known: what other settings of the same run were found to need, and is not counted again.
+    """
     weights = _weights(frozen, settings, work.ranks)
     trained = sum(p.numel() for p in _state(frozen, config).parameters)
     vocabulary, element = frozen.head.weight.shape[0], frozen.head.weight.element_size()
@@ -105,9 +114,16 @@ def estimate(frozen: FrozenModel, config: Config, settings: Settings | None, wor
         | {
             "gates, Adam moments and sums": (3 * 4 + 8) * trained,
             "reference logits": positions * vocabulary * element,
-            "activations and gradients": max(training_peak(frozen, config, work), scoring_peak(frozen, config, work)),
+            "activations and gradients": _activations(frozen, config, work, {} if known is None else known),
         }
     )
+
+
+def _activations(frozen: FrozenModel, config: Config, work: Workload, known: Known) -> int:
+    key = Passes.of(config, Ranks(0, work.ranks, META)).size, config.model.dtype, config.train.checkpointing
+    if key not in known:
+        known[key] = max(training_peak(frozen, config, work), scoring_peak(frozen, config, work))
+    return known[key]
 
 
 def _weights(frozen: FrozenModel, settings: Settings | None, ranks: int) -> dict[str, int]:

@@ -19,7 +19,7 @@ from bigcircuit.config_file import override
 from bigcircuit.distributed import Ranks
 from bigcircuit.errors import OutOfMemory
 from bigcircuit.frozen.load import skeleton
-from bigcircuit.memory import Workload, estimate
+from bigcircuit.memory import Known, Workload, estimate
 from bigcircuit.sharding import Settings, read_settings
 from bigcircuit.tasks.data import TaskData
 
@@ -74,10 +74,12 @@ def _left_in_group() -> int:
     return sys.maxsize
 
 
-def needs(config: Config, settings: Settings | None, work: Workload, memory: Memory) -> dict[str, int]:
-    """Bytes at the peak of a rank by what needs them; settings: as from `read_settings`."""
+def needs(
+    config: Config, settings: Settings | None, work: Workload, memory: Memory, known: Known | None = None
+) -> dict[str, int]:
+    """Bytes at the peak of a rank by what needs them; settings: as from `read_settings`; known: see `estimate`."""
     libraries = 0 if memory.accelerator else _libraries(settings is not None)  # before the estimate makes garbage
-    parts = estimate(skeleton(config.model), config, settings, work)
+    parts = estimate(skeleton(config.model), config, settings, work, known)
     if memory.accelerator:
         return {name: size for name, size in parts.items() if name not in _ON_HOST}
     return {_LIBRARIES: libraries} | parts
@@ -107,12 +109,13 @@ def remedies(config: Config, settings: Settings | None, work: Workload, memory: 
             changes += [({"deepspeed": _ZERO3}, count), ({**least, "deepspeed": _ZERO3}, count)]
     if memory.accelerator:
         changes.append(({**least, "deepspeed": _OFFLOAD}, work.ranks))
+    known: Known = {}
     for change, ranks in changes:
         changed = override(config, change, "remedy")
         if changed.train.batch_size < ranks:
             continue
         sharding = _IN_PIECES.get(change.get("deepspeed"), settings)
-        size = sum(needs(changed, sharding, work._replace(ranks=ranks), memory).values())
+        size = sum(needs(changed, sharding, work._replace(ranks=ranks), memory, known).values())
         # Ranks on one host share the memory of the host.
         if size * (1 if memory.accelerator else ranks) <= memory.free:
             words = " ".join(
