@@ -162,7 +162,7 @@ def floor(frozen: FrozenModel, examples: Sequence[Example], passes: Passes) -> C
 
 def new_state(frozen: FrozenModel, config: Config) -> TrainState:
     """Fresh gates for all members, on the device of the model."""
-    population = Population(members(config), frozen.shapes, frozen.device)
+    population = Population.new(members(config), frozen.shapes, frozen.device)
     return TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
 
 

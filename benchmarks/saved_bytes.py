@@ -76,7 +76,7 @@ def masked(layers: int, checkpointing: bool, members: int = 1) -> int:
         return tuple(rng.randrange(50_000) for _ in range(TOKENS))
 
     examples = [Example(index, prompt(), prompt(), ((5,),), ((6,),), "") for index in range(ROWS)]
-    population = Population(config_members(load(None)) * members, frozen.shapes)
+    population = Population.new(config_members(load(None)) * members, frozen.shapes)
     with Streams(frozen, INTERCHANGE, checkpointing) as streams, count_saved(frozen.model) as saved:
         streams.masked(collate(examples, full=False), population.draw(range(ROWS)), members)
     return saved.total

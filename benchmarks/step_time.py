@@ -79,7 +79,7 @@ def step(streams: Streams, examples: list[Example], count: int) -> Callable[[], 
     """One update of a population of `count` members."""
     config = load(None, {"population.seeds": count, "train.steps": 100_000})
     shapes = streams.frozen.shapes
-    state = TrainState.new(Population(members(config), shapes), node_counts(shapes, config.gates.granularities))
+    state = TrainState.new(Population.new(members(config), shapes), node_counts(shapes, config.gates.granularities))
     passes = Passes.of(config, Ranks())
     references = References(streams, examples, passes)
     return lambda: update(state, streams, references, examples, passes) and None

@@ -1,5 +1,7 @@
 """What ends a run for a reason that can be said in one line: shown on the terminal without a traceback."""
 
+from collections.abc import Sequence
+
 
 class ReportedError(Exception):
     """Base: the message is one line, `exit_code` tells scripts what happened."""
@@ -22,6 +24,11 @@ class DivergedError(ReportedError):
 
     exit_code = 3
     everywhere = True
+
+    def __init__(self, message: str, members: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.members = members
+        """Which of the population."""
 
 
 class OutOfMemory(ReportedError):  # noqa: N818 - the name of the thing

@@ -33,7 +33,8 @@ def final_ablation(
     if config.ablation.kind != NAME:
         return streams.ablation
     steps = config.ablation.finish_steps
-    learned = {site: torch.stack([best.constants[site] for best in state.best]) for site in state.best[0].constants}
+    found = [learner.best.constants for learner in state.learners]
+    learned = {site: torch.stack([constants[site] for constants in found]) for site in found[0]}
     start = Start(learned, state.population.spread)
     if not steps:
         return start.ablation([{}] * len(masks))

@@ -177,7 +177,7 @@ def scoring_peak(frozen: FrozenModel, config: Config, work: Workload) -> int:
 def _state(frozen: FrozenModel, config: Config) -> TrainState:
     # The hinge looks at values, which the meta device does not have; it is a few numbers a prompt.
     configs = [override(member, {"train.hinge": 0.0}, "estimate") for member in members(config)]
-    population = Population(configs, frozen.shapes, META)
+    population = Population.new(configs, frozen.shapes, META)
     if config.ablation.kind == "optimal":
         population.start_constants(_moments(frozen, positions=1))
     return TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))

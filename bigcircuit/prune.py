@@ -122,7 +122,7 @@ def start_or_resume(
 ) -> TrainState:
     """Fresh gates, warm-started if asked, and constants if they are learned, or the state of the newest checkpoint."""
     frozen = streams.frozen
-    population = Population(members(config), frozen.shapes, passes.ranks.device)
+    population = Population.new(members(config), frozen.shapes, passes.ranks.device)
     if config.ablation.kind == "optimal" and moments is not None:
         population.start_constants(moments)
     state = TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
@@ -212,10 +212,10 @@ class Recorder:
 
     def __call__(self, state: TrainState, columns: dict[str, Sequence[Any]]) -> None:
         rows = [
-            {"step": state.step, "member": index, "lr": state.optimizer.param_groups[index]["lr"]}
-            | {f"dual.{name}": value for name, value in state.duals[index].value.items()}
+            {"step": state.step, "member": index, "lr": learner.lr}
+            | {f"dual.{name}": value for name, value in learner.duals.value.items()}
             | {name: values[index] for name, values in columns.items()}
-            for index in range(len(state.population))
+            for index, learner in enumerate(state.learners)
         ]
         self._metrics.write(rows)
         self._trackers.log(rows)

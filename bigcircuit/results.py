@@ -65,7 +65,7 @@ def finish(
     constants are learned, it has those of that member.
     """
     population = state.population
-    log_alpha = [dict(best.log_alpha) for best in state.best]
+    log_alpha = [dict(learner.best.log_alpha) for learner in state.learners]
     masks = [
         discretise(gates, population.shapes, member.config.target.sizes())
         for gates, member in zip(log_alpha, population.members, strict=True)
@@ -151,7 +151,7 @@ def describe(
             {name: [g.width(s) for s in state.population.shapes] for name, g in GRANULARITIES.items()}
         ),
         "seed": str(member.train.seed),
-        "step": str(state.best[index].step),
+        "step": str(state.learners[index].best.step),
         "targets": json.dumps(member.target.sizes()),
         "scores": json.dumps({config.ablation.name: _plain(scores)}),
         "versions": json.dumps(versions()),
@@ -175,7 +175,7 @@ def _member(
         "penalties": {name: weight for name, weight in config.penalty if weight},
         "parametrisation": config.gates.parametrisation,
         "circuit": path,
-        "best_step": state.best[index].step,
+        "best_step": state.learners[index].best.step,
         "kept": count(masks),
         "parameters_kept": parameters.kept / parameters.total,
         "parameters": parameters._asdict(),

@@ -88,12 +88,13 @@ def price(state: TrainState) -> Price:
     population = state.population
     expected = population.expected_open()
     prices = []
-    for index, (member, duals) in enumerate(zip(population.members, state.duals, strict=True)):
+    for index, learner in enumerate(state.learners):
         mine = {name: sizes[index] for name, sizes in expected.items()}
-        done = member.step / member.config.train.steps
-        prices.append(total({**duals.terms(mine, done), **fixed_terms(member.config, mine, duals.nodes, done)}))
-    device = state.gates[0].device
-    penalty = torch.stack([one.to(device) for one in prices])
+        duals, config = learner.duals, learner.member.config
+        prices.append(
+            total({**duals.terms(mine, learner.done), **fixed_terms(config, mine, duals.nodes, learner.done)})
+        )
+    penalty = torch.stack([one.to(population.device) for one in prices])
     if penalty.requires_grad:
         gradient = torch.autograd.grad(penalty.sum(), state.parameters, allow_unused=True, materialize_grads=True)
     else:
@@ -118,9 +119,14 @@ def update(
         parameter.grad = part.view_as(parameter)
     logged = {"kl": sums.kl.float(), "hinge": sums.hinge.float(), "penalty": cost.penalty}
     logged["gradient_norm"] = _prepare(state, logged)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    _advance(state, cost)
+    for index, learner in enumerate(state.learners):
+        if not learner.finished:
+            learner.optimizer.step()
+            learner.duals.update({name: sizes[index] for name, sizes in cost.expected.items()}, learner.done)
+            learner.member.clamp_()
+            learner.member.step += 1
+        learner.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
     return logged | {f"open.{name}": sizes for name, sizes in cost.expected.items()}
 
 
@@ -129,35 +135,27 @@ def _prepare(state: TrainState, logged: Mapping[str, Tensor]) -> Tensor:
 
     Learned constants are clipped apart, so that the gates do not feel them.
     """
-    norms, members, groups = [], state.population.members, state.optimizer.param_groups
-    for index, member in enumerate(members):
-        train = member.config.train
-        rate = learning_rate(train, member.step / train.steps)
-        norms.append(torch.nn.utils.clip_grad_norm_(member.log_alpha.values(), train.clip))
-        groups[index]["lr"] = rate
-        found = [value[index] for value in (*logged.values(), norms)]
-        if member.offset:
-            found.append(torch.nn.utils.clip_grad_norm_(member.offset.values(), train.clip))
-            groups[len(members) + index]["lr"] = rate / train.lr * member.config.ablation.lr
-        if member.step >= train.steps:
-            for parameter in member.parameters():
-                parameter.grad = None
-        elif not all(map(torch.isfinite, found)):
-            raise DivergedError(
-                f"member {index}, step {state.step + 1}: the loss or its gradient is not finite; the gates were not "
-                f"updated and the last checkpoint is good; lower train.lr ({train.lr:g}) or load the model in float32"
-            )
+    norms, lost = [], []
+    for index, learner in enumerate(state.learners):
+        member, train = learner.member, learner.member.config.train
+        rate = learning_rate(train, learner.done)
+        kinds = [(member.log_alpha, rate), (member.offset, rate / train.lr * member.config.ablation.lr)]
+        found = [value[index] for value in logged.values()]
+        for (parameters, own), group in zip(kinds, learner.optimizer.param_groups, strict=False):
+            found.append(torch.nn.utils.clip_grad_norm_(parameters.values(), train.clip))
+            group["lr"] = own
+        norms.append(found[len(logged)])
+        if not learner.finished and not all(map(torch.isfinite, found)):
+            lost.append(index)
+    if lost:
+        learner = state.learners[lost[0]]
+        raise DivergedError(
+            f"member {lost[0]}, step {learner.member.step + 1}: the loss or its gradient is not finite; the gates were not "
+            f"updated and the last checkpoint is good; lower train.lr ({learner.member.config.train.lr:g}) or load the "
+            "model in float32",
+            lost,
+        )
     return torch.stack(norms)
-
-
-def _advance(state: TrainState, cost: Price) -> None:
-    for index, (member, duals) in enumerate(zip(state.population.members, state.duals, strict=True)):
-        train = member.config.train
-        if member.step < train.steps:
-            duals.update({name: sizes[index] for name, sizes in cost.expected.items()}, member.step / train.steps)
-            member.clamp_()
-            member.step += 1
-    state.step += 1
 
 
 def current_masks(state: TrainState) -> list[dict[str, Tensor]]:
@@ -182,15 +180,13 @@ def validate(
     with streams.under(learned):
         scores = score(streams, examples, circuits, passes, references=references)
     rows = []
-    for index, (member, masks) in enumerate(zip(state.population.members, circuits, strict=True)):
-        sizes = count(masks)
-        kl = float(scores.kl[index].mean())
-        objective = _objective(
-            member.config, kl, float(scores.logit_difference[index].mean()), sizes, state.duals[index].nodes
-        )
-        if objective < state.best[index].objective:
+    for index, (learner, masks) in enumerate(zip(state.learners, circuits, strict=True)):
+        sizes, config = count(masks), learner.member.config
+        kl, difference = (float(values[index].mean()) for values in (scores.kl, scores.logit_difference))
+        objective = _objective(config, kl, difference, sizes, learner.duals.nodes)
+        if objective < learner.best.objective:
             gates = state.population.decided(index)
-            state.best[index] = Best(objective, member.step, gates, constants_of(learned, index))
+            learner.best = Best(objective, learner.member.step, gates, constants_of(learned, index))
         means = {name: float(getattr(scores, name)[index].mean()) for name in scores._fields}
         rows.append({**means, "objective": objective, **{f"kept.{name}": size for name, size in sizes.items()}})
     state.validated = state.step

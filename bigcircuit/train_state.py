@@ -1,15 +1,14 @@
 """What training changes: gates, Adam moments, dual variables and the best validated gates of every member."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bigcircuit.checkpoint import State
-from bigcircuit.gates.population import Population
+from bigcircuit.gates.population import Member, Population
 from bigcircuit.penalty import Duals
 
 
@@ -25,23 +24,85 @@ class Best:
 
 
 @dataclass
+class Learner:
+    """A member with all that training keeps for it, and for nobody else: it can leave a population and join another.
+
+    Noise and the order of the data are functions of seeds and steps, so no generator has a state of its own.
+    """
+
+    member: Member
+    optimizer: torch.optim.Adam
+    """A group for its gates, then, under optimal ablation, one for its constants."""
+    duals: Duals
+    best: Best = field(default_factory=Best)
+
+    @classmethod
+    def new(cls, member: Member, nodes: dict[str, int]) -> "Learner":
+        """At step 0; nodes: how many the model has, by granularity and as `total`."""
+        kinds = [list(kind.values()) for kind in (member.log_alpha, member.offset) if kind]
+        optimizer = torch.optim.Adam([{"params": parameters, "lr": 0.0} for parameters in kinds])
+        return cls(member, optimizer, Duals(member.config, nodes))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last update of its gates."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has made all its updates."""
+        return self.member.step >= self.member.config.train.steps
+
+    @property
+    def done(self) -> float:
+        """The share of its updates that is made."""
+        return self.member.step / self.member.config.train.steps
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain data that `restore` needs."""
+        tensors: dict[str, Tensor] = {}
+        updates = 0
+        for name, parameter in self.member.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors[name] = parameter.detach()
+            if moments:
+                tensors[f"exp_avg.{_short(name)}"] = moments["exp_avg"]
+                tensors[f"exp_avg_sq.{_short(name)}"] = moments["exp_avg_sq"]
+                updates = int(moments["step"])
+        tensors |= {f"best.{name}": values for name, values in self.best.log_alpha.items()}
+        tensors |= {f"best_constants.{site}": values for site, values in self.best.constants.items()}
+        best = [self.best.objective, self.best.step]
+        data = {"step": self.member.step, "updates": updates, "lr": self.lr, "duals": self.duals.value, "best": best}
+        return tensors, data
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+        """Continue exactly where `export` was called; the granularities must be the same."""
+        self.member.step, self.duals.value = data["step"], dict(data["duals"])
+        self.optimizer.param_groups[0]["lr"] = data["lr"]
+        device = next(self.member.parameters()).device
+        for name, parameter in self.member.named_parameters():
+            parameter.copy_(tensors[name])
+            if data["updates"]:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(data["updates"])),
+                    "exp_avg": tensors[f"exp_avg.{_short(name)}"].to(device, copy=True),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{_short(name)}"].to(device, copy=True),
+                }
+        gates, constants = (_below(tensors, prefix, device) for prefix in ("best.", "best_constants."))
+        self.best = Best(*data["best"], gates, constants)
+
+
+@dataclass
 class TrainState:
-    """All of it; one set of duals and one best a member. Optimizer groups: one a member for its gates, then, under optimal
-    ablation, one a member for its constants."""
+    """The learners of a run, and the population that they are in a pass."""
 
     population: Population
-    optimizer: torch.optim.Adam
-    duals: list[Duals]
-    best: list[Best]
+    learners: Sequence[Learner]
     step: int = 0
     """Updates made by the run; a member with fewer steps than the longest stops earlier."""
     validated: int = 0
     """The step of the last validation."""
-
-    @property
-    def gates(self) -> list[torch.nn.Parameter]:
-        """log_alpha of all members and granularities, in a fixed order."""
-        return [gate for member in self.population.members for gate in member.log_alpha.values()]
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -51,62 +112,28 @@ class TrainState:
     @classmethod
     def new(cls, population: Population, nodes: dict[str, int]) -> "TrainState":
         """State at step 0."""
-        kinds = [[m.log_alpha for m in population.members], [m.offset for m in population.members if m.offset]]
-        groups = [{"params": list(one.values()), "lr": 0.0} for kind in kinds for one in kind]
-        duals = [Duals(member.config, nodes) for member in population.members]
-        return cls(population, torch.optim.Adam(groups), duals, [Best() for _ in population.members])
+        return cls(population, [Learner.new(member, nodes) for member in population.members])
 
     def export(self, base: Mapping[str, str]) -> State:
-        """Tensors and plain data that `restore` needs, beside the hashes of what the run stands on.
-
-        Noise and the order of the data are functions of seeds and steps, so no generator has a state of its own.
-        """
+        """Tensors and plain data that `restore` needs, beside the hashes of what the run stands on."""
         tensors: dict[str, Tensor] = {}
         data: dict[str, Any] = {"step": self.step, "validated": self.validated, "members": []}
-        for index, (member, duals, best) in enumerate(zip(self.population.members, self.duals, self.best, strict=True)):
-            updates = 0
-            for name, parameter in member.named_parameters():
-                moments = self.optimizer.state.get(parameter, {})
-                tensors[f"{index}.{name}"] = parameter.detach()
-                if moments:
-                    tensors[f"{index}.exp_avg.{_short(name)}"] = moments["exp_avg"]
-                    tensors[f"{index}.exp_avg_sq.{_short(name)}"] = moments["exp_avg_sq"]
-                    updates = int(moments["step"])
-            tensors |= {f"{index}.best.{name}": values for name, values in best.log_alpha.items()}
-            tensors |= {f"{index}.best_constants.{site}": values for site, values in best.constants.items()}
-            data["members"].append(
-                {
-                    "step": member.step,
-                    "updates": updates,
-                    "lr": self.optimizer.param_groups[index]["lr"],
-                    "duals": duals.value,
-                    "best": [best.objective, best.step],
-                }
-            )
+        for index, learner in enumerate(self.learners):
+            own, plain = learner.export()
+            tensors |= {f"{index}.{name}": values for name, values in own.items()}
+            data["members"].append(plain)
         for site, centre in self.population.centre.items():
             tensors |= {f"constants.centre.{site}": centre, f"constants.spread.{site}": self.population.spread[site]}
         return State(tensors, data, dict(base))
 
-    @torch.no_grad()
     def restore(self, state: State) -> None:
         """Continue exactly where `export` was called; the population must be of the same config."""
         self.step, self.validated = state.data["step"], state.data["validated"]
-        for index, saved in enumerate(state.data["members"]):
-            member = self.population.members[index]
-            member.step, self.duals[index].value = saved["step"], dict(saved["duals"])
-            self.optimizer.param_groups[index]["lr"] = saved["lr"]
-            for name, parameter in member.named_parameters():
-                parameter.copy_(state.tensors[f"{index}.{name}"])
-                if saved["updates"]:
-                    self.optimizer.state[parameter] = {
-                        "step": torch.tensor(float(saved["updates"])),
-                        "exp_avg": state.tensors[f"{index}.exp_avg.{_short(name)}"].to(parameter.device),
-                        "exp_avg_sq": state.tensors[f"{index}.exp_avg_sq.{_short(name)}"].to(parameter.device),
-                    }
-            found = partial(_below, state.tensors, device=self.gates[0].device)
-            self.best[index] = Best(*saved["best"], found(f"{index}.best."), found(f"{index}.best_constants."))
-        self.population.centre = _below(state.tensors, "constants.centre.", self.gates[0].device)
-        self.population.spread = _below(state.tensors, "constants.spread.", self.gates[0].device)
+        device = self.population.device
+        for index, (learner, plain) in enumerate(zip(self.learners, state.data["members"], strict=True)):
+            learner.restore(_below(state.tensors, f"{index}.", device), plain)
+        self.population.centre = _below(state.tensors, "constants.centre.", device)
+        self.population.spread = _below(state.tensors, "constants.spread.", device)
 
 
 def _short(name: str) -> str:

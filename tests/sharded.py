@@ -97,7 +97,7 @@ def look(folder: Path, settings_path: str, dtype: str) -> dict:
         seen["mine"] = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in parameters.values())
         seen["held"] = _held(frozen)
         state = TrainState.new(
-            Population(members(config), frozen.shapes), node_counts(frozen.shapes, config.gates.granularities)
+            Population.new(members(config), frozen.shapes), node_counts(frozen.shapes, config.gates.granularities)
         )
         passes, chosen = Passes.of(config, ranks), examples(4)
         with Streams(frozen, INTERCHANGE) as streams:
@@ -108,7 +108,9 @@ def look(folder: Path, settings_path: str, dtype: str) -> dict:
                 update(state, streams, references, chosen, passes)
         seen["gathers"] = dict(counts)
         seen["trained"] = [name for name, p in parameters.items() if p.requires_grad or p.grad is not None]
-        optimized = [p for group in state.optimizer.param_groups for p in group["params"]]
+        optimized = [
+            p for learner in state.learners for group in learner.optimizer.param_groups for p in group["params"]
+        ]
         seen["gates"] = {
             "dtypes": sorted({str(p.dtype) for p in optimized}),
             "whole": all(p.numel() and not hasattr(p, "ds_id") for p in optimized),

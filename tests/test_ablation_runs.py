@@ -45,7 +45,7 @@ def new_state(frozen, settings, **values):
     config = load(None, {
         "ablation.kind": "optimal", "train.steps": 8, "train.lr_warmup": 0.0, "population.members": settings, **values,
     })  # fmt: skip
-    population = Population(members(config), frozen.shapes)
+    population = Population.new(members(config), frozen.shapes)
     population.start_constants(moments(frozen, examples(4), Passes(2), per_position=False, prompts="corrupted"))
     return TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
 
@@ -81,18 +81,20 @@ def test_constants_take_steps_of_adam_along_the_gradient_of_the_objective(frozen
     state = new_state(frozen, SETTINGS[:1])
     member = state.population.members[0]
     train(frozen, state, 1)
-    first = {site: state.optimizer.state[offset]["exp_avg"] for site, offset in member.offset.items()}
+    first = {site: state.learners[0].optimizer.state[offset]["exp_avg"] for site, offset in member.offset.items()}
     for site, offset in member.offset.items():
         moved = first[site].abs() > 1e-7  # Adam's epsilon is far below
         torch.testing.assert_close(offset[moved], -0.02 * first[site][moved].sign(), atol=2e-4, rtol=0)
-    assert state.optimizer.param_groups[1]["lr"] == pytest.approx(0.02)
+    assert state.learners[0].optimizer.param_groups[1]["lr"] == pytest.approx(0.02)
 
 
 def test_gates_and_constants_are_clipped_apart(frozen):
     state = new_state(frozen, SETTINGS[:1], **{"train.clip": 1e-4})
     train(frozen, state, 1)
     for kind in (state.population.members[0].log_alpha, state.population.members[0].offset):
-        moments_ = torch.cat([state.optimizer.state[values]["exp_avg"].flatten() for values in kind.values()])
+        moments_ = torch.cat(
+            [state.learners[0].optimizer.state[values]["exp_avg"].flatten() for values in kind.values()]
+        )
         assert moments_.norm().item() == pytest.approx(0.1 * 1e-4, rel=1e-2)  # 1 - beta_1 of the clipped gradient
 
 
@@ -108,19 +110,19 @@ def test_a_restored_state_goes_on_bit_for_bit(frozen):
     train(frozen, resumed, 3)
     for member in range(3):
         assert torch.equal(everything(whole, member), everything(resumed, member))
-        assert whole.best[member].constants.keys() == SITE_WIDTH.keys()
-        for site, values in whole.best[member].constants.items():
-            assert torch.equal(values, resumed.best[member].constants[site])
+        assert whole.learners[member].best.constants.keys() == SITE_WIDTH.keys()
+        for site, values in whole.learners[member].best.constants.items():
+            assert torch.equal(values, resumed.learners[member].best.constants[site])
 
 
 def test_best_gates_keep_the_constants_they_were_validated_with(frozen):
     state = train(frozen, new_state(frozen, SETTINGS[:1]), 2)
-    best = state.best[0]
+    best = state.learners[0].best
     with torch.no_grad():
         for offset in state.population.members[0].offset.values():
             offset += 100
     train(frozen, state, 1)
-    assert state.best[0] is best, "constants that far off do not make a better circuit"
+    assert state.learners[0].best is best, "constants that far off do not make a better circuit"
     learned = state.population.learned().constants
     assert all((learned[site][0, :, 0] - best.constants[site]).abs().max() > 1 for site in ("attention", "mlp"))
 

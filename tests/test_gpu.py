@@ -165,7 +165,7 @@ def trained(device: torch.device, dtype: torch.dtype):
     config = load(None, values)
     state, passes = gpu.new_state(frozen, config), Passes.of(config, Ranks(device=device))
     state.population._noise = _CpuNoise(device)
-    before = torch.cat([gate.detach().cpu().reshape(-1) for gate in state.gates])
+    before = torch.cat([gate.detach().cpu().reshape(-1) for gate in state.parameters])
     examples = gpu.make_examples(4, 16, 512)
     with Streams(frozen, INTERCHANGE) as streams:
         references = References(streams, examples, passes)
@@ -187,10 +187,11 @@ def test_gates_stay_float32_and_move_as_on_the_cpu_in_float32(device, dtype, ali
     expected, before = trained(CPU, torch.float32)
     found, same = trained(torch.device(device), dtype)
     torch.testing.assert_close(before, same, atol=0, rtol=0)
-    moments = [value for state in found.optimizer.state.values() for name, value in state.items() if name != "step"]
-    for tensor in (*found.gates, *moments):
+    states = [state for learner in found.learners for state in learner.optimizer.state.values()]
+    moments = [value for state in states for name, value in state.items() if name != "step"]
+    for tensor in (*found.parameters, *moments):
         assert (tensor.dtype, tensor.device.type) == (torch.float32, device)
-    moves = [torch.cat([g.detach().cpu().reshape(-1) for g in s.gates]) - before for s in (expected, found)]
+    moves = [torch.cat([g.detach().cpu().reshape(-1) for g in s.parameters]) - before for s in (expected, found)]
     assert moves[0].abs().max() > 0.01
     assert torch.corrcoef(torch.stack(moves))[0, 1] > alike
 

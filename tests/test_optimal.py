@@ -46,7 +46,7 @@ def learn(frozen, circuits, chosen, passes, start=None, **settings):
 
 
 def circuits_of_sizes(frozen, *sizes):
-    population = Population(members(load(None, {"population.seeds": len(sizes)})), frozen.shapes)
+    population = Population.new(members(load(None, {"population.seeds": len(sizes)})), frozen.shapes)
     return [
         discretise(dict(member.log_alpha), frozen.shapes, {"total": size})
         for member, size in zip(population.members, sizes, strict=True)

@@ -30,7 +30,7 @@ def test_padding_and_batch_size_change_no_score(embedded, task):
     frozen, tokenizer = embedded
     config = load(None, {"task.name": task, "task.size": 60, "gates.init_spread": 2.0})
     examples = load_task(config.task, tokenizer, frozen.model.config).splits["test"]
-    population = Population(members(config), frozen.shapes)
+    population = Population.new(members(config), frozen.shapes)
     masks = discretise(dict(population.members[0].log_alpha), frozen.shapes, {"total": 900})
     with Streams(frozen, INTERCHANGE) as streams:
         first = score(streams, examples, [masks], Passes(30))

@@ -33,7 +33,7 @@ def frozen():
 
 def trained(frozen, settings, checkpointing=False, padding="right", steps=8):
     config = load(None, {**BASE, "population.members": settings, "task.padding": padding})
-    population = Population(members(config), frozen.shapes)
+    population = Population.new(members(config), frozen.shapes)
     state = TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
     chosen, passes = examples(4), Passes.of(config, Ranks())
     with Streams(frozen, INTERCHANGE, checkpointing) as streams:
@@ -52,7 +52,7 @@ def test_members_together_are_what_they_are_alone(frozen):
     for index, setting in enumerate(SETTINGS):
         alone = trained(frozen, [setting])
         torch.testing.assert_close(gates(together, index), gates(alone, 0), atol=1e-5, rtol=0)
-        assert together.duals[index].value == pytest.approx(alone.duals[0].value, abs=1e-6)
+        assert together.learners[index].duals.value == pytest.approx(alone.learners[0].duals.value, abs=1e-6)
     assert not torch.allclose(gates(together, 0), gates(together, 1), atol=1e-2)
     assert together.population.members[3].step == 4
 
@@ -89,7 +89,7 @@ def test_mix_has_no_collisions_on_a_grid():
 
 
 def test_expected_open_equals_a_count_of_samples(frozen):
-    population = Population(
+    population = Population.new(
         members(load(None, {"gates.init": 0.5, "gates.init_spread": 2.0, "gates.clamp": 4.0})), frozen.shapes
     )
     stacked = population.stack()

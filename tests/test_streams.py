@@ -145,7 +145,7 @@ def test_finite_differences():
 
 def test_checkpointing_changes_no_gradient_and_keeps_less(frozen):
     batch, ids = collate(examples(3), full=False), [0, 1, 2]
-    population = Population(members(load(None, {"population.seeds": 2})), frozen.shapes)
+    population = Population.new(members(load(None, {"population.seeds": 2})), frozen.shapes)
     gradients, sizes = [], []
     for checkpointing in (False, True):
         with Streams(frozen, INTERCHANGE, checkpointing) as streams, count_saved(frozen.model) as saved:
@@ -190,7 +190,7 @@ def test_bfloat16_model_keeps_float32_gates():
     frozen = build("llama", SMALL)
     frozen.model.bfloat16()
     batch = collate(examples(2), full=False)
-    population = Population(members(load(None)), frozen.shapes)
+    population = Population.new(members(load(None)), frozen.shapes)
     with Streams(frozen, INTERCHANGE) as streams:
         open_masks = [{s: torch.ones(1, 1, w(shape)) for s, w in SITE_WIDTH.items()} for shape in frozen.shapes]
         assert torch.equal(streams.masked(batch, lambda i: open_masks[i], 1)[0], streams.reference(batch))

@@ -25,7 +25,7 @@ UNEVEN = (LayerShape(4, 2, 4, 10, 8), LayerShape(2, 1, 4, 6, 8), LayerShape(4, 4
 def population(overrides, shapes=UNEVEN, done=0.0):
     """Members with scores spread out, at a share of their run."""
     torch.manual_seed(0)
-    found = Population(members(load(None, {"train.steps": 10, "gates.init_spread": 2.0, **overrides})), shapes)
+    found = Population.new(members(load(None, {"train.steps": 10, "gates.init_spread": 2.0, **overrides})), shapes)
     for member in found.members:
         member.step = round(done * 10)
     return found
@@ -152,7 +152,7 @@ def frozen():
 
 def trained(frozen, members_, **overrides):
     config = load(None, {"train.steps": 8, "population.members": members_, **overrides})
-    state = TrainState.new(Population(members(config), frozen.shapes), node_counts(frozen.shapes, []))
+    state = TrainState.new(Population.new(members(config), frozen.shapes), node_counts(frozen.shapes, []))
     chosen, passes = examples(4), Passes.of(config, Ranks())
     with Streams(frozen, INTERCHANGE) as streams:
         references = References(streams, chosen, passes)

@@ -75,17 +75,29 @@ class Member(nn.Module):
 class Population(nn.Module):
     """P members and the noise they draw."""
 
-    def __init__(self, configs: Sequence[Config], shapes: Shapes, device: torch.device | str = "cpu") -> None:
+    def __init__(self, members: Sequence[Member], shapes: Shapes, device: torch.device | str = "cpu") -> None:
+        """Members may belong to several populations: one is no more than a list of those that share a pass."""
         super().__init__()
         self.shapes = tuple(shapes)
-        self.members = nn.ModuleList(Member(config, shapes, device) for config in configs)
+        self.members = nn.ModuleList(members)
         self.device = torch.device(device)
         self._noise = Noise(device)
-        self._parametrisation = PARAMETRISATIONS[configs[0].gates.parametrisation]
+        self._parametrisation = PARAMETRISATIONS[members[0].config.gates.parametrisation]
         self.centre: dict[str, Tensor] = {}
         """By site [L, n]: where the learned constants of all members start; empty without optimal ablation."""
         self.spread: dict[str, Tensor] = {}
         """The unit in which their offsets are counted."""
+
+    @classmethod
+    def new(cls, configs: Sequence[Config], shapes: Shapes, device: torch.device | str = "cpu") -> "Population":
+        """One new member a config."""
+        return cls([Member(config, shapes, device) for config in configs], shapes, device)
+
+    def part(self, members: Sequence[Member]) -> "Population":
+        """A population of other members that shares what does not belong to any of them."""
+        found = Population(members, self.shapes, self.device)
+        found.centre, found.spread = self.centre, self.spread
+        return found
 
     def __len__(self) -> int:
         return len(self.members)
