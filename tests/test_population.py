@@ -51,7 +51,7 @@ def test_members_together_are_what_they_are_alone(frozen):
     together = trained(frozen, SETTINGS)
     for index, setting in enumerate(SETTINGS):
         alone = trained(frozen, [setting])
-        torch.testing.assert_close(gates(together, index), gates(alone, 0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(gates(together, index), gates(alone, 0), atol=1e-6, rtol=0)
         assert together.learners[index].duals.value == pytest.approx(alone.learners[0].duals.value, abs=1e-6)
     assert not torch.allclose(gates(together, 0), gates(together, 1), atol=1e-2)
     assert together.population.members[3].step == 4

@@ -1,6 +1,9 @@
 """The hard-concrete distribution (Louizos, Welling, Kingma 2018, arXiv 1712.01312, eq. 10-12).
 
-A gate is one real number `log_alpha`. Every function is element-wise and keeps the shape of its argument.
+A gate is one real number `log_alpha`. Every function is element-wise and keeps the shape and type of its argument.
+
+Exponentials are taken in float64: in float32 their last bit depends on where in a tensor a number stands, and so on how many
+members share a pass.
 """
 
 import math
@@ -18,8 +21,8 @@ _EPSILON = 1e-6
 
 def sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
     """Turn uniform noise on [0, 1) into gate values in [0, 1]; differentiable in `log_alpha`; shapes broadcast."""
-    uniform = uniform.clamp(_EPSILON, 1 - _EPSILON)
-    concrete = torch.sigmoid((torch.logit(uniform) + log_alpha) / BETA)
+    noise = torch.logit(uniform.double().clamp(_EPSILON, 1 - _EPSILON))
+    concrete = torch.sigmoid((noise + log_alpha) / BETA).to(log_alpha.dtype)
     return (concrete * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
@@ -31,4 +34,4 @@ def binary_sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
 
 def probability_open(log_alpha: Tensor) -> Tensor:
     """P(z > 0) = sigmoid(log_alpha - beta log(-gamma / zeta))."""
-    return torch.sigmoid(log_alpha - _SHIFT)
+    return torch.sigmoid(log_alpha.double() - _SHIFT).to(log_alpha.dtype)

@@ -28,7 +28,7 @@ class Parametrisation(NamedTuple):
     draw: Callable[[Population, Sequence[int]], Masks]
     """Gate values of a pass over examples with these ids."""
     open: Callable[[Population], dict[str, Tensor]]
-    """How far, or with what probability, each gate is open, by granularity [P, L, n]."""
+    """How far, or with what probability, each gate is open, by granularity float64 [P, L, n]."""
     decided: Callable[[Population, int], dict[str, Tensor]]
     """log_alpha of a member by granularity, [L, n], as `discretise` takes it: open above 0."""
 
@@ -48,7 +48,7 @@ def _samples(population: Population, examples: Sequence[int], value: Callable[[T
 
 
 def _probabilities(population: Population) -> dict[str, Tensor]:
-    return {name: probability_open(values) for name, values in population.stack().items()}
+    return {name: probability_open(values.double()) for name, values in population.stack().items()}
 
 
 def _as_they_are(population: Population, member: int) -> dict[str, Tensor]:

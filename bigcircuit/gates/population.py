@@ -165,7 +165,7 @@ class Population(nn.Module):
                 leaf = finest(chain, site)
                 if leaf is not None:
                     sums.setdefault("total", []).append(expand(chain[leaf], site, shape).sum(-1))
-        return {name: torch.stack(parts).sum(0) for name, parts in sums.items()}
+        return {name: torch.stack(parts).sum(0).float() for name, parts in sums.items()}
 
     def decided(self, member: int) -> dict[str, Tensor]:
         """log_alpha of a member by granularity, [L, n], as `discretise` takes it: open above 0. A copy."""

@@ -17,8 +17,10 @@ def soft_top_k(scores: Tensor, size: Tensor, temperature: Tensor, weight: Tensor
 
     scores, weight [..., n]; size, temperature [..., 1]; leading dimensions broadcast. Differentiable with respect to scores
     and weight through tau as well: one Newton step with a graph, at the root that bisection found without one, has the
-    gradient of the implicit function.
+    gradient of the implicit function. Computed in float64, so that it does not depend on who else is solved for.
     """
+    kind = scores.dtype
+    scores, size, temperature, weight = (values.double() for values in (scores, size, temperature, weight))
     with torch.no_grad():
         size = torch.minimum(size, _FULL * weight.sum(-1, keepdim=True))
         low = scores.amin(-1, keepdim=True) - 20 * temperature
@@ -30,4 +32,4 @@ def soft_top_k(scores: Tensor, size: Tensor, temperature: Tensor, weight: Tensor
         value = torch.sigmoid((scores - root) / temperature)
         slope = (weight * value * (1 - value) / temperature).sum(-1, keepdim=True).clamp(min=1e-9)
     found = (weight * torch.sigmoid((scores - root) / temperature)).sum(-1, keepdim=True)
-    return torch.sigmoid((scores - root - (found - found.detach()) / slope) / temperature)
+    return torch.sigmoid((scores - root - (found - found.detach()) / slope) / temperature).to(kind)

@@ -45,7 +45,7 @@ def draw(population: Population, examples: Sequence[int], rounded: bool) -> Call
 
 def shares(population: Population) -> dict[str, Tensor]:
     """How far each gate is open at the size that is allowed now, [P, L, n]."""
-    return {name: values[:, 0] for name, values in _solve(population, None).items()}
+    return {name: values[:, 0].double() for name, values in _solve(population, None).items()}
 
 
 def centred(population: Population, member: int) -> dict[str, Tensor]:
