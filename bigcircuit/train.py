@@ -15,6 +15,7 @@ from bigcircuit.errors import DivergedError
 from bigcircuit.evaluation.scores import score
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.objective import contrast, kl_divergence
+from bigcircuit.optimal import Lessons
 from bigcircuit.penalty import fixed_terms, total
 from bigcircuit.references import References
 from bigcircuit.schedule import learning_rate
@@ -167,18 +168,12 @@ def current_masks(state: TrainState) -> list[dict[str, Tensor]]:
     ]
 
 
-def validate(
-    state: TrainState,
-    streams: Streams,
-    examples: Sequence[Example],
-    passes: Passes,
-    references: References | None = None,
-) -> list[dict[str, float]]:
+def validate(state: TrainState, streams: Streams, lessons: Lessons, passes: Passes) -> list[dict[str, float]]:
     """Score the discretised circuits of all members and remember the gates of any that is its best so far."""
     circuits = current_masks(state)
     learned = state.population.learned()
     with streams.under(learned):
-        scores = score(streams, examples, circuits, passes, references=references)
+        scores = score(streams, lessons.examples, circuits, passes, references=lessons.references)
     rows = []
     for index, (learner, masks) in enumerate(zip(state.learners, circuits, strict=True)):
         sizes, config = count(masks), learner.member.config

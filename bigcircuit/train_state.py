@@ -93,6 +93,16 @@ class Learner:
         self.best = Best(*data["best"], gates, constants)
 
 
+def metric_rows(learners: Sequence[Learner], step: int, columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl, one a learner; columns: what to say of each, by name."""
+    return [
+        {"step": step, "member": index, "lr": learner.lr}
+        | {f"dual.{name}": value for name, value in learner.duals.value.items()}
+        | {name: values[index] for name, values in columns.items()}
+        for index, learner in enumerate(learners)
+    ]
+
+
 @dataclass
 class TrainState:
     """The learners of a run, and the population that they are in a pass."""

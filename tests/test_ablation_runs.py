@@ -18,6 +18,7 @@ from bigcircuit.frozen.load import load_config, skeleton
 from bigcircuit.gates.granularity import SITE_WIDTH
 from bigcircuit.gates.population import Population, node_counts
 from bigcircuit.memory import Workload, estimate
+from bigcircuit.optimal import Lessons
 from bigcircuit.references import References
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.data import load_task
@@ -54,10 +55,10 @@ def train(frozen, state, steps, checkpointing=False):
     chosen, passes = examples(4), Passes(2)
     start = mean_ablation(frozen, chosen, passes)._replace(name="optimal")
     with Streams(frozen, start, checkpointing) as streams:
-        references = References(streams, chosen, passes)
+        references, full = (References(streams, chosen, passes, full=whole) for whole in (False, True))
         for _ in range(steps):
             update(state, streams, references, chosen, passes)
-            validate(state, streams, chosen, passes)
+            validate(state, streams, Lessons(chosen, full, full=True), passes)
     return state
 
 

@@ -27,8 +27,8 @@ from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.frozen.sites import FrozenModel
 from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.gates.population import node_counts
+from bigcircuit.ground import keep_solved
 from bigcircuit.plan import give_freed_memory_back, out_of_memory
-from bigcircuit.prune import keep_solved
 from bigcircuit.run_folder import versions
 from bigcircuit.sharding import read_settings
 from bigcircuit.streams import Streams

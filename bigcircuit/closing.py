@@ -1,0 +1,166 @@
+"""What a run found: final circuits, their held-out scores, where they come from."""
+
+import json
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigcircuit.ablated import Ablation
+from bigcircuit.circuit import Circuit
+from bigcircuit.display import Display
+from bigcircuit.distributed import Ranks
+from bigcircuit.evaluation.examples import predictions
+from bigcircuit.evaluation.result import Scores
+from bigcircuit.evaluation.scores import ExampleScores, score, summarise
+from bigcircuit.finishing import final_ablation
+from bigcircuit.frozen.load import fingerprint
+from bigcircuit.frozen.parameters import parameters_kept
+from bigcircuit.gates.discretise import count, discretise
+from bigcircuit.gates.granularity import GRANULARITIES, LEAVES
+from bigcircuit.gates.population import trained_granularities
+from bigcircuit.ground import Ground
+from bigcircuit.optimal import Lessons
+from bigcircuit.run_folder import versions
+from bigcircuit.streams import Streams
+from bigcircuit.train_state import Learner, TrainState
+
+
+class Closing(NamedTuple):
+    """What a run found, member by member, before it is written."""
+
+    circuits: list[Circuit]
+    members: list[dict[str, Any]]
+    """Rows of the summary, without the names of the circuit files."""
+    examples: list[Any]
+    """Predictions on a few held-out prompts, see evaluation/examples.py."""
+    shared: dict[str, Any]
+    """The rest of the summary."""
+
+    def summary(self, files: Sequence[str], seconds: float) -> dict[str, Any]:
+        """The content of summary.json."""
+        rows = [{**row, "circuit": file} for row, file in zip(self.members, files, strict=True)]
+        return {**self.shared, "members": rows, "seconds": round(seconds, 1)}
+
+    def alone(self, index: int) -> "Closing":
+        """One member as if it had been alone."""
+        return Closing(
+            [self.circuits[index]], [{**self.members[index], "member": 0}], [self.examples[index]], self.shared
+        )
+
+
+def close(ground: Ground, state: TrainState, lessons: tuple[Lessons, Lessons], display: Display) -> Closing:
+    """Final circuits of all members and their held-out scores, the same on all ranks. Within the streams.
+
+    lessons: what the gates were trained and validated on. The empty circuit is the first member's ablation alone: where
+    constants are learned, it has those of that member.
+    """
+    config, data, streams, passes = ground.config, ground.data, ground.streams, ground.passes
+    population = state.population
+    log_alpha = [dict(learner.best.log_alpha) for learner in state.learners]
+    masks = [
+        discretise(gates, population.shapes, learner.member.config.target.sizes())
+        for gates, learner in zip(log_alpha, state.learners, strict=True)
+    ]
+    nothing = {name: torch.zeros_like(mask) for name, mask in masks[0].items()}
+    ablation = final_ablation(config, state, streams, masks, *lessons, passes, display)
+    with streams.under(ablation.of([*range(len(masks)), 0])):
+        found = score(streams, data.splits["test"], [*masks, nothing], passes, full=True)
+    full = ExampleScores(*(values[-1:] for values in found))
+    shown = predictions(streams, masks, ablation, data, ground.prepared.tokenizer, passes.size)
+    circuits, rows = [], []
+    for index, kept in enumerate(masks):
+        scores = summarise(found, full, index)
+        cpu = {name: values.cpu() for name, values in log_alpha[index].items()}
+        constants = _constants(ablation.of([index]), kept)
+        circuits.append(Circuit(kept, cpu, describe(ground, state.learners[index], scores), constants))
+        rows.append(_member(state.learners[index], streams, index, kept, scores))
+    shared = {
+        "model": config.model.path,
+        "task": config.task.path or config.task.name,
+        "ablation": config.ablation.name,
+        "pairs": {name: len(split) for name, split in data.splits.items()},
+        "left_out": {"bad": len(data.bad), "unsolved": data.unsolved},
+        "nodes": ground.nodes,
+        "full": _plain(summarise(full, full, 0)),
+        "empty": _plain(summarise(found, full, len(masks))),
+        "peak_memory_bytes": passes.ranks.largest(peak_memory(passes.ranks)),
+    }
+    return Closing(circuits, rows, shown["members"], shared)
+
+
+def _constants(ablation: Ablation, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The constants of one member for the circuit file: of the sites that have masks, [L, n] or [L, T, n]."""
+    sites = {site: c[0] for site, c in (ablation.constants or {}).items() if LEAVES[site] in masks}
+    return {site: (c[:, 0] if c.shape[1] == 1 else c).cpu() for site, c in sites.items()}
+
+
+def describe(ground: Ground, learner: Learner, scores: Scores) -> dict[str, str]:
+    """Metadata of one member's circuit file: what it was found in, on, with, and how well it does."""
+    config, reference = ground.config, ground.prepared.reference
+    member = learner.member.config
+    base = fingerprint(config.model)
+    return {
+        "model": config.model.path
+        if config.model.path == "embedded"
+        else config.model.path.rstrip("/").rsplit("/", 1)[-1],
+        "model_revision": config.model.revision or "",
+        "model_config_sha256": base["config"],
+        "model_weights_sha256": base["weights"],
+        "tokenizer_sha256": base["tokenizer"],
+        "adapter": config.model.adapter or "",
+        "task": config.task.path.rsplit("/", 1)[-1] if config.task.path else config.task.name,
+        "task_sha256": ground.data.sha256,
+        "ablation": config.ablation.name,
+        "ablation_data": (config.ablation.data or "").rsplit("/", 1)[-1],
+        "ablation_data_sha256": "" if reference is None else reference.sha256,
+        "ablation_prompts": config.ablation.prompts if config.ablation.kind in ("mean", "optimal") else "",
+        "metric": "KL(reference || circuit) in nats at the answer positions, test split",
+        "granularities": json.dumps(list(trained_granularities(member))),
+        "widths": json.dumps(
+            {name: [g.width(s) for s in ground.streams.frozen.shapes] for name, g in GRANULARITIES.items()}
+        ),
+        "seed": str(member.train.seed),
+        "step": str(learner.best.step),
+        "targets": json.dumps(member.target.sizes()),
+        "scores": json.dumps({config.ablation.name: _plain(scores)}),
+        "versions": json.dumps(versions()),
+    }
+
+
+def _member(
+    learner: Learner, streams: Streams, index: int, masks: Mapping[str, Tensor], scores: Scores
+) -> dict[str, Any]:
+    config = learner.member.config
+    parameters = parameters_kept(streams.frozen, masks)
+    return {
+        "member": index,
+        "seed": config.train.seed,
+        "targets": config.target.sizes(),
+        "penalties": {name: weight for name, weight in config.penalty if weight},
+        "parametrisation": config.gates.parametrisation,
+        "best_step": learner.best.step,
+        "kept": count(masks),
+        "parameters_kept": parameters.kept / parameters.total,
+        "parameters": parameters._asdict(),
+        "scores": _plain(scores),
+    }
+
+
+def _plain(scores: Scores) -> dict[str, dict[str, float | None]]:
+    return {name: asdict(score) for name, score in scores.items()}
+
+
+def peak_memory(ranks: Ranks) -> int:
+    """Bytes: the most that was allocated on the GPU, or the largest resident set of this process on CPU."""
+    if ranks.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(ranks.device)
+    try:
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        # Not on Linux. It counts in the process that started this one, until it became this one.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
