@@ -24,6 +24,8 @@ USAGE = """usage: bigcircuit VERB [--config FILE] [--section.field VALUE ...]
           [--save union,intersection,difference] [--output FOLDER]
   report RUN_OR_CIRCUIT ...     the page of a run or a circuit, or of several beside each other; loads no model
           [--output FILE.html] [--figures FOLDER: every figure as SVG, PNG and PDF]
+  sweep   search settings with Ray Tune, many circuits per copy of the model   [--address of a Ray cluster] [--dry-run]
+  sweep best FOLDER   the config of the best trial   [--kl 0.1: the fewest neurons with that | --neurons 200: the lowest KL]
   tasks   list the task builders, or print pairs of the one that --task.name names
   env     versions, devices and cores
 
@@ -138,6 +140,28 @@ def run_report(words: Sequence[str]) -> None:
         console.print(str(path), markup=False)
 
 
+def run_sweep(words: Sequence[str]) -> None:
+    """Verb `sweep`, also the whole of launchers/sweep.py."""
+    from bigcircuit.sweep.settings import SweepSettings, load_sweep, sweep_keys
+
+    console = Console(highlight=False, soft_wrap=True)
+    if words[:1] == ["best"]:
+        from bigcircuit.sweep.best import show_best
+
+        return show_best(words[1:], console)
+    _help(words, SweepSettings)
+    rest = [word for word in words if word != "--dry-run"]
+    path, address = _take(rest, "--config"), _take(rest, "--address")
+    sweep = load_sweep(path, parse_overrides(rest, sweep_keys(), ("task.columns.", "sweep.space.")))
+    if "--dry-run" in words:
+        from bigcircuit.sweep.dry_run import dry_run
+
+        return dry_run(sweep, console)
+    from bigcircuit.sweep.run import run
+
+    return run(sweep, address, console)
+
+
 def _help(words: Sequence[str], settings: type[Section]) -> None:
     if "--help" in words or "-h" in words:
         show_settings(Console(highlight=False), USAGE, settings)
@@ -175,6 +199,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": run_evaluate,
     "compare": run_compare,
     "report": run_report,
+    "sweep": run_sweep,
     "tasks": run_tasks,
     "env": run_env,
 }

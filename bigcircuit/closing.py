@@ -2,10 +2,10 @@
 
 import json
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from bigcircuit.evaluation.examples import predictions
 from bigcircuit.evaluation.result import Scores
 from bigcircuit.evaluation.scores import ExampleScores, score, summarise
 from bigcircuit.finishing import final_ablation
+from bigcircuit.found import Found
 from bigcircuit.frozen.load import fingerprint
 from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.gates.discretise import count, discretise
@@ -30,30 +31,7 @@ from bigcircuit.streams import Streams
 from bigcircuit.train_state import Learner, TrainState
 
 
-class Closing(NamedTuple):
-    """What a run found, member by member, before it is written."""
-
-    circuits: list[Circuit]
-    members: list[dict[str, Any]]
-    """Rows of the summary, without the names of the circuit files."""
-    examples: list[Any]
-    """Predictions on a few held-out prompts, see evaluation/examples.py."""
-    shared: dict[str, Any]
-    """The rest of the summary."""
-
-    def summary(self, files: Sequence[str], seconds: float) -> dict[str, Any]:
-        """The content of summary.json."""
-        rows = [{**row, "circuit": file} for row, file in zip(self.members, files, strict=True)]
-        return {**self.shared, "members": rows, "seconds": round(seconds, 1)}
-
-    def alone(self, index: int) -> "Closing":
-        """One member as if it had been alone."""
-        return Closing(
-            [self.circuits[index]], [{**self.members[index], "member": 0}], [self.examples[index]], self.shared
-        )
-
-
-def close(ground: Ground, state: TrainState, lessons: tuple[Lessons, Lessons], display: Display) -> Closing:
+def close(ground: Ground, state: TrainState, lessons: tuple[Lessons, Lessons], display: Display) -> Found:
     """Final circuits of all members and their held-out scores, the same on all ranks. Within the streams.
 
     lessons: what the gates were trained and validated on. The empty circuit is the first member's ablation alone: where
@@ -90,7 +68,7 @@ def close(ground: Ground, state: TrainState, lessons: tuple[Lessons, Lessons], d
         "empty": _plain(summarise(found, full, len(masks))),
         "peak_memory_bytes": passes.ranks.largest(peak_memory(passes.ranks)),
     }
-    return Closing(circuits, rows, shown["members"], shared)
+    return Found(circuits, rows, shown["members"], shared)
 
 
 def _constants(ablation: Ablation, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,18 +17,18 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
     """Read a config file, apply dotted overrides, validate. Raises UserError naming file and key."""
     raw = read_yaml(Path(path)) if path else {}
     for key, value in (overrides or {}).items():
-        _set(raw, key, value)
+        set_dotted(raw, key, value)
     config = validate(raw, str(path or "command line"))
     members(config)
     return config
 
 
-def validate(raw: Mapping[str, Any], source: str) -> Config:
-    """Build the Config from nested plain data. Raises UserError naming `source` and the key."""
+def validate(raw: Mapping[str, Any], source: str, kind: type[BaseModel] = Config, prefix: str = "") -> Any:
+    """Build the Config, or another section, from nested plain data. Raises UserError naming `source` and the key."""
     try:
-        return Config.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{source}: {_describe(error)}") from error
+        raise UserError(f"{source}: {_describe(error, prefix, kind)}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -57,8 +57,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return merged
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """`--section.field value` or `--section.field=value` words -> dotted key to value, values read as YAML."""
+def parse_overrides(
+    arguments: Sequence[str], known: Sequence[str] = (), open_ended: tuple[str, ...] = ("task.columns.",)
+) -> dict[str, Any]:
+    """`--section.field value` or `--section.field=value` words -> dotted key to value, values read as YAML.
+
+    known: the keys there are, those of a config by default; open_ended: sections whose keys anyone may name.
+    """
+    known = known or dotted_keys()
     overrides: dict[str, Any] = {}
     words = list(arguments)
     while words:
@@ -67,8 +73,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"{word!r} is not an option; options look like --train.steps 500")
         key, has_value, text = word[2:].partition("=")
         key = key.replace("-", "_")
-        if key not in dotted_keys() and not key.startswith("task.columns."):
-            raise UserError(f"--{key} is not a setting{_nearest(key, dotted_keys())}")
+        if key not in known and not key.startswith(open_ended):
+            raise UserError(f"--{key} is not a setting{_nearest(key, known)}")
         if not has_value:
             if not words:
                 raise UserError(f"--{key} needs a value")
@@ -96,8 +102,7 @@ def members(config: Config) -> list[Config]:
     for index, overrides in enumerate(config.population.members):
         source = f"population.members[{index}]"
         for key in overrides:
-            if key not in dotted_keys():
-                raise UserError(f"{source}: {key} is not a setting{_nearest(key, dotted_keys())}")
+            check_key(key, source)
             if not key.startswith(MEMBER_KEYS[:2]) and key not in MEMBER_KEYS:
                 raise UserError(f"{source}: {key} is shared by all members of a population; run it separately")
         built.append(override(config, overrides, source))
@@ -134,8 +139,14 @@ def override(config: Config, overrides: Mapping[str, Any], source: str) -> Confi
     """The config with dotted keys changed. Raises UserError naming `source` and the key."""
     raw = config.model_dump()
     for key, value in overrides.items():
-        _set(raw, key, value)
+        set_dotted(raw, key, value)
     return validate(raw, source)
+
+
+def check_key(key: str, source: str) -> None:
+    """Raises UserError unless `key` is a dotted key of a config."""
+    if key not in dotted_keys():
+        raise UserError(f"{source}: {key} is not a setting{_nearest(key, dotted_keys())}")
 
 
 def dotted_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -159,7 +170,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
-def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
+def set_dotted(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a nested value by its dotted key. Raises UserError where a section is something else."""
     *sections, name = dotted.split(".")
     for section in sections:
         raw = raw.setdefault(section, {})
@@ -176,13 +188,13 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, prefix: str, kind: type[BaseModel]) -> str:
     """The first problem pydantic found, as one line; the rest are counted."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = prefix + ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        text = f"{key} is not a setting{_nearest(key, _all_keys())}"
+        text = f"{key} is not a setting{_nearest(key, _all_keys(kind, prefix))}"
     elif first["type"] == "value_error":
         text = str(first["ctx"]["error"])
     else:
@@ -191,8 +203,8 @@ def _describe(error: ValidationError) -> str:
     return text + (f" (and {others} more)" if others else "")
 
 
-def _all_keys() -> list[str]:
-    keys = dotted_keys()
+def _all_keys(kind: type[BaseModel], prefix: str) -> list[str]:
+    keys = dotted_keys(kind, prefix)
     return sorted({key.rsplit(".", depth)[0] for key in keys for depth in range(key.count(".") + 1)})
 
 

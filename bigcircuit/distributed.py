@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 import torch
@@ -147,17 +147,24 @@ def joined() -> Iterator[Ranks]:
 
 def _start() -> Ranks:
     rank, size, local = announced()
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    ranks = join(rank, size, local)
     if size == 1:
-        return Ranks(device=device)
-    name_interface(size)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+        return ranks
 
     def agree(number: int) -> int:
-        shared = torch.tensor([number], device=device)
+        shared = torch.tensor([number], device=ranks.device)
         dist.broadcast(shared, 0)
         return int(shared)
 
-    return Ranks(rank, size, device, watch=Watch(rank, meet(rank, size, os.environ["MASTER_ADDR"], agree)))
+    return replace(ranks, watch=Watch(rank, meet(rank, size, os.environ["MASTER_ADDR"], agree)))
+
+
+def join(rank: int, size: int, device: int) -> Ranks:
+    """Become one of `size` ranks that meet at MASTER_ADDR; device: the GPU to use, where there are any. Nobody watches them."""
+    place = torch.device("cuda", device) if torch.cuda.is_available() else torch.device("cpu")
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if size > 1:
+        name_interface(size)
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", rank=rank, world_size=size)
+    return Ranks(rank, size, place)

@@ -115,10 +115,14 @@ class Ground(NamedTuple):
         return Lessons(held_out, references, full=True)
 
 
-def lay(prepared: Prepared, display: Display) -> Ground:
-    """Load the weights and leave out what the full model does not solve, if asked. Raises UserError."""
+def lay(prepared: Prepared, display: Display, frozen: FrozenModel | None = None) -> Ground:
+    """Load the weights and leave out what the full model does not solve, if asked. Raises UserError.
+
+    frozen: the model, where it is loaded already.
+    """
     config, passes = prepared.config, prepared.passes
-    frozen = load_frozen(config.model, passes.ranks.device, read_settings(config.deepspeed))
+    if frozen is None:
+        frozen = load_frozen(config.model, passes.ranks.device, read_settings(config.deepspeed))
     data = keep_solved(config, frozen, prepared.data, passes, display)
     averaged = data.splits["train"] if prepared.reference is None else prepared.reference.examples
     ablation, moments = starting_ablation(config.ablation, frozen, averaged, passes)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -162,11 +163,13 @@ class Metrics:
             file.flush()
             os.fsync(file.fileno())
 
-    def read(self) -> list[dict[str, Any]]:
+    @staticmethod
+    def read_from(folder: RunFolder) -> list[dict[str, Any]]:
         """All rows so far."""
-        if not self._path.exists():
+        if not folder.metrics.exists():
             return []
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        lines = folder.metrics.read_bytes().splitlines()
+        return [json.loads(line) for line in lines if _covered(line, sys.maxsize, sys.maxsize)]
 
 
 def _covered(line: bytes, from_step: int, validated: int) -> bool:

@@ -1,5 +1,7 @@
 """Write files so that a crash leaves either the old one or the new one, never a half."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -7,12 +9,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from bigcircuit.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to load, and not everybody who writes files needs it
+    from torch import Tensor
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -79,6 +81,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Content of a safetensors file."""
+    from safetensors.torch import save
+
     data = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, None)
     return _with_metadata(data, metadata) if metadata else data
 

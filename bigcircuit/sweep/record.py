@@ -1,0 +1,48 @@
+"""What trial.json says of a trial. Light."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigcircuit.errors import UserError
+
+OVER = ("finished", "stopped", "failed")
+"""What a trial can have come to."""
+
+
+@dataclass
+class Record:
+    """A trial as trial.json has it."""
+
+    number: int
+    drawn: dict[str, Any]
+    """The settings the search has chosen: dotted key -> value."""
+    settings: dict[str, Any]
+    """Those it has now; population-based training changes them."""
+    status: str = "waiting"
+    """waiting, running, or one of OVER: finished, stopped early by the scheduler, failed."""
+    error: str | None = None
+    step: int = 0
+    steps: int = 0
+    """Of how many."""
+    seconds: float = 0.0
+    """In passes, which it may have shared."""
+    updates: int = 0
+    """Made for it in all, those included that had to be made again."""
+    validation: dict[str, Any] | None = None
+    """The last one."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Record":
+        """Of a trial's folder. Raises UserError naming the file if it is not what this project wrote."""
+        path = folder / "trial.json"
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); remove {folder} to run this trial again") from error
+
+
+def read_records(sweep: Path) -> list[Record]:
+    """Of all trials in a sweep's folder, by number. Raises UserError."""
+    return [Record.read(path) for path in sorted((sweep / "trials").glob("[0-9]*"))]

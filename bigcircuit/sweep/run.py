@@ -1,0 +1,211 @@
+"""`sweep`: the whole of it, top to bottom."""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors without GPUs see them, as Ray is going to do
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
+
+from bigcircuit.config_file import flatten
+from bigcircuit.errors import Stopped, UserError
+from bigcircuit.run_folder import RunFolder, versions
+from bigcircuit.storage import write_json
+from bigcircuit.sweep.record import read_records
+from bigcircuit.sweep.search import algorithm, planned, samples, scheduler, space
+from bigcircuit.sweep.settings import Sweep
+from bigcircuit.sweep.show import Live, table
+from bigcircuit.sweep.slots import Slots
+from bigcircuit.sweep.trial import Trial
+
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see stopped_by_signals
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def run(asked: Sweep, address: str | None, console: Console) -> None:
+    """Run a sweep, or what is left of it, write its folder and show how it ended.
+
+    address: of a Ray cluster; without one, Ray is started on this machine and ended with the sweep. Raises UserError, and
+    Stopped after a signal, with all trials saved.
+    """
+    folder = Path(asked.config.output)
+    check_same(folder, asked)
+    with RunFolder(folder).locked():
+        write_json(folder / "sweep.json", described(asked))
+        with cluster(address, asked), stopped_by_signals():
+            search(asked, folder, Live(console))
+        from bigcircuit.sweep.outcome import write_outcome
+
+        write_outcome(folder)
+    console.print(table(read_records(folder)))
+    console.print(f"see {folder / 'report.html'}", markup=False)
+
+
+def search(asked: Sweep, folder: Path, live: Live) -> None:
+    """Let Tune run the trials that are left. Raises UserError where nothing can run, Stopped after a signal."""
+    settings = asked.settings
+    before = [record.settings for record in read_records(folder)]
+    ahead = planned(settings)
+    total = len(ahead) or settings.trials
+    workers, gpus = room(asked, total)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    slots = (
+        ray.remote(Slots)
+        .options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
+        .remote(asked, workers, gpus, ahead, total, sys.argv)
+    )
+    slots.serve.remote()
+    try:
+        with live.watching(slots), tempfile.TemporaryDirectory(prefix="bigcircuit-tune-") as scratch:
+            tuner = tune.Tuner(
+                tune.with_resources(tune.with_parameters(Trial, slots=slots), _beside_the_driver()),
+                param_space=space(settings),
+                tune_config=tune.TuneConfig(
+                    num_samples=samples(settings),
+                    search_alg=algorithm(settings, before),
+                    scheduler=scheduler(asked),
+                    max_concurrent_trials=min(total, workers * settings.slots),
+                    reuse_actors=True,
+                ),
+                # What Tune keeps on disk are pickles that nobody reads: a sweep goes on from its own files.
+                run_config=tune.RunConfig(
+                    name="sweep",
+                    storage_path=scratch,
+                    verbose=0,
+                    callbacks=[Stops(slots)],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            )
+            tuner.fit()
+        fatal = ray.get(slots.status.remote())["fatal"]
+    finally:
+        ray.get(slots.halt.remote())
+        ray.kill(slots)
+    if fatal is not None:
+        raise UserError(fatal)
+
+
+class Stops(tune.Callback):
+    """Tells the slots which trials are over."""
+
+    def __init__(self, slots: Any) -> None:
+        self._slots = slots
+
+    def on_trial_complete(self, **info: Any) -> None:
+        """Called when a trial has ended or the scheduler has stopped it."""
+        last = info["trial"].last_result or {}
+        if "number" in last:
+            self._slots.stop.remote(last["number"])
+
+
+def _beside_the_driver() -> tune.PlacementGroupFactory:
+    """Trials do nothing but wait: a sliver of the head node, which the driver is to run on, holds them all."""
+    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
+
+
+def room(asked: Sweep, total: int) -> tuple[int, float]:
+    """How many workers the cluster holds, at most as many as the trials need, and GPUs a rank. Raises UserError for none."""
+    settings, there = asked.settings, ray.cluster_resources()
+    gpus = settings.gpus if settings.gpus is not None else float(there.get("GPU", 0) >= settings.ranks)
+    share = there.get("CPU", 0) // (settings.cpus * settings.ranks)
+    if gpus:
+        share = min(share, there.get("GPU", 0) // (gpus * settings.ranks))
+    if settings.workers is None and share < 1:
+        raise UserError(
+            f"sweep: one worker of {settings.ranks} rank(s) needs {settings.cpus * settings.ranks} CPUs and "
+            f"{gpus * settings.ranks:g} GPUs, the cluster has {there.get('CPU', 0):g} and {there.get('GPU', 0):g}; lower "
+            "sweep.ranks, sweep.cpus or sweep.gpus"
+        )
+    needed = -(-total // settings.slots)
+    return settings.workers or int(min(share, needed)), gpus
+
+
+@contextmanager
+def cluster(address: str | None, asked: Sweep) -> Iterator[None]:
+    """Join a Ray cluster, or start Ray on this machine for as long as the sweep runs."""
+    os.environ |= _QUIET
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address is None:
+            ray.init(num_cpus=cores(asked), include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--address {address}: no Ray cluster can be joined there ({str(error).splitlines()[0]})"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cores(asked: Sweep) -> int:
+    """CPUs of this machine, or, where workers and ranks are asked for that need more, so many."""
+    settings = asked.settings
+    return max(len(os.sched_getaffinity(0)), (settings.workers or 1) * settings.ranks * settings.cpus)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Inside, SIGTERM and the first Ctrl-C end the sweep so that its trials can be saved. Raises Stopped."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def described(asked: Sweep) -> dict[str, Any]:
+    """The content of sweep.json."""
+    return {
+        "config": asked.config.model_dump(mode="json"),
+        "sweep": asked.settings.model_dump(mode="json"),
+        "command": list(sys.argv),
+        "versions": versions() | {"ray": ray.__version__},
+    }
+
+
+_HOW = ("workers", "ranks", "cpus", "gpus", "slots")
+"""Settings of a sweep that do not change what it finds."""
+
+
+def check_same(folder: Path, asked: Sweep) -> None:
+    """Raises UserError where the folder holds another sweep, or something else."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "sweep.json").exists():
+        raise UserError(f"output {folder}: the folder holds other files and no sweep; name another folder")
+    if not (folder / "sweep.json").exists():
+        return
+    before = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(described(asked)))
+    for part, leave in (("config", ("deepspeed", "output")), ("sweep", _HOW)):
+        old, new = dict(flatten(before[part])), dict(flatten(now[part]))
+        for key in sorted(old.keys() | new.keys()):
+            if key not in leave and old.get(key) != new.get(key):
+                name = f"sweep.{key}" if part == "sweep" else key
+                raise UserError(
+                    f"{folder}: holds a sweep with {name} {old.get(key)!r}, not {new.get(key)!r}; name another output"
+                )

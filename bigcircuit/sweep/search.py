@@ -1,0 +1,88 @@
+"""The settings of a sweep in the words of Ray Tune: what to draw, by which algorithm, and what to stop early."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining
+from ray.tune.search import BasicVariantGenerator
+from ray.tune.search.variant_generator import generate_variants
+
+from bigcircuit.sweep.settings import Domain, Range, Sweep, SweepSettings
+
+_RANGES = {
+    "uniform": tune.uniform,
+    "log_uniform": tune.loguniform,
+    "integer": lambda low, high: tune.randint(low, high + 1),
+    "log_integer": lambda low, high: tune.lograndint(low, high + 1),
+}
+
+
+def space(settings: SweepSettings) -> dict[str, Any]:
+    """Tune's search space, by dotted key."""
+    return {key: _domain(domain, settings.search) for key, domain in settings.space.items()}
+
+
+def _domain(domain: Domain, search: str) -> Any:
+    if isinstance(domain, Range):
+        name, ends = domain.chosen
+        return _RANGES[name](*ends)
+    values = [list(value) if isinstance(value, tuple) else value for value in domain]
+    return tune.grid_search(values) if search == "grid" else tune.choice(values)
+
+
+def planned(settings: SweepSettings) -> list[dict[str, Any]]:
+    """The settings of all trials, in order, where the search knows them ahead: the ones that Tune will draw."""
+    if settings.search == "optuna":
+        return []
+    random = np.random.RandomState(settings.seed)
+    draws = 1 if settings.search == "grid" else settings.trials
+    found = [
+        spec["config"]
+        for _ in range(draws)
+        for _, spec in generate_variants({"config": space(settings)}, random_state=random)
+    ]
+    return [plain(one) for one in found]
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without numpy's types."""
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
+
+
+def samples(settings: SweepSettings) -> int:
+    """What Tune calls num_samples."""
+    return 1 if settings.search == "grid" else settings.trials
+
+
+def algorithm(settings: SweepSettings, before: Sequence[Mapping[str, Any]]) -> Any:
+    """The search algorithm; before: the settings of trials that an interrupted sweep had drawn, which come first again."""
+    if settings.search != "optuna":
+        return BasicVariantGenerator(random_state=np.random.RandomState(settings.seed))
+    from optuna.samplers import TPESampler
+    from ray.tune.search.optuna import OptunaSearch
+
+    sampler = TPESampler(seed=settings.seed, multivariate=True, constant_liar=True)
+    return OptunaSearch(
+        metric=["neurons", "kl"],
+        mode=["min", "min"],
+        sampler=sampler,
+        points_to_evaluate=[dict(s) for s in before] or None,
+    )
+
+
+def scheduler(sweep: Sweep) -> Any:
+    """Tune's scheduler; None for the one that stops nothing."""
+    settings, train = sweep.settings, sweep.config.train
+    every = settings.grace * train.validate_every
+    shared = {"time_attr": "step", "metric": settings.metric, "mode": "min"}
+    if settings.scheduler == "asha":
+        return AsyncHyperBandScheduler(
+            max_t=max(train.steps, every), grace_period=every, reduction_factor=settings.reduction, **shared
+        )
+    if settings.scheduler == "pbt":
+        return PopulationBasedTraining(
+            perturbation_interval=every, hyperparam_mutations=space(settings), require_attrs=True, **shared
+        )
+    return None

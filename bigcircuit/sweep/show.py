@@ -1,0 +1,121 @@
+"""What a person sees of a sweep: a live table on a terminal, a line now and then elsewhere."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.console import Console, Group
+from rich.live import Live as RichLive
+from rich.table import Table
+from rich.text import Text
+
+from bigcircuit.sweep.record import Record
+
+_EVERY, _HEARTBEAT = 1.0, 10.0
+_ROWS = 24
+
+
+class Live:
+    """Asks the slots how things stand, in a thread of its own."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._started = time.monotonic()
+
+    @contextmanager
+    def watching(self, slots: Any) -> Iterator[None]:
+        """Show the state of the sweep inside."""
+        over, screen = threading.Event(), RichLive(console=self.console, auto_refresh=False, transient=True)
+        self._started = time.monotonic()
+        thread = threading.Thread(target=self._watch, args=(slots, over, screen), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(5)
+            screen.stop()
+
+    def _watch(self, slots: Any, over: threading.Event, screen: RichLive) -> None:
+        last = time.monotonic() - _HEARTBEAT + 3
+        while not over.wait(_EVERY):
+            try:
+                status = ray.get(slots.status.remote(), timeout=30)
+            except ray.exceptions.RayError:
+                return
+            seconds = time.monotonic() - self._started
+            if self.console.is_terminal:
+                screen.start()
+                screen.update(Group(table(status["records"]), Text(line(status, seconds))), refresh=True)
+            elif time.monotonic() - last > _HEARTBEAT:
+                last = time.monotonic()
+                self.console.print(line(status, seconds), markup=False)
+
+
+def line(status: Mapping[str, Any], seconds: float) -> str:
+    """The sweep in one line."""
+    records: Sequence[Record] = status["records"]
+    count = {
+        name: sum(record.status == name for record in records) for name in ("finished", "stopped", "failed", "running")
+    }
+    seated = sum(map(len, status["seated"]))
+    parts = [
+        f"{count['finished'] + count['stopped'] + count['failed']}/{status['total']} trials",
+        *(f"{count[name]} {name}" for name in ("running", "stopped", "failed") if count[name]),
+        f"{seated}/{status['slots']} slots",
+        f"{status['rate']:.1f} steps/s",
+    ]
+    if (best := _best(records)) is not None:
+        parts.append(
+            f"best KL {best.validation['validation.kl']:.3g} with {best.validation['validation.kept.total']} neurons"
+        )
+    left = remaining(status, seconds)
+    return "  ".join([*parts, *([f"{left:.0f} s left"] if left is not None else [])])
+
+
+def remaining(status: Mapping[str, Any], seconds: float) -> float | None:
+    """Seconds until all trials are over at the pace so far, if none of those to come is stopped early."""
+    records: Sequence[Record] = status["records"]
+    whole = status["total"] * status["steps"]
+    over = sum(
+        record.steps or status["steps"] for record in records if record.status in ("finished", "stopped", "failed")
+    )
+    done = over + sum(record.step for record in records if record.status == "running")
+    fresh = sum(record.updates for record in records)
+    return (whole - done) * seconds / fresh if fresh else None
+
+
+def _best(records: Sequence[Record]) -> Record | None:
+    scored = [record for record in records if record.validation and record.status != "failed"]
+    return min(scored, key=lambda record: record.validation["validation.kl"], default=None)
+
+
+def table(records: Sequence[Record]) -> Table:
+    """Trials, those that run first."""
+    order = {"running": 0, "failed": 1, "finished": 2, "stopped": 3, "waiting": 4}
+    shown = sorted(records, key=lambda record: (order[record.status], record.number))
+    keys = sorted({key for record in records for key in record.settings})
+    found = Table(box=None, pad_edge=False)
+    for heading in ("trial", "status", *keys, "step", "KL", "neurons"):
+        found.add_column(heading, justify="left" if heading == "status" else "right", no_wrap=True)
+    for record in shown[:_ROWS]:
+        last = record.validation or {}
+        kl, size = last.get("validation.kl"), last.get("validation.kept.total")
+        found.add_row(
+            str(record.number),
+            record.status if record.error is None else f"{record.status}: {record.error}"[:60],
+            *(_value(record.settings.get(key)) for key in keys),
+            f"{record.step}/{record.steps}" if record.steps else "",
+            "" if kl is None else f"{kl:.3f}",
+            "" if size is None else str(size),
+        )
+    if len(shown) > _ROWS:
+        found.add_row("...", f"{len(shown) - _ROWS} more")
+    return found
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,0 +1,125 @@
+"""Model workers: groups of ranks, as plain actors in one placement group, that go through the same calls together."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from bigcircuit.config import Config
+from bigcircuit.sweep.settings import SweepSettings
+
+
+class WorkerLost(Exception):  # noqa: N818 - what happened
+    """A rank of a worker has died, or its machine."""
+
+
+class Rank:
+    """The actor of one rank. Torch is loaded in its process alone."""
+
+    def address(self) -> tuple[str, int, str]:
+        """Where the ranks can meet, and the node this one is on."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1], ray.get_runtime_context().get_node_id()
+
+    def join(self, rank: int, size: int, host: str, port: int, local: int) -> None:
+        """Become one of `size` ranks; local: its number among those on its node."""
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local)}
+        os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+        import torch
+
+        from bigcircuit.distributed import join
+        from bigcircuit.sweep.host import Host
+
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self._host = Host(join(rank, size, 0))
+
+    def open(self, config: Config) -> str | None:
+        """See Host.open."""
+        return self._host.open(config)
+
+    def advance(self, *arguments: Any) -> Any:
+        """See Host.advance."""
+        return self._host.advance(*arguments)
+
+
+class ModelWorker:
+    """The ranks that hold one copy of the model. Raises WorkerLost from any call when one of them is gone."""
+
+    def __init__(self, settings: SweepSettings, gpus: float) -> None:
+        self._settings = settings
+        self._bundle = {"CPU": float(settings.cpus)} | ({"GPU": gpus} if gpus else {})
+        self._group: Any = None
+        self._ranks: list[Any] = []
+
+    async def start(self) -> None:
+        """Wait for room in the cluster and start the ranks there, with as many threads as they have cores."""
+        size = self._settings.ranks
+        self._group = placement_group([self._bundle] * size, strategy="PACK")
+        await self._group.ready()
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(self._settings.cpus), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}}
+        self._ranks = [
+            ray.remote(Rank)
+            .options(
+                num_cpus=self._bundle["CPU"],
+                num_gpus=self._bundle.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+                runtime_env=environment,
+            )
+            .remote()
+            for index in range(size)
+        ]
+        places = await self._all("address")
+        nodes = [node for _, _, node in places]
+        host, port, _ = places[0]
+        local = [nodes[:index].count(node) for index, node in enumerate(nodes)]
+        calls = [rank.join.remote(index, size, host, port, local[index]) for index, rank in enumerate(self._ranks)]
+        await self._answers(calls)
+
+    async def open(self, config: Config) -> str | None:
+        """See Host.open."""
+        return (await self._all("open", config))[0]
+
+    async def advance(self, entries: Sequence[Any], leaving: Sequence[int], ready: Sequence[int], limit: int) -> Any:
+        """See Host.advance."""
+        return (await self._all("advance", entries, leaving, ready, limit))[0]
+
+    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        shared = [ray.put(argument) for argument in arguments]
+        return await self._answers([getattr(rank, method).remote(*shared) for rank in self._ranks])
+
+    async def _answers(self, calls: Sequence[Any]) -> list[Any]:
+        """The answers of all ranks; when one is lost nobody waits for the others, which wait for it."""
+        tasks = [asyncio.ensure_future(_answer(call)) for call in calls]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except ray.exceptions.RayError as error:
+            raise WorkerLost(_reason(error)) from error
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def release(self) -> None:
+        """End the ranks and give their place back."""
+        for rank in self._ranks:
+            ray.kill(rank)
+        if self._group is not None:
+            remove_placement_group(self._group)
+        self._ranks, self._group = [], None
+
+
+async def _answer(call: Any) -> Any:
+    return await call
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what Ray says."""
+    cause = getattr(error, "cause", None)
+    text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
