@@ -23,6 +23,7 @@ from bigcircuit.ground import Ground, lay, prepare
 from bigcircuit.optimal import Lessons
 from bigcircuit.sweep.messages import Entry, Progress
 from bigcircuit.sweep.settings import kind_of_gates, shared_part
+from bigcircuit.targets import check_targets
 from bigcircuit.tasks.batch import train_order
 from bigcircuit.tasks.pair import Example
 from bigcircuit.train import update, validate
@@ -93,6 +94,7 @@ class Host:
 
     def _enter(self, entry: Entry) -> _Seat:
         lot = self._lot(entry.config)
+        check_targets(entry.config, lot.ground.nodes)
         if entry.config.train.steps > lot.steps:
             with lot.ground.streams:
                 lot.training = lot.ground.training(lot.examples, entry.config.train.steps)

@@ -165,8 +165,10 @@ def cores(asked: Sweep) -> int:
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Inside, SIGTERM and the first Ctrl-C end the sweep so that its trials can be saved. Raises Stopped."""
+    asked: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
+        asked.append(number)
         for one in before:
             signal.signal(one, signal.SIG_IGN)
         raise Stopped(number)
@@ -174,6 +176,10 @@ def stopped_by_signals() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except SystemError as error:  # what Ray's own code makes of an exception in a signal handler
+        if asked:
+            raise Stopped(asked[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
