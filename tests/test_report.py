@@ -147,7 +147,7 @@ def test_a_run_that_was_compared_shows_with_what(browser, reported, tmp_path):
 
 
 def test_circuits_beyond_the_budget_of_a_page_are_in_its_table(browser, reported, tmp_path, monkeypatch):
-    monkeypatch.setattr(views, "_BUDGET", 1)
+    monkeypatch.setattr(views, "BUDGET", 1)
     (path,) = report([str(reported.many.path)], tmp_path / "page.html")
     page = Opened(browser, path).page
     assert page.locator(".pick a").all_text_contents() == ["all together", "member 0"]

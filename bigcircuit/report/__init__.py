@@ -1,5 +1,5 @@
 """report.html: what was asked and found, on one self-contained page, made from files alone."""
 
-from bigcircuit.report.page import render, report
+from bigcircuit.report.make import render, report
 
 __all__ = ["render", "report"]

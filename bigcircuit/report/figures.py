@@ -76,7 +76,8 @@ class Chart(NamedTuple):
     note: str = ""
 
 
-def _axes(width: float = 4.6, height: float = 2.9) -> tuple[Figure, Axes]:
+def new_axes(width: float = 4.6, height: float = 2.9) -> tuple[Figure, Axes]:
+    """An empty figure of so many inches, in the style of all."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.add_subplot()
@@ -94,7 +95,7 @@ def lines(
     if not series:
         return None
     many = any(line.member is not None for line in series)
-    figure, axes = _axes(height=2.8 if many else 2.8 + 0.17 * (len(series) // 2))  # a legend of two columns is above
+    figure, axes = new_axes(height=2.8 if many else 2.8 + 0.17 * (len(series) // 2))  # a legend of two columns is above
     with mpl.rc_context(STYLE):
         for index, line in enumerate(series):
             style = index % len(SERIES)
@@ -142,7 +143,7 @@ def scatter(members: Sequence[Mapping[str, Any]], title: str = "Size against fai
 
     Members of one size, such as seeds, stand side by side.
     """
-    figure, axes = _axes()
+    figure, axes = new_axes()
     one_size = len({row["kept"]["total"] for row in members}) == 1
     with mpl.rc_context(STYLE):
         for index, row in enumerate(members):
@@ -162,7 +163,7 @@ def scatter(members: Sequence[Mapping[str, Any]], title: str = "Size against fai
 
 def heatmap(key: str, title: str, values: Sequence[Sequence[float]], names: Sequence[str]) -> Chart:
     """A square matrix of shares, such as pairwise Jaccard, with its numbers where they can be read."""
-    figure, axes = _axes(3.6, 3.2)
+    figure, axes = new_axes(3.6, 3.2)
     count = len(values)
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         axes.grid(visible=False)
@@ -188,7 +189,7 @@ def _ramp() -> mpl.colors.Colormap:
 def model_map(key: str, title: str, heads: np.ndarray, mlps: np.ndarray) -> Chart:
     """Share kept of every head, [L, H] (NaN where a layer has fewer), and of every MLP, [L]; the last layer on top."""
     layers, width = heads.shape
-    figure, axes = _axes(min(7.0, 1.6 + 0.22 * width), min(7.0, 1.1 + 0.22 * layers))
+    figure, axes = new_axes(min(7.0, 1.6 + 0.22 * width), min(7.0, 1.1 + 0.22 * layers))
     with mpl.rc_context(STYLE):
         axes.grid(visible=False)
         gap = max(1, width // 16)
@@ -210,7 +211,7 @@ def model_map(key: str, title: str, heads: np.ndarray, mlps: np.ndarray) -> Char
 
 def bars(key: str, title: str, names: Sequence[str], values: Mapping[str, Sequence[float]], x: str) -> Chart:
     """Horizontal bars from 0 to 1, one group a name; the first series filled, the second as a mark of comparison."""
-    figure, axes = _axes(3.6, 0.8 + 0.28 * len(names))
+    figure, axes = new_axes(3.6, 0.8 + 0.28 * len(names))
     with mpl.rc_context(STYLE):
         places = np.arange(len(names))[::-1]
         (label, filled), *marks = values.items()

@@ -64,23 +64,24 @@ def tiles(rows: Sequence[Json], of: Mapping[str, int], heads: Json | None, *, po
         )
     for name, label in (("total", "neurons kept"), ("head", "heads"), ("mlp", "MLPs")):
         values = [row["kept"][name] for row in rows]
-        share = _range([value / of[name] for value in values], "{:.0%}")
-        found.append(Tile(_range(values, "{:,}"), label, f"of {of[name]:,}, {share}"))
+        share = spread([value / of[name] for value in values], "{:.0%}")
+        found.append(Tile(spread(values, "{:,}"), label, f"of {of[name]:,}, {share}"))
     if all("parameters_kept" in row for row in rows):
-        share = _range([row["parameters_kept"] for row in rows], "{:.1%}")
+        share = spread([row["parameters_kept"] for row in rows], "{:.1%}")
         found.append(Tile(share, "parameters", "of the decoder layers"))
     if all("kl" in row["scores"] for row in rows):
         kl = [row["scores"]["kl"] for row in rows]
         detail = f"95%: {kl[0]['low']:.3f} to {kl[0]['high']:.3f}" if len(rows) == 1 else "to the full model"
-        found.append(Tile(_range([one["mean"] for one in kl], "{:.3f}"), "KL, nats", detail))
+        found.append(Tile(spread([one["mean"] for one in kl], "{:.3f}"), "KL, nats", detail))
         same = [row["scores"]["exact_match"]["mean"] for row in rows]
-        found.append(Tile(_range(same, "{:.0%}"), "same prediction", "as the full model"))
+        found.append(Tile(spread(same, "{:.0%}"), "same prediction", "as the full model"))
     if len(rows) > 1 and heads is not None:
         found.append(Tile(f"{heads['mean']:.2f}", "Jaccard of heads", f"by chance {heads['chance']:.2f}"))
     return found
 
 
-def _range(values: Sequence[float], form: str) -> str:
+def spread(values: Sequence[float], form: str) -> str:
+    """The lowest and the highest value, or the one they all are."""
     low, high = form.format(min(values)), form.format(max(values))
     return low if low == high else f"{low.rstrip('%')}–{high}"
 
@@ -96,7 +97,7 @@ def asked(source: Source) -> list[tuple[str, str]]:
         ("Model", str(summary.get("model") or found.get("model", ""))),
         ("Behaviour", str(summary.get("task") or found.get("task", ""))),
         ("Pairs", ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in pairs.items() if count)),
-        ("Closed nodes", _ABLATIONS.get(found.get("ablation", ""), found.get("ablation", ""))),
+        ("Closed nodes", ABLATIONS.get(found.get("ablation", ""), found.get("ablation", ""))),
         ("Size asked for", sizes[0] if len(sizes) == 1 else "differs by member"),
         ("Training", _training(config, first)),
     ]
@@ -105,13 +106,14 @@ def asked(source: Source) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-_ABLATIONS = {
+ABLATIONS = {
     "interchange": "interchange: their activation on the corrupted prompt",
     "zero": "zero: nothing",
     "mean": "mean: their mean over a data set",
     "mean_per_position": "mean per position: their mean at each position over a data set",
     "optimal": "optimal: a constant learned with the gates",
 }
+"""What closed nodes do, by the name of the ablation."""
 
 
 def size_asked(row: Json) -> str:

@@ -1,4 +1,4 @@
-"""From the files of runs to one self-contained page.
+"""From what a page shows to one self-contained file.
 
 The page fetches nothing and its policy (Content-Security-Policy) forbids it to: styles are inline, images are data URIs, the
 one script is allowed by its hash. All text is escaped by jinja2. It is complete without its script, which sorts tables, shows
@@ -8,7 +8,6 @@ one circuit of several at a time, reads neurons back from their images and chang
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,43 +15,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bigcircuit.errors import UserError
-from bigcircuit.report import charts, views
-from bigcircuit.report.figures import Chart
-from bigcircuit.report.sources import Json, open_source
-from bigcircuit.report.svg import inline, write_figures
+from bigcircuit.report import charts
+from bigcircuit.report.svg import inline
 from bigcircuit.storage import write_bytes
 
 _TEMPLATES = "templates"
 
 
-def render(folder: Path, summary: Json | None = None) -> Path:
-    """Write report.html of a run folder, or of a folder with an evaluation or a comparison; returns its path.
-
-    summary: what summary.json is going to hold; a run writes it last. Raises UserError naming the file that is missing or
-    damaged.
-    """
-    return _write(views.page([open_source(folder, summary)]), folder / "report.html")
-
-
-def report(names: Sequence[str], output: Path | None = None, figures: Path | None = None) -> list[Path]:
-    """Verb `report`: the page of one run or circuit file, or the comparison of several; what was written.
-
-    figures: folder for every figure of the page as SVG, PNG and PDF. Raises UserError.
-    """
-    if not names:
-        raise UserError("report needs a run folder or a circuit file: bigcircuit report runs/quickstart")
-    sources = [open_source(Path(name)) for name in names]
-    first = sources[0].path
-    usual = Path("comparison.html") if len(names) > 1 else first / "report.html"
-    page = views.page(sources)
-    written = [_write(page, output or (usual if first.is_dir() or len(names) > 1 else first.with_suffix(".html")))]
-    if figures is not None:
-        written += write_figures([*page.all_charts(), *charts.maps(page.drawings())], figures)
-    return written
-
-
-def _write(page: views.Page, output: Path) -> Path:
+def write_page(template: str, page: Any, output: Path) -> Path:
+    """Write what a view (Page or SweepPage) shows, by its template; returns `output`."""
     environment = Environment(
         loader=PackageLoader("bigcircuit.report", _TEMPLATES),
         autoescape=True,
@@ -60,13 +31,12 @@ def _write(page: views.Page, output: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "score": score, "percent": percent, "visible": visible, "chart": _chart}
+    environment.filters |= {"number": number, "score": score, "percent": percent, "visible": visible, "chart": inline}
+    environment.globals |= {"names": charts.GRANULARITY, "methods": charts.METHODS}
     style, script = (_text(name) for name in ("style.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = environment.get_template("page.html").render(
+    text = environment.get_template(template).render(
         page=page,
-        names=charts.GRANULARITY,
-        methods=charts.METHODS,
         style=Markup(style),
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
@@ -78,10 +48,6 @@ def _write(page: views.Page, output: Path) -> Path:
 
 def _text(name: str) -> str:
     return resources.files("bigcircuit.report").joinpath(_TEMPLATES, name).read_text(encoding="utf-8")
-
-
-def _chart(chart: Chart) -> Markup:
-    return inline(chart)
 
 
 def number(value: float) -> str:

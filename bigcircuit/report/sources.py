@@ -94,7 +94,7 @@ def open_source(path: Path, summary: Json | None = None) -> Source:
         )
         for index, row in enumerate(summary["members"])
     ]
-    setup, metrics = _json(path / "config.json"), _metrics(path / "metrics.jsonl")
+    setup, metrics = _json(path / "config.json"), read_metrics(path / "metrics.jsonl")
     return Source(path, path.resolve().name, members, summary, setup, metrics, **found)
 
 
@@ -143,7 +143,8 @@ def _json(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON; restore it from a copy or run again") from error
 
 
-def _metrics(path: Path) -> list[Json]:
+def read_metrics(path: Path) -> list[Json]:
+    """The lines of metrics.jsonl; none if there is no such file."""
     if not path.exists():
         return []
     rows = []

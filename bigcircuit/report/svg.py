@@ -15,6 +15,7 @@ from bigcircuit.report.figures import INK, MUTED, PAPER, RULE, STYLE, Chart
 from bigcircuit.storage import write_bytes
 
 _THEME = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
+_LINKS = re.compile(r"(<title>([^<]*)</title>)(.*?)(?=<title>|\Z)", re.DOTALL)
 _NAMED = re.compile(r'<g id="(?:member:([^:"]*):)?tip:([^"]*)">')
 
 
@@ -29,7 +30,11 @@ def inline(chart: Chart) -> Markup:
     for colour, name in _THEME.items():
         text = text.replace(f": {colour}", f": {name}")
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL).replace(' target="_blank"', "")
-    text = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', rf'\1 role="img" aria-label="{html.escape(chart.title)}"', text)
+    text = _LINKS.sub(lambda found: found[1] + found[3].replace("<a ", f'<a aria-label="{found[2]}" '), text)
+    role = "group" if "<a " in text else "img"  # links within an image are hidden from those who listen to a page
+    text = re.sub(
+        r'(<svg[^>]*?) width="([\d.]+)pt"', rf'\1 role="{role}" aria-label="{html.escape(chart.title)}"', text
+    )
     text = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", text)
     return Markup(re.sub(r"\n\s*", "\n", text))
 

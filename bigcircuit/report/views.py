@@ -15,7 +15,7 @@ from bigcircuit.report.evaluated import Tables
 from bigcircuit.report.figures import Chart
 from bigcircuit.report.sources import Json, Member, Source, nodes, widths
 
-_BUDGET = 700_000
+BUDGET = 700_000
 """Bytes of drawings on one page; circuits beyond are in its tables, and each has a page of its own when asked for."""
 
 
@@ -66,7 +66,7 @@ class Page:
     sizes: Sequence[Chart]
     partial: Sequence[Chart]
     hashes: Sequence[tuple[str, str]]
-    setup: Json | None
+    versions: Mapping[str, str]
     settings: str
     """All settings and the command, as JSON."""
 
@@ -93,9 +93,9 @@ def page(sources: Sequence[Source]) -> Page:
         row["anchor"] = anchors.get(row["name"], "")
     beside = alone and first.comparison is not None  # a comparison with others counts more than one among themselves
     others = first.compared if beside and (first.summary or first.evaluation) else {}
-    if others and _same_model(list(others.values())):
+    if others and same_model(list(others.values())):
         shown.append(Shown("compared", "compared", draw(others), {}, ()))
-    compared = _recorded(first.comparison) if beside else _comparison(at_hand)
+    compared = _recorded(first.comparison) if beside else comparison(at_hand)
     evaluation, population = first.evaluation if alone else None, alone and first.summary is not None
     return Page(
         title=headline.title(sources),
@@ -119,8 +119,10 @@ def page(sources: Sequence[Source]) -> Page:
         sizes=charts.curves(evaluation) if evaluation else [],
         partial=charts.partial(evaluation) if evaluation else [],
         hashes=headline.hashes(first),
-        setup=first.setup if alone else None,
-        settings=json.dumps({k: first.setup[k] for k in ("command", "config")}, indent=2) if first.setup else "",
+        versions=first.setup["versions"] if alone and first.setup else {},
+        settings=json.dumps({k: first.setup[k] for k in ("command", "config")}, indent=2)
+        if alone and first.setup
+        else "",
     )
 
 
@@ -146,7 +148,7 @@ def _drawn(members: Mapping[str, Member], at_hand: Mapping[str, Circuit]) -> tup
     at_hand: the circuits of those members whose files are there.
     """
     shown, used = [], 0
-    if len(at_hand) > 1 and _same_model(list(at_hand.values())):
+    if len(at_hand) > 1 and same_model(list(at_hand.values())):
         together = draw(at_hand)
         shown.append(Shown("all", "all together", together, {}, ()))
         used = together.bytes
@@ -154,13 +156,13 @@ def _drawn(members: Mapping[str, Member], at_hand: Mapping[str, Circuit]) -> tup
     for index, (name, circuit) in enumerate(at_hand.items()):
         drawing = draw({name: circuit})
         used += drawing.bytes
-        if index and used > _BUDGET:
+        if index and used > BUDGET:
             return shown, len(at_hand) - index
         shown.append(Shown(f"member-{places[name]}", name, drawing, members[name].row, members[name].examples))
     return shown, 0
 
 
-def _same_model(circuits: Sequence[Circuit]) -> bool:
+def same_model(circuits: Sequence[Circuit]) -> bool:
     first = circuits[0]
     return all(widths(one) == widths(first) for one in circuits)
 
@@ -173,9 +175,9 @@ def _recorded(comparison: Json) -> Comparison:
     return _shared(names, rows, {name: Stability(**one) for name, one in found.items()}, comparison["verdict"])
 
 
-def _comparison(circuits: Mapping[str, Circuit]) -> Comparison | None:
-    """Of the circuits of the page."""
-    if len(circuits) < 2 or not _same_model(list(circuits.values())):
+def comparison(circuits: Mapping[str, Circuit]) -> Comparison | None:
+    """What the circuits of a page share; None if there are less than two, or of different models."""
+    if len(circuits) < 2 or not same_model(list(circuits.values())):
         return None
     known = nodes(next(iter(circuits.values())))
     common = [name for name in GRANULARITIES if all(name in one.masks for one in circuits.values())]

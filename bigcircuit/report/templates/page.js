@@ -15,14 +15,43 @@ function pick() {
   const wanted = circuits.find(one => `#${one.id}` === decodeURIComponent(location.hash)) || circuits.find(one => one.classList.contains("on")) || circuits[0];
   if (!wanted) return; // no circuit file was at hand
   circuits.forEach(one => one.classList.toggle("on", one === wanted));
-  const member = wanted.id.startsWith("member-") ? wanted.id.slice(7) : null;
+  const member = /^(?:member|trial)-(.*)$/.exec(wanted.id)?.[1] ?? null;
   all(".pick a").forEach(link => link.getAttribute("href") === `#${wanted.id}` ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current"));
   all(".of-member").forEach(mark => mark.classList.toggle("on", mark.dataset.member === member));
   all(".charts").forEach(charts => charts.classList.toggle("none", member === null));
   all("tr[data-member]").forEach(row => row.classList.toggle("picked", row.dataset.member === member));
 }
 addEventListener("hashchange", pick);
+addEventListener("popstate", pick);
 pick();
+
+// The trials of a sweep are chosen without leaving the figure, unless what is chosen would be out of sight.
+const detail = document.querySelector(".detail");
+function choose(hash) {
+  history.pushState(null, "", hash);
+  pick();
+  const { top } = detail.getBoundingClientRect();
+  if (top < 0 || top > innerHeight * 0.7) document.querySelector(hash).scrollIntoView();
+}
+if (detail) addEventListener("click", event => {
+  const link = event.target.closest("a[href], a[*|href]"), hash = link && (link.getAttribute("href") || link.getAttribute("xlink:href"));
+  if (!hash || !circuits.some(one => `#${one.id}` === hash) || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  choose(hash);
+});
+
+// Marks are small and fingers wide: the nearest one answers, and says what it is beneath the figure.
+all(".marks figure, figure.marks").forEach(figure => {
+  const marks = all(".of-member", figure), line = document.createElement("output");
+  const title = mark => mark ? mark.querySelector("title").textContent : "";
+  const distance = (mark, event) => { const b = mark.querySelector("use").getBoundingClientRect(); return Math.hypot(event.clientX - b.x - b.width / 2, event.clientY - b.y - b.height / 2); };
+  const nearest = event => { const found = marks.map(mark => [distance(mark, event), mark]).sort((a, b) => a[0] - b[0])[0]; return found && found[0] < 24 ? found[1] : null; };
+  line.className = "under"; figure.append(line);
+  figure.addEventListener("pointermove", event => { const mark = nearest(event); line.textContent = title(mark); figure.classList.toggle("near", mark !== null); });
+  figure.addEventListener("pointerleave", () => { line.textContent = ""; });
+  figure.addEventListener("focusin", event => { line.textContent = title(event.target.closest(".of-member")); });
+  figure.addEventListener("click", event => { const mark = event.target.closest("a") ? null : nearest(event); if (mark) choose(`#trial-${mark.dataset.member}`); });
+});
 
 // Tables that can be sorted: the headings become buttons.
 all("table.sortable").forEach(table => all("thead th", table).forEach((heading, column) => {

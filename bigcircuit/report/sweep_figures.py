@@ -1,0 +1,152 @@
+"""The figures of a sweep. Every mark is a link to its trial, `#trial-3`, and is named by what it stands for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
+
+from bigcircuit.report.figures import PAPER, SERIES, STYLE, Chart, Line, lines, new_axes
+from bigcircuit.report.sources import read_metrics
+from bigcircuit.sweep.folder import SweepFolder, Trial
+
+FRONT, REST = SERIES[0], SERIES[5]
+_NAMED = 14
+"""Trials on the front that have their number beside them."""
+_KEYS = 6
+"""Settings that have a figure."""
+
+
+def front_chart(trials: Sequence[Trial], front: Sequence[Trial], key: str = "front") -> Chart:
+    """Neurons against KL, the front as a line: the lowest KL of circuits up to each size, with intervals.
+
+    Trials without held-out scores are shown by their last validation, hollow.
+    """
+    figure, axes = new_axes(5.2, 4.2)
+    early = [trial for trial in trials if trial.summary is None]
+    rest = [trial for trial in trials if trial.summary is not None and trial not in front]
+    with mpl.rc_context(STYLE):
+        points = [place(trial) for trial in trials]
+        scale(axes.xaxis, [size for size, _ in points])
+        scale(axes.yaxis, [kl for _, kl in points])
+        for trial in early:
+            _mark(axes, trial, markersize=6.5, markerfacecolor=PAPER, markeredgecolor=REST)
+        for trial in rest:
+            _mark(axes, trial, markersize=7, color=REST, markeredgecolor=PAPER)
+        sizes, values = zip(*map(place, front), strict=True) if front else ((), ())
+        axes.plot(sizes, values, drawstyle="steps-post", color=FRONT, linewidth=1.4, zorder=2)
+        for trial in front:
+            kl = trial.row["scores"]["kl"]
+            axes.plot([place(trial)[0]] * 2, [kl["low"], kl["high"]], color=FRONT, linewidth=1, alpha=0.6, zorder=2)
+            _mark(axes, trial, markersize=9, color=FRONT, markeredgecolor=PAPER)
+            if len(front) <= _NAMED:
+                axes.annotate(str(trial.number), place(trial), (6, 5), textcoords="offset points", fontsize=8, zorder=4)
+        axes.set_xlabel("site neurons kept")
+        axes.set_ylabel("KL, nats" if early else "held-out KL, nats")
+        for shown, label, style in (
+            (front, "on the front", {"color": FRONT}),
+            (rest, "finished", {"color": REST}),
+            (early, "not finished: last validation", {"markerfacecolor": "none", "markeredgecolor": REST}),
+        ):
+            if shown:
+                axes.plot([], [], "o", label=label, markersize=7, **style)
+        figure.legend(loc="outside upper left", ncols=3, borderaxespad=0, handletextpad=0.2, columnspacing=1.4)
+    return Chart(key, "Size against faithfulness", figure)
+
+
+def _mark(axes: Axes, trial: Trial, **style: Any) -> None:
+    (mark,) = axes.plot(*[[value] for value in place(trial)], "o", clip_on=False, zorder=3, **style)
+    _name(mark, trial)
+
+
+def _name(mark: Any, trial: Trial) -> None:
+    size, kl = place(trial)
+    kind = "" if trial.summary is not None else f" ({trial.record.status}, validation)"
+    mark.set_url(f"#trial-{trial.number}")
+    mark.set_gid(f"member:{trial.number}:tip:trial {trial.number}: {size:,} neurons, KL {kl:.3g}{kind}")
+
+
+def place(trial: Trial) -> tuple[int, float]:
+    """Neurons and KL: on held-out pairs, or those of its last validation where it has not finished."""
+    return trial.point if trial.summary is not None else (trial.validated["kept.total"], trial.validated["kl"])
+
+
+def placed(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that have a place in a figure."""
+    return [t for t in trials if t.summary is not None or {"kl", "kept.total"} <= t.validated.keys()]
+
+
+def scale(axis: Axis, values: Sequence[float]) -> None:
+    """From 0, or logarithmic where values are far apart; then zero has a place too if there is one."""
+    positive = [value for value in values if value > 0]
+    set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
+    if not positive or max(positive) <= 12 * min(positive):
+        axis.set_major_locator(MaxNLocator(5))
+        if min(values, default=0) >= 0:
+            (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(0, max(values, default=1) * 1.08 or 1)
+    elif min(values) > 0:
+        set_scale("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(positive) < 3000 * min(positive) else (1,)))
+    else:
+        set_scale("symlog", linthresh=min(positive), linscale=0.5)
+        axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=min(positive)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"))
+
+
+def setting_charts(sweep: SweepFolder) -> list[Chart]:
+    """What every setting does: its values against neurons and KL of the finished trials, for the first few that differ."""
+    found = []
+    for key in sweep.searched:
+        values = {trial.number: trial.record.settings.get(key) for trial in sweep.finished}
+        if len({str(value) for value in values.values()}) > 1 and len(found) < _KEYS:
+            found.append(_setting(sweep, key, values))
+    return found
+
+
+def _setting(sweep: SweepFolder, key: str, values: dict[int, Any]) -> Chart:
+    """Two panels with one axis of values; values that are no numbers stand side by side in order of appearance."""
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values())
+    names = list(dict.fromkeys(str(value) for value in values.values()))
+    figure, _ = new_axes(3.4, 3.4)
+    figure.clear()
+    with mpl.rc_context(STYLE):
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        x = {number: value if numbers else names.index(str(value)) for number, value in values.items()}
+        for axes, index, label in ((upper, 0, "neurons"), (lower, 1, "KL, nats")):
+            scale(axes.yaxis, [trial.point[index] for trial in sweep.finished])
+            axes.set_ylabel(label)
+            axes.grid(axis="x", visible=False)
+            for trial in sweep.finished:
+                colour = FRONT if trial in sweep.front else REST
+                (mark,) = axes.plot([x[trial.number]], [trial.point[index]], "o", color=colour, markersize=6,
+                                    markeredgecolor=PAPER, clip_on=False)  # fmt: skip
+                _name(mark, trial)
+        if numbers:
+            scale(lower.xaxis, list(x.values()))
+        else:
+            lower.set_xticks(range(len(names)), [name[:18] for name in names], rotation=30 if len(names) > 4 else 0)
+            lower.set_xlim(-0.5, len(names) - 0.5)
+        lower.set_xlabel(key)
+        figure.align_ylabels()
+    return Chart(f"setting_{key}", key, figure)
+
+
+def training_charts(sweep: SweepFolder) -> list[Chart]:
+    """KL and size on the validation pairs by step, a line a trial."""
+    rows = {trial: read_metrics(trial.folder / "metrics.jsonl") for trial in sweep.trials}
+    found = []
+    for key, title, column, y in (
+        ("training_kl", "KL by step", "validation.kl", "KL, nats"),
+        ("training_size", "Neurons by step", "validation.kept.total", "site neurons"),
+    ):
+        series = []
+        for trial in sweep.trials:
+            points = [(row["step"], row[column]) for row in rows[trial] if row.get(column) is not None]
+            x, values = zip(*points, strict=True) if points else ((), ())
+            series.append(Line(f"trial {trial.number}", x, values, member=trial.number))
+        log = key == "training_kl" and all(value > 0 for line in series for value in line.y)
+        found.append(lines(key, title, series, "step", y, log=log))
+    return [chart for chart in found if chart]

@@ -1,0 +1,117 @@
+"""A sweep as its folder has it: what was asked, and how far every trial has come. Loads no torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bigcircuit.errors import UserError
+from bigcircuit.sweep.front import pareto
+from bigcircuit.sweep.record import Record
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One setting of the search, and what came of it."""
+
+    folder: Path
+    record: Record
+    summary: Json | None
+    """Of its run folder; None unless it has finished."""
+
+    @property
+    def number(self) -> int:
+        return self.record.number
+
+    @property
+    def row(self) -> Json:
+        """Its circuit, as a row of summary.json; for finished trials only."""
+        assert self.summary is not None
+        return self.summary["members"][0]
+
+    @property
+    def circuit(self) -> Path:
+        """Its circuit file."""
+        return self.folder / self.row["circuit"]
+
+    @property
+    def point(self) -> tuple[int, float]:
+        """Neurons kept and held-out KL."""
+        return self.row["kept"]["total"], self.row["scores"]["kl"]["mean"]
+
+    @property
+    def validated(self) -> dict[str, Any]:
+        """Its last validation: score, or `kept.<granularity>`, -> value; empty before the first one."""
+        found = self.record.validation or {}
+        return {key.removeprefix("validation."): value for key, value in found.items() if key.startswith("validation.")}
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """All of a sweep so far."""
+
+    path: Path
+    base: Json
+    """The config that all trials start from."""
+    search: Json
+    """The section `sweep`."""
+    command: Sequence[str]
+    versions: Mapping[str, str]
+    trials: Sequence[Trial]
+    """By number."""
+
+    @property
+    def finished(self) -> list[Trial]:
+        """Those with a circuit and held-out scores."""
+        return [trial for trial in self.trials if trial.summary is not None]
+
+    @cached_property
+    def front(self) -> list[Trial]:
+        """Finished trials that no other beats in both size and KL, the smallest first."""
+        found = self.finished
+        return [found[index] for index in pareto([trial.point for trial in found])]
+
+    @property
+    def searched(self) -> list[str]:
+        """The keys of the settings that were searched, in order."""
+        return list(dict.fromkeys(key for trial in self.trials for key in trial.record.settings)) or [
+            *self.search.get("space", {})
+        ]
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a folder is that of a sweep."""
+    return (path / "sweep.json").is_file()
+
+
+def read_sweep(path: Path) -> SweepFolder:
+    """Read a sweep's folder. Raises UserError naming the folder or file that is no sweep's, or damaged."""
+    if not is_sweep(path):
+        raise UserError(f"{path}: holds no sweep (no sweep.json); name the folder that `bigcircuit sweep` wrote")
+    said = _read(path / "sweep.json", "config", "sweep", "command", "versions")
+    trials = [_trial(folder) for folder in (path / "trials").glob("[0-9]*")]
+    trials.sort(key=lambda trial: trial.number)
+    return SweepFolder(path, said["config"], said["sweep"], said["command"], said["versions"], trials)
+
+
+def _trial(folder: Path) -> Trial:
+    record = Record.read(folder)
+    if record.status != "finished":
+        return Trial(folder, record, None)
+    return Trial(folder, record, _read(folder / "summary.json", "members", "nodes", "full", "empty"))
+
+
+def _read(path: Path, *keys: str) -> Json:
+    """A JSON file with these keys."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [key for key in keys if key not in found]:
+            raise ValueError(f"it has no {missing[0]}")
+    except (OSError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read ({reason}); restore it from a copy") from error
+    return found
