@@ -55,3 +55,14 @@ def reported(tmp_path_factory):
     from tests.reports import make_reports
 
     return make_reports(tmp_path_factory.mktemp("reported"))
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory):
+    """The folder of a sweep, with all that is made of it."""
+    from bigcircuit.sweep.outcome import write_outcome
+    from tests.sweeps import make_sweep
+
+    folder = make_sweep(tmp_path_factory.mktemp("swept") / "s")
+    write_outcome(folder)
+    return folder

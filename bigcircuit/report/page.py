@@ -31,7 +31,7 @@ def write_page(template: str, page: Any, output: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "score": score, "percent": percent, "visible": visible, "chart": inline}
+    environment.filters |= {f.__name__: f for f in (number, score, precise, percent, visible)} | {"chart": inline}
     environment.globals |= {"names": charts.GRANULARITY, "methods": charts.METHODS}
     style, script = (_text(name) for name in ("style.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -60,6 +60,11 @@ def score(value: float | None) -> str:
     if value is None or value != value:
         return "–"
     return f"{0.0 if abs(value) < 0.0005 else value:,.3f}".replace("-", "−")
+
+
+def precise(value: float) -> str:
+    """As a score, but two digits of what is small and not zero."""
+    return f"{value:.2g}" if 1e-9 < abs(value) < 0.01 else score(value)
 
 
 def percent(share: float) -> str:

@@ -29,6 +29,7 @@ def inline(chart: Chart) -> Markup:
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     for colour, name in _THEME.items():
         text = text.replace(f": {colour}", f": {name}")
+    text = text.replace("stroke: var(--paper)", "stroke: var(--ring, var(--paper))")  # around a mark that is chosen
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL).replace(' target="_blank"', "")
     text = _LINKS.sub(lambda found: found[1] + found[3].replace("<a ", f'<a aria-label="{found[2]}" '), text)
     role = "group" if "<a " in text else "img"  # links within an image are hidden from those who listen to a page

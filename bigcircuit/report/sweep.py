@@ -179,8 +179,8 @@ def _lead(sweep: SweepFolder, first: Trial | None) -> str:
     (kept, kl), whole = first.point, first.summary["nodes"]["total"]
     reached = f"a held-out KL of at most {_GOOD:g} nats" if kl <= _GOOD else "the lowest held-out KL"
     return (
-        f"{said}; nothing beats {len(sweep.front)} of them in both size and faithfulness. The smallest circuit with {reached} "
-        f"keeps {kept:,} of {whole:,} neurons (trial {first.number}, KL {kl:.3f})."
+        f"{said}; {len(sweep.front)} are on the front: no other circuit is as small and as faithful. The smallest with {reached} "
+        f"keeps {kept:,} of {whole:,} neurons (trial {first.number}, KL {kl:.2g})."
     )
 
 
@@ -197,7 +197,7 @@ def _tiles(sweep: SweepFolder) -> list[headline.Tile]:
             headline.Tile(str(len(rows)), "on the front", "beaten by none"),
             headline.Tile(headline.spread(total, "{:,}"), "neurons", f"of {of['total']:,}, on the front"),
             headline.Tile(headline.spread(heads, "{:,}"), "heads", f"of {of['head']:,}, on the front"),
-            headline.Tile(headline.spread([t.point[1] for t in sweep.front], "{:.3f}"), "KL, nats", "on the front"),
+            headline.Tile(headline.spread([t.point[1] for t in sweep.front], "{:.2g}"), "KL, nats", "on the front"),
         ]
     return found
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
-from bigcircuit.report.figures import PAPER, SERIES, STYLE, Chart, Line, lines, new_axes
+from bigcircuit.report.figures import MUTED, PAPER, SERIES, STYLE, Chart, Line, lines, new_axes
 from bigcircuit.report.sources import read_metrics
 from bigcircuit.sweep.folder import SweepFolder, Trial
 
@@ -30,7 +30,8 @@ def front_chart(trials: Sequence[Trial], front: Sequence[Trial], key: str = "fro
     with mpl.rc_context(STYLE):
         points = [place(trial) for trial in trials]
         scale(axes.xaxis, [size for size, _ in points])
-        scale(axes.yaxis, [kl for _, kl in points])
+        bounds = [trial.row["scores"]["kl"] for trial in front]
+        scale(axes.yaxis, [kl for _, kl in points] + [b[end] for b in bounds for end in ("low", "high") if b[end] > 0])
         for trial in early:
             _mark(axes, trial, markersize=6.5, markerfacecolor=PAPER, markeredgecolor=REST)
         for trial in rest:
@@ -39,16 +40,16 @@ def front_chart(trials: Sequence[Trial], front: Sequence[Trial], key: str = "fro
         axes.plot(sizes, values, drawstyle="steps-post", color=FRONT, linewidth=1.4, zorder=2)
         for trial in front:
             kl = trial.row["scores"]["kl"]
-            axes.plot([place(trial)[0]] * 2, [kl["low"], kl["high"]], color=FRONT, linewidth=1, alpha=0.6, zorder=2)
+            axes.plot([place(trial)[0]] * 2, [kl["low"], kl["high"]], color=MUTED, linewidth=1, zorder=2)
             _mark(axes, trial, markersize=9, color=FRONT, markeredgecolor=PAPER)
             if len(front) <= _NAMED:
                 axes.annotate(str(trial.number), place(trial), (6, 5), textcoords="offset points", fontsize=8, zorder=4)
         axes.set_xlabel("site neurons kept")
         axes.set_ylabel("KL, nats" if early else "held-out KL, nats")
         for shown, label, style in (
-            (front, "on the front", {"color": FRONT}),
+            (front, "on the front, with 95% intervals", {"color": FRONT}),
             (rest, "finished", {"color": REST}),
-            (early, "not finished: last validation", {"markerfacecolor": "none", "markeredgecolor": REST}),
+            (early, "last validation", {"markerfacecolor": "none", "markeredgecolor": REST}),
         ):
             if shown:
                 axes.plot([], [], "o", label=label, markersize=7, **style)
@@ -78,14 +79,14 @@ def placed(trials: Sequence[Trial]) -> list[Trial]:
     return [t for t in trials if t.summary is not None or {"kl", "kept.total"} <= t.validated.keys()]
 
 
-def scale(axis: Axis, values: Sequence[float]) -> None:
-    """From 0, or logarithmic where values are far apart; then zero has a place too if there is one."""
+def scale(axis: Axis, values: Sequence[float], *, zero: bool = True) -> None:
+    """Linear, from 0 if `zero`, or logarithmic where values are far apart; then 0 has a place too if there is one."""
     positive = [value for value in values if value > 0]
     set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
     if not positive or max(positive) <= 12 * min(positive):
-        axis.set_major_locator(MaxNLocator(5))
-        if min(values, default=0) >= 0:
-            (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(0, max(values, default=1) * 1.08 or 1)
+        axis.set_major_locator(MaxNLocator(5, integer=all(isinstance(value, int) for value in values)))
+        if zero:
+            (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(0, max(positive, default=1) * 1.08)
     elif min(values) > 0:
         set_scale("log")
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(positive) < 3000 * min(positive) else (1,)))
@@ -125,7 +126,7 @@ def _setting(sweep: SweepFolder, key: str, values: dict[int, Any]) -> Chart:
                                     markeredgecolor=PAPER, clip_on=False)  # fmt: skip
                 _name(mark, trial)
         if numbers:
-            scale(lower.xaxis, list(x.values()))
+            scale(lower.xaxis, list(x.values()), zero=False)
         else:
             lower.set_xticks(range(len(names)), [name[:18] for name in names], rotation=30 if len(names) > 4 else 0)
             lower.set_xlim(-0.5, len(names) - 0.5)

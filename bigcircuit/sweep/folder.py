@@ -102,7 +102,14 @@ def _trial(folder: Path) -> Trial:
     record = Record.read(folder)
     if record.status != "finished":
         return Trial(folder, record, None)
-    return Trial(folder, record, _read(folder / "summary.json", "members", "nodes", "full", "empty"))
+    trial = Trial(folder, record, _read(folder / "summary.json", "members", "nodes", "full", "empty"))
+    try:
+        _ = trial.point, trial.circuit
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'summary.json'}: says nothing of its circuit; remove {folder} to run it again"
+        ) from error
+    return trial
 
 
 def _read(path: Path, *keys: str) -> Json:

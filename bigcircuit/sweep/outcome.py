@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigcircuit.circuit import Circuit
 from bigcircuit.report.svg import write_figures
 from bigcircuit.report.sweep import render_sweep
 from bigcircuit.report.sweep_figures import front_chart
@@ -21,6 +22,8 @@ def write_outcome(folder: Path) -> None:
     sweep that is missing or damaged.
     """
     sweep = read_sweep(folder)
+    for trial in sweep.front:
+        Circuit.load(trial.circuit)  # one that is damaged is named before anything is written
     table = rows(sweep)
     columns = list(table[0]) if table else ["number"]
     write_bytes(folder / "trials.csv", as_csv(columns, table))

@@ -56,7 +56,7 @@ all(".marks figure, figure.marks").forEach(figure => {
 // Tables that can be sorted: the headings become buttons.
 all("table.sortable").forEach(table => all("thead th", table).forEach((heading, column) => {
   const button = document.createElement("button");
-  button.type = "button"; button.textContent = heading.textContent; heading.replaceChildren(button);
+  button.type = "button"; button.append(...heading.childNodes); heading.append(button);
   button.addEventListener("click", () => {
     const down = heading.getAttribute("aria-sort") === "ascending";
     all("th", heading.parentNode).forEach(other => other.removeAttribute("aria-sort"));
