@@ -190,7 +190,7 @@ def test_mistakes_with_best_are_one_line(swept, capsys, words, reason):
 def test_a_broken_file_is_named_in_one_line(swept, tmp_path, capsys, name, content):
     folder = copied(swept, tmp_path)
     (folder / name).unlink() if content is None else (folder / name).write_text(content)
-    assert answer(lambda words: write_outcome(folder), []) == 2
+    assert answer(lambda _: write_outcome(folder), []) == 2
     error = capsys.readouterr().err
     assert str(folder / name) in error and error.count("\n") == 1
 

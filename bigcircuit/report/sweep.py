@@ -35,6 +35,8 @@ class Shown(NamedTuple):
     beaten: int | None
     """Another trial that is as small and as faithful, and better in one; None on the front."""
     settings: Mapping[str, Any]
+    changed: bool
+    """Whether it began with other settings."""
     row: Json | None
     """Its row of summary.json."""
     validated: Json
@@ -151,13 +153,14 @@ def _shown(sweep: SweepFolder, trial: Trial, source: Source | None, drawing: Dra
         on_front=source is not None,
         beaten=better[0] if better else None,
         settings=record.settings,
+        changed=record.drawn != record.settings,
         row=row,
         validated=trial.validated,
         drawing=drawing,
         examples=source.members[0].examples if source else (),
         scores=evaluated.summary_table(trial.summary, [row]) if finished else None,
         folder=str(trial.folder),
-        yaml=as_yaml(sweep, trial) if record.status != "failed" else "",
+        yaml=as_yaml(sweep, trial) if record.status not in ("failed", "waiting") else "",
     )
 
 

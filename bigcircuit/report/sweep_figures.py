@@ -1,12 +1,13 @@
 """The figures of a sweep. Every mark is a link to its trial, `#trial-3`, and is named by what it stands for."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bigcircuit.report.figures import MUTED, PAPER, SERIES, STYLE, Chart, Line, lines, new_axes
 from bigcircuit.report.sources import read_metrics
@@ -89,10 +90,11 @@ def scale(axis: Axis, values: Sequence[float], *, zero: bool = True) -> None:
             (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(0, max(positive, default=1) * 1.08)
     elif min(values) > 0:
         set_scale("log")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(positive) < 3000 * min(positive) else (1,)))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(positive) < 100 * min(positive) else (1,)))
     else:
-        set_scale("symlog", linthresh=min(positive), linscale=0.5)
-        axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=min(positive)))
+        set_scale("symlog", linthresh=min(positive), linscale=0.8)
+        decades = range(math.ceil(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)
+        axis.set_major_locator(FixedLocator([0, *(10.0**decade for decade in decades)]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"))
 
