@@ -163,6 +163,7 @@ def _drawn(members: Mapping[str, Member], at_hand: Mapping[str, Circuit]) -> tup
 
 
 def same_model(circuits: Sequence[Circuit]) -> bool:
+    """Whether they can be drawn over each other."""
     first = circuits[0]
     return all(widths(one) == widths(first) for one in circuits)
 
