@@ -41,8 +41,8 @@ def lead(sweep: SweepFolder) -> str:
     reached = f"a held-out KL of at most {GOOD:g} nats" if kl <= GOOD else "the lowest held-out KL"
     many = len(sweep.front)
     return (
-        f"{said}; {many} {'is' if many == 1 else 'are'} on the front: no other circuit is as small and as faithful. The smallest with {reached} "
-        f"keeps {kept:,} of {whole:,} neurons (trial {first.number}, KL {kl:.2g})."
+        f"{said}; {many} {'is' if many == 1 else 'are'} on the front: no other circuit is as small and as faithful. "
+        f"The smallest with {reached} keeps {kept:,} of {whole:,} neurons (trial {first.number}, KL {kl:.2g})."
     )
 
 
