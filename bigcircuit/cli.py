@@ -156,7 +156,7 @@ def run_sweep(words: Sequence[str]) -> None:
     if "--dry-run" in words:
         from bigcircuit.sweep.dry_run import dry_run
 
-        return dry_run(sweep, console)
+        return dry_run(sweep, address, console)
     from bigcircuit.sweep.run import run
 
     return run(sweep, address, console)

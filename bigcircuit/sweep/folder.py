@@ -9,7 +9,7 @@ from typing import Any
 
 from bigcircuit.errors import UserError
 from bigcircuit.sweep.front import pareto
-from bigcircuit.sweep.record import Record
+from bigcircuit.sweep.record import Record, trial_folders
 
 Json = Mapping[str, Any]
 
@@ -93,7 +93,7 @@ def read_sweep(path: Path) -> SweepFolder:
     if not is_sweep(path):
         raise UserError(f"{path}: holds no sweep (no sweep.json); name the folder that `bigcircuit sweep` wrote")
     said = _read(path / "sweep.json", "config", "sweep", "command", "versions")
-    trials = [_trial(folder) for folder in (path / "trials").glob("[0-9]*")]
+    trials = [_trial(folder) for folder in trial_folders(path)]
     trials.sort(key=lambda trial: trial.number)
     return SweepFolder(path, said["config"], said["sweep"], said["command"], said["versions"], trials)
 

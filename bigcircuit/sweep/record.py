@@ -44,5 +44,10 @@ class Record:
 
 
 def read_records(sweep: Path) -> list[Record]:
-    """Of all trials in a sweep's folder, by number. Raises UserError."""
-    return [Record.read(path) for path in sorted((sweep / "trials").glob("[0-9]*"))]
+    """Of all trials in a sweep's folder that have begun, by number. Raises UserError."""
+    return sorted(map(Record.read, trial_folders(sweep)), key=lambda record: record.number)
+
+
+def trial_folders(sweep: Path) -> list[Path]:
+    """Of the trials that have begun; one whose sweep was killed before trial.json was written, first of all, has not."""
+    return [path for path in (sweep / "trials").glob("[0-9]*") if any(path.glob("*.json"))]

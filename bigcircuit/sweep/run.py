@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +25,7 @@ from bigcircuit.storage import write_json
 from bigcircuit.sweep.record import read_records
 from bigcircuit.sweep.search import algorithm, planned, samples, scheduler, space
 from bigcircuit.sweep.settings import Sweep
-from bigcircuit.sweep.show import Live, table
+from bigcircuit.sweep.show import Live, show_table
 from bigcircuit.sweep.slots import Slots
 from bigcircuit.sweep.trial import Trial
 
@@ -36,6 +36,9 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+_TO_END = 60.0
+"""Seconds that saving all trials may take at the end."""
 
 
 def run(asked: Sweep, address: str | None, console: Console) -> None:
@@ -48,13 +51,22 @@ def run(asked: Sweep, address: str | None, console: Console) -> None:
     check_same(folder, asked)
     with RunFolder(folder).locked():
         write_json(folder / "sweep.json", described(asked))
-        with cluster(address, asked), stopped_by_signals():
-            search(asked, folder, Live(console))
-        from bigcircuit.sweep.outcome import write_outcome
-
-        write_outcome(folder)
-    console.print(table(read_records(folder)))
+        try:
+            with cluster(address, asked), stopped_by_signals():
+                search(asked, folder, Live(console))
+        except Stopped:
+            finish(folder)
+            raise
+        finish(folder)
+    show_table(console, read_records(folder))
     console.print(f"see {folder / 'report.html'}", markup=False)
+
+
+def finish(folder: Path) -> None:
+    """Write what is made of the trials so far."""
+    from bigcircuit.sweep.outcome import write_outcome  # loads torch, which the workers have had to themselves so far
+
+    write_outcome(folder)
 
 
 def search(asked: Sweep, folder: Path, live: Live) -> None:
@@ -95,7 +107,8 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
             tuner.fit()
         fatal = ray.get(slots.status.remote())["fatal"]
     finally:
-        ray.get(slots.halt.remote())
+        with suppress(ray.exceptions.RayError):  # what is gone has been saved at its last checkpoint
+            ray.get(slots.halt.remote(), timeout=_TO_END)
         ray.kill(slots)
     if fatal is not None:
         raise UserError(fatal)

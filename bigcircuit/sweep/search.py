@@ -60,9 +60,11 @@ def algorithm(settings: SweepSettings, before: Sequence[Mapping[str, Any]]) -> A
     """The search algorithm; before: the settings of trials that an interrupted sweep had drawn, which come first again."""
     if settings.search != "optuna":
         return BasicVariantGenerator(random_state=np.random.RandomState(settings.seed))
+    import optuna
     from optuna.samplers import TPESampler
     from ray.tune.search.optuna import OptunaSearch
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = TPESampler(seed=settings.seed, multivariate=True, constant_liar=True)
     return OptunaSearch(
         metric=["neurons", "kl"],

@@ -15,7 +15,7 @@ from rich.text import Text
 from bigcircuit.sweep.record import Record
 
 _EVERY, _HEARTBEAT = 1.0, 10.0
-_ROWS = 24
+_ROWS, _WIDE = 24, 160
 
 
 class Live:
@@ -93,15 +93,27 @@ def _best(records: Sequence[Record]) -> Record | None:
     return min(scored, key=lambda record: record.validation["validation.kl"], default=None)
 
 
-def table(records: Sequence[Record]) -> Table:
+def show_table(console: Console, records: Sequence[Record], rows: int = _ROWS) -> None:
+    """Print the trials; in a log as wide as need be."""
+    if not console.is_terminal:
+        console = Console(file=console.file, width=_WIDE, highlight=False)
+    console.print(table(records, rows))
+
+
+def table(records: Sequence[Record], rows: int = _ROWS) -> Table:
     """Trials, those that run first."""
     order = {"running": 0, "failed": 1, "finished": 2, "stopped": 3, "waiting": 4}
     shown = sorted(records, key=lambda record: (order[record.status], record.number))
     keys = sorted({key for record in records for key in record.settings})
     found = Table(box=None, pad_edge=False)
     for heading in ("trial", "status", *keys, "step", "KL", "neurons"):
-        found.add_column(heading, justify="left" if heading == "status" else "right", no_wrap=True)
-    for record in shown[:_ROWS]:
+        found.add_column(
+            heading,
+            justify="left" if heading == "status" else "right",
+            no_wrap=heading not in (*keys, "status"),
+            overflow="fold",
+        )
+    for record in shown[:rows]:
         last = record.validation or {}
         kl, size = last.get("validation.kl"), last.get("validation.kept.total")
         found.add_row(
@@ -112,8 +124,8 @@ def table(records: Sequence[Record]) -> Table:
             "" if kl is None else f"{kl:.3f}",
             "" if size is None else str(size),
         )
-    if len(shown) > _ROWS:
-        found.add_row("...", f"{len(shown) - _ROWS} more")
+    if len(shown) > rows:
+        found.add_row("...", f"{len(shown) - rows} more")
     return found
 
 

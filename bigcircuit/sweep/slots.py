@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _GATHER, _PATIENCE = 2.0, 10.0
 """Seconds: to wait for more trials to fill the slots, and for a seated trial that does not ask."""
+_PAUSED = 1.0
+"""Seconds after which a seated trial that does not ask leaves its slot to one that waits: the scheduler has paused it."""
 _LONG, _SHORT = 5.0, 1.0
 """Seconds that a call to a worker may take, and while others may want to come in."""
 _LIVES = 3
@@ -175,6 +177,7 @@ class Slots:
         """Prepare a trial: what it reported before is reported again, for the search and the scheduler to know."""
         record = self._records[number]
         trial = self._trials[number] = self._make_folder(self._folder / f"{number:03d}", record)
+        trial.save()
         if record.status not in OVER:
             try:
                 self._configs[number] = config = self._sweep.trial(record.settings, number)
@@ -244,6 +247,11 @@ class Slots:
             entering = [number for number in entering if number in seated]
             asking = [number for number in seated if number in self._asked]
             quiet = time.monotonic() - self._last_change
+            paused = set(seated) - set(asking) if self._queue and quiet > _PAUSED else set()
+            if paused:
+                for number in paused:
+                    self._unseat(number)
+                continue
             waiting = len(asking) < len(seated) and quiet < _PATIENCE
             gathering = len(seated) < self._sweep.settings.slots and self._expected() and quiet < _GATHER
             if asking and not waiting and not gathering:
