@@ -22,7 +22,7 @@ from bigcircuit.config_file import flatten
 from bigcircuit.errors import Stopped, UserError
 from bigcircuit.run_folder import RunFolder, versions
 from bigcircuit.storage import write_json
-from bigcircuit.sweep.record import read_records
+from bigcircuit.sweep.record import OVER, read_records
 from bigcircuit.sweep.search import algorithm, planned, samples, scheduler, space
 from bigcircuit.sweep.settings import Sweep
 from bigcircuit.sweep.show import Live, show_table
@@ -52,14 +52,21 @@ def run(asked: Sweep, address: str | None, console: Console) -> None:
     with RunFolder(folder).locked():
         write_json(folder / "sweep.json", described(asked))
         try:
-            with cluster(address, asked), stopped_by_signals():
-                search(asked, folder, Live(console))
+            if left(asked, folder):
+                with cluster(address, asked), stopped_by_signals():
+                    search(asked, folder, Live(console))
         except Stopped:
             finish(folder)
             raise
         finish(folder)
     show_table(console, read_records(folder))
     console.print(f"see {folder / 'report.html'}", markup=False)
+
+
+def left(asked: Sweep, folder: Path) -> int:
+    """How many trials are not over."""
+    over = sum(record.status in OVER for record in read_records(folder))
+    return (len(planned(asked.settings)) or asked.settings.trials) - over
 
 
 def finish(folder: Path) -> None:

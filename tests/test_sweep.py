@@ -1,0 +1,325 @@
+"""Sweeps with Ray as a person runs them: on this machine, and on a cluster of two nodes, undisturbed and disturbed."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from bigcircuit.circuit import Circuit
+from bigcircuit.config_file import load
+from bigcircuit.distributed import Ranks
+from bigcircuit.prune import prune
+from bigcircuit.sweep.record import read_records
+from bigcircuit.sweep.settings import load_sweep
+from tests.runs import QUICK
+
+ray = pytest.importorskip("ray", reason="sweeps need ray")
+ROOT = Path(__file__).parents[1]
+BASE = {**QUICK, "target.total": None, "train.steps": 40, "train.validate_every": 10, "train.save_every": 5}
+SEARCH = {
+    "space": {"penalty.mlp_neuron": [0.5, 4.0], "train.seed": [0, 1]},
+    "search": "grid",
+    "slots": 2,
+    "workers": 2,
+    "cpus": 1,
+}
+SECONDS = 180
+
+
+def nested(flat):
+    tree = {}
+    for key, value in flat.items():
+        *path, name = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[name] = value
+    return tree
+
+
+def written(folder, base=None, **search):
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**nested({**BASE, **(base or {})}), "sweep": {**SEARCH, **search}}))
+    return path
+
+
+def command(config, output, *words):
+    return [sys.executable, str(ROOT / "launchers/sweep.py"), "--config", str(config), "--output", str(output), *words]
+
+
+def start(config, output, *words):
+    return subprocess.Popen(
+        command(config, output, *words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def to_the_end(config, output, *words, code=0):
+    process = start(config, output, *words)
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == code, said
+    return said
+
+
+def until(happened, process=None):
+    end = time.monotonic() + SECONDS
+    while not (found := happened()):
+        assert time.monotonic() < end and (process is None or process.poll() is None), "it did not happen"
+        time.sleep(0.05)
+    return found
+
+
+def some_trial_has_made(output, step):
+    return any(record.step >= step for record in safely_read(output))
+
+
+def safely_read(output):
+    return read_records(output) if (output / "trials").is_dir() else []
+
+
+def ranks_of(process):
+    """The processes that hold copies of the model."""
+    return [
+        child for child in psutil.Process(process.pid).children(recursive=True) if named(child).startswith("ray::Rank")
+    ]
+
+
+def named(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def what_was_found(output):
+    """By the settings: the status and the hash of the circuit."""
+    return {
+        tuple(sorted(record.settings.items())): (
+            record.status,
+            sha256((output / f"trials/{record.number:03d}/circuit.safetensors").read_bytes()).hexdigest(),
+        )
+        for record in read_records(output)
+    }
+
+
+def table(output):
+    """trials.csv without what depends on how the sweep went."""
+    with (output / "trials.csv").open(newline="") as file:
+        return [
+            {key: value for key, value in row.items() if key not in ("seconds", "updates")}
+            for row in csv.DictReader(file)
+        ]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """An undisturbed sweep of four trials on two workers."""
+    folder = tmp_path_factory.mktemp("grid")
+    config = written(folder)
+    return config, folder / "s", to_the_end(config, folder / "s")
+
+
+def test_every_trial_is_what_prune_finds_with_its_settings(grid, tmp_path):
+    _, output, said = grid
+    assert [record.status for record in read_records(output)] == ["finished"] * 4
+    assert "report.html" in said and "finished" in said
+    for name in ("trials.csv", "trials.parquet", "front.csv", "front.png", "report.html"):
+        assert (output / name).stat().st_size, name
+    record = read_records(output)[3]
+    alone = prune(load(None, {**BASE, **record.settings, "output": str(tmp_path / "alone")}), Ranks())
+    found, expected = (
+        Circuit.load(path / "circuit.safetensors") for path in (output / f"trials/{record.number:03d}", alone.path)
+    )
+    for name, values in expected.log_alpha.items():
+        torch.testing.assert_close(found.log_alpha[name], values, atol=1e-6, rtol=0)
+        assert torch.equal(found.masks[name], expected.masks[name])
+
+
+def test_a_finished_sweep_is_left_alone_and_another_is_refused(grid):
+    config, output, _ = grid
+    before = table(output), what_was_found(output)
+    to_the_end(config, output)
+    assert (table(output), what_was_found(output)) == before
+    assert sum(record.updates for record in read_records(output)) == 160
+    said = to_the_end(config, output, "--train.lr", "0.01", code=2)
+    assert len(said.splitlines()) == 1 and "train.lr" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_sweep_goes_on(grid, tmp_path, number):
+    config, undisturbed, _ = grid
+    process = start(config, tmp_path / "s")
+    until(lambda: some_trial_has_made(tmp_path / "s", 20), process)
+    # Not all of the group: Ray's processes have to notice by themselves that their driver is gone.
+    os.kill(process.pid, number)
+    process.communicate(timeout=60)
+    assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
+    cut = read_records(tmp_path / "s")
+    assert any(record.status == "running" for record in cut)
+    if number == signal.SIGTERM:
+        assert (tmp_path / "s/report.html").exists()
+    to_the_end(config, tmp_path / "s")
+    assert what_was_found(tmp_path / "s") == what_was_found(undisturbed)
+    assert table(tmp_path / "s") == table(undisturbed)
+    # Each made at most what lay between two checkpoints once more.
+    assert sum(record.updates for record in read_records(tmp_path / "s")) < 1.5 * 160
+
+
+def test_trials_of_a_killed_worker_move(grid, tmp_path):
+    config, undisturbed, _ = grid
+    process = start(config, tmp_path / "s")
+    until(lambda: some_trial_has_made(tmp_path / "s", 10), process)
+    ranks = ranks_of(process)
+    assert len(ranks) == 2
+    ranks[0].kill()
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    assert what_was_found(tmp_path / "s") == what_was_found(undisturbed)
+
+
+def test_a_trial_that_fails_is_reported_and_the_others_finish(tmp_path):
+    space = {"target.total": [200, 10**6], "task.size": [40, 0]}
+    config = written(tmp_path, space=space, slots=4, workers=1)
+    said = to_the_end(config, tmp_path / "s", "--train.steps", "10")
+    records = {tuple(record.settings.values()): record for record in read_records(tmp_path / "s")}
+    assert records[200, 40].status == "finished"
+    for settings, record in records.items():
+        if settings != (200, 40):
+            assert record.status == "failed" and "\n" not in record.error
+            assert ("target.total" if settings[1] else "task.size") in record.error
+    assert "failed" in said
+
+
+def test_one_copy_of_the_model_in_pieces(grid, tmp_path):
+    pytest.importorskip("deepspeed", reason="sharding needs deepspeed")
+    config, undisturbed, _ = grid
+    words = f"--deepspeed {ROOT}/configs/deepspeed/zero3.json --sweep.ranks 2 --sweep.workers 1 --sweep.slots 4"
+    to_the_end(config, tmp_path / "s", *words.split())
+    for record, other in zip(read_records(tmp_path / "s"), read_records(undisturbed), strict=True):
+        assert (record.settings, record.status) == (other.settings, "finished")
+        found, whole = (
+            Circuit.load(path / f"trials/{record.number:03d}/circuit.safetensors")
+            for path in (tmp_path / "s", undisturbed)
+        )
+        # Each rank has half of a batch, and sums of halves round otherwise.
+        for name, values in whole.log_alpha.items():
+            torch.testing.assert_close(found.log_alpha[name], values, atol=1e-4, rtol=0)
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(grid, tmp_path):
+    config, _, _ = grid
+    said = to_the_end(config, tmp_path / "s", "--dry-run")
+    assert "4 trials (grid, scheduler none) in 4 slots: 2 worker(s) with 2 slots" in said
+    assert "memory: about 0." in said and "GiB a rank" in said
+    assert "time: about" in said and "1 round(s) of 40 updates" in said
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A Ray cluster of two nodes with one CPU each, in processes of their own on this machine."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.second = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+def on_the_cluster(nodes, folder, base=None, **search):
+    """Run a sweep there in this process; the folder of the sweep."""
+    from bigcircuit.sweep.run import run
+
+    asked = load_sweep(written(folder, base, **search), {"output": str(folder / "s")})
+    run(asked, nodes.address, Console(file=(folder / "said").open("w")))
+    return folder / "s"
+
+
+def groups_left(nodes):
+    """Placement groups of the cluster that hold anything."""
+    ray.init(address=nodes.address, log_to_driver=False)
+    try:
+        return [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
+    finally:
+        ray.shutdown()
+
+
+def test_asha_stops_trials_early_and_frees_their_slots(nodes, tmp_path):
+    output = on_the_cluster(
+        nodes,
+        tmp_path,
+        space={"penalty.mlp_neuron": [0.5, 1.0, 2.0, 4.0], "train.seed": [0, 1]},
+        scheduler="asha",
+        metric="kl",
+        grace=1,
+        workers=1,
+        slots=4,
+    )
+    records = read_records(output)
+    stopped = [record for record in records if record.status == "stopped"]
+    assert len(records) == 8 and {record.status for record in records} == {"finished", "stopped"}
+    assert all(record.step in (10, 20) for record in stopped), "a rung, and not an update more"
+    assert all(record.updates == record.step for record in records)
+    assert groups_left(nodes) == []
+
+
+def test_population_based_training_goes_on_from_better_trials(nodes, tmp_path):
+    space = {"penalty.mlp_neuron": {"log_uniform": [0.1, 30.0]}, "train.lr": {"log_uniform": [1e-4, 0.3]}}
+    output = on_the_cluster(
+        nodes,
+        tmp_path,
+        space=space,
+        search="random",
+        trials=4,
+        scheduler="pbt",
+        metric="kl",
+        grace=1,
+        workers=1,
+        slots=3,
+    )
+    records = read_records(output)
+    assert [record.status for record in records] == ["finished"] * 4
+    assert any(record.settings != record.drawn for record in records)
+    assert groups_left(nodes) == []
+
+
+def test_optuna_draws_from_what_trials_have_found(nodes, tmp_path):
+    space = {"penalty.mlp_neuron": {"log_uniform": [0.1, 30.0]}}
+    output = on_the_cluster(
+        nodes, tmp_path, {"train.steps": 10}, space=space, search="optuna", trials=6, workers=1, slots=2
+    )
+    records = read_records(output)
+    assert [record.status for record in records] == ["finished"] * 6
+    drawn = [record.settings["penalty.mlp_neuron"] for record in records]
+    assert len(set(drawn)) == 6 and all(0.1 <= value <= 30 for value in drawn)
+
+
+def test_trials_on_two_nodes_and_on_one_when_the_other_is_lost(grid, nodes, tmp_path):
+    config, undisturbed, _ = grid
+    process = start(config, tmp_path / "s", "--address", nodes.address)
+    until(lambda: some_trial_has_made(tmp_path / "s", 10), process)
+    raylets = [node.all_processes["raylet"][0].process.pid for node in (nodes.head_node, nodes.second)]
+    ranks = [
+        [child for child in psutil.Process(pid).children(recursive=True) if named(child).startswith("ray::Rank")]
+        for pid in raylets
+    ]
+    assert [len(found) for found in ranks] == [1, 1], "a worker on either node"
+    nodes.remove_node(nodes.second, allow_graceful=False)
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    assert what_was_found(tmp_path / "s") == what_was_found(undisturbed)
+    assert groups_left(nodes) == []
