@@ -166,6 +166,10 @@ class GatesConfig(Section):
     """Softness of top-k gates at the start, in units of log_alpha; it falls geometrically."""
     temperature_final: Annotated[float, Field(gt=0)] = 0.1
     """Softness of top-k gates at the end."""
+    look_ahead: Weight = 3.0
+    """Top-k, while sizes fall: every update is at a size of its own, log-uniform from the one allowed now down to this many times
+    less than the asked one, less and less so as they meet. Small circuits have a say before most nodes are closed. 0: always
+    at the allowed one."""
     sampled_sizes: bool = False
     """Top-k: train every example at a size of its own, log-uniform from a fiftieth of the nodes to all, so that the strengths
     order the nodes at every size; target.* then says at which size the circuit is validated and written."""
@@ -377,6 +381,7 @@ MEMBER_KEYS = (
     "gates.clamp",
     "gates.temperature",
     "gates.temperature_final",
+    "gates.look_ahead",
     "gates.warm_start_spread",
 )
 """What members of one population may differ in; the rest belongs to the shared pass."""

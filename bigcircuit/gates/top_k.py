@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,20 +19,22 @@ from torch.nn.functional import pad
 
 from bigcircuit.gates.granularity import ATTENTION, GRANULARITIES, MLP, SITE_WIDTH, finest, fold_sites
 from bigcircuit.gates.soft_top_k import soft_top_k
-from bigcircuit.schedule import allowed_size, temperature
+from bigcircuit.schedule import allowed_size, least_size, temperature
 
 if TYPE_CHECKING:
-    from bigcircuit.gates.population import Population
+    from bigcircuit.gates.population import Member, Population
 
 _SIZE_LAYER = -1
 """In place of a layer, in the noise by which sizes are drawn."""
+_WHOLE_UPDATE = 0
+"""In place of an example there, where all have the same size."""
 _SMALLEST = 50
 """Sampled sizes go down to one of so many nodes."""
 
 
 def draw(population: Population, examples: Sequence[int], rounded: bool) -> Callable[[int], dict[str, Tensor]]:
     """Layer index -> effective masks by site, [P, B or 1, site width]. rounded: to 0 or 1, with the soft gradient."""
-    values = _solve(population, examples if population.members[0].config.gates.sampled_sizes else None)
+    values = _solve(population, partial(_sizes_to_train, population, examples))
     if rounded:
         values = {name: soft + ((soft > 0.5).to(soft.dtype) - soft).detach() for name, soft in values.items()}
 
@@ -45,7 +48,8 @@ def draw(population: Population, examples: Sequence[int], rounded: bool) -> Call
 
 def shares(population: Population) -> dict[str, Tensor]:
     """How far each gate is open at the size that is allowed now, [P, L, n]."""
-    return {name: values[:, 0].double() for name, values in _solve(population, None).items()}
+    solved = _solve(population, partial(_allowed_sizes, population))
+    return {name: values[:, 0].double() for name, values in solved.items()}
 
 
 def centred(population: Population, member: int) -> dict[str, Tensor]:
@@ -82,26 +86,46 @@ def _left(asked: str, sizes: Mapping[str, int]) -> int:
     return max(sizes[asked] - own, 1)
 
 
-def _solve(population: Population, examples: Sequence[int] | None) -> dict[str, Tensor]:
-    """Soft values of all gates, [P, B or 1, L, n]; examples: those that get sizes of their own, else None."""
+def _sizes_to_train(population: Population, examples: Sequence[int], asked: str, everything: int) -> Tensor:
+    """Sizes of a group of `everything` nodes in training: of every example, [P, B, 1], where they are sampled; else one for the
+    update, [P, 1, 1]. In float64 for the reason given in hard_concrete.py."""
+    if population.members[0].config.gates.sampled_sizes:
+        drawn = population.uniform(_SIZE_LAYER, examples, 1).double()
+        return (everything * torch.exp(-math.log(_SMALLEST) * drawn)).float()
+    allowed, least = (sizes.double() for sizes in _range(population, asked, everything))
+    share = population.uniform(_SIZE_LAYER, [_WHOLE_UPDATE], 1).double()
+    return (allowed * (least / allowed) ** share).float()
+
+
+def _allowed_sizes(population: Population, asked: str, everything: int) -> Tensor:
+    """The size that a group of `everything` nodes has now, [P, 1, 1]."""
+    return _range(population, asked, everything)[0]
+
+
+def _range(population: Population, asked: str, everything: int) -> tuple[Tensor, Tensor]:
+    """The size that a group has now, and the least that an update looks ahead to, [P, 1, 1] each."""
+    now = [(m.config, _left(asked, m.config.target.sizes()), _done(m)) for m in population.members]
+    allowed = [allowed_size(config.train, everything, size, done) for config, size, done in now]
+    least = [least_size(config, everything, size, done) for config, size, done in now]
+    return population.column(allowed), population.column(least)
+
+
+def _done(member: Member) -> float:
+    return member.step / member.config.train.steps
+
+
+def _solve(population: Population, sizes: Callable[[str, int], Tensor]) -> dict[str, Tensor]:
+    """Soft values of all gates, [P, B or 1, L, n]; sizes: of a group of so many nodes or neurons, [P, B or 1, 1]."""
     stacked, values = population.stack(), dict[str, Tensor]()
-    steps = [(member.config, member.step / member.config.train.steps) for member in population.members]
-    soft = population.column([temperature(config.gates, done) for config, done in steps])
-    for asked, names in _groups(steps[0][0].target.sizes(), list(stacked)):
+    soft = population.column([temperature(member.config.gates, _done(member)) for member in population.members])
+    for asked, names in _groups(population.members[0].config.target.sizes(), list(stacked)):
         everything = sum(width * _counts(population, name, asked == "total")[i] for name in names
                          for i, width in enumerate(population.widths(name)))  # fmt: skip
-        if examples is None:
-            left = [_left(asked, config.target.sizes()) for config, _ in steps]
-            sizes = population.column(
-                [allowed_size(config.train, everything, k, done) for (config, done), k in zip(steps, left, strict=True)]
-            )
-        else:
-            sizes = everything * torch.exp(-math.log(_SMALLEST) * population.uniform(_SIZE_LAYER, examples, 1))
         weights = [_weight(population, name, values, asked == "total") for name in names]
         scores = [stacked[name].unsqueeze(1) for name in names]
         solved = soft_top_k(
             torch.cat([part.flatten(2) for part in scores], -1),
-            sizes,
+            sizes(asked, everything),
             soft,
             torch.cat([w.expand_as(part).flatten(2) for w, part in zip(weights, scores, strict=True)], -1),
         )

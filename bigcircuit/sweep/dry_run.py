@@ -13,9 +13,9 @@ from rich.console import Console
 from bigcircuit.config import Config
 from bigcircuit.config_file import override
 from bigcircuit.errors import UserError
+from bigcircuit.sweep.cluster import Room, cluster, room_for
 from bigcircuit.sweep.messages import Entry
 from bigcircuit.sweep.record import Record
-from bigcircuit.sweep.run import cluster, room
 from bigcircuit.sweep.search import planned
 from bigcircuit.sweep.settings import Sweep
 from bigcircuit.sweep.show import show_table
@@ -58,19 +58,19 @@ def dry_run(sweep: Sweep, address: str | None, console: Console) -> None:
         console.print("the trials are drawn as the sweep goes on, from what those before have found; a first one:")
         show_table(console, first[:1])
     with cluster(address, sweep):
-        workers, gpus = room(sweep, len(trials))
+        room = room_for(settings, len(trials))
         filled = min(settings.slots, len(trials))
         console.print(
-            f"{len(trials)} trials ({settings.search}, scheduler {settings.scheduler}) in {workers * settings.slots} slots: "
-            f"{workers} worker(s) with {settings.slots} slots, each of {settings.ranks} rank(s) with {settings.cpus} CPU(s) "
-            f"and {gpus:g} GPU(s)"
+            f"{len(trials)} trials ({settings.search}, scheduler {settings.scheduler}) in {room.workers * settings.slots} slots: "
+            f"{room.workers} worker(s) with {settings.slots} slots, each of {settings.ranks} rank(s) with {room.cpus} CPU(s) "
+            f"and {room.gpus:g} GPU(s)"
         )
         size = memory(configs[0], filled, settings.ranks)
         console.print(
-            f"memory: about {size / GIB:.2f} GiB a rank, {size * settings.ranks * workers / GIB:.2f} GiB in all"
+            f"memory: about {size / GIB:.2f} GiB a rank, {size * settings.ranks * room.workers / GIB:.2f} GiB in all"
         )
-        pace = asyncio.run(measure(sweep, configs[:filled], gpus))
-    waves = [min(filled, left) for left in range(-(-len(trials) // workers), 0, -filled)]
+        pace = asyncio.run(measure(sweep, configs[:filled], room))
+    waves = [min(filled, left) for left in range(-(-len(trials) // room.workers), 0, -filled)]
     bound = "" if settings.scheduler == "none" else " if no trial is stopped early"
     console.print(
         f"time: about {duration(pace.sweep(sweep.config, waves))}{bound}: {pace.start:.0f} s to start, then {len(waves)} round(s) "
@@ -98,11 +98,11 @@ def memory(config: Config, members: int, ranks: int) -> int:
     return sum(parts.values())
 
 
-async def measure(sweep: Sweep, configs: Sequence[Config], gpus: float) -> Pace:
+async def measure(sweep: Sweep, configs: Sequence[Config], room: Room) -> Pace:
     """Start a worker and let members with these configs make a few updates. Raises UserError where they cannot."""
     short = [override(config, _MEASURED, f"trial {number}") for number, config in enumerate(configs)]
     entries = [Entry(number, config, None) for number, config in enumerate(short)]
-    worker, numbers, started = ModelWorker(sweep.settings, gpus), list(range(len(short))), time.monotonic()
+    worker, numbers, started = ModelWorker(sweep.settings.ranks, room), list(range(len(short))), time.monotonic()
 
     async def advance(updates: int, entering: Sequence[Entry] = ()) -> float:
         progress = await worker.advance(list(entering), [], numbers, updates)

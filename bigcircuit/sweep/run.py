@@ -1,7 +1,6 @@
 """`sweep`: the whole of it, top to bottom."""
 
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -10,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors without GPUs see them, as Ray is going to do
 
 import ray
 from ray import tune
@@ -22,20 +19,13 @@ from bigcircuit.config_file import flatten
 from bigcircuit.errors import Stopped, UserError
 from bigcircuit.run_folder import RunFolder, versions
 from bigcircuit.storage import write_json
+from bigcircuit.sweep.cluster import cluster, room_for
 from bigcircuit.sweep.record import OVER, read_records
 from bigcircuit.sweep.search import algorithm, planned, samples, scheduler, space
 from bigcircuit.sweep.settings import Sweep
 from bigcircuit.sweep.show import Live, show_table
 from bigcircuit.sweep.slots import Slots
 from bigcircuit.sweep.trial import Trial
-
-_QUIET = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see stopped_by_signals
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 
 _TO_END = 60.0
 """Seconds that saving all trials may take at the end."""
@@ -82,12 +72,12 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
     before = [record.settings for record in read_records(folder)]
     ahead = planned(settings)
     total = len(ahead) or settings.trials
-    workers, gpus = room(asked, total)
+    room = room_for(settings, total)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     slots = (
         ray.remote(Slots)
         .options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
-        .remote(asked, workers, gpus, ahead, total, sys.argv)
+        .remote(asked, room, ahead, total, sys.argv)
     )
     slots.serve.remote()
     try:
@@ -99,7 +89,7 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
                     num_samples=samples(settings),
                     search_alg=algorithm(settings, before),
                     scheduler=scheduler(asked),
-                    max_concurrent_trials=min(total, workers * settings.slots),
+                    max_concurrent_trials=min(total, room.workers * settings.slots),
                     reuse_actors=True,
                 ),
                 # What Tune keeps on disk are pickles that nobody reads: a sweep goes on from its own files.
@@ -137,49 +127,6 @@ class Stops(tune.Callback):
 def _beside_the_driver() -> tune.PlacementGroupFactory:
     """Trials do nothing but wait: a sliver of the head node, which the driver is to run on, holds them all."""
     return tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
-
-
-def room(asked: Sweep, total: int) -> tuple[int, float]:
-    """How many workers the cluster holds, at most as many as the trials need, and GPUs a rank. Raises UserError for none."""
-    settings, there = asked.settings, ray.cluster_resources()
-    gpus = settings.gpus if settings.gpus is not None else float(there.get("GPU", 0) >= settings.ranks)
-    share = there.get("CPU", 0) // (settings.cpus * settings.ranks)
-    if gpus:
-        share = min(share, there.get("GPU", 0) // (gpus * settings.ranks))
-    if settings.workers is None and share < 1:
-        raise UserError(
-            f"sweep: one worker of {settings.ranks} rank(s) needs {settings.cpus * settings.ranks} CPUs and "
-            f"{gpus * settings.ranks:g} GPUs, the cluster has {there.get('CPU', 0):g} and {there.get('GPU', 0):g}; lower "
-            "sweep.ranks, sweep.cpus or sweep.gpus"
-        )
-    needed = -(-total // settings.slots)
-    return settings.workers or int(min(share, needed)), gpus
-
-
-@contextmanager
-def cluster(address: str | None, asked: Sweep) -> Iterator[None]:
-    """Join a Ray cluster, or start Ray on this machine for as long as the sweep runs."""
-    os.environ |= _QUIET
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        if address is None:
-            ray.init(num_cpus=cores(asked), include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--address {address}: no Ray cluster can be joined there ({str(error).splitlines()[0]})"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def cores(asked: Sweep) -> int:
-    """CPUs of this machine, or, where workers and ranks are asked for that need more, so many."""
-    settings = asked.settings
-    return max(len(os.sched_getaffinity(0)), (settings.workers or 1) * settings.ranks * settings.cpus)
 
 
 @contextmanager

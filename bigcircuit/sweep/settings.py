@@ -73,8 +73,8 @@ class SweepSettings(Section):
     """Copies of the model; by default as many as the machines have room for and the trials need."""
     ranks: Positive = 1
     """Processes that share one copy, its weights divided between them under ZeRO-3."""
-    cpus: Positive = 1
-    """CPU cores of a process."""
+    cpus: Positive | None = None
+    """CPU cores of a process; by default one, and without GPUs on a single machine its share of all cores."""
     gpus: Annotated[float, Field(ge=0)] | None = None
     """GPUs of a process; by default one where there are any."""
 

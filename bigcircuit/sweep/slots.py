@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigcircuit.config import Config
 from bigcircuit.errors import UserError
+from bigcircuit.sweep.cluster import Room
 from bigcircuit.sweep.messages import Entry, Progress
 from bigcircuit.sweep.record import OVER, Record, read_records
 from bigcircuit.sweep.settings import Sweep
@@ -40,8 +41,7 @@ class Slots:
     def __init__(
         self,
         sweep: Sweep,
-        workers: int,
-        gpus: float,
+        room: Room,
         planned: Sequence[Mapping[str, Any]],
         total: int,
         command: Sequence[str],
@@ -63,7 +63,7 @@ class Slots:
         self._losses: dict[int, int] = {}
         self._seated: dict[ModelWorker, list[int]] = {}
         self._leaving: dict[ModelWorker, list[int]] = {}
-        self._workers = [ModelWorker(sweep.settings, gpus) for _ in range(workers)]
+        self._workers = [ModelWorker(sweep.settings.ranks, room) for _ in range(room.workers)]
         self._changed, self._last_change = asyncio.Event(), 0.0
         self._halting, self._busy = False, 0
         self.fatal: str | None = None

@@ -11,7 +11,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from bigcircuit.config import Config
-from bigcircuit.sweep.settings import SweepSettings
+from bigcircuit.sweep.cluster import Room
 
 
 class WorkerLost(Exception):  # noqa: N818 - what happened
@@ -51,18 +51,18 @@ class Rank:
 class ModelWorker:
     """The ranks that hold one copy of the model. Raises WorkerLost from any call when one of them is gone."""
 
-    def __init__(self, settings: SweepSettings, gpus: float) -> None:
-        self._settings = settings
-        self._bundle = {"CPU": float(settings.cpus)} | ({"GPU": gpus} if gpus else {})
+    def __init__(self, ranks: int, room: Room) -> None:
+        self._size, self._room = ranks, room
+        self._bundle = {"CPU": float(room.cpus)} | ({"GPU": room.gpus} if room.gpus else {})
         self._group: Any = None
         self._ranks: list[Any] = []
 
     async def start(self) -> None:
         """Wait for room in the cluster and start the ranks there, with as many threads as they have cores."""
-        size = self._settings.ranks
+        size = self._size
         self._group = placement_group([self._bundle] * size, strategy="PACK")
         await self._group.ready()
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(self._settings.cpus), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}}
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(self._room.cpus), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}}
         self._ranks = [
             ray.remote(Rank)
             .options(
