@@ -22,7 +22,7 @@ USAGE = """usage: bigcircuit VERB [--config FILE] [--section.field VALUE ...]
           [--tasks OTHER.yaml,...] [--control RUN] [--output FOLDER]
   compare RUN_OR_CIRCUIT ...    what circuits share; union, intersection and difference as new circuits; loads no weights
           [--save union,intersection,difference] [--output FOLDER]
-  report RUN_OR_CIRCUIT ...     the page of a run or a circuit, or of several beside each other; loads no model
+  report RUN_OR_CIRCUIT ...     the page of a run, a sweep or a circuit, or of several beside each other; loads no model
           [--output FILE.html] [--figures FOLDER: every figure as SVG, PNG and PDF]
   sweep   search settings with Ray Tune, many circuits per copy of the model   [--address of a Ray cluster] [--dry-run]
   sweep best FOLDER   the config of the best trial   [--kl 0.1: the fewest neurons with that | --neurons 200: the lowest KL]

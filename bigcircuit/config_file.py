@@ -193,7 +193,9 @@ def _describe(error: ValidationError, prefix: str, kind: type[BaseModel]) -> str
     problems = error.errors(include_url=False)
     first = problems[0]
     key = prefix + ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
+    if key == "sweep":
+        text = "the section sweep is for `bigcircuit sweep`; leave it out to prune with the rest"
+    elif first["type"] == "extra_forbidden":
         text = f"{key} is not a setting{_nearest(key, _all_keys(kind, prefix))}"
     elif first["type"] == "value_error":
         text = str(first["ctx"]["error"])

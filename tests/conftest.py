@@ -1,10 +1,14 @@
 """Fixtures: real models and data where they are at hand, the embedded model always."""
 
 import os
+import secrets
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's clusters take the token from here, and so leave none in the home folder.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import pytest
 import torch

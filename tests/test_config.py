@@ -12,6 +12,7 @@ import yaml
 from bigcircuit.config import Config
 from bigcircuit.config_file import dotted_keys, load, members, parse_overrides, read_yaml
 from bigcircuit.errors import UserError
+from bigcircuit.sweep.settings import load_sweep
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,9 +97,18 @@ def test_there_are_thirty_bad_configs():
     assert len(BAD) >= 30
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: p.stem)
+SHIPPED = [path for path in sorted(ROOT.glob("configs/**/*.yaml")) if path.parent.name != "ray"]
+"""Those of Ray's own formats are in test_ray_configs.py."""
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid(path):
-    load(path)
+    load_sweep(path, {}) if path.parent.name == "sweeps" else load(path)
+
+
+def test_a_sweep_given_to_prune_is_sent_to_the_right_verb():
+    with pytest.raises(UserError, match="`bigcircuit sweep`"):
+        load(ROOT / "configs/sweeps/penalties.yaml")
 
 
 def test_default_preset_is_the_schema():

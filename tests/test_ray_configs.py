@@ -340,7 +340,7 @@ def test_entrypoint_is_a_sweep_that_fits_the_cluster():
     settings, group = sweep.settings, worker.topologySpreadConstraints[0].labelSelector.matchLabels
     assert address == "auto" and "\n" not in job.spec.entrypoint
     assert settings.workers * settings.ranks * settings.gpus == replicas * limits["nvidia.com/gpu"]
-    assert settings.workers * settings.ranks * settings.cpus <= replicas * int(limits["cpu"])
+    assert settings.workers * settings.ranks * (settings.cpus or 1) <= replicas * int(limits["cpu"])
     assert settings.trials >= settings.workers * settings.slots  # or some have nothing to do
     assert group.items() <= job.spec.rayClusterSpec.workerGroupSpecs[0].template.metadata.labels.items()
     for pod in (head, worker):

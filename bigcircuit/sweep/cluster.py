@@ -57,12 +57,14 @@ def cluster(address: str | None, asked: Sweep) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
-            ray.init(num_cpus=cores(asked), include_dashboard=False, **quiet)
+            ray.init("local", num_cpus=cores(asked), include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        where = "this machine" if address is None else f"--address {address}"
         raise UserError(
-            f"--address {address}: no Ray cluster can be joined there ({str(error).splitlines()[0]})"
+            f"{where}: no Ray cluster can be joined there ({str(error).splitlines()[0]}); is it running, and is its token "
+            "in RAY_AUTH_TOKEN or ~/.ray/auth_token?"
         ) from error
     try:
         yield

@@ -1,0 +1,230 @@
+"""Sixteen trials as one sweep, with 1, 4, 8 and 16 members on a copy of the model, against sixteen separate `prune` runs.
+
+Everything is a process of its own, timed from its start to its end. Of the separate runs a few are made, between the sweeps and
+with all cores to themselves, and their mean is taken sixteen times.
+
+    python -m benchmarks.sweep --models FOLDER --pairs FOLDER [--cases stories260k,50M,zero3] [--slots 8 1 4 16]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from benchmarks.step_time import make_examples, make_model
+
+ROOT = Path(__file__).parents[1]
+OUTPUT = Path(__file__).with_suffix(".md")
+TRIALS, SHORT, LONG = 16, 5, 600
+"""Trials; updates of the short runs, and of the default preset."""
+HEAD = """# A sweep of sixteen trials against sixteen separate runs
+
+Seconds are those of the whole commands, start-up included. Default settings: as many workers as trials need and cores allow.
+The last column reckons with trials of the default length, from the start and the updates that were measured.
+"""
+
+
+class Case(NamedTuple):
+    """A model, and how long its runs are."""
+
+    name: str
+    settings: dict[str, Any]
+    steps: int
+    separate: int
+    """Of the sixteen separate runs, how many are made."""
+    ranks: int = 1
+
+
+class Timed(NamedTuple):
+    """Seconds of all sixteen trials."""
+
+    name: str
+    whole: float
+    short: float | None
+    """With SHORT updates a trial."""
+
+
+def cases(arguments: argparse.Namespace, folder: Path) -> list[Case]:
+    """Those asked for; the model of 50M parameters is made in the folder."""
+    pairs = {"name": "pairs", "path": str(arguments.pairs / "stories260k/pronoun_noun_name.jsonl")}
+    stories = {"model": {"path": str(arguments.models / "stories260k")}, "task": pairs}
+    zero3 = stories | {"deepspeed": str(ROOT / "configs/deepspeed/zero3.json")}
+    found = []
+    for name in arguments.cases.split(","):
+        if name == "stories260k":
+            found.append(Case("stories260k", stories, 300, 4))
+        elif name == "zero3":
+            found.append(Case("stories260k under ZeRO-3 on 2 ranks", zero3, 100, 3, 2))
+        else:
+            found.append(large(folder))
+    return found
+
+
+def large(folder: Path) -> Case:
+    """A model with random weights and random prompts of 64 tokens."""
+    frozen = make_model()
+    frozen.model.save_pretrained(folder / "model")
+    lines = []
+    for example in [one for _ in range(8) for one in make_examples()]:
+        row = {"clean": example.clean, "corrupted": example.corrupted, "answers": [[5]], "wrong_answers": [[6]]}
+        lines.append(json.dumps(row))
+    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    settings = {
+        "model": {"path": str(folder / "model")},
+        "task": {"name": "pairs", "path": str(folder / "pairs.jsonl")},
+        "train": {"batch_size": 8},
+    }
+    return Case(f"Llama of {frozen.model.num_parameters() / 1e6:.0f}M parameters", settings, 40, 3)
+
+
+def written(folder: Path, case: Case, steps: int, slots: int | None, total: int = 0) -> Path:
+    """The config of the sweep with so many slots; without slots that of a separate run for a size."""
+    path = folder / f"{slots}-{steps}-{total}.yaml"
+    train = {**case.settings.get("train", {}), "steps": steps}
+    raw = {"extends": str(ROOT / "configs/presets/default.yaml"), **case.settings, "train": train}
+    if slots is None:
+        raw |= {"target": {"total": total}}
+    else:
+        space = {"target.total": list(sizes())}
+        raw |= {"sweep": {"space": space, "search": "grid", "slots": slots, "ranks": case.ranks}}
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def sizes() -> range:
+    """What the trials ask for, in neurons."""
+    return range(60, 60 + 50 * TRIALS, 50)
+
+
+def seconds(words: Sequence[str], threads: int | None = None) -> float:
+    """Wall time of a command, with as many threads as it likes if none are said."""
+    with started(words, threads) as process:
+        start = time.monotonic()
+        said, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)}\n{said}")
+    return time.monotonic() - start
+
+
+def started(words: Sequence[str], threads: int | None) -> "subprocess.Popen[str]":
+    """The command, running."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def a_sweep(folder: Path, case: Case, slots: int, steps: int) -> float:
+    """Seconds of a sweep of all trials."""
+    config = written(folder, case, steps, slots)
+    words = [sys.executable, str(ROOT / "launchers/sweep.py"), "--config", str(config)]
+    return seconds([*words, "--output", str(folder / f"sweep-{slots}-{steps}")])
+
+
+def a_prune(folder: Path, case: Case, number: int, steps: int) -> list[str]:
+    """The command of a separate run."""
+    config = written(folder, case, steps, None, sizes()[number])
+    prune = [
+        str(ROOT / "launchers/prune.py"),
+        "--config",
+        str(config),
+        "--output",
+        str(folder / f"prune-{number}-{steps}"),
+    ]
+    if case.ranks == 1:
+        return [sys.executable, *prune]
+    return [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(case.ranks), *prune]
+
+
+def two_at_a_time(folder: Path, case: Case) -> float:
+    """Seconds of a separate run while another one goes on beside it, for each of the two; half of that is a trial's."""
+    commands = [a_prune(folder, case, number, case.steps) for number in (TRIALS - 1, TRIALS - 2)]
+    start = time.monotonic()
+    both = [started(words, 1) for words in commands]
+    for process in both:
+        said, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(said)
+    return (time.monotonic() - start) / 2
+
+
+def measure(case: Case, slots: Sequence[int], folder: Path) -> Iterator[list[Timed]]:
+    """All that is known so far, after every sweep. Separate runs are made between the sweeps; the first is that of all."""
+    short = TRIALS * seconds(a_prune(folder, case, 0, SHORT))
+    alone, sweeps = list[float](), list[Timed]()
+    for number in range(max(case.separate, len(slots))):
+        if number < case.separate:
+            alone.append(seconds(a_prune(folder, case, number, case.steps)))
+        if number < len(slots):
+            count = slots[number]
+            whole = a_sweep(folder, case, count, case.steps)
+            sweeps.append(Timed(f"sweep, P = {count}", whole, a_sweep(folder, case, count, SHORT)))
+        yield [Timed("separate runs", TRIALS * mean(alone), short), *sweeps]
+    if case.ranks == 1:
+        both = Timed("separate runs, two at a time", TRIALS * two_at_a_time(folder, case), None)
+        yield [Timed("separate runs", TRIALS * mean(alone), short), both, *sweeps]
+
+
+def page(case: Case, measured: Sequence[Timed]) -> list[str]:
+    """The section of a case."""
+    separate, *_ = measured
+    lines = [
+        f"## {case.name}",
+        "",
+        f"{case.steps} updates a trial; {torch.get_num_threads()} cores, torch {torch.__version__}; {case.separate} separate "
+        f"runs made; {date.today()}.",
+        "",
+        f"| | seconds | trials an hour | against separate runs | the same, {LONG} updates a trial |",
+        "|---|---|---|---|---|",
+    ]
+    for one in measured:
+        reckoned = "" if one.short is None else f"{long(separate, case) / long(one, case):.2f}"
+        lines.append(
+            f"| {one.name} | {one.whole:.0f} | {3600 * TRIALS / one.whole:.0f} | {separate.whole / one.whole:.2f} | {reckoned} |"
+        )
+    return [*lines, ""]
+
+
+def long(timed: Timed, case: Case) -> float:
+    """Seconds if every trial had LONG updates: the start as measured, every update as measured."""
+    assert timed.short is not None
+    return timed.whole + (timed.whole - timed.short) / (case.steps - SHORT) * (LONG - case.steps)
+
+
+def main() -> None:
+    """Measure and write the tables; those of cases that are not measured again stay."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--pairs", type=Path, required=True)
+    parser.add_argument("--cases", default="stories260k,50M,zero3")
+    parser.add_argument("--slots", type=int, nargs="+", default=[8, 1, 4, 16])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        for case in cases(arguments, Path(scratch)):
+            folder = Path(scratch) / case.name.replace(" ", "-")
+            folder.mkdir()
+            for measured in measure(case, arguments.slots, folder):
+                keep(case.name, page(case, measured))
+                print(*page(case, measured), sep="\n", flush=True)  # noqa: T201
+
+
+def keep(name: str, lines: Sequence[str]) -> None:
+    """Put the section in place of the one of the same name."""
+    before = OUTPUT.read_text().split("\n## ")[1:] if OUTPUT.is_file() else []
+    others = [part for part in before if not part.startswith(name + "\n")]
+    sections = [*("## " + part.strip() + "\n" for part in others), "\n".join(lines)]
+    OUTPUT.write_text("\n".join([HEAD, *sections]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Sweeps of eight trials, interrupted and robbed of workers and nodes at random moments, as often as it takes to trust the figure.
+
+Each row of the table is written when it has been measured.
+
+    python -m benchmarks.sweep_faults [--only WORD] [--times 10] [--steps 100]
+"""
+
+import argparse
+import os
+import random
+import signal
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import psutil
+
+from bigcircuit.sweep.record import read_records
+from tests.sweeping import named, ranks_of, safely_read, start, table, to_the_end, until, what_was_found, written
+
+OUTPUT = Path(__file__).with_suffix(".md")
+SPACE = {"penalty.mlp_neuron": [0.5, 4.0], "train.seed": [0, 1, 2, 3]}
+HEAD = (
+    "| fault | times | ended as undisturbed | updates, against undisturbed, mean (most) | seconds, likewise |",
+    "|---|---|---|---|---|",
+)
+
+
+class Ended(NamedTuple):
+    """What came of a disturbed sweep."""
+
+    equal: bool
+    """Whether circuits and table are those of the undisturbed one, to the byte."""
+    updates: float
+    """Against the undisturbed one."""
+    seconds: float
+
+
+class Bench:
+    """The undisturbed sweep, and what is done to others like it."""
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+        self.folder, self.rng = folder, random.Random(arguments.seed)
+        steps = arguments.steps
+        base = {"train.steps": steps, "train.validate_every": 20, "train.save_every": 20}
+        self.config = written(folder, base, space=SPACE, slots=4, workers=2)
+        began = time.monotonic()
+        to_the_end(self.config, folder / "undisturbed")
+        self.seconds = time.monotonic() - began
+        self.updates = updates(folder / "undisturbed")
+        self.work = 8 * steps
+
+    def interrupted(self, number: int) -> Ended:
+        """The sweep gets a signal at a random moment after its first update, and is started again."""
+        output = self.folder / f"{number.real}-{self.rng.random()}"
+        began = time.monotonic()
+        process = start(self.config, output)
+        self.wait(output, process)
+        os.kill(process.pid, number)
+        process.communicate()
+        spent = time.monotonic() - began
+        began = time.monotonic()
+        to_the_end(self.config, output)
+        return self.ended(output, spent + time.monotonic() - began)
+
+    def robbed(self) -> Ended:
+        """One of its two workers is killed at a random moment."""
+        output = self.folder / f"worker-{self.rng.random()}"
+        began = time.monotonic()
+        process = start(self.config, output)
+        self.wait(output, process)
+        if ranks := ranks_of(process):
+            self.rng.choice(ranks).kill()
+        return self.ended(output, self.outlive(process, began))
+
+    def without_a_node(self) -> Ended:
+        """One of the two nodes of its cluster is lost at a random moment."""
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        try:
+            second = cluster.add_node(num_cpus=1)
+            cluster.wait_for_nodes()
+            output = self.folder / f"node-{self.rng.random()}"
+            began = time.monotonic()
+            process = start(self.config, output, "--address", cluster.address)
+            self.wait(output, process)
+            raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
+            assert any(named(child).startswith("ray::Rank") for child in raylet.children(recursive=True))
+            cluster.remove_node(second, allow_graceful=False)
+            return self.ended(output, self.outlive(process, began))
+        finally:
+            cluster.shutdown()
+
+    def wait(self, output: Path, process: "subprocess.Popen[str]") -> None:
+        """Until a random share of all updates has been made."""
+        share = self.rng.uniform(0.05, 0.9)
+        until(lambda: sum(record.step for record in safely_read(output)) > share * self.work, process)
+        time.sleep(self.rng.uniform(0, 1))
+
+    def outlive(self, process: "subprocess.Popen[str]", began: float) -> float:
+        """Seconds until it ended well."""
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+        return time.monotonic() - began
+
+    def ended(self, output: Path, seconds: float) -> Ended:
+        """Compare with the undisturbed sweep."""
+        whole = self.folder / "undisturbed"
+        equal = what_was_found(output) == what_was_found(whole) and table(output) == table(whole)
+        return Ended(equal, updates(output) / self.updates, seconds / self.seconds)
+
+
+def updates(output: Path) -> int:
+    """Made for all trials, those included that had to be made again."""
+    return sum(record.updates for record in read_records(output))
+
+
+def rows(bench: Bench, arguments: argparse.Namespace) -> Iterator[str]:
+    """The rows of the table."""
+    faults: dict[str, Callable[[], Ended]] = {
+        "SIGTERM, then the same command": lambda: bench.interrupted(signal.SIGTERM),
+        "kill -9, then the same command": lambda: bench.interrupted(signal.SIGKILL),
+        "one of two workers killed": bench.robbed,
+        "one of two nodes lost": bench.without_a_node,
+    }
+    for name, fault in faults.items():
+        if arguments.only in name:
+            found = [fault() for _ in range(arguments.times)]
+            cells = [name, str(len(found)), f"{sum(one.equal for one in found)} of {len(found)}"]
+            for values in ([one.updates for one in found], [one.seconds for one in found]):
+                cells.append(f"{statistics.mean(values):.2f} ({max(values):.2f})")
+            yield "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    before = OUTPUT.read_text().splitlines() if OUTPUT.is_file() else []
+    with TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), arguments)
+        for row in rows(bench, arguments):
+            print(row, flush=True)  # noqa: T201
+            before = [line for line in before if line.startswith("| ") and row.split("|")[1] != line.split("|")[1]]
+            kept = [line for line in before if not line.startswith("| fault")]
+            title = (
+                f"# Disturbed sweeps, {date.today()}\n\nEight trials of {arguments.steps} updates on the embedded model, two "
+                "workers with four slots each; checkpoints every 20 updates.\n"
+            )
+            before = [*kept, row]
+            OUTPUT.write_text("\n".join([title, *HEAD, *before]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
