@@ -1,5 +1,7 @@
 """How well learned masks and every baseline recover a planted circuit; writes ground_truth.md beside this file.
 
+Tables of families that are not measured again stay there.
+
 python -m benchmarks.ground_truth [--seeds 10] [--families gpt2,llama,induction] [--induction FOLDER]
 
 `gpt2` and `llama` are small models trained here and widened (see bigcircuit/planted); `induction` is the textbook induction model
@@ -87,6 +89,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    others = [part for part in sections(OUTPUT) if part.split(",")[0][4:] not in arguments.families.split(",")]
     results: dict[str, list[list[Found]]] = {}
     notes: dict[str, list[str]] = {}
     for family in arguments.families.split(","):
@@ -96,8 +99,14 @@ def main() -> None:
                 case = make_case(family, seed, Path(folder), arguments.induction)
                 results.setdefault(family, []).append(list(compare(case, seed, Path(folder), arguments.steps)))
                 notes.setdefault(family, []).append(describe(case))
-            OUTPUT.write_text(page(results, notes))
+            OUTPUT.write_text(page(results, notes) + "".join(others))
             print(family, seed, f"{time.monotonic() - started:.0f} s", notes[family][-1], flush=True)  # noqa: T201
+
+
+def sections(path: Path) -> list[str]:
+    """The tables of the file that is there, from heading to heading."""
+    parts = path.read_text().split("\n## ")[1:] if path.is_file() else []
+    return ["\n## " + part.strip("\n") + "\n" for part in parts]
 
 
 def make_case(family: str, seed: int, folder: Path, induction: Path) -> Case:
@@ -207,7 +216,7 @@ def describe(case: Case) -> str:
 def page(results: dict[str, list[list[Found]]], notes: dict[str, list[str]]) -> str:
     """The whole report."""
     lines = [
-        f"# Recovery of planted circuits, {date.today()}",
+        "# Recovery of planted circuits",
         "",
         "Means over seeds, each another model or another planting, with the standard deviation and the worst seed. Everything on",
         "the same nodes, training pairs and ablation (interchange). Circuits have exactly the size of the truth, so that precision",
@@ -217,7 +226,7 @@ def page(results: dict[str, list[list[Found]]], notes: dict[str, list[str]]) -> 
     ]
     for family, seeds in results.items():
         for level in dict.fromkeys(one.level for one in seeds[0]):
-            lines += ["", f"## {family}, {level}s ({len(seeds)} seeds)", ""]
+            lines += ["", f"## {family}, {level}s ({len(seeds)} seeds, {date.today()})", ""]
             lines += _tables([[one for one in seed if one.level == level] for seed in seeds])
         lines += ["", "Seeds: " + "; ".join(f"({seed}) {note}" for seed, note in enumerate(notes[family])) + "."]
     return "\n".join(lines) + "\n"

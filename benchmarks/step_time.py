@@ -49,9 +49,9 @@ def make_model() -> FrozenModel:
     return find_sites(LlamaForCausalLM(config).eval().requires_grad_(False))
 
 
-def make_examples() -> list[Example]:
+def make_examples(seed: int = 0) -> list[Example]:
     """A batch of random prompts of equal length that differ from their corrupted ones in four tokens."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     examples = []
     for index in range(BATCH):
         clean = [rng.randrange(16_384) for _ in range(TOKENS)]

@@ -76,7 +76,7 @@ def large(folder: Path) -> Case:
     frozen = make_model()
     frozen.model.save_pretrained(folder / "model")
     lines = []
-    for example in [one for _ in range(8) for one in make_examples()]:
+    for example in [one for seed in range(8) for one in make_examples(seed)]:
         row = {"clean": example.clean, "corrupted": example.corrupted, "answers": [[5]], "wrong_answers": [[6]]}
         lines.append(json.dumps(row))
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
