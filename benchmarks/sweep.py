@@ -83,9 +83,9 @@ def large(folder: Path) -> Case:
     settings = {
         "model": {"path": str(folder / "model")},
         "task": {"name": "pairs", "path": str(folder / "pairs.jsonl")},
-        "train": {"batch_size": 8},
+        "train": {"batch_size": 4},
     }
-    return Case(f"Llama of {frozen.model.num_parameters() / 1e6:.0f}M parameters", settings, 40, 3)
+    return Case(f"Llama of {frozen.model.num_parameters() / 1e6:.0f}M parameters, batches of 4 x 64 tokens", settings, 20, 3)
 
 
 def written(folder: Path, case: Case, steps: int, slots: int | None, total: int = 0) -> Path:
