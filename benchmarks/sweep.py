@@ -85,7 +85,9 @@ def large(folder: Path) -> Case:
         "task": {"name": "pairs", "path": str(folder / "pairs.jsonl")},
         "train": {"batch_size": 4},
     }
-    return Case(f"Llama of {frozen.model.num_parameters() / 1e6:.0f}M parameters, batches of 4 x 64 tokens", settings, 20, 3)
+    return Case(
+        f"Llama of {frozen.model.num_parameters() / 1e6:.0f}M parameters, batches of 4 x 64 tokens", settings, 20, 3
+    )
 
 
 def written(folder: Path, case: Case, steps: int, slots: int | None, total: int = 0) -> Path:
