@@ -54,7 +54,7 @@ def room_for(settings: SweepSettings, trials: int) -> Room:
 def cluster(address: str | None, asked: Sweep) -> Iterator[None]:
     """Join a Ray cluster, or start Ray on this machine for as long as the sweep runs."""
     os.environ |= _QUIET
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    quiet = {"log_to_driver": False, "logging_level": "CRITICAL"}
     try:
         if address is None:
             ray.init("local", num_cpus=cores(asked), include_dashboard=False, **quiet)

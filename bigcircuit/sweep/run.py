@@ -22,7 +22,7 @@ from bigcircuit.storage import write_json
 from bigcircuit.sweep.cluster import cluster, room_for
 from bigcircuit.sweep.record import OVER, read_records
 from bigcircuit.sweep.search import algorithm, planned, samples, scheduler, space
-from bigcircuit.sweep.settings import Sweep
+from bigcircuit.sweep.settings import Sweep, known_ahead
 from bigcircuit.sweep.show import Live, show_table
 from bigcircuit.sweep.slots import Slots
 from bigcircuit.sweep.trial import Trial
@@ -41,14 +41,11 @@ def run(asked: Sweep, address: str | None, console: Console) -> None:
     check_same(folder, asked)
     with RunFolder(folder).locked():
         write_json(folder / "sweep.json", described(asked))
-        try:
-            if left(asked, folder):
-                with cluster(address, asked), stopped_by_signals():
-                    search(asked, folder, Live(console))
-        except Stopped:
+        if left(asked, folder):
+            with cluster(address, asked), stopped_by_signals():
+                search(asked, folder, Live(console))
+        else:
             finish(folder)
-            raise
-        finish(folder)
     show_table(console, read_records(folder))
     console.print(f"see {folder / 'report.html'}", markup=False)
 
@@ -61,7 +58,7 @@ def left(asked: Sweep, folder: Path) -> int:
 
 def finish(folder: Path) -> None:
     """Write what is made of the trials so far."""
-    from bigcircuit.sweep.outcome import write_outcome  # loads torch, which the workers have had to themselves so far
+    from bigcircuit.sweep.outcome import write_outcome  # loads torch
 
     write_outcome(folder)
 
@@ -73,6 +70,8 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
     ahead = planned(settings)
     total = len(ahead) or settings.trials
     room = room_for(settings, total)
+    # Where nobody stops a trial nobody waits for one: a single actor tells Tune what was found, trial by trial.
+    at_once = 1 if known_ahead(settings) else min(total, room.workers * settings.slots)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     slots = (
         ray.remote(Slots)
@@ -87,9 +86,9 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
                 param_space=space(settings),
                 tune_config=tune.TuneConfig(
                     num_samples=samples(settings),
-                    search_alg=algorithm(settings, before),
+                    search_alg=algorithm(settings, before, at_once),
                     scheduler=scheduler(asked),
-                    max_concurrent_trials=min(total, room.workers * settings.slots),
+                    max_concurrent_trials=at_once if settings.search == "optuna" else None,
                     reuse_actors=True,
                 ),
                 # What Tune keeps on disk are pickles that nobody reads: a sweep goes on from its own files.
@@ -104,9 +103,12 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
             tuner.fit()
         fatal = ray.get(slots.status.remote())["fatal"]
     finally:
+        written = False
         with suppress(ray.exceptions.RayError):  # what is gone has been saved at its last checkpoint
-            ray.get(slots.halt.remote(), timeout=_TO_END)
+            written = ray.get(slots.halt.remote(), timeout=_TO_END)
         ray.kill(slots)
+        if not written:
+            finish(folder)
     if fatal is not None:
         raise UserError(fatal)
 

@@ -56,10 +56,13 @@ def samples(settings: SweepSettings) -> int:
     return 1 if settings.search == "grid" else settings.trials
 
 
-def algorithm(settings: SweepSettings, before: Sequence[Mapping[str, Any]]) -> Any:
-    """The search algorithm; before: the settings of trials that an interrupted sweep had drawn, which come first again."""
+def algorithm(settings: SweepSettings, before: Sequence[Mapping[str, Any]], at_once: int) -> Any:
+    """The search algorithm, for so many trials at once.
+
+    before: the settings of trials that an interrupted sweep had drawn, which come first again.
+    """
     if settings.search != "optuna":
-        return BasicVariantGenerator(random_state=np.random.RandomState(settings.seed))
+        return BasicVariantGenerator(max_concurrent=at_once, random_state=np.random.RandomState(settings.seed))
     import optuna
     from optuna.samplers import TPESampler
     from ray.tune.search.optuna import OptunaSearch

@@ -157,3 +157,8 @@ def shared_part(config: Config) -> str:
 def kind_of_gates(config: Config) -> tuple[str, ...]:
     """What members must have in common, beyond this, to share a pass."""
     return config.gates.parametrisation, *config.target.sizes()
+
+
+def known_ahead(settings: SweepSettings) -> bool:
+    """Whether which trials there are, and that each runs to its end, is known before the first one begins."""
+    return settings.search != "optuna" and settings.scheduler == "none"

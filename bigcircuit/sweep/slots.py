@@ -1,7 +1,8 @@
 """Where trials and model workers meet: an actor on the driver's node that hands trials to free slots and writes what they find.
 
-A trial advances only when Tune has asked for its next report, so a trial that Tune stops has made no update too many. When
-trials are to be seated together the workers wait a little for them, because members in step share their passes.
+A trial that a scheduler may stop advances only when Tune has asked for its next report, so it makes no update too many; workers
+wait a little for trials that are to come, because members in step share their passes. Where all trials are known ahead and none
+is stopped early they are seated from the start, and Tune hears of each what it has found by then.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.sweep.cluster import Room
 from bigcircuit.sweep.messages import Entry, Progress
 from bigcircuit.sweep.record import OVER, Record, read_records
-from bigcircuit.sweep.settings import Sweep
+from bigcircuit.sweep.settings import Sweep, known_ahead
 from bigcircuit.sweep.worker import ModelWorker, WorkerLost
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Slots:
         self._leaving: dict[ModelWorker, list[int]] = {}
         self._workers = [ModelWorker(sweep.settings.ranks, room) for _ in range(room.workers)]
         self._changed, self._last_change = asyncio.Event(), 0.0
+        self._ahead = known_ahead(sweep.settings)
+        self._present = set(self._workers)
         self._halting, self._busy = False, 0
         self.fatal: str | None = None
         self._rate: deque[tuple[float, int]] = deque(maxlen=20)
@@ -74,6 +77,11 @@ class Slots:
         tasks = [asyncio.ensure_future(self._serve(worker)) for worker in self._workers]
         folders = await asyncio.to_thread(import_module, "bigcircuit.sweep.trial_folder")
         self._make_folder = folders.TrialFolder
+        if self._ahead:
+            for number in self._records:
+                self._replay(number)
+            self._queue.extend(number for number, record in self._records.items() if record.status not in OVER)
+            self._change()
         self._loaded.set()
         await asyncio.gather(*tasks)
 
@@ -89,7 +97,8 @@ class Slots:
         else:
             number = self._known(settings)
             self._names[name] = number
-            self._replay(number)
+            if number not in self._trials:
+                self._replay(number)
         return number
 
     async def report(self, number: int) -> dict[str, Any]:
@@ -98,8 +107,11 @@ class Slots:
             return self._replays[number].popleft()
         if self._records[number].status in OVER:
             return _ended(self._records[number])
+        if self.fatal is not None:
+            return {"error": self.fatal}
         self._asked[number] = asyncio.get_running_loop().create_future()
-        if number not in self._queue and not any(number in seated for seated in self._seated.values()):
+        seated = any(number in numbers for numbers in self._seated.values())
+        if not self._ahead and number not in self._queue and not seated:
             self._queue.append(number)
         self._change()
         return await self._asked[number]
@@ -139,8 +151,11 @@ class Slots:
             "fatal": self.fatal,
         }
 
-    async def halt(self) -> None:
-        """Let the workers end their calls, save every trial that runs, and release the workers."""
+    async def halt(self) -> bool:
+        """Let the workers end their calls, save every trial that runs, release the workers, and write what is made of the trials.
+
+        Returns whether that could be done here.
+        """
         self._halting = True
         self._change()
         until = time.monotonic() + 3 * _LONG
@@ -152,6 +167,11 @@ class Slots:
                 self._trials[number].save()
         for worker in self._workers:
             worker.release()
+        with suppress(Exception):  # whatever it is, the driver meets it too and says so
+            outcome = await asyncio.to_thread(import_module, "bigcircuit.sweep.outcome")
+            await asyncio.to_thread(outcome.write_outcome, Path(self._sweep.config.output))
+            return True
+        return False
 
     # Inside
 
@@ -212,6 +232,7 @@ class Slots:
         while not self._halting and self.fatal is None:
             try:
                 await worker.start()
+                self._present.add(worker)
                 if all(not key.startswith(("task.", "model.")) for key in self._sweep.settings.space):
                     self.fatal = await worker.open(self._sweep.config)
                 self._seated[worker], self._leaving[worker] = [], []
@@ -241,11 +262,12 @@ class Slots:
         seated, entering = self._seated[worker], []
         while not self._halting:
             self._changed.clear()
-            while self._queue and len(seated) < self._sweep.settings.slots:
+            slots = min(self._sweep.settings.slots, self._share())
+            while self._queue and len(seated) < slots:
                 entering.append(self._queue.popleft())
                 seated.append(entering[-1])
             entering = [number for number in entering if number in seated]
-            asking = [number for number in seated if number in self._asked]
+            asking = [number for number in seated if self._ahead or number in self._asked]
             quiet = time.monotonic() - self._last_change
             paused = set(seated) - set(asking) if self._queue and quiet > _PAUSED else set()
             if paused:
@@ -253,7 +275,7 @@ class Slots:
                     self._unseat(number)
                 continue
             waiting = len(asking) < len(seated) and quiet < _PATIENCE
-            gathering = len(seated) < self._sweep.settings.slots and self._expected() and quiet < _GATHER
+            gathering = len(seated) < slots and self._expected() and quiet < _GATHER
             if asking and not waiting and not gathering:
                 return entering, asking
             with suppress(asyncio.TimeoutError):
@@ -262,7 +284,12 @@ class Slots:
 
     def _expected(self) -> bool:
         """Whether more trials are to come."""
-        return len(self._names) < self._total
+        return not self._ahead and len(self._names) < self._total
+
+    def _share(self) -> int:
+        """Of the trials that are not over, those of each worker that is there or about to be."""
+        over = sum(record.status in OVER for record in self._records.values())
+        return -(-(self._total - over) // max(1, len(self._present)))
 
     def _limit(self, worker: ModelWorker) -> int:
         """Updates that take about as long as a call may take."""
@@ -310,10 +337,13 @@ class Slots:
         future = self._asked.pop(number, None)
         if future is not None and not future.done():
             future.set_result(report)
+        elif self._ahead:
+            self._replays[number].append(report)
         self._change()
 
     def _lost(self, worker: ModelWorker, reason: str) -> None:
         """Send the trials of a lost worker to the front of the queue; they go on from their last state."""
+        self._present.discard(worker)
         for number in reversed(self._seated.pop(worker, [])):
             self._losses[number] = self._losses.get(number, 0) + 1
             if self._losses[number] >= _LIVES:
