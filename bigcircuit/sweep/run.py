@@ -78,7 +78,7 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
         .options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
         .remote(asked, room, ahead, total, sys.argv)
     )
-    slots.serve.remote()
+    serving = slots.serve.remote()
     try:
         with live.watching(slots), tempfile.TemporaryDirectory(prefix="bigcircuit-tune-") as scratch:
             tuner = tune.Tuner(
@@ -101,7 +101,9 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
                 ),
             )
             tuner.fit()
-        fatal = ray.get(slots.status.remote())["fatal"]
+        if (fatal := ray.get(slots.status.remote())["fatal"]) is not None:
+            ray.get(serving)  # where it was a mistake of this program it is raised
+            raise UserError(fatal)
     finally:
         written = False
         with suppress(ray.exceptions.RayError):  # what is gone has been saved at its last checkpoint
@@ -109,8 +111,6 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
         ray.kill(slots)
         if not written:
             finish(folder)
-    if fatal is not None:
-        raise UserError(fatal)
 
 
 class Stops(tune.Callback):

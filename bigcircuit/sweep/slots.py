@@ -75,21 +75,31 @@ class Slots:
     async def serve(self) -> None:
         """Keep all workers busy until the sweep is halted. Torch is loaded while they start."""
         tasks = [asyncio.ensure_future(self._serve(worker)) for worker in self._workers]
-        folders = await asyncio.to_thread(import_module, "bigcircuit.sweep.trial_folder")
-        self._make_folder = folders.TrialFolder
-        if self._ahead:
-            for number in self._records:
-                self._replay(number)
-            self._queue.extend(number for number, record in self._records.items() if record.status not in OVER)
-            self._change()
-        self._loaded.set()
-        await asyncio.gather(*tasks)
+        try:
+            folders = await asyncio.to_thread(import_module, "bigcircuit.sweep.trial_folder")
+            self._make_folder = folders.TrialFolder
+            if self._ahead:
+                for number in self._records:
+                    self._replay(number)
+                self._queue.extend(number for number, record in self._records.items() if record.status not in OVER)
+                self._change()
+            self._loaded.set()
+            await asyncio.gather(*tasks)
+        except Exception as error:
+            self.fatal = repr(error)
+            raise
+        finally:
+            self._loaded.set()
+            for number in list(self._asked) if self.fatal is not None else ():
+                self._answer(number, {"error": self.fatal})
 
     # What trials ask for
 
     async def take(self, name: str, settings: dict[str, Any]) -> int:
         """The number of the trial that Tune calls `name`. One of a sweep that goes on is known by its settings."""
         await self._loaded.wait()
+        if self.fatal is not None:
+            raise RuntimeError(self.fatal)
         if name in self._names:
             number = self._names[name]
             self._unseat(number)
@@ -197,6 +207,7 @@ class Slots:
         """Prepare a trial: what it reported before is reported again, for the search and the scheduler to know."""
         record = self._records[number]
         trial = self._trials[number] = self._make_folder(self._folder / f"{number:03d}", record)
+        replays = self._replays[number] = deque()
         trial.save()
         if record.status not in OVER:
             try:
@@ -209,9 +220,9 @@ class Slots:
                 self._states[number] = state
             record.status = "running"
             trial.save()
-        self._replays[number] = deque(_report(number, row) for row in trial.validations())
-        if self._replays[number] and record.status in ("finished", "stopped"):
-            self._replays[number][-1]["done"] = True
+        replays.extend(_report(number, row) for row in trial.validations())
+        if replays and record.status in ("finished", "stopped"):
+            replays[-1]["done"] = True
 
     def _unseat(self, number: int) -> None:
         for worker, seated in self._seated.items():
@@ -242,8 +253,6 @@ class Slots:
                 self._lost(worker, str(error))
                 worker.release()
                 await asyncio.sleep(1.0)
-        for number in list(self._asked) if self.fatal is not None else ():
-            self._answer(number, {"error": self.fatal})
 
     async def _advance(self, worker: ModelWorker) -> None:
         entering, ready = await self._ready(worker)
