@@ -65,7 +65,7 @@ def cases(arguments: argparse.Namespace, folder: Path) -> list[Case]:
         if name == "stories260k":
             found.append(Case("stories260k", stories, 300, 4))
         elif name == "zero3":
-            found.append(Case("stories260k under ZeRO-3 on 2 ranks", zero3, 60, 3, 2))
+            found.append(Case("stories260k under ZeRO-3 on 2 ranks", zero3, 40, 2, 2))
         else:
             found.append(large(folder))
     return found
