@@ -2,6 +2,7 @@
 
 Everything is a process of its own, timed from its start to its end. Of the separate runs a few are made, between the sweeps and
 with all cores to themselves, and their mean is taken sixteen times.
+Ranks have a thread each: two that think they have two cores each are several times slower.
 
     python -m benchmarks.sweep --models FOLDER --pairs FOLDER [--cases stories260k,50M,zero3] [--slots 8 1 4 16]
 """
@@ -44,6 +45,11 @@ class Case(NamedTuple):
     separate: int
     """Of the sixteen separate runs, how many are made."""
     ranks: int = 1
+
+    @property
+    def threads(self) -> int | None:
+        """Of a rank of a separate run; with one rank as many as it likes."""
+        return None if self.ranks == 1 else 1
 
 
 class Timed(NamedTuple):
@@ -162,11 +168,11 @@ def two_at_a_time(folder: Path, case: Case) -> float:
 
 def measure(case: Case, slots: Sequence[int], folder: Path) -> Iterator[list[Timed]]:
     """All that is known so far, after every sweep. Separate runs are made between the sweeps; the first is that of all."""
-    short = TRIALS * seconds(a_prune(folder, case, 0, SHORT))
+    short = TRIALS * seconds(a_prune(folder, case, 0, SHORT), case.threads)
     alone, sweeps = list[float](), list[Timed]()
     for number in range(max(case.separate, len(slots))):
         if number < case.separate:
-            alone.append(seconds(a_prune(folder, case, number, case.steps)))
+            alone.append(seconds(a_prune(folder, case, number, case.steps), case.threads))
         if number < len(slots):
             count = slots[number]
             whole = a_sweep(folder, case, count, case.steps)
