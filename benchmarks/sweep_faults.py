@@ -57,7 +57,7 @@ class Bench:
 
     def interrupted(self, number: int) -> Ended:
         """The sweep gets a signal at a random moment after its first update, and is started again."""
-        output = self.folder / f"{number.real}-{self.rng.random()}"
+        output = self.folder / f"signal-{self.rng.random()}"
         began = time.monotonic()
         process = start(self.config, output)
         self.wait(output, process)

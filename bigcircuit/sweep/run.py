@@ -21,7 +21,7 @@ from bigcircuit.run_folder import RunFolder, versions
 from bigcircuit.storage import write_json
 from bigcircuit.sweep.cluster import cluster, room_for
 from bigcircuit.sweep.record import OVER, read_records
-from bigcircuit.sweep.search import algorithm, planned, samples, scheduler, space
+from bigcircuit.sweep.search import algorithm, planned, samples, scheduler, space, trial_count
 from bigcircuit.sweep.settings import Sweep, known_ahead
 from bigcircuit.sweep.show import Live, show_table
 from bigcircuit.sweep.slots import Slots
@@ -53,7 +53,7 @@ def run(asked: Sweep, address: str | None, console: Console) -> None:
 def left(asked: Sweep, folder: Path) -> int:
     """How many trials are not over."""
     over = sum(record.status in OVER for record in read_records(folder))
-    return (len(planned(asked.settings)) or asked.settings.trials) - over
+    return trial_count(asked.settings) - over
 
 
 def finish(folder: Path) -> None:
@@ -67,8 +67,7 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
     """Let Tune run the trials that are left. Raises UserError where nothing can run, Stopped after a signal."""
     settings = asked.settings
     before = [record.settings for record in read_records(folder)]
-    ahead = planned(settings)
-    total = len(ahead) or settings.trials
+    total = trial_count(settings)
     room = room_for(settings, total)
     # Where nobody stops a trial nobody waits for one: a single actor tells Tune what was found, trial by trial.
     at_once = 1 if known_ahead(settings) else min(total, room.workers * settings.slots)
@@ -76,7 +75,7 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
     slots = (
         ray.remote(Slots)
         .options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
-        .remote(asked, room, ahead, total, sys.argv)
+        .remote(asked, room, planned(settings), total, sys.argv)
     )
     serving = slots.serve.remote()
     try:

@@ -46,6 +46,11 @@ def planned(settings: SweepSettings) -> list[dict[str, Any]]:
     return [plain(one) for one in found]
 
 
+def trial_count(settings: SweepSettings) -> int:
+    """How many trials the sweep has in all."""
+    return len(planned(settings)) or settings.trials
+
+
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Without numpy's types."""
     return {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
