@@ -6,7 +6,6 @@ Each row of the table is written when it has been measured.
 """
 
 import argparse
-import os
 import random
 import signal
 import statistics
@@ -61,7 +60,8 @@ class Bench:
         began = time.monotonic()
         process = start(self.config, output)
         self.wait(output, process)
-        os.kill(process.pid, number)
+        assert process.poll() is None, "the signal came too late"
+        process.send_signal(number)
         process.communicate()
         spent = time.monotonic() - began
         began = time.monotonic()
@@ -74,8 +74,7 @@ class Bench:
         began = time.monotonic()
         process = start(self.config, output)
         self.wait(output, process)
-        if ranks := ranks_of(process):
-            self.rng.choice(ranks).kill()
+        self.rng.choice(ranks_of(process)).kill()
         return self.ended(output, self.outlive(process, began))
 
     def without_a_node(self) -> Ended:
@@ -99,9 +98,9 @@ class Bench:
 
     def wait(self, output: Path, process: "subprocess.Popen[str]") -> None:
         """Until a random share of all updates has been made."""
-        share = self.rng.uniform(0.05, 0.9)
+        share = self.rng.uniform(0.05, 0.8)
         until(lambda: sum(record.step for record in safely_read(output)) > share * self.work, process)
-        time.sleep(self.rng.uniform(0, 1))
+        time.sleep(self.rng.uniform(0, 0.5))
 
     def outlive(self, process: "subprocess.Popen[str]", began: float) -> float:
         """Seconds until it ended well."""

@@ -1,0 +1,63 @@
+"""Which trials hold the slots of which worker, and which wait for one."""
+
+from collections import deque
+from collections.abc import Iterable
+
+from bigcircuit.sweep.worker import ModelWorker
+
+
+class Seats:
+    """Trials by number. A worker has slots from `arrived` to `lost`."""
+
+    def __init__(self) -> None:
+        self.queue: deque[int] = deque()
+        """Trials that wait, who is first goes first."""
+        self._seated: dict[ModelWorker, list[int]] = {}
+        self._leaving: dict[ModelWorker, list[int]] = {}
+
+    def arrived(self, worker: ModelWorker) -> None:
+        """A worker that has been started, or started again, is empty."""
+        self._seated[worker], self._leaving[worker] = [], []
+
+    def lost(self, worker: ModelWorker) -> list[int]:
+        """Those who sat there, and now sit nowhere."""
+        return self._seated.pop(worker, [])
+
+    def of(self, worker: ModelWorker) -> list[int]:
+        """Those who sit with a worker, in the order they came."""
+        return list(self._seated[worker])
+
+    def all(self) -> list[list[int]]:
+        """Those of each worker."""
+        return [list(seated) for seated in self._seated.values()]
+
+    def wait(self, number: int) -> None:
+        """Wait for a seat, where the trial neither has one nor waits."""
+        if number not in self.queue and not any(number in seated for seated in self._seated.values()):
+            self.queue.append(number)
+
+    def fill(self, worker: ModelWorker, slots: int) -> list[int]:
+        """Seat those who wait until so many slots are taken. Returns who came."""
+        free = max(0, slots - len(self._seated[worker]))
+        came = [self.queue.popleft() for _ in range(min(free, len(self.queue)))]
+        self._seated[worker] += came
+        return came
+
+    def free(self, number: int) -> None:
+        """Take the seat of a trial; its worker is to be told."""
+        for worker, seated in self._seated.items():
+            if number in seated:
+                seated.remove(number)
+                self._leaving[worker].append(number)
+        if number in self.queue:
+            self.queue.remove(number)
+
+    def leaving(self, worker: ModelWorker) -> list[int]:
+        """Whom a worker has not been told of yet."""
+        leaving, self._leaving[worker] = self._leaving[worker], []
+        return leaving
+
+    def left(self, worker: ModelWorker, numbers: Iterable[int]) -> None:
+        """The worker itself has let them go."""
+        gone = set(numbers)
+        self._seated[worker] = [number for number in self._seated[worker] if number not in gone]

@@ -1,0 +1,176 @@
+"""The trials of a sweep: what is known of each, where it can go on from, and what is written of it."""
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigcircuit.config import Config
+from bigcircuit.errors import UserError
+from bigcircuit.sweep.messages import Entry, Progress
+from bigcircuit.sweep.record import OVER, Record, read_records
+from bigcircuit.sweep.settings import Sweep
+
+if TYPE_CHECKING:
+    from bigcircuit.checkpoint import State
+    from bigcircuit.sweep.trial_folder import TrialFolder
+
+_LIVES = 3
+"""Workers that may be lost under a trial before it is held to be the cause."""
+
+
+class Trials:
+    """All trials, by number. Nothing may be asked of one before `load`."""
+
+    def __init__(self, sweep: Sweep, planned: Sequence[Mapping[str, Any]], command: Sequence[str]) -> None:
+        """planned: the settings of trials that are known ahead."""
+        self._sweep, self._command = sweep, command
+        self._output = Path(sweep.config.output)
+        records = {number: Record(number, dict(settings), dict(settings)) for number, settings in enumerate(planned)}
+        records |= {record.number: record for record in read_records(self._output)}
+        self.records = dict(sorted(records.items()))
+        self.reports: dict[int, deque[dict[str, Any]]] = {}
+        """What Tune has not been told yet, of each trial that has been opened."""
+        self._folders: dict[int, TrialFolder] = {}
+        self._configs: dict[int, Config] = {}
+        self._states: dict[int, State] = {}
+        self._names: dict[str, int] = {}
+        self._losses: dict[int, int] = {}
+
+    def load(self) -> None:
+        """Load torch, which states and circuits need."""
+        self._folder = import_module("bigcircuit.sweep.trial_folder").TrialFolder
+
+    def over(self, number: int) -> bool:
+        """Whether it will not go on."""
+        return self.records[number].status in OVER
+
+    @property
+    def met(self) -> int:
+        """How many Tune has named."""
+        return len(self._names)
+
+    # What Tune does with a trial
+
+    def number(self, name: str) -> int | None:
+        """Of the trial that Tune calls `name`, if it has been met."""
+        return self._names.get(name)
+
+    def meet(self, name: str, settings: dict[str, Any]) -> int:
+        """Give a new name its number. A trial of a sweep that goes on is known by its settings."""
+        taken = set(self._names.values())
+        same = [n for n, record in self.records.items() if n not in taken and record.drawn == settings]
+        number = same[0] if same else max(self.records, default=-1) + 1
+        if not same:
+            self.records[number] = Record(number, settings, dict(settings))
+        self._names[name] = number
+        if number not in self._folders:
+            self.open(number)
+        return number
+
+    def open(self, number: int) -> None:
+        """Prepare a trial: what it reported before is reported again, for the search and the scheduler to know."""
+        record = self.records[number]
+        trial = self._folders[number] = self._folder(self._output / "trials" / f"{number:03d}", record)
+        reports = self.reports[number] = deque()
+        trial.save()
+        if record.status not in OVER and self._configured(number):
+            state = trial.begin(self._configs[number], self._command)
+            if state is not None:
+                self._states[number] = state
+            record.status = "running"
+            trial.save()
+        reports.extend(report(number, row) for row in trial.validations())
+        if reports and record.status in ("finished", "stopped"):
+            reports[-1]["done"] = True
+
+    def change(self, number: int, settings: dict[str, Any]) -> None:
+        """Population-based training lets a trial go on with others."""
+        self.records[number].settings = settings
+        if self._configured(number):
+            self._folders[number].configure(self._configs[number], self._command)
+
+    def stop(self, number: int) -> None:
+        """The scheduler has stopped it, or it is over."""
+        if not self.over(number):
+            self.records[number].status = "stopped"
+            self._folders[number].save()
+
+    def keep(self, number: int, folder: Path) -> None:
+        """Write its state at its last report to a folder of Tune's."""
+        if number in self._states:
+            self._folders[number].keep(self._states[number], 1, folder)
+
+    def go_back(self, number: int, folder: Path) -> None:
+        """Go on from a state that `keep` has written, its own or another one's."""
+        state = self._folders[number].newest(folder)
+        if state is not None:
+            self._states[number] = state
+
+    # What workers do with it
+
+    def entry(self, number: int) -> Entry:
+        """What a worker needs to take it in."""
+        return Entry(number, self._configs[number], self._states.get(number))
+
+    def take_in(self, progress: Progress, seated: Collection[int]) -> None:
+        """Write down what came of a call. Who has lost the seat meanwhile makes those updates again, and then logs them."""
+        settings = self._sweep.config.train
+        self._states |= progress.states
+        for number, step in progress.steps.items():
+            trial, record = self._folders[number], self.records[number]
+            record.step, record.seconds = step, record.seconds + progress.seconds
+            record.updates += progress.updates
+            record.validation = progress.validations.get(number, record.validation)
+            if number in seated or number in progress.endings:
+                trial.log(progress.rows.get(number, []))
+            if number in progress.endings:
+                trial.finish(progress.endings[number])
+                record.status = "finished"
+                self._states.pop(number, None)
+            elif number in progress.validations or step % settings.save_every == 0:
+                trial.keep(progress.states[number], settings.keep_checkpoints)
+            trial.save()
+        for number, message in progress.failed.items():
+            self.fail(number, message)
+
+    def fail(self, number: int, message: str) -> None:
+        """It cannot go on."""
+        record = self.records[number]
+        record.status, record.error = "failed", message
+        self._folders[number].save()
+
+    def lost(self, number: int, reason: str) -> None:
+        """Its worker has died under it."""
+        self._losses[number] = self._losses.get(number, 0) + 1
+        if self._losses[number] >= _LIVES and not self.over(number):
+            self.fail(number, f"{_LIVES} workers were lost with it, the last by {reason}")
+
+    def save(self) -> None:
+        """Write where all that run can go on from."""
+        for number, state in self._states.items():
+            if self.records[number].status == "running":
+                self._folders[number].keep(state, self._sweep.config.train.keep_checkpoints)
+                self._folders[number].save()
+
+    def _configured(self, number: int) -> bool:
+        """Work out its config; where the settings do not fit together it has failed."""
+        try:
+            self._configs[number] = self._sweep.trial(self.records[number].settings, number)
+        except UserError as error:
+            self.fail(number, str(error))
+            return False
+        return True
+
+
+def report(number: int, row: Mapping[str, Any], done: bool = False) -> dict[str, Any]:
+    """What Tune is told of a validation."""
+    names = {"objective": "objective", "kl": "kl", "neurons": "kept.total"}
+    values = {name: row[f"validation.{key}"] for name, key in names.items()}
+    return {"number": number, "step": row["step"], **values, "done": done}
+
+
+def last_report(record: Record) -> dict[str, Any]:
+    """What Tune is told of a trial that is over."""
+    return {"number": record.number, "error": record.error} if record.error else {"number": record.number, "done": True}
