@@ -30,6 +30,11 @@ HEAD = (
 )
 
 
+ABOUT = """Eight trials of {} updates on the embedded model, two workers with four slots each; checkpoints every 20 updates.
+Updates of a call that died with its worker are not in the table: 20 a trial at most. Seconds are of whole commands, the second
+start included; the cluster that loses a node was there before."""
+
+
 class Ended(NamedTuple):
     """What came of a disturbed sweep."""
 
@@ -152,10 +157,7 @@ def main() -> None:
             print(row, flush=True)  # noqa: T201
             before = [line for line in before if line.startswith("| ") and row.split("|")[1] != line.split("|")[1]]
             kept = [line for line in before if not line.startswith("| fault")]
-            title = (
-                f"# Disturbed sweeps, {date.today()}\n\nEight trials of {arguments.steps} updates on the embedded model, two "
-                "workers with four slots each; checkpoints every 20 updates.\n"
-            )
+            title = f"# Disturbed sweeps, {date.today()}\n\n{ABOUT.format(arguments.steps)}\n"
             before = [*kept, row]
             OUTPUT.write_text("\n".join([title, *HEAD, *before]) + "\n")
 

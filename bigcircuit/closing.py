@@ -19,7 +19,6 @@ from bigcircuit.evaluation.result import Scores
 from bigcircuit.evaluation.scores import ExampleScores, score, summarise
 from bigcircuit.finishing import final_ablation
 from bigcircuit.found import Found
-from bigcircuit.frozen.load import fingerprint
 from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.gates.granularity import GRANULARITIES, LEAVES
@@ -81,15 +80,15 @@ def describe(ground: Ground, learner: Learner, scores: Scores) -> dict[str, str]
     """Metadata of one member's circuit file: what it was found in, on, with, and how well it does."""
     config, reference = ground.config, ground.prepared.reference
     member = learner.member.config
-    base = fingerprint(config.model)
+    base = ground.prepared.base
     return {
         "model": config.model.path
         if config.model.path == "embedded"
         else config.model.path.rstrip("/").rsplit("/", 1)[-1],
         "model_revision": config.model.revision or "",
-        "model_config_sha256": base["config"],
-        "model_weights_sha256": base["weights"],
-        "tokenizer_sha256": base["tokenizer"],
+        "model_config_sha256": base["model config"],
+        "model_weights_sha256": base["model weights"],
+        "tokenizer_sha256": base["model tokenizer"],
         "adapter": config.model.adapter or "",
         "task": config.task.path.rsplit("/", 1)[-1] if config.task.path else config.task.name,
         "task_sha256": ground.data.sha256,
