@@ -1,22 +1,26 @@
-"""Faithfulness against size: the presets, top-k gates and all baselines on the same nodes and pairs of pretrained models.
+"""Faithfulness against size: the presets, top-k gates and all baselines on the same nodes and pairs, of pretrained models and
+of models with planted circuits.
 
-What has been measured is kept in pareto.jsonl, so an interrupted benchmark goes on with what is missing; pareto.md and
-pareto.svg are written anew after every part, and by `python -m benchmarks.pareto_table` without measuring.
+What has been measured is kept in pareto.jsonl, so an interrupted benchmark goes on with what is missing, and several may
+measure at once with different words; pareto.md and pareto.svg are written anew after every part, and by
+`python -m benchmarks.pareto_table` without measuring.
 
-    python -m benchmarks.pareto --models FOLDER --pairs FOLDER [--only WORD] [--steps 600] [--published-steps 1500]
+    python -m benchmarks.pareto --models FOLDER --pairs FOLDER [--only WORD ...] [--planted 3]
 """
 
 import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.pareto_table import write
+from benchmarks.ground_truth import INDUCTION, make_case
+from benchmarks.pareto_table import BOUND, read, write
 from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.circuit import Circuit
 from bigcircuit.config import Config
@@ -39,9 +43,11 @@ ROWS = Path(__file__).with_name("pareto.jsonl")
 PRESETS = Path(__file__).parents[1] / "configs/presets"
 SHARES = (0.06, 0.12, 0.25, 0.4)
 """Sizes asked for, as shares of all site neurons."""
+HEAD_SHARES = (0.1, 0.2, 0.3, 0.45, 0.6)
+"""Heads asked for, as shares of all heads."""
 STEADY, SEEDS = 0.25, 8
 """The size at which eight seeds are trained, for stability; two at the others."""
-PRESSURES = (1.0, 0.3, 0.1, 0.03)
+PRESSURES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """Multiples of the published penalties, for circuits of several sizes."""
 CURVE = (0.03, 0.06, 0.09, 0.12, 0.18, 0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of all neurons at which a ranking is cut."""
@@ -77,7 +83,19 @@ def trained(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
     ]
     overrides = {"population__members": members, "train__steps": setting.arguments.steps}
     run = prune(setting.config("default", folder, **overrides), Ranks())
-    return [Measured(circuit.masks, int(circuit.metadata["seed"])) for circuit in _circuits(run)]
+    return _measured(run)
+
+
+def few_heads(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
+    """The default preset, asked for few heads and, of all neurons, the share of its largest circuits."""
+    heads = sum(shape.heads for shape in load_frozen(load(None, setting.base).model, torch.device("cpu"), None).shapes)
+    members = [
+        {"target.total": round(SHARES[-1] * neurons), "target.head": round(share * heads)} for share in HEAD_SHARES
+    ]
+    run = prune(
+        setting.config("default", folder, population__members=members, train__steps=setting.arguments.steps), Ranks()
+    )
+    return _measured(run)
 
 
 def published(setting: Setting, folder: Path, _: int) -> list[Measured]:
@@ -86,7 +104,25 @@ def published(setting: Setting, folder: Path, _: int) -> list[Measured]:
     members = [{f"penalty.{g}": w * pressure for g, w in plain if w} for pressure in PRESSURES]
     overrides = {"train__steps": setting.arguments.published_steps, "train__batch_size": 16}
     run = prune(setting.config("paper", folder, population__members=members, **overrides), Ranks())
-    return [Measured(circuit.masks, int(circuit.metadata["seed"])) for circuit in _circuits(run)]
+    return _measured(run)
+
+
+def bound(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
+    """The default preset trained on the very pairs that are held out from all others: what masks could reach at best."""
+    config = load(None, setting.base)
+    data = load_task(config.task, load_tokenizer(config.model), load_config(config.model))
+    swapped = {"train": "test", "validation": "validation", "test": "train"}
+    splits = {example.id: swapped[name] for name, examples in data.splits.items() for example in examples}
+    rows = [pair._replace(split=splits[index])._asdict() for index, pair in enumerate(data.pairs) if index in splits]
+    path = folder.with_suffix(".jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = {
+        "task__path": str(path), "train__both_ways": False, "train__steps": setting.arguments.steps,
+        "train__validate_every": setting.arguments.steps,  # what comes out is the last, not the best on validation pairs
+        "population__members": [{"target.total": round(share * neurons)} for share in SHARES],
+    }  # fmt: skip
+    run = prune(setting.config("default", folder, **overrides), Ranks())
+    return _measured(run)
 
 
 def any_size(parametrisation: str) -> Callable[[Setting, Path, int], list[Measured]]:
@@ -123,15 +159,21 @@ def baseline(name: str) -> Callable[[Setting, Path, int], list[Measured]]:
 METHODS: dict[str, Callable[[Setting, Path, int], list[Measured]]] = {
     **{name.replace("_", " "): baseline(name) for name in BASELINES},
     "default": trained,
+    "default, few heads": few_heads,
     "paper": published,
     "sigmoid top-k, any size": any_size("sigmoid_top_k"),
     "straight-through top-k, any size": any_size("straight_through_top_k"),
+    BOUND: bound,
 }
 
 
 def _circuits(run: RunFolder) -> list[Circuit]:
     summary = json.loads(run.summary.read_text())
     return [Circuit.load(run.path / member["circuit"]) for member in summary["members"]]
+
+
+def _measured(run: RunFolder) -> list[Measured]:
+    return [Measured(circuit.masks, int(circuit.metadata["seed"])) for circuit in _circuits(run)]
 
 
 def _cut(scores: NodeScores, shapes: Sequence[Any], neurons: int, seed: int) -> list[Measured]:
@@ -169,26 +211,47 @@ def _jaccard(found: Sequence[Measured], index: int, level: str) -> float | None:
     return mean(float((mine & other).sum() / (mine | other).sum()) for other in flat) if flat else None
 
 
+def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[Path], dict[str, Any]]]]:
+    """Name of each set of pairs, and what gives its settings, with a folder to put files in."""
+    for path in sorted(arguments.pairs.glob("*/*.jsonl"), reverse=True):
+        model = arguments.models / path.parent.name
+        yield f"{path.parent.name}/{path.stem}", lambda _, model=model, path=path: _settings(model, path)
+    for seed in range(arguments.planted):
+        yield f"planted/gpt2 {seed}", partial(_planted, seed)
+
+
+def _settings(model: Path, pairs: Path) -> dict[str, Any]:
+    return {"model.path": str(model), "task.name": "pairs", "task.path": str(pairs)}
+
+
+def _planted(seed: int, folder: Path) -> dict[str, Any]:
+    case = make_case("gpt2", seed, folder, INDUCTION)
+    return _settings(case.planted.folder, folder / "pairs.jsonl")
+
+
 def main() -> None:
     """Measure what is missing and write table and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True, help="folder of model folders")
     parser.add_argument("--pairs", type=Path, required=True, help="folder of pair files, by model")
-    parser.add_argument("--only", default="", help="pair files or methods whose names contain this")
+    parser.add_argument("--only", nargs="*", default=[""], help="what names of pair files or methods contain")
+    parser.add_argument("--planted", type=int, default=3, help="models with planted circuits")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--published-steps", type=int, default=1500)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for path in sorted(arguments.pairs.glob("*/*.jsonl"), reverse=True):
-        name = f"{path.parent.name}/{path.stem}"
-        base = {"model.path": str(arguments.models / path.parent.name), "task.name": "pairs", "task.path": str(path)}
-        for method in METHODS:
-            rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-            known = any((row["file"], row["method"]) == (name, method) for row in rows)
-            if not known and arguments.only in f"{name} {method}":
-                rows += measure(Setting(name, base, arguments), method)
-                ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-                write(rows, arguments.steps, arguments.published_steps)
+    for name, make in cases(arguments):
+        with tempfile.TemporaryDirectory() as folder:
+            base: dict[str, Any] = {}
+            for method in METHODS:
+                known = any((row["file"], row["method"]) == (name, method) for row in read(ROWS))
+                if known or not any(word in f"{name} {method}" for word in arguments.only):
+                    continue
+                base = base or make(Path(folder))
+                rows = list(measure(Setting(name, base, arguments), method))
+                with ROWS.open("a") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in rows)
+                write(read(ROWS), arguments.steps, arguments.published_steps)
 
 
 if __name__ == "__main__":
