@@ -98,6 +98,22 @@ def test_members_are_switched_by_chip_table_and_mark(browser, reported):
     opened.assert_quiet()
 
 
+@pytest.mark.parametrize("width", [1200, 390])
+def test_choosing_a_member_leaves_the_page_where_it_is_and_the_chips_in_sight(browser, reported, width):
+    page = Opened(browser, reported.many.report, width=width).page
+    page.locator("#shown").scroll_into_view_if_needed()
+    page.evaluate("document.querySelector('#shown').scrollIntoView()")
+    before = page.evaluate("scrollY")
+    for index in (2, 0):
+        page.locator(f".pick a[href='#member-{index}']").click()
+        assert page.evaluate("scrollY") == before
+    page.locator("figure[data-chart=size_kl] .of-member a").nth(1).click()
+    assert page.locator(".circuit:visible").get_attribute("id") == "member-1"
+    assert page.evaluate("document.querySelector('.bar').getBoundingClientRect().bottom") <= min(
+        page.locator(".pick a").first.bounding_box()["y"], page.locator("#member-1 h3").first.bounding_box()["y"]
+    )
+
+
 def test_table_is_sorted_by_its_headings(browser, reported):
     page = Opened(browser, reported.many.report).page
     summary = json.loads(reported.many.summary.read_text())

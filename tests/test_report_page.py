@@ -13,6 +13,7 @@ from PIL import Image
 from bigcircuit.circuit import Circuit
 from bigcircuit.cli import answer, run_report
 from bigcircuit.report import render, report
+from bigcircuit.report.page import visible
 from tests.browser import CONTRAST, Opened
 from tests.reports import expected, listed
 
@@ -72,6 +73,15 @@ def test_text_is_never_markup(browser, reported, tmp_path):
     assert page.evaluate("window.hacked") is None
     assert opened.overflow() <= 0
     opened.assert_quiet()
+
+
+@pytest.mark.parametrize(
+    ("token", "seen"),
+    [(" ", "␣"), ("  ", "␣␣"), ("\n\n", "↵↵"), (" \t", "␣⇥"), ("\u00a0", "⍽"), ("\u200b", "U+200B"), ("", "∅"), ("\r", "U+000D"),
+     ("\u3000", "U+3000"), (" he", " he"), ("a\u00a0b", "a⍽b"), ("né", "né")],
+)  # fmt: skip
+def test_a_token_without_ink_can_be_seen(token, seen):
+    assert visible(token) == seen
 
 
 def test_nothing_may_leave_the_page(browser, reported):

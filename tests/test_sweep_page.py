@@ -106,6 +106,26 @@ def test_keyboard_nearby_clicks_chips_table_and_history_choose_too(browser, swep
     opened.assert_quiet()
 
 
+def test_where_points_overlap_a_click_opens_what_was_named(browser, swept):
+    opened = Opened(browser, swept / "report.html")
+    page, figure = opened.page, opened.page.locator("figure[data-chart=trials]")
+    # Every mark lies above those before it; each is put almost on the one before it, and pointed at in its middle.
+    page.evaluate(f"""() => [...document.querySelectorAll("{MARKS} use")].forEach((mark, index) => {{
+      mark.setAttribute("x", 100 + 1.5 * index); mark.setAttribute("y", 100);
+    }})""")
+    middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+               for box in (one.bounding_box() for one in page.locator(f"{MARKS} use").all())]  # fmt: skip
+    chosen = set()
+    for middle in middles:
+        page.mouse.move(*middle)
+        named = figure.locator("output").text_content().partition(":")[0]
+        page.mouse.click(*middle)
+        assert shown(page) == named.replace(" ", "-")
+        chosen.add(named)
+    assert len(chosen) == len(middles)
+    opened.assert_quiet()
+
+
 def test_trials_without_a_drawing_say_why(browser, swept, front):
     page = Opened(browser, swept / "report.html").page
     (beaten, *_) = [number for number in range(len(TRIALS)) if number not in front]

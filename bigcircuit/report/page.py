@@ -75,7 +75,11 @@ def percent(share: float) -> str:
 
 
 def visible(text: Any) -> str:
-    """A token as it can be seen: breaks and tabs as signs; spaces are kept by the style."""
+    """A token as it can be seen: signs for what has no ink, spaces included where there is nothing else."""
     if not isinstance(text, str):
         return json.dumps(text)
-    return text.replace("\n", "↵").replace("\t", "⇥") or "∅"
+    spaces = {} if text.strip() else {" ": "␣"}  # beside letters a space shows by itself, as the style keeps it
+    return "".join(spaces.get(c) or _SIGNS.get(c) or (c if c.isprintable() else f"U+{ord(c):04X}") for c in text) or "∅"
+
+
+_SIGNS = {"\n": "↵", "\t": "⇥", "\u00a0": "⍽"}

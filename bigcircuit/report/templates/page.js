@@ -25,15 +25,15 @@ addEventListener("hashchange", pick);
 addEventListener("popstate", pick);
 pick();
 
-// The trials of a sweep are chosen without leaving the figure, unless what is chosen would be out of sight.
-const detail = document.querySelector(".detail");
+// A circuit is chosen without leaving the place, unless what is chosen would be out of sight.
+const shown = document.getElementById("shown");
 function choose(hash) {
   history.pushState(null, "", hash);
   pick();
-  const { top } = detail.getBoundingClientRect();
-  if (top < 0 || top > innerHeight * 0.7) document.querySelector(hash).scrollIntoView();
+  const { top } = document.querySelector(hash).getBoundingClientRect();
+  if (top < 0 || top > innerHeight * 0.7) shown.scrollIntoView();
 }
-if (detail) addEventListener("click", event => {
+addEventListener("click", event => {
   const link = event.target.closest("a[href], a[*|href]"), hash = link && (link.getAttribute("href") || link.getAttribute("xlink:href"));
   if (!hash || !circuits.some(one => `#${one.id}` === hash) || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
@@ -50,7 +50,11 @@ all(".marks figure, figure.marks").forEach(figure => {
   figure.addEventListener("pointermove", event => { const mark = nearest(event); line.textContent = title(mark); figure.classList.toggle("near", mark !== null); });
   figure.addEventListener("pointerleave", () => { line.textContent = ""; });
   figure.addEventListener("focusin", event => { line.textContent = title(event.target.closest(".of-member")); });
-  figure.addEventListener("click", event => { const mark = event.target.closest("a") ? null : nearest(event); if (mark) choose(`#trial-${mark.dataset.member}`); });
+  // Where marks overlap, the one that was named is chosen and not the topmost; the keyboard (detail 0) follows its link.
+  figure.addEventListener("click", event => {
+    const mark = event.detail && !event.ctrlKey && !event.metaKey && !event.shiftKey ? nearest(event) : null;
+    if (mark) { event.preventDefault(); event.stopPropagation(); choose(mark.querySelector("a").getAttribute("xlink:href")); }
+  });
 });
 
 // Tables that can be sorted: the headings become buttons.
