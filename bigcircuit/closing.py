@@ -21,9 +21,10 @@ from bigcircuit.finishing import final_ablation
 from bigcircuit.found import Found
 from bigcircuit.frozen.parameters import parameters_kept
 from bigcircuit.gates.discretise import count, discretise
-from bigcircuit.gates.granularity import GRANULARITIES, LEAVES
+from bigcircuit.gates.granularity import LEAVES
 from bigcircuit.gates.population import trained_granularities
 from bigcircuit.ground import Ground
+from bigcircuit.identity import of_model
 from bigcircuit.optimal import Lessons
 from bigcircuit.run_folder import versions
 from bigcircuit.streams import Streams
@@ -80,16 +81,8 @@ def describe(ground: Ground, learner: Learner, scores: Scores) -> dict[str, str]
     """Metadata of one member's circuit file: what it was found in, on, with, and how well it does."""
     config, reference = ground.config, ground.prepared.reference
     member = learner.member.config
-    base = ground.prepared.base
-    return {
-        "model": config.model.path
-        if config.model.path == "embedded"
-        else config.model.path.rstrip("/").rsplit("/", 1)[-1],
-        "model_revision": config.model.revision or "",
-        "model_config_sha256": base["model config"],
-        "model_weights_sha256": base["model weights"],
-        "tokenizer_sha256": base["model tokenizer"],
-        "adapter": config.model.adapter or "",
+    hashes = {part: ground.prepared.base[f"model {part}"] for part in ("config", "weights", "tokenizer")}
+    return of_model(config.model, hashes, ground.streams.frozen.shapes) | {
         "task": config.task.path.rsplit("/", 1)[-1] if config.task.path else config.task.name,
         "task_sha256": ground.data.sha256,
         "ablation": config.ablation.name,
@@ -98,9 +91,6 @@ def describe(ground: Ground, learner: Learner, scores: Scores) -> dict[str, str]
         "ablation_prompts": config.ablation.prompts if config.ablation.kind in ("mean", "optimal") else "",
         "metric": "KL(reference || circuit) in nats at the answer positions, test split",
         "granularities": json.dumps(list(trained_granularities(member))),
-        "widths": json.dumps(
-            {name: [g.width(s) for s in ground.streams.frozen.shapes] for name, g in GRANULARITIES.items()}
-        ),
         "seed": str(member.train.seed),
         "step": str(learner.best.step),
         "targets": json.dumps(member.target.sizes()),

@@ -1,11 +1,13 @@
-"""What a run stands on: hashes of the base model and of the pairs, compared at resume and between ranks."""
+"""What a run stands on: hashes of the base model and of the pairs, compared at resume and between ranks; a circuit's model."""
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from bigcircuit.config import Config
+from bigcircuit.config import Config, ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.frozen.load import fingerprint
+from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
 from bigcircuit.run_folder import RunFolder
 from bigcircuit.tasks.data import Reference, TaskData
 
@@ -30,3 +32,19 @@ def check_same(folder: RunFolder, before: Mapping[str, str], now: Mapping[str, s
                 f"{folder.path}: its checkpoint was made with another {name} (sha256 {before[name][:12]}, now {value[:12]}); "
                 "put the files back, name another output or use --fresh"
             )
+
+
+def of_model(model: ModelConfig, hashes: Mapping[str, str], shapes: Sequence[LayerShape]) -> dict[str, str]:
+    """Metadata of a circuit file that says which model it is of: what `evaluate` and `compare` check.
+
+    hashes: `config`, `weights` and `tokenizer`, as `fingerprint` gives them.
+    """
+    return {
+        "model": model.path if model.path == "embedded" else model.path.rstrip("/").rsplit("/", 1)[-1],
+        "model_revision": model.revision or "",
+        "model_config_sha256": hashes["config"],
+        "model_weights_sha256": hashes["weights"],
+        "tokenizer_sha256": hashes["tokenizer"],
+        "adapter": model.adapter or "",
+        "widths": json.dumps({name: [g.width(shape) for shape in shapes] for name, g in GRANULARITIES.items()}),
+    }
