@@ -22,6 +22,8 @@ USAGE = """usage: bigcircuit VERB [--config FILE] [--section.field VALUE ...]
           [--tasks OTHER.yaml,...] [--control RUN] [--output FOLDER]
   compare RUN_OR_CIRCUIT ...    what circuits share; union, intersection and difference as new circuits; loads no weights
           [--save union,intersection,difference] [--output FOLDER]
+  convert FILE   a circuit of EAP-IG, the MIB benchmark or Edge-Pruning as a circuit file for all of these; loads no weights
+          --model.path MODEL [--ablation interchange] [--output FILE.safetensors]
   report RUN_OR_CIRCUIT ...     the page of a run, a sweep or a circuit, or of several beside each other; loads no model
           [--output FILE.html] [--figures FOLDER: every figure as SVG, PNG and PDF]
   sweep   search settings with Ray Tune, many circuits per copy of the model   [--address of a Ray cluster] [--dry-run]
@@ -124,6 +126,24 @@ def run_compare(words: Sequence[str]) -> None:
     compare(names, settings, Console(highlight=False, soft_wrap=True))
 
 
+def run_convert(words: Sequence[str]) -> None:
+    """Verb `convert`."""
+    from bigcircuit.exchange.settings import ConversionSettings, parse_conversion
+
+    if "--help" in words or "-h" in words:
+        from bigcircuit.exchange.convert import help_text
+
+        show_settings(Console(highlight=False), help_text(USAGE), ConversionSettings)
+        raise SystemExit(0)
+    path, settings = parse_conversion(words)
+    from bigcircuit.exchange.convert import convert
+
+    console = Console(highlight=False, soft_wrap=True)
+    done = convert(path, settings)
+    for line in (*done.notes, f"{done.path}; next: bigcircuit evaluate {done.path} --config CONFIG"):
+        console.print(line, markup=False)
+
+
 def run_report(words: Sequence[str]) -> None:
     """Verb `report`."""
     console = Console(highlight=False, soft_wrap=True)
@@ -198,6 +218,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "check": run_check,
     "evaluate": run_evaluate,
     "compare": run_compare,
+    "convert": run_convert,
     "report": run_report,
     "sweep": run_sweep,
     "tasks": run_tasks,
