@@ -4,21 +4,31 @@ Shapes: P members, L layers, T positions, R rows of a batch, n width of a site i
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bigcircuit.config import ABLATIONS
 from bigcircuit.gates.granularity import SITE_WIDTH, LayerShape
 
 
-class Ablation(NamedTuple):
-    """`interchange` and `zero` have no constants; `mean`, `mean_per_position` and `optimal` do."""
+@dataclass(frozen=True)
+class Ablation:
+    """`interchange` and `zero` have no constants; `mean`, `mean_per_position` and `optimal` do.
+
+    Raises ValueError for a name that is not known, which would pass for zero ablation.
+    """
 
     name: str
     constants: Mapping[str, Tensor] | None = None
     """By site, float32 [P or 1, L, T or 1, n], rows padded for layers of other widths. Where T > 1 the first T - 1 entries
     are for the positions 0, 1, ... and the last one is for every position beyond."""
+
+    def __post_init__(self) -> None:
+        if self.name not in ABLATIONS:
+            raise ValueError(f"ablation {self.name} is not known; use any of {', '.join(ABLATIONS)}")
 
     def to(self, device: torch.device) -> "Ablation":
         """The same constants on another device."""

@@ -3,7 +3,7 @@
 `mask.<granularity>` is bool [L, n], `log_alpha.<granularity>` float32 [L, n]; rows are padded for layers of other widths
 and the true widths are in the metadata. `ablation.<site>` are the constants of mean and optimal ablation, float32 [L, n], or
 [L, T, n] for one a position, the last of which is for all positions beyond. All metadata values are strings; structured
-ones are JSON.
+ones are JSON. A file may leave out masks: those are made of the others when it is opened.
 """
 
 import json
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bigcircuit.ablated import INTERCHANGE, Ablation
+from bigcircuit.circuit_check import check, complete, widths_of
 from bigcircuit.errors import UserError
 from bigcircuit.gates.discretise import count
 from bigcircuit.storage import tensor_sha256, write_tensors
@@ -51,7 +52,10 @@ class Circuit:
 
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":
-        """Read and verify a file. Raises UserError if it is absent, of another format, or damaged."""
+        """Read and verify a file, and complete its masks and widths (see circuit_check.py).
+
+        Raises UserError if it is absent, of another format, damaged, or not what the format says.
+        """
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata, names = dict(file.metadata() or {}), file.keys()
@@ -64,11 +68,11 @@ class Circuit:
             raise UserError(
                 f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}; `bigcircuit convert` reads others"
             )
-        hashes = json.loads(metadata["sha256"])
-        for name in sorted(hashes.keys() | tensors.keys()):
-            if name not in tensors or tensor_sha256(tensors[name]) != hashes.get(name):
-                raise UserError(f"{path}: tensor {name} is damaged (its sha256 differs); restore the file from a copy")
-        return cls(_strip(tensors, "mask."), _strip(tensors, "log_alpha."), metadata, _strip(tensors, "ablation."))
+        check(tensors, metadata, str(path))
+        widths = widths_of(tensors, metadata, str(path))
+        masks = complete(_strip(tensors, "mask."), widths)
+        known = {**metadata, "widths": json.dumps(widths)}
+        return cls(masks, _strip(tensors, "log_alpha."), known, _strip(tensors, "ablation."))
 
     def sizes(self) -> dict[str, int]:
         """Nodes kept, by granularity and as `total` site neurons."""

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bigcircuit.circuit import Circuit
+from bigcircuit.circuit_check import shapes_of
 from bigcircuit.errors import UserError
 from bigcircuit.evaluation.comparison import ComparedCircuit, Comparison
 from bigcircuit.evaluation.result import save
-from bigcircuit.evaluation.sets import OPERATIONS, frequency, overlap, shapes_of, stability
+from bigcircuit.evaluation.sets import OPERATIONS, frequency, in_words, overlap, stability
 from bigcircuit.evaluation.settings import ComparisonSettings
 from bigcircuit.evaluation.subjects import circuit_files, name_of, run_of, unique
 from bigcircuit.frozen.load import sha256
@@ -46,6 +47,8 @@ def compare(names: Sequence[str], settings: ComparisonSettings, console: Console
     made = {name: _save(name, circuits, shapes, folder) for name in settings.save}
     common = [name for name in GRANULARITIES if all(name in one.circuit.masks for one in circuits)]
     masks = {name: [one.circuit.masks[name] for one in circuits] for name in common}
+    neurons = [_neurons(one) for one in circuits]
+    similar = {name: stability(found, nodes[name]) for name, found in [*masks.items(), ("total", neurons)]}
     first = circuits[0].circuit.metadata
     result = Comparison(
         model={
@@ -56,12 +59,11 @@ def compare(names: Sequence[str], settings: ComparisonSettings, console: Console
         nodes=nodes,
         circuits=[_described(one) for one in circuits],
         overlap={name: overlap(found, nodes[name]) for name, found in masks.items()}
-        | {"total": overlap([_neurons(one) for one in circuits], nodes["total"])},
-        stability={name: stability(found, nodes[name]) for name, found in masks.items()}
-        | {"total": stability([_neurons(one) for one in circuits], nodes["total"])},
+        | {"total": overlap(neurons, nodes["total"])},
+        stability=similar,
         frequency={name: frequency(found, name, shapes) for name, found in masks.items()},
         saved={name: str(path) for name, path in made.items() if path is not None},
-        verdict=_verdict(circuits, masks["head"], nodes),
+        verdict=in_words(len(circuits), similar["head"], similar["total"]),
         command=sys.argv,
         versions=versions(),
     )
@@ -92,17 +94,25 @@ def _one_model(circuits: Sequence[Compared]) -> list[LayerShape]:
     """Widths of the layers. Raises UserError unless all circuits are of one model."""
     first = circuits[0]
     for other in circuits[1:]:
-        for key, what in (("model_weights_sha256", "weights"), ("model_config_sha256", "config"), ("widths", "widths")):
+        for key, what in (("model_weights_sha256", "weights"), ("model_config_sha256", "config")):
             mine, theirs = first.circuit.metadata.get(key), other.circuit.metadata.get(key)
             if mine and theirs and mine != theirs:
                 raise UserError(
                     f"{other.path}: is of a model with other {what} than {first.path}; compare circuits of one model"
                 )
-    return shapes_of(first.circuit.metadata.get("widths"), str(first.path))
+        if [m.shape for m in _leaves(first)] != [m.shape for m in _leaves(other)]:
+            raise UserError(
+                f"{other.path}: is of a model of other widths than {first.path}; compare circuits of one model"
+            )
+    return shapes_of(json.loads(first.circuit.metadata["widths"]))
+
+
+def _leaves(one: Compared) -> list[torch.Tensor]:
+    return [one.circuit.masks[name] for name in ("attention_neuron", "mlp_neuron")]
 
 
 def _neurons(one: Compared) -> torch.Tensor:
-    return torch.cat([one.circuit.masks["attention_neuron"], one.circuit.masks["mlp_neuron"]], dim=1)
+    return torch.cat(_leaves(one), dim=1)
 
 
 def _described(one: Compared) -> ComparedCircuit:
@@ -131,7 +141,8 @@ def _save(operation: str, circuits: Sequence[Compared], shapes: Sequence[LayerSh
 def _metadata(operation: str, circuits: Sequence[Compared]) -> dict[str, str]:
     """What all circuits have in common, and what it was made of."""
     kept = ("model", "model_revision", "model_config_sha256", "model_weights_sha256", "tokenizer_sha256", "adapter",
-            "task", "task_sha256", "ablation", "widths")  # fmt: skip
+            "task", "task_sha256", "ablation", "ablation_data",
+            "ablation_data_sha256", "ablation_prompts", "widths")  # fmt: skip
     every = [one.circuit.metadata for one in circuits]
     common = {
         key: every[0][key] for key in kept if all(key in known and known[key] == every[0][key] for known in every)
@@ -143,14 +154,6 @@ def _metadata(operation: str, circuits: Sequence[Compared]) -> dict[str, str]:
         "granularities": json.dumps(list(circuits[0].circuit.masks)),
         "versions": json.dumps(versions()),
     }
-
-
-def _verdict(circuits: Sequence[Compared], heads: Sequence[torch.Tensor], nodes: dict[str, int]) -> str:
-    found, neurons = stability(heads, nodes["head"]), stability([_neurons(one) for one in circuits], nodes["total"])
-    return (
-        f"{len(circuits)} circuits: Jaccard overlap of two, on average {found.mean:.2f} in heads (by chance {found.chance:.2f}, "
-        f"lowest {found.min:.2f}) and {neurons.mean:.2f} in neurons (by chance {neurons.chance:.2f}, lowest {neurons.min:.2f})."
-    )
 
 
 def table(result: Comparison) -> Table:

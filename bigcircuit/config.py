@@ -107,6 +107,10 @@ class TaskConfig(Section):
         return self
 
 
+ABLATIONS = ("interchange", "zero", "mean", "mean_per_position", "optimal")
+"""Ablations by their full names, as they stand beside scores; the first is the default."""
+
+
 class AblationConfig(Section):
     """What a closed node outputs instead."""
 

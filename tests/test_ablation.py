@@ -125,7 +125,7 @@ def test_pass_and_gradients_are_those_of_the_model_edited_by_hand(frozen, member
     constants = random_constants(frozen, members, positions, requires_grad=True)
     wanted = [values for layer in masks for values in layer.values()] + list(constants.values())
     weights = torch.randn(2, len(batch.score_row), 96, generator=torch.Generator().manual_seed(2))
-    with Streams(frozen, Ablation("any", constants), checkpointing) as streams:
+    with Streams(frozen, Ablation("mean", constants), checkpointing) as streams:
         found = streams.masked(batch, lambda index: masks[index], 2)
         gradients = torch.autograd.grad((found * weights).sum(), wanted)
     total = torch.zeros(())

@@ -1,6 +1,7 @@
 """Runs under mean and optimal ablation: members and ranks change nothing, resuming is exact, files hold the constants."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def new_state(frozen, settings, **values):
 
 def train(frozen, state, steps, checkpointing=False):
     chosen, passes = examples(4), Passes(2)
-    start = mean_ablation(frozen, chosen, passes)._replace(name="optimal")
+    start = replace(mean_ablation(frozen, chosen, passes), name="optimal")
     with Streams(frozen, start, checkpointing) as streams:
         references, full = (References(streams, chosen, passes, full=whole) for whole in (False, True))
         for _ in range(steps):
@@ -157,7 +158,7 @@ def test_the_file_alone_gives_the_scores_again(tmp_path, embedded, settings):
 
 
 def test_a_changed_constant_is_found_out(tmp_path):
-    mask = {"attention_neuron": torch.ones(2, 4, dtype=torch.bool), "mlp_neuron": torch.ones(2, 4, dtype=torch.bool)}
+    mask = {name: torch.ones(2, n).bool() for name, n in (("head", 1), ("attention_neuron", 4), ("mlp_neuron", 4))}
     Circuit(mask, {}, {"ablation": "optimal"}, {"mlp": torch.full((2, 4), 1.5)}).save(tmp_path / "c.safetensors")
     assert Circuit.load(tmp_path / "c.safetensors").ablation.constants["mlp"].shape == (1, 2, 1, 4)
     content = (tmp_path / "c.safetensors").read_bytes()

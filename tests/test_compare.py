@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bigcircuit.circuit import Circuit
+from bigcircuit.circuit_check import shapes_of
 from bigcircuit.cli import answer, run_compare
 from bigcircuit.evaluation.controls import consistent
 from bigcircuit.evaluation.result import read
@@ -19,7 +20,6 @@ from bigcircuit.evaluation.sets import (
     intersection,
     jaccard,
     overlap,
-    shapes_of,
     stability,
     union,
 )
@@ -75,9 +75,7 @@ def test_laws_of_sets_hold_for_single_neurons(made):
 
 
 def test_a_head_without_a_common_neuron_is_in_no_intersection():
-    shapes = shapes_of(
-        json.dumps({"head": [1], "kv_group": [1], "attention_neuron": [2], "mlp_neuron": [1], "mlp_output": [4]}), "x"
-    )
+    shapes = shapes_of({"head": [1], "kv_group": [1], "attention_neuron": [2], "mlp_neuron": [1], "mlp_output": [4]})
     one, two = (
         consistent({"attention_neuron": torch.tensor([row]).bool(), "mlp_neuron": torch.ones(1, 1).bool()}, shapes)
         for row in ([1, 0], [0, 1])

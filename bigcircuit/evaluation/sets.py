@@ -1,6 +1,5 @@
 """Circuits as sets of nodes: overlap, its expectation by chance, and new circuits made of old ones. No model is needed."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import and_, or_
@@ -10,7 +9,6 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from bigcircuit.errors import UserError
 from bigcircuit.evaluation.comparison import Overlap, Stability
 from bigcircuit.evaluation.controls import consistent, leaves
 from bigcircuit.gates.discretise import Masks
@@ -46,19 +44,6 @@ def _by_leaf(circuits: Sequence[Mapping[str, Tensor]]) -> dict[str, list[Tensor]
             for masks in circuits
         ]
     return found
-
-
-def shapes_of(widths: str | None, source: str) -> list[LayerShape]:
-    """Widths of the layers from the metadata of a circuit file. Raises UserError naming `source` if they are not there."""
-    try:
-        by_name = json.loads(widths or "")
-        names = ("head", "kv_group", "attention_neuron", "mlp_neuron", "mlp_output")
-        return [
-            LayerShape(heads, groups, attention // heads, mlp, hidden)
-            for heads, groups, attention, mlp, hidden in zip(*(by_name[name] for name in names), strict=True)
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source}: its metadata does not say how wide the layers are; write it again") from error
 
 
 def jaccard(first: Tensor, second: Tensor) -> float:
@@ -99,6 +84,19 @@ def stability(masks: Sequence[Tensor], nodes: int) -> Stability:
     found = [matrix[i][j] for i, j in pairs]
     expected = [chance_of_two(nodes, sizes[i], sizes[j]) for i, j in pairs]
     return Stability(float(np.mean(found)), min(found), max(found), float(np.mean(expected)), matrix)
+
+
+def in_words(circuits: int, heads: Stability, neurons: Stability) -> str:
+    """How much alike so many circuits are, by pairs."""
+    if circuits == 2:
+        return (
+            f"Jaccard of the two circuits: {heads.mean:.2f} in heads (by chance {heads.chance:.2f}), {neurons.mean:.2f} in neurons "
+            f"(by chance {neurons.chance:.2f})."
+        )
+    return (
+        f"Jaccard of two of the {circuits} circuits, on average: {heads.mean:.2f} in heads (by chance {heads.chance:.2f}, lowest "
+        f"{heads.min:.2f}), {neurons.mean:.2f} in neurons (by chance {neurons.chance:.2f}, lowest {neurons.min:.2f})."
+    )
 
 
 def frequency(masks: Sequence[Tensor], name: str, shapes: Sequence[LayerShape]) -> list[list[int]]:
