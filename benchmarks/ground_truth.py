@@ -11,7 +11,6 @@ masks are those of the default preset, told the size of the truth; once more wit
 
 import argparse
 import json
-import random
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,6 +36,7 @@ from bigcircuit.gates.discretise import Masks
 from bigcircuit.planted import Planted, make_base, plant, recovery
 from bigcircuit.planted.base import FAMILIES, examples_of, knockouts
 from bigcircuit.planted.decoys import NEEDED
+from bigcircuit.planted.induction import induction_pairs
 from bigcircuit.planted.recovery import kept_by_kind
 from bigcircuit.prune import prune
 from bigcircuit.streams import Streams
@@ -123,26 +123,17 @@ def make_case(family: str, seed: int, folder: Path, induction: Path) -> Case:
         }
         needed["attention_neuron"][:, :64] = True
         model = AutoModelForCausalLM.from_pretrained(induction)
-        planted, pairs = plant(model, folder / "model", seed, needed=needed), induction_pairs(seed)
+        planted, pairs = plant(model, folder / "model", seed, needed=needed), divided_pairs(seed)
         levels = ("head",)
     wide = AutoModelForCausalLM.from_pretrained(folder / "model")
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     return Case(planted, find_sites(wide.eval().requires_grad_(False)), pairs, levels)
 
 
-def induction_pairs(seed: int) -> list[dict[str, Any]]:
-    """`... a b ... a` -> b; corrupted has another successor of a, which is the wrong answer."""
-    rng = random.Random(seed)
-    rows = []
-    for split, count in (("train", 160), ("validation", 40), ("test", 160)):
-        for _ in range(count):
-            *tokens, other = rng.sample(range(26), 8)
-            place = rng.randrange(1, 5)
-            changed = [*tokens[: place + 1], other, *tokens[place + 2 :]]
-            clean, corrupted = [*tokens, tokens[place]], [*changed, tokens[place]]
-            answers = {"answers": [[tokens[place + 1]]], "wrong_answers": [[other]]}
-            rows.append({"clean": clean, "corrupted": corrupted, **answers, "split": split})
-    return rows
+def divided_pairs(seed: int) -> list[dict[str, Any]]:
+    """Pairs of the induction model, divided once and for all."""
+    splits = [name for name, count in (("train", 160), ("validation", 40), ("test", 160)) for _ in range(count)]
+    return [{**row, "split": name} for row, name in zip(induction_pairs(len(splits), seed), splits, strict=True)]
 
 
 def split(case: Case, name: str) -> list[Example]:

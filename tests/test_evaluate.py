@@ -20,12 +20,13 @@ from bigcircuit.evaluation.scores import score
 from bigcircuit.evaluation.settings import EvaluationSettings
 from bigcircuit.frozen.load import skeleton
 from bigcircuit.gates.granularity import GRANULARITIES
+from bigcircuit.planted.induction import induction_pairs
 from bigcircuit.references import References
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.data import load_task
 from bigcircuit.tasks.passes import Passes
 from tests.runs import QUICK, run
-from tests.test_real_models import induction_pairs, write
+from tests.test_real_models import write
 
 FAST = {"draws": 4, "partial_draws": 1, "fractions": [0.5], "groups": 4, "methods": "random", "levels": "head"}
 

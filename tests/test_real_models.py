@@ -6,11 +6,21 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
+from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.circuit import Circuit
+from bigcircuit.config import ModelConfig
 from bigcircuit.config_file import load
 from bigcircuit.distributed import Ranks
+from bigcircuit.evaluation.minimality import Group, without
+from bigcircuit.evaluation.scores import score
+from bigcircuit.frozen.load import load_frozen
+from bigcircuit.planted.base import examples_of
+from bigcircuit.planted.induction import induction_pairs
 from bigcircuit.prune import prune
+from bigcircuit.streams import Streams
+from bigcircuit.tasks.passes import Passes
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,23 +37,18 @@ def write(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def induction_pairs(count: int) -> list[dict]:
-    """`... a b ... a` -> b; corrupted has another successor of a, which is the wrong answer."""
-    rng = random.Random(0)
-    rows = []
-    while len(rows) < count:
-        *tokens, other = rng.sample(range(26), 8)
-        place = rng.randrange(1, 5)
-        changed = [*tokens[: place + 1], other, *tokens[place + 2 :]]
-        rows.append(
-            {
-                "clean": [*tokens, tokens[place]],
-                "corrupted": [*changed, tokens[place]],
-                "answers": [[tokens[place + 1]]],
-                "wrong_answers": [[other]],
-            }
-        )
-    return rows
+def test_each_head_of_the_induction_circuit_is_needed_on_every_pair(shared):
+    """Otherwise the pairs would not tell it from one head alone."""
+    frozen = load_frozen(ModelConfig(path=str(shared / "models/induction_2L1H")))
+    examples = examples_of(induction_pairs(300))
+    everything = {"attention_neuron": torch.ones(2, 128).bool(), "mlp_neuron": torch.ones(2, 4).bool()}
+    places = [(layer, head) for head in range(2) for layer in range(2)]
+    circuits = [without(everything, "head", [Group(layer, [head])], frozen.shapes) for layer, head in places]
+    with Streams(frozen, INTERCHANGE) as streams:
+        needed_1, needed_2, *padding = score(streams, examples, circuits, Passes(60)).kl
+        assert score(streams, examples, None, Passes(60)).accuracy.mean() == 1
+    assert min(needed_1.min(), needed_2.min()) > 2, "nats"
+    assert all(kl.max() < 1e-5 for kl in padding)
 
 
 def test_induction_is_head_0_of_both_layers_over_five_seeds(shared, tmp_path):
