@@ -60,9 +60,12 @@ class Memory(NamedTuple):
 
 
 def give_freed_memory_back() -> None:
-    """Have glibc hand large blocks back to the system when they are freed; else gaps keep up to twice of what is needed."""
+    """Have glibc hand large blocks back to the system when they are freed; else gaps keep up to twice of what is needed.
+
+    Smaller blocks stay: with 256 KiB, fresh pages took 45% of the time of a small model with 16 members.
+    """
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 18))  # M_MMAP_THRESHOLD, bytes
+        ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 21))  # M_MMAP_THRESHOLD, bytes
 
 
 def _left_in_group() -> int:
