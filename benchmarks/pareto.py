@@ -47,7 +47,7 @@ HEAD_SHARES = (0.1, 0.2, 0.3, 0.45, 0.6)
 """Heads asked for, as shares of all heads."""
 STEADY, SEEDS = 0.25, 8
 """The size at which eight seeds are trained, for stability; two at the others."""
-PRESSURES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+PRESSURES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 """Multiples of the published penalties, for circuits of several sizes."""
 CURVE = (0.03, 0.06, 0.09, 0.12, 0.18, 0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of all neurons at which a ranking is cut."""
