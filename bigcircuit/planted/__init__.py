@@ -21,8 +21,11 @@ makes models that work and in which each one costs at least a given KL, by cutti
 a test measures it again in the widened model. No method under test takes part in this.
 
 **Copies.** An original may be `shared`: two nodes that read alike and write s and 1 - s times what it wrote. Both are in the
-truth: without either one the model has lost a part of that output. Copies of which one alone would do are not planted: a sum of
-outputs has none, and the smallest exact circuit would not be unique.
+truth: without either one the model has lost a part of that output. Copies of which one alone would do are not planted. Outputs are
+added up, so of two that matter, both open give twice what one gives; only a reader that is saturated on every prompt would not
+notice, and this kind of backup has no single truth anyway: with either one the smallest exact circuit is as small, and recall
+would be a matter of taste. The redundant copies here are therefore `shared`, which read alike and are needed together, and
+`opposed`, which read alike and undo each other.
 
 Truth holds for heads and for neurons. Where nodes sit among each other is random. An attention neuron within an original head that
 the base does not need writes zero (`silent`).
