@@ -48,11 +48,11 @@ def close(ground: Ground, state: TrainState, lessons: tuple[Lessons, Lessons], d
     ablation = final_ablation(config, state, streams, masks, *lessons, passes, display)
     with streams.under(ablation.of([*range(len(masks)), 0])):
         found = score(streams, data.splits["test"], [*masks, nothing], passes, full=True)
-    full = ExampleScores(*(values[-1:] for values in found))
+    full, empty = ExampleScores(*(values[-1:] for values in found)), found.logit_difference[len(masks)]
     shown = predictions(streams, masks, ablation, data, ground.prepared.tokenizer, passes.size)
     circuits, rows = [], []
     for index, kept in enumerate(masks):
-        scores = summarise(found, full, index)
+        scores = summarise(found, full, index, empty)
         cpu = {name: values.cpu() for name, values in log_alpha[index].items()}
         constants = _constants(ablation.of([index]), kept)
         circuits.append(Circuit(kept, cpu, describe(ground, state.learners[index], scores), constants))
@@ -64,8 +64,8 @@ def close(ground: Ground, state: TrainState, lessons: tuple[Lessons, Lessons], d
         "pairs": {name: len(split) for name, split in data.splits.items()},
         "left_out": {"bad": len(data.bad), "unsolved": data.unsolved},
         "nodes": ground.nodes,
-        "full": _plain(summarise(full, full, 0)),
-        "empty": _plain(summarise(found, full, len(masks))),
+        "full": _plain(summarise(full, full, 0, empty)),
+        "empty": _plain(summarise(found, full, len(masks), empty)),
         "peak_memory_bytes": passes.ranks.largest(peak_memory(passes.ranks)),
     }
     return Found(circuits, rows, shown["members"], shared)

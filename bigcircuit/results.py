@@ -18,12 +18,13 @@ from bigcircuit.train_state import TrainState
 SCORES = {
     "kl": "KL",
     "logit_difference": "logit diff",
-    "recovered": "share",
+    "recovered": "recov.",
     "accuracy": "acc.",
     "exact_match": "match",
 }
-"""Columns of the closing table: score -> heading. KL is in nats, `share` is the logit difference over the full model's, `match`
-the share of prompts on which the prediction is the full model's."""
+"""Columns of the closing table: score -> heading. KL is in nats, `recov.` is the share of the logit difference that is
+recovered, from 0 for the empty circuit to 1 for the full model, `match` the share of prompts on which the prediction is the full
+model's."""
 
 
 def finish(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,14 @@ def refusals(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another output") from error
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder, and a file in it that is gone again. Raises UserError when the disk refuses."""
+    temporary = temporary_beside(folder / "test")
+    with refusals(folder), cleared(temporary):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_synced(temporary, b"")
+
+
 def temporary_beside(path: Path) -> Path:
     """Where to write what is to be renamed to `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -70,8 +79,16 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain data as indented JSON, atomically."""
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+    """Write plain data as indented JSON, atomically. NaN and infinity, which JSON has no word for, become null."""
+    write_bytes(path, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -52,7 +52,9 @@ def test_learned_constants_are_those_of_the_file(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "optimal_ablation", spy)
     other = tmp_path / "induction.yaml"
     other.write_text("task: {name: induction, size: 40}\n")
-    options = EvaluationSettings(**FAST, ablations="optimal", tasks=str(other), output=str(tmp_path))
+    options = EvaluationSettings(
+        **{**FAST, "groups": 2}, ablations="optimal,zero", tasks=str(other), output=str(tmp_path)
+    )
     found = evaluate([str(runs / "optimal"), str(runs / "interchange")], options, Ranks())
     summary = json.loads((runs / "optimal/summary.json").read_text())
     kl = summary["members"][0]["scores"]["kl"]["mean"]
@@ -63,8 +65,14 @@ def test_learned_constants_are_those_of_the_file(runs, tmp_path, monkeypatch):
     total = found.nodes["mlp_neuron"]
     first = [total - sizes["optimal"], 0, sizes["optimal"], sizes["optimal"]]  # complement, nothing, two random ones
     second = [sizes["interchange"], total - sizes["interchange"], 0, sizes["interchange"], sizes["interchange"]]
-    alone = [sizes["interchange"]]
-    assert learned == [first, second, alone, alone], "the last two are the cells of two tasks"
+    cell = [sizes["interchange"], 0]
+    assert learned == [first, second, *[[0], cell] * 2], "the cells of two tasks, with nothing beside, for either start"
+    minimal = {one.name: [name for name, u in one.ablations.items() if u.minimality] for one in found.circuits}
+    assert minimal == {"optimal": ["optimal"], "interchange": ["zero"]}, (
+        "with the constants of the file, or without any"
+    )
+    dropped = found.circuits[0].ablations["optimal"].minimality["head"]
+    assert dropped.kept == found.circuits[0].kept["head"] and dropped.dropped[0].kl_change.mean > 0
     cells = {(cell.circuit, cell.task): cell.scores["kl"].mean for cell in found.cross["optimal"]}
     assert cells["optimal", "ioi"] == pytest.approx(kl, rel=1e-4) and len(cells) == 4
 
@@ -80,17 +88,26 @@ def by_hand(embedded, folder, per_position, averaged, prompts):
         return score(streams, data.splits["test"], [masks], Passes(8)).kl.mean().item()
 
 
-def test_means_are_over_what_the_config_of_each_circuit_names(runs, tmp_path, embedded):
+def induction(embedded):
+    """All pairs of the induction task, for `by_hand`."""
     frozen, tokenizer = embedded
 
-    def induction(config, _):
+    def averaged(config, _):
         named = config.model_copy(update={"ablation": config.ablation.model_copy(update={"data": "induction"})})
         return load_reference(named, tokenizer, frozen.model.config).examples
 
+    return averaged
+
+
+def test_means_are_over_what_the_config_of_each_circuit_names(runs, tmp_path, embedded):
     def trained(_, data):
         return data.splits["train"]
 
-    wanted = {"interchange": (trained, "corrupted"), "mean": (induction, "clean"), "optimal": (trained, "both")}
+    wanted = {
+        "interchange": (trained, "corrupted"),
+        "mean": (induction(embedded), "clean"),
+        "optimal": (trained, "both"),
+    }
     names = [str(runs / name) for name in wanted]
     options = EvaluationSettings(**FAST, ablations="mean,mean_per_position", output=str(tmp_path))
     found = evaluate(names, options, Ranks())
@@ -99,6 +116,24 @@ def test_means_are_over_what_the_config_of_each_circuit_names(runs, tmp_path, em
             kl = by_hand(embedded, runs / name, ablation != "mean", *averaged)
             assert kl_of(found, name, ablation) == pytest.approx(kl, rel=1e-4, abs=1e-6), (name, ablation)
     assert len({kl_of(found, name, "mean") for name in wanted}) == 3
+    means = {one.name: one.ablations["mean"].means for one in found.circuits}
+    assert [(m.data, m.prompts, m.in_file) for m in means.values()] == [
+        ("training pairs", "corrupted", False), ("induction", "clean", True), ("training pairs", "both", False),
+    ]  # fmt: skip
+    assert means["interchange"].sha256 == found.tasks["ioi"].sha256 != means["mean"].sha256
+    assert not found.circuits[1].ablations["mean_per_position"].means.in_file
+
+
+def test_means_over_a_named_data_set_also_for_a_circuit_found_without_any(runs, tmp_path, embedded):
+    options = EvaluationSettings(**FAST, ablations="mean", output=str(tmp_path))
+    now = {"ablation.data": "induction", "ablation.prompts": "clean"}
+    found = evaluate([str(runs / "interchange")], options, Ranks(), overrides=now)
+    under = found.circuits[0].ablations["mean"]
+    assert under.circuit["kl"].mean == pytest.approx(
+        by_hand(embedded, runs / "interchange", False, induction(embedded), "clean")
+    )
+    assert (under.means.data, under.means.prompts, under.means.in_file) == ("induction", "clean", False)
+    assert found.circuits[0].found_under == "interchange"
 
 
 def test_a_data_set_that_is_named_now_is_taken_instead_of_the_means_in_the_file(runs, tmp_path, embedded):

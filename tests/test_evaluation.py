@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from bigcircuit.ablated import INTERCHANGE
 from bigcircuit.evaluation.attribution import integrated_gradients, rank_scores
-from bigcircuit.evaluation.bootstrap import estimate
+from bigcircuit.evaluation.bootstrap import intervals
 from bigcircuit.gates.granularity import SITE_WIDTH
 from bigcircuit.objective import kl_divergence
 from bigcircuit.streams import Streams
@@ -17,17 +18,38 @@ from tests.test_architectures import SMALL, build, examples
 
 def test_interval_is_that_of_the_normal_for_many_examples():
     column = np.random.default_rng(1).normal(3.0, 2.0, 2000)
-    found = estimate([column], np.mean)
+    found = interval_of(column)
     error = column.std() / np.sqrt(2000)
-    assert found.mean == pytest.approx(column.mean())
-    assert found.low == pytest.approx(column.mean() - 1.96 * error, abs=0.3 * error)
-    assert found.high == pytest.approx(column.mean() + 1.96 * error, abs=0.3 * error)
-    assert estimate([column], np.mean) == found
+    assert found[0] == pytest.approx(column.mean())
+    assert found[1] == pytest.approx(column.mean() - 1.96 * error, abs=0.3 * error)
+    assert found[2] == pytest.approx(column.mean() + 1.96 * error, abs=0.3 * error)
+    assert interval_of(column) == found
 
 
 def test_interval_of_equal_values_and_of_one():
-    assert estimate([np.ones(50)], np.mean) == (1.0, 1.0, 1.0)
-    assert estimate([np.array([2.0])], np.mean) == (2.0, 2.0, 2.0)
+    assert interval_of(np.ones(50)) == (1.0, 1.0, 1.0)
+    assert interval_of(np.array([2.0])) == (2.0, 2.0, 2.0)
+
+
+def test_intervals_are_those_of_scipy_for_any_function_of_means(monkeypatch):
+    rng = np.random.default_rng(2)
+    values = np.stack([rng.gamma(2.0, 1.0, 80), rng.normal(5.0, 1.0, 80)])
+    found = intervals(values, lambda means: means[..., :1] / means[..., 1:])
+    expected = stats.bootstrap(
+        list(values), lambda a, b, axis: a.mean(axis) / b.mean(axis), paired=True, vectorized=True, n_resamples=1000,
+        method="percentile", rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    assert (found.low[0], found.high[0]) == pytest.approx(tuple(expected), rel=1e-12)
+    monkeypatch.setattr("bigcircuit.evaluation.bootstrap._AT_ONCE", 7 * 80)
+    assert intervals(values).low == pytest.approx([intervals(row[None]).low[0] for row in values])
+    apart = intervals(values, lambda means: means[..., :1] / means[..., 1:])
+    assert (apart.low[0], apart.high[0]) == pytest.approx((found.low[0], found.high[0]), rel=1e-12), (
+        "pieces change nothing"
+    )
+
+
+def interval_of(column):
+    return tuple(float(part[0]) for part in intervals(column[None]))
 
 
 def test_integrated_gradients_sum_to_the_change_of_the_loss():

@@ -1,11 +1,13 @@
 """Circuits of the best nodes, their order, and the ends of the curve."""
 
+import numpy as np
 import pytest
 import torch
 
 from bigcircuit.ablated import INTERCHANGE
+from bigcircuit.evaluation.mib import areas
 from bigcircuit.evaluation.node_scores import LEVELS, flat, level_size, strengths
-from bigcircuit.evaluation.ranking import circuits_of, curve
+from bigcircuit.evaluation.ranking import Sized, circuits_of, sized
 from bigcircuit.evaluation.scores import score
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
@@ -68,10 +70,18 @@ def test_strengths_rank_as_discretise_does():
         (found,) = circuits_of(scores, "neuron", [size], SHAPES)
         for name, mask in asked.items():
             assert torch.equal(mask, found[name]), (name, size)
-    for name in ("head", "kv_group", "mlp"):
-        asked = discretise(log_alpha, SHAPES, {name: 2})
-        (found,) = circuits_of(scores, name, [2], SHAPES)
-        assert torch.equal(asked[name], found[name])
+
+
+def test_coarse_nodes_are_as_strong_as_all_their_neurons():
+    """A head with one strong neuron ranks below one with three fairly strong ones."""
+    log_alpha = {
+        "attention_neuron": torch.tensor([[5.0, -4, -4, -4, 1, 1, 1, -1], [2, 2, -3, -3, -5, -5, -5, -5]]),
+        "head": torch.tensor([[9.0, 9, 0.5, 9], [9, 9, 9, 9]]),
+    }
+    found = strengths(log_alpha, SHAPES)
+    assert found["head"].tolist() == [[1, -8, 1, 0], [4, -6, -10, -10]]
+    assert found["attention"].tolist() == [[-6], [-22]]
+    assert found["mlp"].tolist() == [[0], [0]], "without gates"
 
 
 @pytest.mark.parametrize("level", ["neuron", "head", "mlp"])
@@ -81,16 +91,42 @@ def test_curve_ends_at_the_empty_and_the_full_circuit(level):
     chosen, passes = examples(4), Passes(2)
     scores = drawn(shapes=frozen.shapes)
     with Streams(frozen, INTERCHANGE) as streams:
-        first, middle, last = curve(streams, chosen, scores, level, [0, nodes // 2, nodes], passes, at_once=2)
+        found = sized(streams, chosen, [scores], level, [0, nodes // 2, nodes], passes, at_once=2)
+        first, middle, last = found.points()
         closed = circuits_of(scores, level, [0], frozen.shapes)
         empty, full = score(streams, chosen, closed, passes), score(streams, chosen, None, passes)
     assert count(closed[0])[level if level != "neuron" else "total"] == 0
     assert first.kl == pytest.approx(empty.kl.mean().item(), rel=1e-5)
     assert first.logit_difference == pytest.approx(empty.logit_difference.mean().item(), rel=1e-5)
-    assert (first.faithfulness, last.faithfulness) == (0, 1)
+    for point, end in ((first, 0), (last, 1)):
+        assert (point.faithfulness, point.low, point.high) == pytest.approx((end, end, end), abs=1e-4)
+    assert middle.kl_low <= middle.kl <= middle.kl_high and middle.low <= middle.faithfulness <= middle.high
+    assert middle.sd == middle.kl_sd == 0
     assert last.kl == pytest.approx(0, abs=1e-6)
     assert last.exact_match == 1
     assert last.logit_difference == pytest.approx(full.logit_difference.mean().item(), rel=1e-5)
     assert (middle.fraction, middle.size) == ((nodes // 2) / nodes, nodes // 2)
     assert last.neurons == level_size("neuron", frozen.shapes) > middle.neurons
     assert middle.kl > 1e-4
+
+
+def test_random_rankings_are_averaged_with_their_spread():
+    """By hand from the scores of every example: means over draws, deviations between them, areas of each."""
+    rng = np.random.default_rng(0)
+    draws, count, examples_ = 3, 10, 6
+    difference, ends = (
+        rng.normal(size=(draws, count, examples_)),
+        np.stack([np.zeros(examples_), rng.gamma(5, size=examples_)]),
+    )
+    found = Sized(10, range(count), [0] * count, difference**2, difference, difference > 0, ends)
+    f = difference.mean(-1) / ends[1].mean()
+    points = found.points()
+    assert [p.faithfulness for p in points] == pytest.approx(f.mean(0))
+    assert [p.sd for p in points] == pytest.approx(f.std(0))
+    assert [p.kl for p in points] == pytest.approx((difference**2).mean((0, 2)))
+    assert [p.kl_sd for p in points] == pytest.approx((difference**2).mean(2).std(0))
+    both, apart = found.areas()
+    each = np.array([areas(row) for row in f])
+    assert apart == pytest.approx(each)
+    assert both.mean == pytest.approx(each.mean(0))
+    assert (both.low < both.mean).all() and (both.mean < both.high).all()

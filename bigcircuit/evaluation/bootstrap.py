@@ -1,48 +1,44 @@
-"""Means over examples with bootstrap intervals."""
+"""Means over examples, and what is made of them, with bootstrap intervals.
 
-from collections.abc import Callable, Sequence
+Shapes: K rows, N examples, R resamplings, M statistics.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
-_RESAMPLES = 1000
+_RESAMPLINGS = 1000
 _AT_ONCE = 10_000_000
-"""Resampled values in memory at once."""
-
-
-class Estimate(NamedTuple):
-    """A statistic with its 95% percentile bootstrap interval (Efron 1979) over examples."""
-
-    mean: float
-    low: float
-    high: float
+"""Resampled examples in memory at once."""
 
 
 class Intervals(NamedTuple):
-    """Several estimates, each float64 [K]."""
+    """Estimates with their 95% percentile bootstrap intervals (Efron 1979) over examples, float64 [M] each."""
 
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
 
-def intervals(columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) -> Intervals:
-    """Estimates of `statistic(*columns, axis)` for K rows; columns [K, N], the N examples are resampled from a fixed seed.
+def intervals(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means) -> Intervals:
+    """Estimates of a function of the means of K rows, values [K, N]; by default of the means themselves.
 
-    All rows and columns see the same resampled examples.
+    statistic: means [..., K] -> [..., M]. All rows see the same resampled examples, and so does every call with as many.
     """
-    value = np.asarray(statistic(*columns, axis=-1), dtype=float)
-    if columns[0].shape[-1] < 2:
-        return Intervals(value, value, value)
-    drawn = stats.bootstrap(
-        columns, statistic, paired=True, vectorized=True, n_resamples=_RESAMPLES, method="percentile",
-        axis=-1, batch=max(1, _AT_ONCE // columns[0].size), rng=np.random.default_rng(0),
-    )  # fmt: skip
-    return Intervals(value, drawn.confidence_interval.low, drawn.confidence_interval.high)
+    value = statistic(values.mean(-1))
+    low, high = np.quantile(statistic(_resampled(values)), (0.025, 0.975), axis=0)
+    return Intervals(value, low, high)
 
 
-def estimate(columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) -> Estimate:
-    """Estimate `statistic(*columns, axis)`; columns [N] of the same examples are resampled together, from a fixed seed."""
-    found = intervals([column[None] for column in columns], statistic)
-    return Estimate(*(float(values[0]) for values in found))
+def _resampled(values: np.ndarray) -> np.ndarray:
+    """Means over the N examples drawn anew with replacement, [R, K]."""
+    count, rng = values.shape[-1], np.random.default_rng(0)
+    chunk = max(1, _AT_ONCE // count)
+    means = []
+    for start in range(0, _RESAMPLINGS, chunk):
+        rows = min(chunk, _RESAMPLINGS - start)
+        drawn = rng.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+        means.append(times @ values.T / count)
+    return np.concatenate(means)

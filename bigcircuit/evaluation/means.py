@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from bigcircuit.ablated import Ablation
 from bigcircuit.evaluation.bench import LEARNED, MEANS
+from bigcircuit.evaluation.result import Means
 from bigcircuit.evaluation.subjects import Subject
 from bigcircuit.tasks.data import Reference, load_reference
 from bigcircuit.tasks.pair import Example
@@ -26,6 +27,22 @@ def means_of(subject: Subject, ablation: str) -> Ablation | None:
         known.get("ablation_data", data) == data and known.get("ablation_prompts", settings.prompts) == settings.prompts
     )
     return own if same else None
+
+
+def taken_over(subject: Subject, ablation: str, averaged: "Averaged", task_sha256: str) -> Means | None:
+    """What the means of an ablation are over for a circuit, or those where learned constants start; None where it has none."""
+    if ablation not in (*MEANS, LEARNED):
+        return None
+    known = subject.circuit.metadata
+    if means_of(subject, ablation) or learned_by(subject, ablation):
+        data = known.get("ablation_data", "")
+        digest = known.get("ablation_data_sha256" if data else "task_sha256", "")
+        return Means(data or _TRAINING, digest, known.get("ablation_prompts", ""), in_file=True)
+    data, reference = subject.config.ablation.data, averaged.reference
+    return Means(data or _TRAINING, reference.sha256 if reference else task_sha256, averaged.prompts, in_file=False)
+
+
+_TRAINING = "training pairs"
 
 
 class Averaged(NamedTuple):

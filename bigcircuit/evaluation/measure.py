@@ -1,19 +1,22 @@
 """All scores of one circuit under one ablation: with itself, without it, and beside what chance and other sizes do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bigcircuit.ablated import Ablation
 from bigcircuit.evaluation.bench import Bench
+from bigcircuit.evaluation.bootstrap import intervals
 from bigcircuit.evaluation.controls import complement, empty, full, leaves, partly_open, random_circuits
+from bigcircuit.evaluation.mib import faithfulness
 from bigcircuit.evaluation.minimality import minimality, worth_testing
 from bigcircuit.evaluation.result import (
     LOW_IS_GOOD,
     Drawn,
+    Means,
     Minimality,
     Point,
     RandomCircuits,
@@ -56,37 +59,47 @@ def measure(
     *,
     own: Ablation | None = None,
     minimal: bool,
+    means: Means | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> UnderAblation:
     """Score the circuit, its complement, nothing, random circuits and partial ablations in one go, then its minimality.
 
-    own: the constants that the circuit has, where each has its own; what it is compared with learns some. minimal: whether
-    minimality is asked for.
+    own: the constants that the circuit has, where each has its own; what it is compared with learns some, and parts of the
+    circuit keep its. minimal: whether minimality is asked for. means: what constants are over. say: is told
+    what comes next.
     """
     draws = min(settings.draws, _LEARNED_DRAWS) if bench.learned else settings.draws
     random = random_circuits(masks, shapes, draws, settings.seed)
     partial = {} if bench.learned or not settings.partial_draws else _partial(masks, shapes, settings)
+    fixed = bench if own is None else replace(bench, ablation=own, teacher=None)
     three = [leaves(masks), complement(masks, shapes), empty(masks)]
     flat = [*three, *random, *(one for drawn in partial.values() for one in drawn)]
+    say(
+        f"  {len(flat)} circuits on {len(held.test) + len(held.off)} pairs: itself, without it, nothing, {draws} random"
+    )
     scores = bench([*held.test, *held.off], flat, [own])
     test, whole = held.on(scores, "test"), held.on(held.full, "test")
-    circuit, without, nothing = (summarise(test, whole, index) for index in range(3))
     after = 3 + draws
     return UnderAblation(
-        circuit,
-        without,
-        nothing,
+        means,
+        *_three(test, whole),
         _random(masks, random, test, whole, range(3, after)) if random else None,
         _points(partial, test, after),
-        _minimality(masks, shapes, bench, held, test.kl[0], settings) if minimal and not bench.learned else {},
+        _minimality(masks, shapes, fixed, held, test, settings, say) if minimal and not fixed.learned else {},
         _off(held, scores),
     )
+
+
+def _three(scores: ExampleScores, whole: ExampleScores) -> list[Scores]:
+    """The circuit, its complement and nothing, which are the first three rows."""
+    return [summarise(scores, whole, index, scores.logit_difference[2]) for index in range(3)]
 
 
 def _off(held: Held, scores: ExampleScores) -> Split | None:
     if not held.off:
         return None
     off, whole = held.on(scores, "off"), held.on(held.full, "off")
-    return Split(len(held.off), *(summarise(off, whole, index) for index in range(3)))
+    return Split(len(held.off), *_three(off, whole))
 
 
 def _random(
@@ -112,7 +125,8 @@ def _random(
 def _means(scores: ExampleScores, whole: ExampleScores) -> dict[str, np.ndarray]:
     """Mean over pairs of every score of every circuit, [P]."""
     means = {name: getattr(scores, name).double().mean(1).numpy() for name in scores._fields}
-    return means | {"recovered": means["logit_difference"] / whole.logit_difference[0].double().mean().item()}
+    difference, full = means["logit_difference"], whole.logit_difference[0].double().mean().item()
+    return means | {"recovered": faithfulness(difference, difference[2], full)}
 
 
 def _partial(masks: Masks, shapes: Shapes, settings: EvaluationSettings) -> dict[float, list[Masks]]:
@@ -127,13 +141,16 @@ def _points(partial: Mapping[float, Sequence[Masks]], test: ExampleScores, start
     for fraction, drawn in partial.items():
         rows = slice(start, start + len(drawn))
         start += len(drawn)
-        kl = test.kl[rows].double().mean(1)
+        each = test.kl[rows].double()
+        kl, ((mean,), (low,), (high,)) = each.mean(1), intervals(each.mean(0, keepdim=True).numpy())
         points.append(
             Point(
                 fraction,
                 int(drawn[0]["attention_neuron"].sum() + drawn[0]["mlp_neuron"].sum()),
                 len(drawn),
-                float(kl.mean()),
+                float(mean),
+                float(low),
+                float(high),
                 float(kl.max()),
                 float(test.logit_difference[rows].double().mean()),
                 float(test.exact_match[rows].double().mean()),
@@ -143,19 +160,26 @@ def _points(partial: Mapping[float, Sequence[Masks]], test: ExampleScores, start
 
 
 def _minimality(
-    masks: Masks, shapes: Shapes, bench: Bench, held: Held, kl: Tensor, settings: EvaluationSettings
+    masks: Masks,
+    shapes: Shapes,
+    bench: Bench,
+    held: Held,
+    test: ExampleScores,
+    settings: EvaluationSettings,
+    say: Callable[[str], None],
 ) -> dict[str, Minimality]:
     if not settings.groups:
         return {}
     whole = held.on(held.full, "test")
 
     def score(circuits: Sequence[Masks]) -> ExampleScores:
+        say(f"  minimality: {len(circuits)} circuits")
         return bench(held.test, circuits)
 
     def summary(scores: ExampleScores) -> Scores:
-        return summarise(scores, whole, 0)
+        return summarise(scores, whole, 0, test.logit_difference[2])
 
     return {
-        name: minimality(masks, name, shapes, kl, score, summary, settings.groups, settings.tolerance)
+        name: minimality(masks, name, shapes, test, score, summary, settings.groups, settings.tolerance)
         for name in worth_testing(masks, shapes)
     }

@@ -9,10 +9,11 @@ Ranking by score ("signed") or by absolute score ("absolute") changes published 
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -21,11 +22,11 @@ Ranking = Literal["signed", "absolute"]
 
 
 class Areas(NamedTuple):
-    """Both between 0 and 0.999 for a faithfulness between 0 and 1."""
+    """Both between 0 and 0.999 for a faithfulness between 0 and 1; numbers, or one for each of many curves."""
 
-    cpr: float
+    cpr: Any
     """Circuit performance ratio: more is better, and it has no upper bound."""
-    cmd: float
+    cmd: Any
     """Circuit-model distance: 0 is best."""
 
 
@@ -40,12 +41,14 @@ def ranked(scores: Tensor, ranking: Ranking) -> Tensor:
     return torch.where(values.isnan(), -torch.inf, values)
 
 
-def faithfulness(circuit: float, empty: float, full: float) -> float:
-    """(m(C) - m(empty)) / (m(full) - m(empty)); NaN where full and empty model are the same."""
-    return (circuit - empty) / (full - empty) if full != empty else float("nan")
+def faithfulness(circuit: ArrayLike, empty: ArrayLike, full: ArrayLike) -> np.ndarray:
+    """(m(C) - m(empty)) / (m(full) - m(empty)), of any shape; NaN where full and empty model are the same."""
+    gain = np.subtract(full, empty)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(gain == 0, np.nan, np.subtract(circuit, empty) / gain)
 
 
-def areas(faithfulnesses: Sequence[float], fractions: Sequence[float] = FRACTIONS) -> Areas:
-    """CPR and CMD of the faithfulness at each fraction."""
+def areas(faithfulnesses: ArrayLike, fractions: Sequence[float] = FRACTIONS) -> Areas:
+    """CPR and CMD of the faithfulness at each fraction, which the last dimension counts."""
     f, p = np.asarray(faithfulnesses, dtype=float), np.asarray(fractions, dtype=float)
-    return Areas(float(np.trapezoid(f, p)), float(np.trapezoid(np.abs(1 - f), p)))
+    return Areas(np.trapezoid(f, p), np.trapezoid(np.abs(1 - f), p))

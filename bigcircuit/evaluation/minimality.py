@@ -66,13 +66,14 @@ def minimality(
     masks: Mapping[str, Tensor],
     name: str,
     shapes: Shapes,
-    kl: Tensor,
+    alone: ExampleScores,
     score: Scorer,
     summarise: Callable[[ExampleScores], Scores],
     limit: int,
     tolerance: float,
 ) -> Minimality:
-    """Close the kept nodes of one granularity one after the other. kl: of the circuit itself, [N], nats.
+    """Close the kept nodes of one granularity one after the other. alone: scores whose first row is
+    the circuit itself.
 
     A node is necessary if the mean change of KL is above the tolerance and its 95% interval above 0: one that matters on a few
     pairs only has a wide interval. Those that are not may stand in for each other, so the circuit without all of them is
@@ -80,11 +81,12 @@ def minimality(
     """
     tested, size = groups(masks[name], limit)
     circuits = [without(masks, name, [group], shapes) for group in tested]
-    change = (score(circuits).kl - kl).double().numpy()
+    found = score(circuits)
+    kl, difference = _scores(found.kl - alone.kl[:1]), _scores(found.logit_difference - alone.logit_difference[:1])
     dropped = []
-    for group, circuit, one in zip(tested, circuits, _scores(change), strict=True):
+    for group, circuit, one, other in zip(tested, circuits, kl, difference, strict=True):
         closed = _neurons(masks) - _neurons(circuit)
-        dropped.append(Dropped(group.layer, group.nodes, closed, one, one.low > 0 and one.mean > tolerance))
+        dropped.append(Dropped(group.layer, group.nodes, closed, one, other, one.low > 0 and one.mean > tolerance))
     spare = [group for group, one in zip(tested, dropped, strict=True) if not one.necessary]
     together = None
     if spare and len(spare) < len(tested):
@@ -94,10 +96,11 @@ def minimality(
     return Minimality(int(masks[name].sum()), size, tolerance, dropped, unnecessary, together)
 
 
-def _scores(change: np.ndarray) -> list[Score]:
+def _scores(change: Tensor) -> list[Score]:
     """Mean change of each row of [K, N] with its interval and tails."""
-    found = intervals([change], np.mean)
-    tails = np.quantile(change, (0.0, 0.05, 0.95, 1.0), axis=1).T
+    values = change.double().numpy()
+    found = intervals(values)
+    tails = np.quantile(values, (0.0, 0.05, 0.95, 1.0), axis=1).T
     return [
         Score(*map(float, (*interval, *tail))) for interval, tail in zip(zip(*found, strict=True), tails, strict=True)
     ]

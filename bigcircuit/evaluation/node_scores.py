@@ -65,9 +65,11 @@ def node_scores(values: Mapping[str, Sequence[Tensor]]) -> NodeScores:
 
 
 def strengths(log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> NodeScores:
-    """The ranking of learned gates: the order in which `discretise` keeps neurons, as places from 0 (weakest) up.
+    """The ranking of learned gates: of neurons the order in which `discretise` keeps them, as places from 0 (weakest) up.
 
-    A neuron is as strong as the weakest gate of its chain, among equals by the sum; a coarser node as its strongest neuron.
+    A neuron is as strong as the weakest gate of its chain, among equals by the sum. A coarser node has the sum of the weakest
+    log_alpha of its neurons, and not the strongest of them as in `discretise`: where neurons were asked for that says more of it
+    (benchmarks/LOG.md). Neurons without gates add nothing.
     """
     chains: dict[str, list[Tensor]] = {ATTENTION: [], MLP: []}
     for index, shape in enumerate(shapes):
@@ -83,4 +85,6 @@ def strengths(log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> 
     places = torch.unique(torch.cat(every, dim=1), dim=1, return_inverse=True)[1]
     parts = iter(places.split([chain.shape[1] for chain in every]))
     ordered = {site: [next(parts) for _ in layers] for site, layers in chains.items()}
-    return node_scores(aggregate(ordered, shapes, lambda neurons: neurons.amax(-1)))
+    weakest = {site: [chain[0].nan_to_num(posinf=0.0) for chain in layers] for site, layers in chains.items()}
+    sums = aggregate(weakest, shapes, lambda neurons: neurons.sum(-1))
+    return node_scores(sums | {LEAVES[site]: layers for site, layers in ordered.items()})

@@ -1,11 +1,17 @@
-"""From scores of nodes to circuits of the best ones, and how faithful those are at each size."""
+"""From scores of nodes to circuits of the best ones, and how faithful those are at each size.
+
+Shapes: D rankings, S sizes, N examples, R resamplings of them.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from bigcircuit.errors import UserError
-from bigcircuit.evaluation.mib import Ranking, faithfulness, ranked
+from bigcircuit.evaluation.bootstrap import Intervals, intervals
+from bigcircuit.evaluation.mib import Ranking, areas, faithfulness, ranked
 from bigcircuit.evaluation.node_scores import LEVELS, NodeScores, flat, level_size, rows
 from bigcircuit.evaluation.result import CurvePoint
 from bigcircuit.evaluation.scores import score
@@ -41,38 +47,87 @@ def circuits_of(
     return [discretise(gates, shapes, {asked: size}) for size in sizes]
 
 
-def curve(
+class Sized(NamedTuple):
+    """The best nodes of a level at several sizes, by one ranking or by several that are drawn at random."""
+
+    nodes: int
+    """Of the level."""
+    sizes: Sequence[int]
+    neurons: list[int]
+    """[S], site neurons kept by the first ranking."""
+    kl: np.ndarray
+    """[D, S, N], as those below."""
+    logit_difference: np.ndarray
+    exact_match: np.ndarray
+    ends: np.ndarray
+    """[2, N], logit difference of the empty circuit, which has every node of the level closed and the others open, and of the
+    full model."""
+
+    def _faithfulness(self, means: np.ndarray) -> np.ndarray:
+        """Means of the logit differences in one row and of both ends, [..., D S + 2] -> [..., D, S]."""
+        found = faithfulness(means[..., :-2], means[..., -2:-1], means[..., -1:])
+        return found.reshape(*found.shape[:-1], len(self.kl), len(self.sizes))
+
+    def _differences(self) -> np.ndarray:
+        return np.concatenate([self.logit_difference.reshape(-1, self.ends.shape[1]), self.ends])
+
+    def areas(self) -> tuple[Intervals, np.ndarray]:
+        """CPR and CMD, means over rankings with intervals over examples, [2], and of each ranking, [D, 2].
+
+        The sizes must be those of the MIB benchmark.
+        """
+
+        def each(means: np.ndarray) -> np.ndarray:
+            return np.stack(areas(self._faithfulness(means)), axis=-1)
+
+        values = self._differences()
+        return intervals(values, lambda means: each(means).mean(-2)), each(values.mean(-1))
+
+    def points(self) -> list[CurvePoint]:
+        """Means over rankings and examples at every size, with intervals over examples."""
+        values = self._differences()
+        found = intervals(values, lambda means: self._faithfulness(means).mean(-2))
+        kl = intervals(self.kl.mean(0))
+        apart = self._faithfulness(values.mean(-1)).std(0), self.kl.mean(-1).std(0)
+        return [
+            CurvePoint(
+                fraction=size / self.nodes,
+                size=size,
+                neurons=self.neurons[index],
+                kl=float(kl.mean[index]),
+                kl_low=float(kl.low[index]),
+                kl_high=float(kl.high[index]),
+                kl_sd=float(apart[1][index]),
+                logit_difference=float(self.logit_difference[:, index].mean()),
+                exact_match=float(self.exact_match[:, index].mean()),
+                faithfulness=float(found.mean[index]),
+                low=float(found.low[index]),
+                high=float(found.high[index]),
+                sd=float(apart[0][index]),
+            )
+            for index, size in enumerate(self.sizes)
+        ]
+
+
+def sized(
     streams: Streams,
     examples: Sequence[Example],
-    scores: NodeScores,
+    rankings: Sequence[NodeScores],
     level: str,
     sizes: Sequence[int],
     passes: Passes,
     ranking: Ranking = "signed",
     at_once: int = 8,
-) -> list[CurvePoint]:
-    """Faithfulness of the best nodes of a level at each size, means over the examples.
-
-    The empty circuit that faithfulness is measured from is the one of size 0: every node of the level closed, the others
-    open. at_once: circuits that share a pass.
-    """
+) -> Sized:
+    """Score the best nodes of a level at each size, by each ranking. at_once: circuits that share a pass."""
     shapes = streams.frozen.shapes
     nodes = level_size(level, shapes)
-    circuits = circuits_of(scores, level, [*sizes, 0, nodes], shapes, ranking)
-    found = score(streams, examples, circuits, passes, at_once)
+    circuits = [one for scores in rankings for one in circuits_of(scores, level, sizes, shapes, ranking)]
+    ends = circuits_of(rankings[0], level, [0, nodes], shapes, ranking)
+    found = score(streams, examples, [*circuits, *ends], passes, at_once)
     kl, difference, match = (
-        getattr(found, name).double().mean(1).tolist() for name in ("kl", "logit_difference", "exact_match")
+        getattr(found, name)[:-2].double().numpy().reshape(len(rankings), len(sizes), len(examples))
+        for name in ("kl", "logit_difference", "exact_match")
     )
-    *_, empty, full = difference
-    return [
-        CurvePoint(
-            fraction=size / nodes,
-            size=size,
-            neurons=count(circuits[index])["total"],
-            kl=kl[index],
-            logit_difference=difference[index],
-            exact_match=match[index],
-            faithfulness=faithfulness(difference[index], empty, full),
-        )
-        for index, size in enumerate(sizes)
-    ]
+    neurons = [count(masks)["total"] for masks in circuits[: len(sizes)]]
+    return Sized(nodes, sizes, neurons, kl, difference, match, found.logit_difference[-2:].double().numpy())

@@ -20,13 +20,15 @@ SCORES = {
     "kl": "KL",
     "cross_entropy": "CE",
     "logit_difference": "logit diff",
-    "recovered": "share",
+    "recovered": "recov.",
     "probability_difference": "prob diff",
     "accuracy": "acc.",
     "exact_match": "match",
 }
 """Name of a score -> heading. KL(full model || circuit) and the cross-entropy of the right answers are in nats; `recovered`
-is the mean logit difference over the full model's; `exact_match` the share of pairs with the full model's predictions."""
+is the share of the logit difference that a circuit recovers, (m(C) - m(empty)) / (m(full) - m(empty)) with m its mean, so 0 for
+the empty circuit under the same ablation and 1 for the full model; null where these two are the same. `exact_match` is the share
+of pairs with the full model's predictions."""
 LOW_IS_GOOD = ("kl", "cross_entropy")
 
 
@@ -86,6 +88,9 @@ class Point:
     draws: int
     kl: float
     """Mean over draws, nats."""
+    kl_low: float
+    """Lower end of the 95% bootstrap interval of this mean over pairs."""
+    kl_high: float
     kl_max: float
     """The worst draw."""
     logit_difference: float
@@ -103,6 +108,7 @@ class Dropped:
     """Site neurons that are closed with it."""
     kl_change: Score
     """KL without it - KL of the circuit, nats."""
+    logit_difference_change: Score
     necessary: bool
     """The change of KL is above the tolerance, and its interval above 0."""
 
@@ -135,9 +141,26 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Means:
+    """What the means of an ablation are over, or those where learned constants started."""
+
+    data: str
+    """A pair file, a task builder, or `training pairs` of the circuit's task."""
+    sha256: str
+    """Of the pairs in order; of all pairs of the task where they are its training pairs. Empty where the circuit's file, which
+    brings the constants, does not say."""
+    prompts: str
+    """`corrupted`, `clean` or `both`."""
+    in_file: bool
+    """Whether the circuit's own constants are those of its file."""
+
+
+@dataclass(frozen=True)
 class UnderAblation:
     """All scores of one circuit under one ablation, on the held-out pairs of the task it was found on."""
 
+    means: Means | None
+    """Null for ablations without constants."""
     circuit: Scores
     complement: Scores
     """Completeness: the model without the circuit."""
@@ -147,7 +170,8 @@ class UnderAblation:
     partial: list[Point]
     """By fraction, from 0 to 1."""
     minimality: dict[str, Minimality]
-    """By granularity; under the ablation it was found under, or the first one asked for, only; else empty."""
+    """By granularity; only under the ablation it was found under, or the first other one whose constants are not to be learned
+    for every test; else empty."""
     off_distribution: Split | None
 
 
@@ -171,6 +195,8 @@ class EvaluatedCircuit:
     """Share of the parameters of the decoder layers."""
     parameters: dict[str, int]
     """`kept` and `total`."""
+    examples: list[dict[str, Any]]
+    """What it predicts on a few held-out prompts, as in a run's examples.json, under the ablation of its minimality."""
     control: bool
     """Given as `--control`: found on random labels, or on anything else that ought not to work."""
     ablations: dict[str, UnderAblation]
@@ -202,10 +228,20 @@ class CurvePoint:
     neurons: int
     """Site neurons kept."""
     kl: float
+    kl_low: float
+    """Lower end of the 95% bootstrap interval over pairs."""
+    kl_high: float
     logit_difference: float
     exact_match: float
     faithfulness: float
     """(m(C) - m(empty)) / (m(full) - m(empty)), m the mean logit difference."""
+    low: float
+    """Of faithfulness: lower end of the 95% bootstrap interval over pairs."""
+    high: float
+    kl_sd: float
+    """Standard deviation over draws, 0 where there is one; the other figures are means over draws."""
+    sd: float
+    """That of faithfulness."""
 
 
 @dataclass(frozen=True)
@@ -220,10 +256,20 @@ class Curve:
     """`neuron` (attention and MLP neurons ranked together) or a granularity, of which alone nodes are closed."""
     ranking: str
     """`signed` or `absolute`: by score, or by its absolute value. Figures of the two are not comparable."""
+    draws: int
+    """Rankings that were drawn at random, of which everything is the mean; 1 for a ranking that is not."""
     cpr: float
     """Area under faithfulness over the fraction kept; 1 is the full model at every size, more is better."""
+    cpr_low: float
+    """Lower end of the 95% bootstrap interval over pairs."""
+    cpr_high: float
+    cpr_sd: float
+    """Standard deviation over draws, 0 where there is one."""
     cmd: float
     """Area of |1 - faithfulness|; 0 is best."""
+    cmd_low: float
+    cmd_high: float
+    cmd_sd: float
     points: list[CurvePoint]
 
 
@@ -253,6 +299,10 @@ class Evaluation:
     """By ablation, every circuit on every task; empty with one task."""
     curves: dict[str, list[Curve]]
     """By ablation; on the test split of the first circuit's task. Of circuits found on other tasks there are none."""
+    no_curves: list[str]
+    """Curves that were asked for and cannot be had, and why, a sentence each."""
+    unfinished: list[str]
+    """Ablations that were asked for and not reached yet; empty once all is done."""
     verdict: str
     """The result in plain words."""
     settings: dict[str, Any]

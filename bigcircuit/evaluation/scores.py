@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bigcircuit.evaluation.bootstrap import Intervals, intervals
+from bigcircuit.evaluation.mib import faithfulness
 from bigcircuit.evaluation.result import Score, Scores
 from bigcircuit.gates.discretise import site_masks
 from bigcircuit.objective import contrast, exact_match, kl_divergence
@@ -104,25 +105,29 @@ def score_logits(reference: Tensor, logits: Tensor, batch: Batch) -> ExampleScor
     )
 
 
-def summarise(scores: ExampleScores, full: ExampleScores, member: int) -> Scores:
-    """Means of one circuit with bootstrap intervals and tails; `recovered` is its mean logit difference over the full
-    model's. Every circuit on the same examples sees the same resampled ones.
+def summarise(scores: ExampleScores, full: ExampleScores, member: int, empty: Tensor) -> Scores:
+    """Means of one circuit with bootstrap intervals and tails.
+
+    `recovered` is its faithfulness: with m the mean logit difference, (m(C) - m(empty)) / (m(full) - m(empty)). empty:
+    logit differences of the empty circuit under the same ablation, [N]. Every circuit on the same examples sees the same
+    resampled ones.
     """
     names = ExampleScores._fields
     values = np.stack([getattr(scores, name)[member].double().numpy() for name in names])
     tails = np.quantile(values, (0.0, 0.05, 0.95, 1.0), axis=1).T.tolist()
     found = {
         name: Score(*interval, *tail)
-        for name, interval, tail in zip(names, _rows(intervals([values], np.mean)), tails, strict=True)
+        for name, interval, tail in zip(names, _rows(intervals(values)), tails, strict=True)
     }
-    part, whole = values[names.index("logit_difference")], full.logit_difference[0].double().numpy()
-    (ratio,) = _rows(intervals([part[None], whole[None]], _ratio))
-    return found | {"recovered": Score(*ratio, None, None, None, None)}
+    (share,) = _rows(recovered(scores.logit_difference[member : member + 1], empty, full))
+    return found | {"recovered": Score(*share, None, None, None, None)}
+
+
+def recovered(difference: Tensor, empty: Tensor, full: ExampleScores) -> Intervals:
+    """The share of the logit difference that each of P circuits recovers, [P]. difference: [P, N]; empty: [N]."""
+    rows = torch.cat([difference, empty.unsqueeze(0), full.logit_difference[:1]]).double().numpy()
+    return intervals(rows, lambda means: faithfulness(means[..., :-2], means[..., -2:-1], means[..., -1:]))
 
 
 def _rows(found: Intervals) -> list[tuple[float, float, float]]:
     return [(float(mean), float(low), float(high)) for mean, low, high in zip(*found, strict=True)]
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray, axis: int) -> np.ndarray:
-    return part.mean(axis) / whole.mean(axis)

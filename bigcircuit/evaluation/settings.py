@@ -6,18 +6,8 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from bigcircuit.config import Count, Fraction, GranularityName, Positive, Section
+from bigcircuit.config import ABLATIONS, Count, Fraction, GranularityName, Positive, Section
 from bigcircuit.errors import UserError
-
-ABLATIONS = ("interchange", "zero", "mean", "mean_per_position", "optimal")
-_METHODS = (
-    "learned",
-    "integrated_gradients",
-    "attribution_patching",
-    "head_importance",
-    "activation_magnitude",
-    "random",
-)
 
 
 def _listed(value: Any) -> Any:
@@ -45,9 +35,9 @@ class EvaluationSettings(Section):
     """Most tests of minimality a granularity: where more nodes are kept, neighbours are closed together. 0 for none."""
     tolerance: Annotated[float, Field(ge=0)] = 1e-4
     """A node is necessary if KL rises without it by more than this, in nats, and the interval of the rise is above 0."""
-    methods: Names = _METHODS
-    """Rankings whose curves are drawn: learned, the baselines integrated_gradients, attribution_patching, head_importance,
-    activation_magnitude and random, all, or none."""
+    methods: Names = ("all",)
+    """Rankings whose curves are drawn: learned, a baseline (integrated_gradients, attribution_patching, head_importance,
+    activation_magnitude, random), all, or none."""
     levels: Names = ("neuron", "head")
     """What the curves rank: neuron (all site neurons together) or granularities."""
     ranking: str = "signed"
@@ -82,15 +72,14 @@ class EvaluationSettings(Section):
     @field_validator("ablations", "methods")
     @classmethod
     def _known(cls, names: tuple[str, ...], info: Any) -> tuple[str, ...]:
-        known = ABLATIONS if info.field_name == "ablations" else _METHODS
-        if names == ("all",):
-            return known
         if names == ("none",) and info.field_name == "methods":
             return ()
-        for name in names:
-            if name not in known:
-                raise ValueError(f"{name} is not known; use any of {', '.join(known)}, or all")
-        return tuple(dict.fromkeys(names))
+        return some(names, ABLATIONS if info.field_name == "ablations" else _methods())
+
+    @property
+    def rankings(self) -> tuple[str, ...]:
+        """The methods, each by its name."""
+        return some(self.methods, _methods())
 
     @field_validator("ranking")
     @classmethod
@@ -104,17 +93,30 @@ class ComparisonSettings(Section):
     """What to keep of a comparison."""
 
     save: Names = ()
-    """Any of union, intersection and difference (what the first circuit has and no other has), as new circuit files."""
+    """Any of union, intersection and difference (what the first circuit has and no other has), or all, as new circuit files."""
     output: str | None = None
     """Folder for comparison.json and the new circuits; by default that of the first run, or of the first circuit file."""
 
     @field_validator("save")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in ("union", "intersection", "difference"):
-                raise ValueError(f"{name} is not known; use any of union, intersection, difference")
-        return names
+        from bigcircuit.evaluation.sets import OPERATIONS  # not needed for a typo in anything else
+
+        return some(names, tuple(OPERATIONS))
+
+
+def _methods() -> tuple[str, ...]:
+    from bigcircuit.evaluation.baselines import BASELINES  # not needed for a typo in anything else
+
+    return "learned", *BASELINES
+
+
+def some(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once, or all that are known where `all` is among them. Raises ValueError for one that is not."""
+    for name in names:
+        if name not in (*known, "all"):
+            raise ValueError(f"{name} is not known; use any of {', '.join(known)}, or all")
+    return tuple(dict.fromkeys(known if "all" in names else names))
 
 
 def take_options(words: Sequence[str], settings: type[Section]) -> tuple[Mapping[str, Any], list[str], list[str]]:
@@ -137,10 +139,17 @@ def take_options(words: Sequence[str], settings: type[Section]) -> tuple[Mapping
                 raise UserError(f"--{key} needs a value")
             text = left.pop(0)
         if key.replace("-", "_") in settings.model_fields:
-            options[key.replace("-", "_")] = yaml.safe_load(text) if text else None
+            options[key.replace("-", "_")] = _value(key, text)
         else:
             rest += [f"--{key}", text]
     return options, names, rest
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise UserError(f"--{key}: {text} is not readable; give a plain value, or quote it") from error
 
 
 def validated(settings: type[Section], options: Mapping[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,13 +51,18 @@ def open_subjects(
 
 def _open(path: Path, control: bool, config: str | None, overrides: Mapping[str, Any]) -> list[Subject]:
     if path.is_dir():
+        if config is not None:
+            raise UserError(
+                f"{path}: is a run folder, which has a config of its own, so --config {config} would change nothing; leave it out, "
+                f"or name a circuit file of the folder"
+            )
         own = run_config(path, overrides)
         files = circuit_files(path)
         return [Subject(name_of(path, file), file, Circuit.load(file), own, control) for file in files]
     circuit = Circuit.load(path)
     run = run_of(path)
     if config is not None:
-        return [Subject(path.stem, path, circuit, load(config, overrides), control)]
+        return [Subject(path.stem, path, circuit, averaging(lambda over: load(config, over), overrides), control)]
     if run is None:
         raise UserError(f"{path}: does not lie in a run folder; give --config FILE that names its model and task")
     return [Subject(name_of(run, path), path, circuit, run_config(run, overrides), control)]
@@ -79,7 +84,15 @@ def run_config(folder: Path, overrides: Mapping[str, Any]) -> Config:
         raise UserError(f"{path}: not a run's config.json; restore it or give --config with a circuit file") from error
     # Only what an evaluation depends on: a run of an older version is read whatever else it had set.
     kept = {name: raw[name] for name in ("model", "task", "ablation", "deepspeed", "train") if name in raw}
-    return override(Config(), kept | dict(overrides), str(path))
+    return averaging(lambda over: override(Config(), kept | dict(over), str(path)), overrides)
+
+
+def averaging(make: Callable[[Mapping[str, Any]], Config], overrides: Mapping[str, Any]) -> Config:
+    """A config in which overrides may say what means are over, also where a circuit was found under an ablation without any."""
+    means = {"ablation.data", "ablation.prompts"} & overrides.keys()
+    if means and make({k: v for k, v in overrides.items() if k not in means}).ablation.kind in ("interchange", "zero"):
+        overrides = {**overrides, "ablation.kind": "mean"}
+    return make(overrides)
 
 
 def circuit_files(folder: Path) -> list[Path]:

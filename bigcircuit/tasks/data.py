@@ -59,7 +59,8 @@ def load_reference(config: Config, tokenizer: Any | None, hf_config: Any) -> Ref
         pairs = make_pairs(task, tokenizer)
         return Reference(_examples(task, pairs, tokenizer, hf_config)[0], _sha256(pairs))
     except UserError as error:
-        raise UserError(f"ablation.data: {error}") from error
+        message = str(error).replace("task.path", "ablation.data")  # the key that is to be mended here
+        raise UserError(f"ablation.data: {message}") from error
 
 
 def _examples(
