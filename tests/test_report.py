@@ -19,6 +19,7 @@ from bigcircuit.evaluation.evaluate import evaluate
 from bigcircuit.evaluation.examples import predictions
 from bigcircuit.evaluation.settings import ComparisonSettings, EvaluationSettings
 from bigcircuit.report import charts, report, views
+from bigcircuit.report.evaluated import place_of
 from bigcircuit.report.sources import open_source
 from bigcircuit.streams import Streams
 from bigcircuit.tasks.data import load_task
@@ -117,7 +118,7 @@ def test_choosing_a_member_leaves_the_page_where_it_is_and_the_chips_in_sight(br
 def test_table_is_sorted_by_its_headings(browser, reported):
     page = Opened(browser, reported.many.report).page
     summary = json.loads(reported.many.summary.read_text())
-    by_size = [str(row["member"]) for row in sorted(summary["members"], key=lambda row: row["kept"]["total"])]
+    by_size = [f"member {row['member']}" for row in sorted(summary["members"], key=lambda row: row["kept"]["total"])]
     heading = page.locator("#circuits thead th", has_text=re.compile("^neurons"))
     for expected_order, direction in ((by_size, "ascending"), (by_size[::-1], "descending")):
         heading.locator("button").click()
@@ -125,7 +126,7 @@ def test_table_is_sorted_by_its_headings(browser, reported):
         assert page.locator("#circuits tbody th").all_text_contents() == expected_order
     page.locator("#circuits thead button", has_text="KL").press("Enter")
     by_kl = sorted(summary["members"], key=lambda row: row["scores"]["kl"]["mean"])
-    assert page.locator("#circuits tbody th").all_text_contents() == [str(row["member"]) for row in by_kl]
+    assert page.locator("#circuits tbody th").all_text_contents() == [f"member {row['member']}" for row in by_kl]
 
 
 def test_two_circuits_are_drawn_over_each_other(browser, reported):
@@ -208,8 +209,28 @@ def test_page_shows_the_evaluation(browser, reported):
     tips = page.locator("figure[data-chart=size_neuron_zero] title").all_text_contents()
     learned = next(c for c in found["curves"]["zero"] if c["method"] == "learned" and c["level"] == "neuron")
     assert f"learned gates: CPR {learned['cpr']:.3f}, CMD {learned['cmd']:.3f}" in tips
+    assert (
+        page.locator("figure[data-chart=size_head_zero] .note").text_content()
+        == "Only heads are closed; all else stays open."
+    )
+    assert page.locator("figure[data-chart=size_neuron_zero] .note").count() == 0
+    said = found["verdict"].partition(" With zero ablation its KL is ")[2]
+    assert said.startswith(f"{under['circuit']['kl']['mean']:.3f}")
+    no_worse = under["complement"]["kl"]["mean"] <= under["circuit"]["kl"]["mean"]
+    assert ("the rest without it (KL" in said) == no_worse
     levels = found["circuits"][0]["ablations"]["interchange"]["minimality"]
     assert page.locator("[aria-label=Minimality] tbody tr").count() == len(levels) > 3
+
+
+@pytest.mark.parametrize(("level", "nodes", "name"), [
+    ("block", [0], "layer 4"),
+    ("mlp", [0], "layer 4"),
+    ("head", [0, 2], "layer 4: 0, 2"),
+    ("attention_neuron", [17, 19, 20, 31], "layer 4: 1.1, 1.3, 1.4, … (4)"),
+    ("mlp_neuron", [7, 9], "layer 4: 7, 9"),
+])  # fmt: skip
+def test_nodes_that_were_closed_together_are_named_as_in_the_drawing(level, nodes, name):
+    assert place_of(level, {"layer": 4, "nodes": nodes}, dimension=16) == name
 
 
 def test_predictions_are_those_of_the_plain_model(embedded):
@@ -235,6 +256,83 @@ def test_predictions_are_those_of_the_plain_model(embedded):
             )
 
 
+def facts_of(page, section):
+    """Name of each fact -> its lines."""
+    return page.locator(f"{section} .facts").first.evaluate(
+        """list => {
+          const found = {};
+          let name;
+          for (const one of list.children)
+            if (one.tagName === "DT") found[name = one.textContent] = []; else found[name].push(one.textContent.trim());
+          return found;
+        }"""
+    )
+
+
+@pytest.fixture(scope="module")
+def two_tasks(tmp_path_factory):
+    """Runs on two tasks, under two ablations, for two numbers of steps; the second has no validation after its first."""
+    base = tmp_path_factory.mktemp("tasks")
+    short = {"task__size": 40, "train__steps": 4, "train__validate_every": 2, "train__log_every": 2}
+    return [
+        run(base / "names", **short),
+        run(base / "repeats", **{**short, "train__steps": 2}, task__name="induction", ablation__kind="zero"),
+    ]
+
+
+def test_circuits_of_two_tasks_are_not_shown_as_of_the_first(browser, two_tasks, tmp_path):
+    """Whether runs are named, which keep all that they know, or their circuit files alone."""
+    files = [folder.path / "circuit.safetensors" for folder in two_tasks]
+    known = [Circuit.load(file).metadata for file in files]
+    for index, names in enumerate(([folder.path for folder in two_tasks], files)):
+        (path,) = report([str(name) for name in names], tmp_path / f"{index}.html")
+        opened = Opened(browser, path)
+        page = opened.page
+        assert page.locator("h1").text_content() == "ioi, induction: 2 circuits"
+        rows = rows_of(page)
+        assert [(row["task"], row["found under"]) for row in rows.values()] == [
+            ("ioi", "interchange"),
+            ("induction", "zero"),
+        ]
+        asked = facts_of(page, "#asked")
+        assert asked["Behaviour"] == ["names: ioi", "repeats: induction"]
+        assert [line.partition(": ")[2].partition(":")[0] for line in asked["Closed nodes"]] == ["interchange", "zero"]
+        best = sorted({int(one["step"]) for one in known})
+        assert asked["Best step"] == ["–".join(map(str, best))]
+        hashes = facts_of(page, "#settings")
+        assert hashes["task sha256"] == [
+            f"{n}: {k['task_sha256']}" for n, k in zip(("names", "repeats"), known, strict=True)
+        ]
+        assert hashes["model weights sha256"] == [known[0]["model_weights_sha256"]]
+        if names is files:
+            assert "Training" not in asked and page.locator("#scores, #training").count() == 0
+            continue
+        assert asked["Training"] == ["names: 4 steps of 8 pairs", "repeats: 2 steps of 8 pairs"]
+        assert page.locator("#scores h3.whose").all_text_contents() == ["names", "repeats"]
+        tips = page.locator("figure[data-chart=training_kl] .of-member title").all_text_contents()
+        assert sorted(tips) == ["names", "names", "repeats", "repeats"], "what training saw, and validation"
+        for folder, text in zip(two_tasks, page.locator("#settings pre").all_text_contents(), strict=True):
+            assert json.loads(text)["run"] == json.loads(folder.config.read_text())
+        opened.assert_quiet()
+
+
+def test_a_population_says_how_its_members_differ_and_when_each_was_best(browser, reported, tmp_path):
+    shutil.copytree(reported.many.path, tmp_path / "run")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    for row, step in zip(summary["members"], (4, 2, 6), strict=True):
+        row["best_step"] = step
+    (tmp_path / "run/summary.json").write_text(json.dumps(summary))
+    (path,) = report([str(tmp_path / "run")])
+    page = Opened(browser, path).page
+    asked = facts_of(page, "#asked")
+    assert asked["Best step"] == ["2–6"]
+    assert asked["Population"] == ["3 members that differ in target.total"]
+    assert asked["Size asked for"] == [f"member {i}: {size} site neurons" for i, size in enumerate((300, 150, 220))]
+    assert [row["best step"] for row in rows_of(page).values()] == ["4", "2", "6"]
+    lead = page.locator(".lead").text_content()
+    assert lead.startswith("The 3 circuits keep 150–300 of 1,792 neurons") and "held-out KL of" in lead
+
+
 @pytest.fixture(scope="module")
 def apart(reported, tmp_path_factory):
     """A tree with a population, and folders of their own for an evaluation of two members and a comparison of them."""
@@ -251,8 +349,11 @@ def apart(reported, tmp_path_factory):
 
 
 def rows_of(page):
-    return {row.locator("th").text_content(): row.locator("td").all_text_contents()
-            for row in page.locator("#circuits tbody tr").all()}  # fmt: skip
+    """Name of each circuit -> heading -> cell."""
+    table = page.locator("#circuits table")
+    headings = [one.partition("\u2195")[0] for one in table.locator("thead th").all_text_contents()[1:]]
+    return {row.locator("th").text_content(): dict(zip(headings, row.locator("td").all_text_contents(), strict=True))
+            for row in table.locator("tbody tr").all()}  # fmt: skip
 
 
 @pytest.mark.parametrize("folder", ["evaluated", "compared"])
@@ -269,13 +370,21 @@ def test_a_folder_of_an_evaluation_or_a_comparison_alone(browser, apart, tmp_pat
     page = opened.page
     assert page.locator(".pick a").all_text_contents() == ["all together", "many/0", "many/1"]
     masks = [circuit_of(apart / f"many/circuits/{index}.safetensors") for index in (0, 1)]
-    assert {name: cells[1] for name, cells in rows_of(page).items()} == {
+    assert {name: cells["heads"] for name, cells in rows_of(page).items()} == {
         f"many/{index}": str(int(masks[index]["head"].sum())) for index in (0, 1)
     }
     page.locator(".pick a").nth(2).click()
     assert listed(page, 1)[0] == [", ".join(expected(masks[1], 1)[0])]
     assert not page.get_by_text("Not drawn").is_visible() and not page.get_by_text("of one population").is_visible()
     assert page.locator("#scores").count() == (folder == "evaluated")
+    asked = facts_of(page, "#asked")
+    if folder == "evaluated":
+        own = json.loads((apart / "many/examples.json").read_text())["members"][1]
+        prompts = page.locator(".circuit:visible .examples .prompt:first-child").all_text_contents()
+        assert prompts == [one["prompt"] for one in own]
+        pairs = json.loads((apart / "many/summary.json").read_text())["pairs"]
+        assert asked["Pairs"] == [", ".join(f"{n} {split}" for split, n in pairs.items() if n)]
+        assert asked["Evaluation"][0].startswith("2 random circuits")
     assert page.locator("#overlap").count() == 1
     opened.assert_quiet()
 
@@ -292,14 +401,15 @@ def test_without_the_circuit_files_everything_but_the_drawing_is_there(browser, 
     assert opened.page.locator(".circuit").count() == 0
     assert opened.page.locator("h1").text_content() == "ioi: 2 circuits"
     kept = [f"{one['kept']['total']:,}" for one in found["circuits"]]
-    assert [cells[0] for cells in rows_of(opened.page).values()] == kept
+    assert [cells["neurons"] for cells in rows_of(opened.page).values()] == kept
     if folder == "compared":
         heads = opened.page.locator("#overlap tbody tr", has_text=re.compile("^heads")).locator("td")
         assert heads.nth(4).text_content() == f"{found['overlap']['head']['jaccard']:.3f}"
-        assert opened.page.locator("#overlap p").first.text_content() == found["verdict"]
+        assert found["verdict"] in opened.page.locator(".lead").text_content()
     else:
         kl = [one["ablations"]["interchange"]["circuit"]["kl"]["mean"] for one in found["circuits"]]
-        assert [cells[4].startswith(f"{k:.3f}") for k, cells in zip(kl, rows_of(opened.page).values(), strict=True)]
+        rows = rows_of(opened.page).values()
+        assert all(cells["KL, nats"].startswith(f"{k:.3f}") for k, cells in zip(kl, rows, strict=True))
     opened.assert_quiet()
 
 
@@ -314,14 +424,18 @@ def test_a_file_that_has_changed_since_is_not_drawn_for_the_old_one(apart, tmp_p
 
 
 @pytest.mark.parametrize(("settings", "kl", "size"), [
-    ({}, "in training, soft gates", "sum of the soft gates"),
-    ({"gates__parametrisation": "hard_concrete"}, "in training, with noise", "expected"),
+    ({}, "in training, one batch at a size drawn while sizes fall", "sum of the soft gates"),
+    ({"gates__look_ahead": 0}, "in training, soft gates", "sum of the soft gates"),
+    ({"gates__parametrisation": "hard_concrete"}, "in training, with noise", "expected in training"),
     ({"gates__sampled_sizes": True}, "in training, at sizes of all kinds", "sum of the soft gates"),
 ])  # fmt: skip
 def test_curves_of_the_training_say_which_gates_they_saw(tmp_path, settings, kl, size):
     folder = run(
         tmp_path / "run", task__size=40, train__steps=2, train__log_every=1, train__validate_every=2, **settings
     )
-    found = charts.training(open_source(folder.path))
+    found = charts.training({"run": open_source(folder.path).members[0]})
     labels = [[text.get_text() for text in chart.figure.legends[0].get_texts()] for chart in found]
-    assert labels == [[kl, "validation, discretised"], [size, "validation, discretised"]]
+    checked = "validation, rounded gates, the size asked for"
+    assert labels == [[kl, checked], [size, checked]]
+    seen, rounded = found[0].figure.axes[0].lines[::-1]
+    assert seen.get_zorder() < rounded.get_zorder() and seen.get_linewidth() < rounded.get_linewidth()

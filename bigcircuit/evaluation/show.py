@@ -17,6 +17,7 @@ from bigcircuit.evaluation.result import (
     Task,
     UnderAblation,
 )
+from bigcircuit.gates.granularity import NODES
 
 _NARROW = ("kl", "logit_difference", "recovered", "exact_match")
 """Scores that fit into 80 columns."""
@@ -101,8 +102,8 @@ def _short(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Three decimals, and no minus before nothing."""
-    return f"{value:.3f}".replace("-0.000", "0.000")
+    """Three decimals, and no minus before nothing; a dash for what no number can be."""
+    return "-" if value != value else f"{value:.3f}".replace("-0.000", "0.000")
 
 
 def _cross(result: Evaluation, ablation: str) -> Table:
@@ -161,19 +162,36 @@ def _table(title: str, headings: Sequence[str], caption: str | None = None) -> T
 def verdict(result: Evaluation) -> Evaluation:
     """The same with the result of its first circuit in words, also the awkward parts."""
     circuit = result.circuits[0]
-    ablation, under = next(iter(circuit.ablations.items()))
+    (ablation, under), *others = circuit.ablations.items()
     kl = under.circuit["kl"]
     interval = f"95% interval {_number(kl.low)} to {_number(kl.high)}, worst pair {kl.max:.2f}"
     text = (
-        f"With {ablation} ablation, {circuit.kept['total']} of {result.nodes['total']} neurons ({circuit.kept['head']} of "
-        f"{result.nodes['head']} heads) predict what the full model predicts on {under.circuit['exact_match'].mean:.0%} of the "
-        f"held-out pairs (KL {_number(kl.mean)} nats, {interval}); the rest without them on "
-        f"{under.complement['exact_match'].mean:.0%} (KL {under.complement['kl'].mean:.3f}).{_chance(under)}"
+        f"With {ablation.replace('_', ' ')} ablation, {circuit.kept['total']:,} of {result.nodes['total']:,} neurons "
+        f"({circuit.kept['head']} of {result.nodes['head']} heads) predict what the full model predicts on "
+        f"{under.circuit['exact_match'].mean:.0%} of the held-out pairs (KL {_number(kl.mean)} nats, {interval}); the rest without "
+        f"them on {under.complement['exact_match'].mean:.0%} (KL {_number(under.complement['kl'].mean)}"
+        f"{', no worse than the circuit' if _no_worse(under) else ''}).{_chance(under)}"
     )
-    return replace(
-        result,
-        verdict=text + _spare(under) + _interference(under) + _abroad(under) + _control(result, circuit, ablation),
+    further = "".join(_under_another(name, other) for name, other in others)
+    parts = [_spare(under), _interference(under), _abroad(under), further, _control(result, circuit, ablation)]
+    return replace(result, verdict=text + "".join(parts))
+
+
+def _no_worse(under: UnderAblation) -> bool:
+    """Whether the rest without the circuit is as close to the full model."""
+    return under.complement["kl"].mean <= under.circuit["kl"].mean
+
+
+def _under_another(ablation: str, under: UnderAblation) -> str:
+    """KL under a further ablation, and what is as close there although it should not be."""
+    as_good = [f"the rest without it (KL {_number(under.complement['kl'].mean)})"] if _no_worse(under) else []
+    if under.random is not None and under.random.distinct and (better := under.random.scores["kl"].better):
+        as_good.append(f"{better} of {under.random.draws} random circuits")
+    text = (
+        f" With {ablation.replace('_', ' ')} ablation its KL is {_number(under.circuit['kl'].mean)} and it predicts what the full "
+        f"model predicts on {under.circuit['exact_match'].mean:.0%}"
     )
+    return f"{text}; as close: {' and '.join(as_good)}." if as_good else f"{text}."
 
 
 def _chance(under: UnderAblation) -> str:
@@ -192,7 +210,7 @@ def _chance(under: UnderAblation) -> str:
 
 def _spare(under: UnderAblation) -> str:
     spare = [
-        f"{found.unnecessary} of {found.kept} {name.replace('_', ' ')}s"
+        f"{found.unnecessary} of {found.kept} {NODES[name]}"
         for name, found in under.minimality.items()
         if found.unnecessary
     ]

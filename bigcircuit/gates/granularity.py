@@ -49,6 +49,19 @@ GRANULARITIES: dict[str, Granularity] = {
 }
 """Coarse before fine: a node's ancestors come before it."""
 
+NODES = {
+    "total": "all neurons",
+    "block": "blocks",
+    "attention": "attention sub-layers",
+    "mlp": "MLP sub-layers",
+    "kv_group": "key/value groups",
+    "head": "heads",
+    "attention_neuron": "attention neurons",
+    "mlp_neuron": "MLP neurons",
+    "mlp_output": "MLP outputs",
+}
+"""Name of a granularity, or `total` -> what its nodes are called."""
+
 SITE_WIDTH: dict[str, Callable[[LayerShape], int]] = {
     ATTENTION: GRANULARITIES["attention_neuron"].width,
     MLP: GRANULARITIES["mlp_neuron"].width,

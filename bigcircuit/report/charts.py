@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from bigcircuit.evaluation.comparison import Stability
-from bigcircuit.report.drawing import Drawing
-from bigcircuit.report.figures import Chart, Line, bars, heatmap, lines, model_map, scatter
-from bigcircuit.report.sources import Json, Source
+from bigcircuit.gates.granularity import NODES
+from bigcircuit.report.drawing import Drawing, Grid
+from bigcircuit.report.figures import Chart, Line, bars, lines, scatter
+from bigcircuit.report.maps import heatmap, model_map, neuron_map
+from bigcircuit.report.sources import Json, Member
 
 METHODS = {
     "learned": "learned gates",
@@ -18,85 +20,76 @@ METHODS = {
     "activation_magnitude": "activation magnitude",
     "random": "random order",
 }
-GRANULARITY = {
-    "total": "all neurons",
-    "block": "blocks",
-    "attention": "attention sub-layers",
-    "mlp": "MLP sub-layers",
-    "kv_group": "key/value groups",
-    "head": "heads",
-    "attention_neuron": "attention neurons",
-    "mlp_neuron": "MLP neurons",
-    "mlp_output": "MLP outputs",
+_IN_TRAINING = {
+    "hard_concrete": ("in training, with noise", "expected in training"),
+    "straight_through": ("in training, with noise, rounded", "expected in training"),
+    "sigmoid_top_k": ("in training, soft gates", "sum of the soft gates"),
+    "straight_through_top_k": ("in training, rounded gates", "sum of the soft gates"),
 }
+"""By parametrisation which KL and which size training sees."""
+_NAMED = 8
+"""Most circuits whose lines have their names at their ends."""
 
 
-def training(source: Source) -> list[Chart]:
-    """KL and size by step; of a population its validated values, a line a member."""
-    rows, many = source.metrics, len(source.members) > 1
+def training(members: Mapping[str, Member]) -> list[Chart]:
+    """KL and size by step: faint what training saw, strong what validation did; of several circuits a line of each."""
+    many = len(members) > 1
     found = []
     for key, title, measured, checked, y in (
         ("training_kl", "KL by step", "kl", "validation.kl", "KL, nats"),
         ("training_size", "Neurons open by step", "open.total", "validation.kept.total", "site neurons"),
     ):
-        if many:
-            series = [
-                Line(f"member {m.name}", *_points(rows, index, checked), member=index)
-                for index, m in enumerate(source.members)
+        seen = " or ".join(dict.fromkeys(_in_training(m, key == "training_kl") for m in members.values()))
+        series = []
+        for index, (name, member) in enumerate(members.items()):
+            own = {"member": index, "tip": name} if many else {}
+            end = name if 1 < len(members) <= _NAMED and key == "training_kl" else ""
+            series += [
+                Line(seen, *_points(member.metrics, measured), kind="faint", **own),
+                Line(
+                    "validation, rounded gates, the size asked for", *_points(member.metrics, checked), end=end, **own
+                ),
             ]
-        else:
-            series = [
-                Line(_in_training(source, key == "training_kl"), *_points(rows, 0, measured)),
-                Line("validation, discretised", *_points(rows, 0, checked)),
-            ]
-        found.append(lines(key, title, series, "step", y, log=key == "training_kl" and _positive(series)))
+        found.append(lines(key, title, series, "step", y, log=key == "training_kl", marked=True))
     return [chart for chart in found if chart]
 
 
-_IN_TRAINING = {
-    "hard_concrete": ("in training, with noise", "expected"),
-    "straight_through": ("in training, with noise, rounded", "expected"),
-    "sigmoid_top_k": ("in training, soft gates", "sum of the soft gates"),
-    "straight_through_top_k": ("in training, rounded gates", "sum of the soft gates"),
-}
-"""By parametrisation which KL and which size training sees."""
-
-
-def _in_training(source: Source, kl: bool) -> str:
-    gates = (source.setup or {}).get("config", {}).get("gates", {})
+def _in_training(member: Member, kl: bool) -> str:
+    """What is special about the gates whose KL or size training logs."""
+    gates, parametrisation = member.about.get("config", {}).get("gates", {}), member.row.get("parametrisation", "")
     if kl and gates.get("sampled_sizes"):
         return "in training, at sizes of all kinds"
-    found = _IN_TRAINING.get(source.members[0].row.get("parametrisation", ""))
-    return "in training" if found is None else found[0 if kl else 1]
+    if kl and parametrisation.endswith("top_k") and gates.get("look_ahead"):
+        return "in training, one batch at a size drawn while sizes fall"
+    return _IN_TRAINING.get(parametrisation, ("in training", "in training"))[0 if kl else 1]
 
 
-def _positive(series: Sequence[Line]) -> bool:
-    return all(value > 0 for line in series for value in line.y)
-
-
-def _points(rows: Sequence[Json], member: int, key: str) -> tuple[list[float], list[float]]:
-    found = [(row["step"], row[key]) for row in rows if row.get("member") == member and row.get(key) is not None]
+def _points(rows: Sequence[Json], key: str) -> tuple[list[float], list[float]]:
+    found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     return [step for step, _ in found], [value for _, value in found]
 
 
-def population(source: Source) -> list[Chart]:
-    """Size against held-out KL, a mark a member."""
-    return [scatter([{**m.row, "member": m.name} for m in source.members])] if len(source.members) > 1 else []
+def population(rows: Sequence[Json]) -> list[Chart]:
+    """Size against held-out KL, a mark a circuit; none unless there are several that have been scored."""
+    return [scatter(rows)] if len(rows) > 1 and all("kl" in row["scores"] for row in rows) else []
 
 
 def similarity(names: Sequence[str], stability: Mapping[str, Stability]) -> list[Chart]:
     """Pairwise Jaccard of heads and of all neurons."""
     return [
-        heatmap(f"jaccard_{level}", f"Jaccard of {GRANULARITY[level]}", stability[level].matrix, names)
+        heatmap(f"jaccard_{level}", f"Jaccard of {NODES[level]}", stability[level].matrix, names)
         for level in ("head", "total")
         if level in stability
     ]
 
 
 def shared(overlap: Mapping[str, Json]) -> list[Chart]:
-    """Jaccard at every granularity beside what chance gives."""
-    values = {"Jaccard": [o["jaccard"] for o in overlap.values()], "by chance": [o["chance"] for o in overlap.values()]}
-    return [bars("overlap", "Overlap by granularity", [GRANULARITY[n] for n in overlap], values, "Jaccard")]
+    """Jaccard of two circuits, of more the mean over all pairs, at every granularity beside what chance gives."""
+    values = {
+        "Jaccard": [o["pairs"]["mean"] for o in overlap.values()],
+        "by chance": [o["pairs"]["chance"] for o in overlap.values()],
+    }
+    return [bars("overlap", "Jaccard of two circuits", [NODES[n] for n in overlap], values, "Jaccard")]
 
 
 def curves(evaluation: Json) -> list[Chart]:
@@ -107,38 +100,43 @@ def curves(evaluation: Json) -> list[Chart]:
             chosen = [one for one in rankings if one["level"] == level]
             several = len({one["circuit"] for one in chosen if one["circuit"]}) > 1
             series = [_ranking(one, several) for one in chosen]
+            what, nodes, note = "all neurons", "site neurons kept", ""
             if level == "neuron":
                 series += _found(evaluation, ablation, several)
-            nodes = "site neurons kept" if level == "neuron" else f"{GRANULARITY[level]} kept"
-            what = "all neurons" if level == "neuron" else GRANULARITY[level]
+            else:
+                what, nodes = NODES[level], f"{NODES[level]} kept"
+                note = f"Only {what} are closed; all else stays open."
             title = f"Ranking {what}, {ablation.replace('_', ' ')} ablation"
-            log = all(value > 0 for line in series for value in line.y)
-            found.append(
-                lines(f"size_{level}_{ablation}", title, series, nodes, "held-out KL, nats", log=log, marked=True)
-            )
+            chart = lines(f"size_{level}_{ablation}", title, series, nodes, "held-out KL, nats",
+                          log=True, log_x=True, marked=True, note=note)  # fmt: skip
+            found.append(chart)
     return [chart for chart in found if chart]
 
 
 def _ranking(one: Json, several: bool) -> Line:
     label = METHODS.get(one["method"], one["method"]) + (f" of {one['circuit']}" if several and one["circuit"] else "")
-    # The full model has a KL of 0, which a logarithmic axis has no place for.
-    points = [p for p in one["points"] if p["fraction"] < 1]
+    # The full model has a KL of 0 and the empty circuit no node: logarithmic axes have no place for them.
+    points = [p for p in one["points"] if p["fraction"] < 1 and p["size"]]
     tip = f"{label}: CPR {one['cpr']:.3f}, CMD {one['cmd']:.3f}"
-    return Line(label, [p["size"] for p in points], [p["kl"] for p in points], tip)
+    return Line(label, [p["size"] for p in points], [p["kl"] for p in points], tip, band=_band(points))
+
+
+def _band(points: Sequence[Json]) -> list[tuple[float, float]]:
+    """Intervals of KL; none where an older file has none."""
+    return [(p["kl_low"], p["kl_high"]) for p in points if "kl_low" in p]
 
 
 def _found(evaluation: Json, ablation: str, several: bool) -> list[Line]:
-    """The circuits themselves, each as one mark."""
+    """The circuits themselves, each as one mark with its interval."""
     own = [c for c in evaluation["circuits"] if ablation in c["ablations"] and not c["control"]]
-    return [
-        Line(
-            f"circuit {c['name']}" if several else "this circuit",
-            [c["kept"]["total"]],
-            [c["ablations"][ablation]["circuit"]["kl"]["mean"]],
-        )
-        for c in own
-        if c["task"] == own[0]["task"]
-    ]
+    found = []
+    for circuit in own:
+        kl = circuit["ablations"][ablation]["circuit"]["kl"]
+        if circuit["task"] == own[0]["task"]:
+            label = f"circuit {circuit['name']}" if several else "this circuit"
+            bounds = (kl["low"], kl["high"])
+            found.append(Line(label, [circuit["kept"]["total"]], [kl["mean"]], kind="star", band=[bounds]))
+    return found
 
 
 def partial(evaluation: Json) -> list[Chart]:
@@ -150,7 +148,8 @@ def partial(evaluation: Json) -> list[Chart]:
             points = circuit["ablations"].get(ablation, {}).get("partial", [])
             x = [100 * p["fraction"] for p in points]
             several = len(evaluation["circuits"]) > 1
-            series.append(Line(circuit["name"] if several else "mean of draws", x, [p["kl"] for p in points]))
+            name = circuit["name"] if several else "mean of draws"
+            series.append(Line(name, x, [p["kl"] for p in points], band=_band(points)))
             if not several:
                 series.append(Line("worst draw", x, [p["kl_max"] for p in points]))
         title = f"With a part of the rest, {ablation.replace('_', ' ')} ablation"
@@ -161,16 +160,34 @@ def partial(evaluation: Json) -> list[Chart]:
 
 
 def maps(drawings: Mapping[str, Drawing]) -> list[Chart]:
-    """The drawing of each circuit as one figure for papers; the page draws them itself."""
+    """The drawings as figures for papers; the page draws them itself. Of circuits over each other neurons alone."""
     found = []
     for name, drawing in drawings.items():
-        wide = max(len(layer.heads) for layer in drawing.layers)
-        heads = np.full((len(drawing.layers), wide), np.nan)
-        for row, layer in zip(heads, drawing.layers, strict=True):
-            row[: len(layer.heads)] = [node.total / node.of for node in layer.heads]
-        mlps = np.array([layer.mlp.total / max(layer.mlp.of, 1) for layer in drawing.layers])
-        found.append(model_map(f"model_{_file_name(name)}", f"What {name} keeps", heads, mlps))
+        if drawing.circuits == 1:
+            wide = max(len(layer.heads) for layer in drawing.layers)
+            heads = np.full((len(drawing.layers), wide), np.nan)
+            for row, layer in zip(heads, drawing.layers, strict=True):
+                row[: len(layer.heads)] = [node.total / node.of for node in layer.heads]
+            mlps = np.array([layer.mlp.total / max(layer.mlp.of, 1) for layer in drawing.layers])
+            found.append(model_map(f"model_{_file_name(name)}", f"What {name} keeps", heads, mlps))
+        sites = {
+            "attention neurons, head by head": _rows([layer.attention_grid for layer in drawing.layers]),
+            "MLP neurons": _rows([layer.mlp_grid for layer in drawing.layers]),
+        }
+        shades = [
+            (colour, alpha / 255) for colour, alpha in zip(drawing.palette.colours, drawing.palette.alphas, strict=True)
+        ]
+        found.append(
+            neuron_map(f"neurons_{_file_name(name)}", f"Neurons of {name}", sites, shades, drawing.palette.names)
+        )
     return found
+
+
+def _rows(grids: Sequence[Grid]) -> np.ndarray:
+    """Categories of one site, uint8 [layers, neurons]; 0 where a layer has fewer."""
+    rows = [grid.row for grid in grids]
+    width = max(map(len, rows))
+    return np.stack([np.pad(row, (0, width - len(row))) for row in rows])
 
 
 def _file_name(name: Any) -> str:

@@ -19,9 +19,10 @@ from PIL import Image
 
 from bigcircuit.circuit import Circuit
 from bigcircuit.gates.granularity import MLP_OUTPUT
+from bigcircuit.report.maps import KEPT, LEAST
 from bigcircuit.report.sources import widths
 
-BOTH, FIRST, SECOND, KEPT, CLOSED = "#009e73", "#0072b2", "#d55e00", "#0072b2", "#808894"
+BOTH, FIRST, SECOND, CLOSED = "#009e73", "#0072b2", "#d55e00", "#808894"
 _ABSENT_ALPHA, _CLOSED_ALPHA = 0, 48
 
 
@@ -55,10 +56,30 @@ class Grid(NamedTuple):
     """An image of neurons, row by row."""
 
     uri: str
-    columns: int
-    rows: int
-    kept: int
-    of: int
+    categories: np.ndarray
+    """uint8 [rows, columns]"""
+
+    @property
+    def rows(self) -> int:
+        return self.categories.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.categories.shape[1]
+
+    @property
+    def kept(self) -> int:
+        """Neurons that some circuit keeps."""
+        return int((self.categories > 1).sum())
+
+    @property
+    def of(self) -> int:
+        return int((self.categories > 0).sum())
+
+    @property
+    def row(self) -> np.ndarray:
+        """Categories of the neurons one after the other, without the places that are no neuron."""
+        return self.categories[self.categories > 0]
 
 
 class Layer(NamedTuple):
@@ -155,10 +176,9 @@ def _node(index: int, categories: np.ndarray, shown: Palette) -> Node:
 
 
 def _style(kept: Sequence[int], of: int, two: bool) -> str:
-    """A node of which little is kept is to look other than a closed one, so shades begin at a fifth."""
     if not two:
         share = sum((index + 1) * count for index, count in enumerate(kept)) / (len(kept) * of)
-        return f"--k: {0.2 + 0.8 * share:.2f}" if share else ""
+        return f"--k: {LEAST + (1 - LEAST) * share:.2f}" if share else ""
     stops, at = [], 0.0
     for count, name in zip(kept, ("both", "first", "second"), strict=True):
         stops.append(f"var(--{name}) {at:.0f}% {(at := at + 100 * count / of):.0f}%")
@@ -180,5 +200,4 @@ def grid(categories: np.ndarray, shown: Palette) -> Grid:
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True, transparency=bytes(shown.alphas))
     uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    rows, columns = categories.shape
-    return Grid(uri, columns, rows, int((categories > 1).sum()), int((categories > 0).sum()))
+    return Grid(uri, categories)

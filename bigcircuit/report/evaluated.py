@@ -57,8 +57,8 @@ class Needed(NamedTuple):
     unnecessary: int
     together: float | None
     """KL without all that are unnecessary."""
-    most: Sequence[tuple[str, float, float, float]]
-    """The most necessary nodes: name, change of KL, interval."""
+    most: Sequence[tuple[str, Cell]]
+    """The most necessary nodes or groups, and by how much KL rises without them."""
 
 
 class Tables(NamedTuple):
@@ -78,7 +78,7 @@ def tables(evaluation: Json) -> Tables:
     return Tables(
         [_scored(evaluation, ablation) for ablation in ablations],
         [found for ablation in ablations if (found := _off(evaluation, ablation)).rows],
-        _minimality(evaluation["circuits"]),
+        _minimality(evaluation),
         [_cross(ablation, cells) for ablation, cells in evaluation["cross"].items() if cells],
         [{"ablation": ablation, **curve} for ablation, found in evaluation["curves"].items() for curve in found],
     )
@@ -89,7 +89,7 @@ def summary_table(summary: Json, rows: Sequence[Json]) -> Scored:
     names = [name for name in HEADINGS if name in summary["full"]]
     found = [Row("full model", "", _cells(summary["full"], names))]
     for row in rows:
-        name = f"circuit {row['name']}" if len(rows) > 1 else "circuit"
+        name = row["name"] if len(rows) > 1 else "circuit"
         found.append(Row(name, f"{row['kept']['total']:,} neurons", _cells(row["scores"], names), main=True))
     found.append(Row("nothing kept", "", _cells(summary["empty"], names)))
     ablation = summary["ablation"]
@@ -117,8 +117,7 @@ def _scored(evaluation: Json, ablation: str) -> Scored:
         rows.append(Row("full model", detail, _cells(tasks[task]["full"], names)))
     for circuit in circuits:
         found = circuit["ablations"][ablation]
-        kind = "control " if circuit["control"] else "circuit "
-        name = kind + circuit["name"] if len(circuits) > 1 else "circuit"
+        name = ("control " if circuit["control"] else "") + circuit["name"] if len(circuits) > 1 else "circuit"
         labels = "" if circuit["labels"] == "own" else f", found on {circuit['labels']} labels"
         size = f"{circuit['kept']['total']:,} neurons{labels}"
         rows.append(Row(name, size, _cells(found["circuit"], names), main=True))
@@ -154,29 +153,31 @@ def _off(evaluation: Json, ablation: str) -> Scored:
     return Scored(ablation, _title(ablation), [HEADINGS[name] for name in names], rows)
 
 
-def _minimality(circuits: Sequence[Json]) -> list[Needed]:
+def _minimality(evaluation: Json) -> list[Needed]:
+    dimension = evaluation["nodes"]["attention_neuron"] // evaluation["nodes"]["head"]
     found = []
-    for circuit in circuits:
+    for circuit in evaluation["circuits"]:
         for ablation, under in circuit["ablations"].items():
             for level in filter(under["minimality"].__contains__, GRANULARITIES):
                 one = under["minimality"][level]
                 most = [
-                    (_node(d), d["kl_change"]["mean"], d["kl_change"]["low"], d["kl_change"]["high"])
+                    (place_of(level, d, dimension), Cell(change["mean"], change["low"], change["high"]))
                     for d in one["dropped"][:3]
-                    if d["necessary"]
+                    if d["necessary"] and (change := d["kl_change"])
                 ]
                 together = one["together"]["kl"]["mean"] if one["together"] else None
-                found.append(
-                    Needed(
-                        circuit["name"], ablation, level, one["kept"], one["group"], one["unnecessary"], together, most
-                    )
-                )
+                sizes = one["kept"], one["group"], one["unnecessary"]
+                found.append(Needed(circuit["name"], ablation.replace("_", " "), level, *sizes, together, most))
     return found
 
 
-def _node(dropped: Json) -> str:
-    nodes = dropped["nodes"]
-    return f"{dropped['layer']}.{nodes[0]}" + (f"–{nodes[-1]}" if len(nodes) > 1 else "")
+def place_of(level: str, dropped: Json, dimension: int) -> str:
+    """Layer and nodes as the drawing names them: attention neurons by head and dimension; of many the first ones."""
+    layer, nodes = f"layer {dropped['layer']}", dropped["nodes"]
+    if level in ("block", "attention", "mlp"):
+        return layer
+    named = [f"{n // dimension}.{n % dimension}" if level == "attention_neuron" else str(n) for n in nodes]
+    return f"{layer}: {', '.join(named[:3])}" + (f", … ({len(named)})" if len(named) > 3 else "")
 
 
 def _cross(ablation: str, cells: Sequence[Json]) -> Any:

@@ -63,7 +63,13 @@ class Line(NamedTuple):
     y: Sequence[float]
     tip: str = ""
     member: int | None = None
-    """Marks the line as one of a member, which the page may bring forward."""
+    """Marks the line as one of a circuit among several, which the page may bring forward."""
+    kind: str = "line"
+    """`line`; `faint`, which is behind all others; or `star`, a single mark."""
+    end: str = ""
+    """A name beside its last point."""
+    band: Sequence[tuple[float, float]] = ()
+    """Interval of every point, or none."""
 
 
 class Chart(NamedTuple):
@@ -83,130 +89,142 @@ def new_axes(width: float = 4.6, height: float = 2.9) -> tuple[Figure, Axes]:
         return figure, figure.add_subplot()
 
 
-def _thousands(axis: Any) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"))
-
-
 def lines(
-    key: str, title: str, series: Sequence[Line], x: str, y: str, *, log: bool = False, marked: bool = False
+    key: str,
+    title: str,
+    series: Sequence[Line],
+    x: str,
+    y: str,
+    *,
+    log: bool = False,
+    log_x: bool = False,
+    marked: bool = False,
+    note: str = "",
 ) -> Chart | None:
-    """A line chart from 0 (or logarithmic); None where there is nothing to draw. Members of a population are thin."""
+    """A line chart; None where there is nothing to draw. Lines of one label share a place in the legend.
+
+    log, log_x: logarithmic axes, where all values are positive and more than five times apart; else from 0.
+    """
     series = [line for line in series if len(line.x)]
     if not series:
         return None
-    many = any(line.member is not None for line in series)
-    figure, axes = new_axes(height=2.8 if many else 2.8 + 0.17 * (len(series) // 2))  # a legend of two columns is above
+    labels = list(dict.fromkeys(line.label for line in series))
+    figure, axes = new_axes(height=2.8 + 0.17 * (len(labels) // 2))  # a legend of two columns is above
     with mpl.rc_context(STYLE):
-        for index, line in enumerate(series):
-            style = index % len(SERIES)
-            shape = (index + index // len(SERIES)) % len(SERIES)  # the seventh series is not the first one again
-            (drawn,) = axes.plot(
-                line.x,
-                line.y,
-                label=line.label,
-                color=SERIES[0 if many else style],
-                linestyle="none" if len(line.x) == 1 else "-" if many else DASHES[shape],
-                linewidth=1.2 if many else 1.7,
-                marker="*" if len(line.x) == 1 else MARKERS[shape] if marked else None,
-                markersize=13 if len(line.x) == 1 else STYLE["lines.markersize"],
-                clip_on=False,
-                zorder=4 if len(line.x) == 1 else 3,
+        strong = list(dict.fromkeys(line.label for line in series if line.kind != "faint"))
+        places = {label: index for index, label in enumerate(strong)}
+        handles = {line.label: _draw(axes, line, places.get(line.label, 0), marked) for line in reversed(series)}
+        _frame(
+            axes,
+            x,
+            y,
+            log and _far_apart([value for line in series for value in line.y]),
+            log_x and _far_apart([value for line in series for value in line.x]),
+        )
+        _name_ends(axes, [line for line in series if line.end])
+        if len(labels) > 1:
+            wide = max(map(len, labels)) > 34
+            figure.legend(
+                [handles[label] for label in labels],
+                labels,
+                loc="outside upper left",
+                ncols=1 if wide else 2,
+                borderaxespad=0,
+                handlelength=2.6,
+                columnspacing=1.4,
             )
-            member = "" if line.member is None else f"member:{line.member}:"
-            drawn.set_gid(f"{member}tip:{line.tip or line.label}")
-        _frame(axes, x, y, log)
-        if len(series) > 1 and not many:
-            figure.legend(loc="outside upper left", ncols=2, borderaxespad=0, handlelength=2.6, columnspacing=1.4)
-    return Chart(key, title, figure)
+    return Chart(key, title, figure, note)
 
 
-def _frame(axes: Axes, x: str, y: str, log: bool) -> None:
+def _draw(axes: Axes, line: Line, place: int, marked: bool) -> Any:
+    """One series. place: of its label among all; lines of several circuits have a colour each and share their shape."""
+    shape = (place + place // len(SERIES)) % len(SERIES)  # the seventh series is not the first one again
+    colour = _colour(line, place)
+    style: dict[str, Any] = {"linestyle": DASHES[0 if line.member is not None else shape], "zorder": 3}
+    if marked:
+        style |= {"marker": MARKERS[shape]}
+    if line.kind == "faint":
+        colour = MUTED if line.member is None else colour
+        style = {"linestyle": "-", "linewidth": 0.9, "alpha": 0.5, "zorder": 2}
+    elif line.kind == "star":
+        style = {"linestyle": "none", "marker": "*", "markersize": 13, "zorder": 5}
+    if line.band:
+        axes.vlines(line.x, *zip(*line.band, strict=True), color=colour, linewidth=1.1, alpha=0.7, zorder=1)
+    (drawn,) = axes.plot(line.x, line.y, color=colour, clip_on=False, **style)
+    member = "" if line.member is None else f"member:{line.member}:"
+    drawn.set_gid(f"{member}tip:{line.tip or line.label}")
+    return drawn
+
+
+def _colour(line: Line, place: int) -> str:
+    return SERIES[(place if line.member is None else line.member) % len(SERIES)]
+
+
+def _far_apart(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) > 5 * min(values)
+
+
+def _name_ends(axes: Axes, series: Sequence[Line]) -> None:
+    """Names beside the last points, moved apart where they would lie upon each other."""
+    gap, last = 0.08, -1.0
+    axes.get_ylim()  # brings the transformation up to date
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places = [(float(to_axes.transform((line.x[-1], line.y[-1]))[1]), line) for line in series]
+    places.sort(key=lambda place: place[0])
+    over = max(0.0, gap * (len(places) - 1) - (1 - places[0][0])) if places else 0.0
+    for at, line in places:
+        last = max(at - over, last + gap, 0.0)
+        leader = {"arrowstyle": "-", "color": _colour(line, 0), "linewidth": 0.8, "shrinkA": 2, "shrinkB": 3}
+        leader["relpos"] = (0, 0.5)
+        end, place = (line.x[-1], line.y[-1]), (1.06, last)
+        axes.annotate(line.end, end, place, textcoords="axes fraction", va="center", fontsize=7.5, arrowprops=leader)
+
+
+def _frame(axes: Axes, x: str, y: str, log: bool, log_x: bool = False) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    _thousands(axes.xaxis)
-    axes.set_xlim(left=0)
     axes.grid(axis="x", visible=False)
-    if log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-    else:
+    for axis, logarithmic in ((axes.xaxis, log_x), (axes.yaxis, log)):
+        if logarithmic:
+            (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_minor_locator(NullLocator())
+        else:
+            axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(FuncFormatter(_plain))
+    if not log_x:
+        axes.set_xlim(left=0)
+    if not log:
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        _thousands(axes.yaxis)
 
 
-def scatter(members: Sequence[Mapping[str, Any]], title: str = "Size against faithfulness") -> Chart:
-    """Members of a population: site neurons against held-out KL with its interval. Each is a link to its circuit.
+def _plain(value: float, _: int) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"
 
-    Members of one size, such as seeds, stand side by side.
+
+def scatter(rows: Sequence[Mapping[str, Any]]) -> Chart:
+    """Several circuits: site neurons against held-out KL with its interval. Each is a link to its circuit.
+
+    Circuits of one size, such as those of several seeds, stand side by side.
     """
     figure, axes = new_axes()
-    one_size = len({row["kept"]["total"] for row in members}) == 1
+    one_size = len({row["kept"]["total"] for row in rows}) == 1
     with mpl.rc_context(STYLE):
-        for index, row in enumerate(members):
-            score, size, name = row["scores"]["kl"], row["kept"]["total"], row["member"]
+        for index, row in enumerate(rows):
+            score, size, name = row["scores"]["kl"], row["kept"]["total"], row["name"]
             x = index if one_size else size
             axes.plot([x, x], [score["low"], score["high"]], color=MUTED, linewidth=1.1)
             (mark,) = axes.plot([x], [score["mean"]], "o", color=SERIES[0], markersize=8, markeredgecolor=PAPER)
             mark.set_url(f"#member-{index}")
-            mark.set_gid(f"member:{index}:tip:member {name}: {size:,} neurons, KL {score['mean']:.3f}")
+            mark.set_gid(f"member:{index}:tip:{name}: {size:,} neurons, KL {score['mean']:.3f}")
         axes.margins(0.08)
-        _frame(axes, "member" if one_size else "site neurons kept", "held-out KL, nats", log=False)
+        _frame(axes, "" if one_size else "site neurons kept", "held-out KL, nats", log=False)
         if one_size:
-            axes.set_xlim(-0.6, len(members) - 0.4)
-            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    return Chart("size_kl", title, figure)
-
-
-def heatmap(key: str, title: str, values: Sequence[Sequence[float]], names: Sequence[str]) -> Chart:
-    """A square matrix of shares, such as pairwise Jaccard, with its numbers where they can be read."""
-    figure, axes = new_axes(3.6, 3.2)
-    count = len(values)
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
-        axes.grid(visible=False)
-        axes.imshow(np.asarray(values), vmin=0, vmax=1, cmap=_ramp())
-        shown = range(count) if count <= 12 else range(0, count, -(-count // 12))
-        axes.set_xticks(list(shown), [names[i] for i in shown], rotation=45 if max(map(len, names)) > 3 else 0)
-        axes.set_yticks(list(shown), [names[i] for i in shown])
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-        if count <= 12:
-            for row in range(count):
-                for column in range(count):
-                    value = values[row][column]
-                    colour = ON_DARK if value > 0.55 else ON_LIGHT
-                    axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-    return Chart(key, title, figure)
-
-
-def _ramp() -> mpl.colors.Colormap:
-    return mpl.colors.LinearSegmentedColormap.from_list("kept", ["#f2f5f9", "#8ab8dc", "#0072b2", "#00416b"])
-
-
-def model_map(key: str, title: str, heads: np.ndarray, mlps: np.ndarray) -> Chart:
-    """Share kept of every head, [L, H] (NaN where a layer has fewer), and of every MLP, [L]; the last layer on top."""
-    layers, width = heads.shape
-    figure, axes = new_axes(min(7.0, 1.6 + 0.22 * width), min(7.0, 1.1 + 0.22 * layers))
-    with mpl.rc_context(STYLE):
-        axes.grid(visible=False)
-        gap = max(1, width // 16)
-        columns = np.full((layers, width + 2 * gap + max(1, width // 8)), np.nan)
-        columns[:, :width] = heads
-        columns[:, width + gap : -gap] = mlps[:, None]
-        edges = np.arange(columns.shape[1] + 1) - 0.5, np.arange(layers + 1) - 0.5
-        mesh = axes.pcolormesh(*edges, columns, vmin=0, vmax=1, cmap=_ramp(), edgecolors=PAPER, linewidth=0.4)
-        ticks = [*range(0, width, max(1, width // 8)), (width + columns.shape[1]) / 2 - 0.5]
-        axes.set_xticks(ticks, [*map(str, ticks[:-1]), "MLP"])
-        axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.set_xlabel("head")
-        axes.set_ylabel("layer")
-        axes.spines[:].set_visible(False)
-        bar = figure.colorbar(mesh, ax=axes, shrink=0.7, aspect=14, label="share of neurons kept")
-        bar.outline.set_visible(False)
-    return Chart(key, title, figure)
+            axes.set_xlim(-0.6, len(rows) - 0.4)
+            shown = range(0, len(rows), -(-len(rows) // 8))
+            named = [rows[index]["name"][-16:] for index in shown]
+            axes.set_xticks(shown, named, rotation=30 if len("".join(named)) > 40 else 0)
+    return Chart("size_kl", "KL of each circuit" if one_size else "Size against faithfulness", figure)
 
 
 def bars(key: str, title: str, names: Sequence[str], values: Mapping[str, Sequence[float]], x: str) -> Chart:
@@ -225,5 +243,6 @@ def bars(key: str, title: str, names: Sequence[str], values: Mapping[str, Sequen
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(x)
         if marks:
-            figure.legend(loc="outside upper right", ncols=2)
+            handles, labels = axes.get_legend_handles_labels()
+            figure.legend(handles[::-1], labels[::-1], loc="outside upper right", ncols=2)
     return Chart(key, title, figure)

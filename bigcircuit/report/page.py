@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from bigcircuit.gates.granularity import NODES
 from bigcircuit.report import charts
 from bigcircuit.report.svg import inline
 from bigcircuit.storage import write_bytes
@@ -32,7 +33,7 @@ def write_page(template: str, page: Any, output: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {f.__name__: f for f in (number, score, precise, percent, visible)} | {"chart": inline}
-    environment.globals |= {"names": charts.GRANULARITY, "methods": charts.METHODS}
+    environment.globals |= {"names": NODES, "methods": charts.METHODS}
     style, script = (_text(name) for name in ("style.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template(template).render(
@@ -62,9 +63,9 @@ def score(value: float | None) -> str:
     return f"{0.0 if abs(value) < 0.0005 else value:,.3f}".replace("-", "−")
 
 
-def precise(value: float) -> str:
+def precise(value: float | None) -> str:
     """As a score, but two digits of what is small and not zero."""
-    return f"{value:.2g}" if 1e-9 < abs(value) < 0.01 else score(value)
+    return f"{value:.2g}" if value is not None and 1e-9 < abs(value) < 0.01 else score(value)
 
 
 def percent(share: float) -> str:

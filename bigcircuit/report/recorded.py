@@ -41,9 +41,19 @@ def row_of(record: Json) -> Json:
     return row | ({"scores": scores} if scores else {})
 
 
-def metadata_of(record: Json, found: Json) -> dict[str, str]:
+def about(record: Json, content: Json) -> Json:
+    """Model, task, pairs and settings as the file that holds the record says."""
+    model = content["model"]
+    found = {"model": model.get("path") or model.get("name", ""), "task": record["task"]}
+    if "tasks" not in content:
+        return found
+    task = content["tasks"][record["task"]]
+    own = {"task": task["name"], "pairs": task["pairs"], "left_out": task["left_out"]}
+    return found | own | {"evaluation": content["settings"]}
+
+
+def metadata_of(record: Json, content: Json, known: Json) -> dict[str, str]:
     """What the files say of a circuit that is not at hand, under the names of a circuit file's metadata."""
-    model = found["model"]
-    task = found["tasks"][record["task"]]["name"] if "tasks" in found else record["task"]
-    known = {"model": model.get("path") or model.get("name", ""), "task": task, "ablation": record["found_under"]}
-    return known | {f"model_{part}_sha256": model[part] for part in ("config", "weights") if model.get(part)}
+    found = {"model": known["model"], "task": known["task"], "ablation": record["found_under"]}
+    return found | {f"model_{part}_sha256": content["model"][part] for part in ("config", "weights", "tokenizer")
+                    if content["model"].get(part)}  # fmt: skip

@@ -27,8 +27,15 @@ class Member:
     """None where only evaluation.json or comparison.json knows it, because its file is gone."""
     row: Json = field(default_factory=dict)
     """Its row of summary.json; what the circuit file, or evaluation.json, says where there is none."""
+    metadata: Json = field(default_factory=dict)
+    """Of the circuit file: hashes of model, tokenizer and task; what is known of them where it is gone."""
+    about: Json = field(default_factory=dict)
+    """`model` and `task` as they were given; of a run or an evaluation also `pairs`, `left_out`, the run's `config` and the
+    `evaluation`'s settings."""
     examples: Sequence[Json] = ()
-    """Predictions on a few held-out pairs, from examples.json."""
+    """Predictions on a few held-out pairs."""
+    metrics: Sequence[Json] = ()
+    """Its lines of metrics.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +48,8 @@ class Source:
     summary: Json | None = None
     setup: Json | None = None
     """config.json: `config`, `command`, `versions`."""
-    metrics: Sequence[Json] = ()
     evaluation: Json | None = None
     comparison: Json | None = None
-
-    @property
-    def metadata(self) -> Json:
-        """Of the first circuit file: hashes of model, tokenizer and task."""
-        if (circuit := self.members[0].circuit) is not None:
-            return circuit.metadata
-        found = self.evaluation or self.comparison
-        assert found is not None
-        return recorded.metadata_of(found["circuits"][0], found)
 
     @property
     def nodes(self) -> dict[str, int]:
@@ -84,39 +81,44 @@ def open_source(path: Path, summary: Json | None = None) -> Source:
     if summary is None:
         return _apart(path, found)
     shown = (_json(path / "examples.json") or {"members": []})["members"]
-    members = [
-        Member(
-            str(row["member"]),
-            row["circuit"],
-            Circuit.load(path / row["circuit"]),
-            row,
-            shown[index] if index < len(shown) else (),
-        )
-        for index, row in enumerate(summary["members"])
-    ]
     setup, metrics = _json(path / "config.json"), read_metrics(path / "metrics.jsonl")
-    return Source(path, path.resolve().name, members, summary, setup, metrics, **found)
+    about = {key: summary[key] for key in ("model", "task", "pairs", "left_out")}
+    about |= {"config": setup["config"] if setup else {}}
+    about |= {"evaluation": found["evaluation"]["settings"]} if "evaluation" in found else {}
+    members = []
+    for index, row in enumerate(summary["members"]):
+        circuit = Circuit.load(path / row["circuit"])
+        examples = shown[index] if index < len(shown) else ()
+        mine = [line for line in metrics if line.get("member") == index]
+        members.append(
+            Member(str(row["member"]), row["circuit"], circuit, row, circuit.metadata, about, examples, mine)
+        )
+    return Source(path, path.resolve().name, members, summary, setup, **found)
 
 
 def _apart(path: Path, found: Mapping[str, Json]) -> Source:
     """A folder that holds no run but what `evaluate` or `compare` found out about circuits elsewhere."""
     if not found:
         raise UserError(f"{path}: has no summary.json, so no finished run; run the same `bigcircuit prune` again")
-    named = (found.get("evaluation") or found["comparison"])["circuits"]
-    members = [_recorded(one, path) for one in named]
+    content = found.get("evaluation") or found["comparison"]
+    members = [_recorded(one, content, path) for one in content["circuits"]]
     return Source(path, path.resolve().name, members, **found)
 
 
-def _recorded(record: Json, folder: Path) -> Member:
+def _recorded(record: Json, content: Json, folder: Path) -> Member:
     circuit = recorded.circuit_of(record, folder)
     said = _row(Path(record["file"]), circuit) if circuit else {"scores": {}}
-    return Member(record["name"], record["file"], circuit, said | recorded.row_of(record))
+    about = recorded.about(record, content)
+    metadata = circuit.metadata if circuit else recorded.metadata_of(record, content, about)
+    row = said | recorded.row_of(record)
+    return Member(record["name"], record["file"], circuit, row, metadata, about, record.get("examples", ()))
 
 
 def _file(path: Path) -> Source:
     circuit = Circuit.load(path)
     name = name_of(run_of(path), path)
-    return Source(path, name, [Member(name, path.name, circuit, _row(path, circuit))])
+    about = {key: circuit.metadata.get(key, "") for key in ("model", "task")}
+    return Source(path, name, [Member(name, path.name, circuit, _row(path, circuit), circuit.metadata, about)])
 
 
 def _row(path: Path, circuit: Circuit) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigcircuit.report import charts, evaluated, headline, sweep_headline, views
+from bigcircuit.report import charts, evaluated, facts, headline, sweep_headline, views
 from bigcircuit.report.drawing import Drawing, draw
+from bigcircuit.report.facts import Fact
 from bigcircuit.report.figures import Chart
 from bigcircuit.report.page import write_page
 from bigcircuit.report.sources import Json, Source, open_source
@@ -53,7 +54,7 @@ class SweepPage:
     subtitle: str
     lead: str
     tiles: Sequence[headline.Tile]
-    asked: Sequence[tuple[str, str]]
+    asked: Sequence[Fact]
     figure: Chart | None
     trials: Sequence[Shown]
     """By number."""
@@ -68,8 +69,8 @@ class SweepPage:
     comparison: views.Comparison | None
     by_setting: Sequence[Chart]
     training: Sequence[Chart]
-    hashes: Sequence[tuple[str, str]]
-    settings: str
+    hashes: Sequence[Fact]
+    settings: Sequence[tuple[str, str]]
     versions: Mapping[str, str]
 
     def all_charts(self) -> list[Chart]:
@@ -78,8 +79,9 @@ class SweepPage:
         return [*([self.figure] if self.figure else []), *self.by_setting, *compared, *self.training]
 
     def drawings(self) -> dict[str, Drawing]:
-        """The drawings of single circuits, by name."""
-        return {f"trial {one.number}": one.drawing for one in self.trials if one.drawing is not None}
+        """All drawings, by name."""
+        found = {f"trial {one.number}": one.drawing for one in self.trials if one.drawing is not None}
+        return found | ({"all together": self.together} if self.together else {})
 
 
 def render_sweep(sweep: SweepFolder, output: Path | None = None, figures: Path | None = None) -> list[Path]:
@@ -117,8 +119,10 @@ def sweep_page(sweep: SweepFolder) -> SweepPage:
         comparison=views.comparison(named),
         by_setting=setting_charts(sweep),
         training=training_charts(sweep),
-        hashes=headline.hashes(sources[first.number]) if first else [],
-        settings=json.dumps({"command": sweep.command, "sweep": sweep.search, "config": sweep.base}, indent=2),
+        hashes=facts.hashes({f"trial {number}": source.members[0] for number, source in sources.items()})
+        if first
+        else [],
+        settings=[("", json.dumps({"command": sweep.command, "sweep": sweep.search, "config": sweep.base}, indent=2))],
         versions=sweep.versions,
     )
 

@@ -149,7 +149,6 @@ def training_charts(sweep: SweepFolder) -> list[Chart]:
         for trial in sweep.trials:
             points = [(row["step"], row[column]) for row in rows[trial] if row.get(column) is not None]
             x, values = zip(*points, strict=True) if points else ((), ())
-            series.append(Line(f"trial {trial.number}", x, values, member=trial.number))
-        log = key == "training_kl" and all(value > 0 for line in series for value in line.y)
-        found.append(lines(key, title, series, "step", y, log=log))
+            series.append(Line("", x, values, tip=f"trial {trial.number}", member=trial.number))
+        found.append(lines(key, title, series, "step", y, log=key == "training_kl"))
     return [chart for chart in found if chart]

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigcircuit.report.headline import ABLATIONS, Tile, spread
+from bigcircuit.report.facts import ABLATIONS, Fact, spread
+from bigcircuit.report.headline import Tile
 from bigcircuit.sweep.folder import SweepFolder, Trial
-
-GOOD = 0.1
-"""Held-out KL in nats: the smallest circuit that has at most this is named and shown first."""
+from bigcircuit.sweep.front import GOOD
 
 
 def title(sweep: SweepFolder) -> str:
@@ -35,7 +34,10 @@ def lead(sweep: SweepFolder) -> str:
     first = first_of(sweep)
     done, of = len(sweep.finished), len(sweep.trials)
     if first is None:
-        return f"No trial has finished yet, of {of} that have begun."
+        failed = sum(trial.record.status == "failed" for trial in sweep.trials)
+        return (
+            f"All {of} trials have failed." if failed == of else f"No trial has finished yet, of {of} that have begun."
+        )
     said = f"{done} of {of} trials have finished" if done < of else f"All {of} trials have finished"
     (kept, kl), whole = first.point, first.summary["nodes"]["total"]
     reached = f"a held-out KL of at most {GOOD:g} nats" if kl <= GOOD else "the lowest held-out KL"
@@ -63,7 +65,7 @@ def tiles(sweep: SweepFolder) -> list[Tile]:
     return found
 
 
-def asked(sweep: SweepFolder) -> list[tuple[str, str]]:
+def asked(sweep: SweepFolder) -> list[Fact]:
     """The question, and what was searched. A setting that was searched is not said as if it were one for all."""
     base, search = sweep.base, sweep.search
     ablation = base["ablation"]["kind"] + ("_per_position" if base["ablation"]["per_position"] else "")
@@ -80,7 +82,7 @@ def asked(sweep: SweepFolder) -> list[tuple[str, str]]:
         ("Scheduler", "", "" if scheduler == "none" else f"{scheduler}, comparing {search['metric']}"),
         *((key, "", _domain(domain)) for key, domain in search["space"].items()),
     ]
-    return [(name, value) for name, key, value in rows if value and key not in search["space"]]
+    return [Fact(name, [("", value)]) for name, key, value in rows if value and key not in search["space"]]
 
 
 def _domain(domain: Any) -> str:

@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bigcircuit.circuit import Circuit
 from bigcircuit.evaluation.comparison import Stability
-from bigcircuit.evaluation.sets import overlap, stability
+from bigcircuit.evaluation.sets import in_words, overlap, stability
+from bigcircuit.evaluation.subjects import unique
 from bigcircuit.gates.granularity import GRANULARITIES
-from bigcircuit.report import charts, evaluated, headline
+from bigcircuit.report import charts, evaluated, facts, headline
+from bigcircuit.report.circuits_table import Column, columns
 from bigcircuit.report.drawing import Drawing, draw
 from bigcircuit.report.evaluated import Tables
+from bigcircuit.report.facts import Fact
 from bigcircuit.report.figures import Chart
 from bigcircuit.report.sources import Json, Member, Source, nodes, widths
 
@@ -38,6 +41,22 @@ class Comparison(NamedTuple):
     overlap: Mapping[str, Json]
     charts: Sequence[Chart]
     verdict: str
+    saved: Mapping[str, str]
+    """`union`, `intersection`, `difference` -> file."""
+
+
+class Measured(NamedTuple):
+    """The scores of the circuits of one run or file."""
+
+    name: str
+    verdict: str
+    missing: Sequence[str]
+    """What was asked for and is not there, in words."""
+    scores: evaluated.Scored | None
+    """Where there is no evaluation."""
+    tables: Tables | None
+    sizes: Sequence[Chart]
+    partial: Sequence[Chart]
 
 
 @dataclass(frozen=True)
@@ -48,97 +67,122 @@ class Page:
     subtitle: str
     lead: str
     tiles: Sequence[headline.Tile]
-    asked: Sequence[tuple[str, str]]
+    asked: Sequence[Fact]
     nodes: Mapping[str, int]
+    kind: str
+    """What its circuits are called: `circuits`, or `members` of one population."""
     rows: Sequence[Json]
     """A row a circuit: `name`, `anchor` (empty if it is not drawn) and those of summary.json."""
+    columns: Sequence[Column]
     shown: Sequence[Shown]
     not_drawn: int
     gone: Sequence[str]
     """Circuits whose files are not there any more."""
-    summary: Json | None
-    scores: evaluated.Scored | None
-    """Where there is no evaluation."""
     training: Sequence[Chart]
     population: Sequence[Chart]
     comparison: Comparison | None
-    tables: Tables | None
-    sizes: Sequence[Chart]
-    partial: Sequence[Chart]
-    hashes: Sequence[tuple[str, str]]
+    measured: Sequence[Measured]
+    hashes: Sequence[Fact]
     versions: Mapping[str, str]
-    settings: str
-    """All settings and the command, as JSON."""
+    settings: Sequence[tuple[str, str]]
+    """Of every run: its name; commands, settings and versions as JSON."""
 
     def all_charts(self) -> list[Chart]:
         """Every figure of the page."""
         compared = self.comparison.charts if self.comparison else ()
-        return [*self.training, *self.population, *compared, *self.sizes, *self.partial]
+        measured = [chart for one in self.measured for chart in (*one.sizes, *one.partial)]
+        return [*self.training, *self.population, *compared, *measured]
 
     def drawings(self) -> dict[str, Drawing]:
-        """The drawings of single circuits, by name."""
-        return {one.name: one.drawing for one in self.shown if one.row}
+        """All drawings, by name."""
+        return {one.name: one.drawing for one in self.shown}
 
 
 def page(sources: Sequence[Source]) -> Page:
     """The page of one run, population or circuit file, or of a comparison of several."""
-    first = sources[0]
-    alone = len(sources) == 1
-    members, of = _named(sources), first.nodes
-    rows = [{"name": name, "anchor": "", "asked": headline.size_asked(m.row), **m.row} for name, m in members.items()]
+    first, alone = sources[0], len(sources) == 1
+    of, kind = first.nodes, "members" if alone and first.summary else "circuits"
+    by_source = _named(sources)
+    members = {name: member for named in by_source for name, member in named.items()}
+    rows = {name: _row(name, member) for name, member in members.items()}
     at_hand = {name: m.circuit for name, m in members.items() if m.circuit is not None}
     shown, left = _drawn(members, at_hand)
-    anchors = {one.name: one.anchor for one in shown if one.row}
-    for row in rows:
-        row["anchor"] = anchors.get(row["name"], "")
+    for one in shown:
+        if one.row:
+            rows[one.name]["anchor"] = one.anchor
     beside = alone and first.comparison is not None  # a comparison with others counts more than one among themselves
     others = first.compared if beside and (first.summary or first.evaluation) else {}
     if others and same_model(list(others.values())):
         shown.append(Shown("compared", "compared", draw(others), {}, ()))
     compared = _recorded(first.comparison) if beside else comparison(at_hand)
-    evaluation, population = first.evaluation if alone else None, alone and first.summary is not None
+    listed = list(rows.values())
+    verdict = first.evaluation["verdict"] if alone and first.evaluation else ""
+    setups = {source.name: found for source in sources if (found := _setup(source))}
     return Page(
-        title=headline.title(sources),
-        subtitle=headline.subtitle(sources),
-        lead=headline.lead(
-            first if alone else replace(first, evaluation=None), members, compared.verdict if compared else ""
-        ),
-        tiles=headline.tiles(rows, of, compared.overlap["head"]["pairs"] if compared else None, population=population),
-        asked=headline.asked(first) if alone else [],
+        title=headline.title(members, kind),
+        subtitle=headline.subtitle(members),
+        lead=headline.lead(listed, of, verdict, compared.verdict if compared else ""),
+        tiles=headline.tiles(listed, of, compared.overlap["head"]["pairs"] if compared else None),
+        asked=facts.asked(members),
         nodes=of,
-        rows=rows,
+        kind=kind,
+        rows=listed,
+        columns=columns(listed),
         shown=shown,
         not_drawn=left,
         gone=[name for name in members if name not in at_hand],
-        summary=first.summary if alone else None,
-        scores=evaluated.summary_table(first.summary, rows) if alone and first.summary and not evaluation else None,
-        training=charts.training(first) if alone else [],
-        population=charts.population(first) if population else [],
+        training=charts.training(members),
+        population=charts.population(listed),
         comparison=compared,
-        tables=evaluated.tables(evaluation) if evaluation else None,
-        sizes=charts.curves(evaluation) if evaluation else [],
-        partial=charts.partial(evaluation) if evaluation else [],
-        hashes=headline.hashes(first),
-        versions=first.setup["versions"] if alone and first.setup else {},
-        settings=json.dumps({k: first.setup[k] for k in ("command", "config")}, indent=2)
-        if alone and first.setup
-        else "",
+        measured=[
+            found
+            for source, named in zip(sources, by_source, strict=True)
+            if (found := _measured(source, [rows[name] for name in named], alone))
+        ],
+        hashes=facts.hashes(members),
+        versions=next((part["versions"] for found in setups.values() for part in found.values()), {}),
+        settings=[(name, json.dumps(found, indent=2)) for name, found in setups.items()],
     )
 
 
-def _named(sources: Sequence[Source]) -> dict[str, Member]:
-    """All circuits by a name of their own."""
-    found: dict[str, Member] = {}
+def _row(name: str, member: Member) -> dict[str, Any]:
+    own = {"name": name, "anchor": "", "asked": facts.size_asked(member.row), "task": headline.task_of(member)}
+    return {**own, "found_under": member.metadata.get("ablation", "").replace("_", " "), **member.row}
+
+
+def _setup(source: Source) -> Json:
+    """What ran, by kind: the run itself, an evaluation, a comparison."""
+    found = {"run": source.setup, "evaluation": source.evaluation, "comparison": source.comparison}
+    kept = ("command", "config", "settings", "versions")
+    return {what: {key: one[key] for key in kept if key in one} for what, one in found.items() if one}
+
+
+def _measured(source: Source, rows: Sequence[Json], alone: bool) -> Measured | None:
+    evaluation = source.evaluation
+    if evaluation is None:
+        scores = evaluated.summary_table(source.summary, rows) if source.summary else None
+        return Measured(source.name, "", (), scores, None, (), ()) if scores else None
+    figures = [charts.curves(evaluation), charts.partial(evaluation)]
+    if not alone:  # so that files of figures have names of their own
+        figures = [[chart._replace(key=f"{chart.key}_{source.name}") for chart in found] for found in figures]
+    unfinished = [f"The evaluation has not reached {name} ablation yet." for name in evaluation.get("unfinished", ())]
+    missing = [*unfinished, *evaluation.get("no_curves", ())]
+    return Measured(source.name, evaluation["verdict"], missing, None, evaluated.tables(evaluation), *figures)
+
+
+def _named(sources: Sequence[Source]) -> list[dict[str, Member]]:
+    """The circuits of every source, all by a name of their own."""
+    taken: set[str] = set()
+    found = []
     for source in sources:
+        named = {}
         for member in source.members:
             several = len(source.members) > 1
-            alone = len(sources) == 1 and several
-            name = member.name if alone else f"{source.name}/{member.name}" if several else source.name
-            number, unique = 1, name
-            while unique in found:
-                number += 1
-                unique = f"{name} ({number})"
-            found[unique] = member
+            run = f"member {member.name}" if source.summary else member.name
+            name = (run if len(sources) == 1 else f"{source.name}/{member.name}") if several else source.name
+            taken.add(name := unique(name, taken))
+            named[name] = member
+        found.append(named)
     return found
 
 
@@ -168,12 +212,13 @@ def same_model(circuits: Sequence[Circuit]) -> bool:
     return all(widths(one) == widths(first) for one in circuits)
 
 
-def _recorded(comparison: Json) -> Comparison:
+def _recorded(found: Json) -> Comparison:
     """What comparison.json says, which needs no circuit."""
-    known, found = comparison["nodes"], comparison["stability"]
-    rows = {n: {"of": known[n], **o, "pairs": found[n]} for n, o in comparison["overlap"].items()}
-    names = [one["name"] for one in comparison["circuits"]]
-    return _shared(names, rows, {name: Stability(**one) for name, one in found.items()}, comparison["verdict"])
+    known, pairs = found["nodes"], found["stability"]
+    rows = {n: {"of": known[n], **o, "pairs": pairs[n]} for n, o in found["overlap"].items()}
+    names = [one["name"] for one in found["circuits"]]
+    similar = {name: Stability(**one) for name, one in pairs.items()}
+    return _shared(names, rows, similar, found["verdict"], found["saved"])
 
 
 def comparison(circuits: Mapping[str, Circuit]) -> Comparison | None:
@@ -188,22 +233,21 @@ def comparison(circuits: Mapping[str, Circuit]) -> Comparison | None:
     shared = {name: overlap(found, known[name]) for name, found in masks.items()}
     similar = {name: stability(found, known[name]) for name, found in masks.items()}
     rows = {name: {"of": known[name], **vars(shared[name]), "pairs": vars(similar[name])} for name in masks}
-    heads, neurons = similar["head"], similar["total"]
-    verdict = (
-        f"The overlap of {'the two' if len(circuits) == 2 else 'two'} circuits (Jaccard) is {heads.mean:.2f} of their heads, by "
-        f"chance {heads.chance:.2f}, and {neurons.mean:.2f} of their neurons, by chance {neurons.chance:.2f}."
-    )
-    return _shared(list(circuits), rows, similar, verdict)
+    return _shared(list(circuits), rows, similar, in_words(len(circuits), similar["head"], similar["total"]), {})
 
 
 def _shared(
-    names: Sequence[str], rows: Mapping[str, Json], similar: Mapping[str, Stability], verdict: str
+    names: Sequence[str],
+    rows: Mapping[str, Json],
+    similar: Mapping[str, Stability],
+    verdict: str,
+    saved: Mapping[str, str],
 ) -> Comparison:
     """rows: by granularity; key/value groups of one head each are heads, and are left out."""
     alone = "kv_group" in rows and rows["kv_group"]["of"] == rows["head"]["of"]
     rows = {name: row for name, row in rows.items() if not (alone and name == "kv_group")}
     figures = charts.shared(rows) + (charts.similarity(names, similar) if len(names) > 2 else [])
-    return Comparison(names, rows, figures, verdict)
+    return Comparison(names, rows, figures, verdict, saved)
 
 
 def _joined(attention: Any, mlp: Any) -> Any:
