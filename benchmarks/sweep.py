@@ -189,7 +189,7 @@ def page(case: Case, measured: Sequence[Timed]) -> list[str]:
     lines = [
         f"## {case.name}",
         "",
-        f"{case.steps} updates a trial; {torch.get_num_threads()} cores, torch {torch.__version__}; {case.separate} separate "
+        f"{case.steps} updates a trial; {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}; {case.separate} separate "
         f"runs made; {date.today()}.",
         "",
         f"| | seconds | trials an hour | against separate runs | the same, {LONG} updates a trial |",

@@ -31,8 +31,8 @@ HEAD = (
 
 
 ABOUT = """Eight trials of {} updates on the embedded model, two workers with four slots each; checkpoints every 20 updates.
-Updates of a call that died with its worker are not in the table: 20 a trial at most. Seconds are of whole commands, the second
-start included; the cluster that loses a node was there before."""
+Of a call that was cut off as many updates are counted as it can have made, 20 a trial at most. Seconds are of whole commands,
+the second start included; the cluster that loses a node was there before."""
 
 
 class Ended(NamedTuple):

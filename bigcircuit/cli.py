@@ -26,7 +26,7 @@ USAGE = """usage: bigcircuit VERB [--config FILE] [--section.field VALUE ...]
           --model.path MODEL [--ablation interchange] [--output FILE.safetensors]
   report RUN_OR_CIRCUIT ...     the page of a run, a sweep or a circuit, or of several beside each other; loads no model
           [--output FILE.html] [--figures FOLDER: every figure as SVG, PNG and PDF]
-  sweep   search settings with Ray Tune, many circuits per copy of the model   [--address of a Ray cluster] [--dry-run]
+  sweep   search settings with Ray Tune, many circuits per copy of the model   [--address of a Ray cluster] [--dry-run] [--fresh]
   sweep best FOLDER   the config of the best trial   [--kl 0.1: the fewest neurons with that | --neurons 200: the lowest KL]
   tasks   list the task builders, or print pairs of the one that --task.name names
   env     versions, devices and cores
@@ -169,10 +169,12 @@ def run_sweep(words: Sequence[str]) -> None:
         from bigcircuit.sweep.best import show_best
 
         return show_best(words[1:], console)
-    _help(words, SweepSettings)
-    rest = [word for word in words if word != "--dry-run"]
+    _help(words, SweepSettings, "sweep.")
+    rest = [word for word in words if word not in ("--dry-run", "--fresh")]
     path, address = _take(rest, "--config"), _take(rest, "--address")
     sweep = load_sweep(path, parse_overrides(rest, sweep_keys(), ("task.columns.", "sweep.space.")))
+    if "--fresh" in words:
+        sweep = sweep.fresh()
     if "--dry-run" in words:
         from bigcircuit.sweep.dry_run import dry_run
 
@@ -182,9 +184,9 @@ def run_sweep(words: Sequence[str]) -> None:
     return run(sweep, address, console)
 
 
-def _help(words: Sequence[str], settings: type[Section]) -> None:
+def _help(words: Sequence[str], settings: type[Section], prefix: str = "") -> None:
     if "--help" in words or "-h" in words:
-        show_settings(Console(highlight=False), USAGE, settings)
+        show_settings(Console(highlight=False), USAGE, settings, prefix)
         raise SystemExit(0)
 
 

@@ -43,13 +43,19 @@ class Prepared(NamedTuple):
 
 def prepare(config: Config, ranks: Ranks) -> Prepared:
     """Read and check all but the weights. Raises UserError."""
+    tokenizer, data, reference = read(config)
+    return Prepared(config, tokenizer, data, reference, Passes.of(config, ranks), identity(config, data, reference))
+
+
+def read(config: Config) -> tuple[Any, TaskData, Reference | None]:
+    """Tokenizer, pairs and reference, with the rest of the settings checked against them. Raises UserError."""
     hf_config = load_config(config.model)
     tokenizer = load_tokenizer(config.model)
     data = load_task(config.task, tokenizer, hf_config)
     reference = load_reference(config, tokenizer, hf_config)
     check_targets(config, node_counts(skeleton(config.model).shapes, list(GRANULARITIES)))
     read_settings(config.deepspeed)
-    return Prepared(config, tokenizer, data, reference, Passes.of(config, ranks), identity(config, data, reference))
+    return tokenizer, data, reference
 
 
 class Ground(NamedTuple):

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -103,12 +103,7 @@ def choose(config: Config, fresh: bool) -> RunFolder:
 
     A folder belongs to a run when its resolved config is the same apart from `output`.
     """
-    path = Path(config.output)
-    if fresh:
-        taken = 1
-        while path.exists():
-            taken += 1
-            path = Path(f"{config.output}-{taken}")
+    path = free(config.output) if fresh else Path(config.output)
     folder = RunFolder(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"output {path}: is a file; name a folder")
@@ -119,21 +114,39 @@ def choose(config: Config, fresh: bool) -> RunFolder:
     return folder
 
 
+def free(output: str) -> Path:
+    """The first of `output`, `output-2`, `output-3`, ... that does not exist."""
+    path, taken = Path(output), 1
+    while path.exists():
+        taken += 1
+        path = Path(f"{output}-{taken}")
+    return path
+
+
 def _check_same(folder: RunFolder, config: Config) -> None:
     try:
-        before = json.loads(folder.config.read_text(encoding="utf-8"))["config"]
-    except (ValueError, KeyError, TypeError) as error:
+        before = dict(flatten(json.loads(folder.config.read_text(encoding="utf-8"))["config"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder.config}: not a run's config.json; name another output or use --fresh") from error
-    old, new = (dict(flatten(c)) for c in (before, config.model_dump(mode="json")))
-    # A setting that did not exist when the run was made has, as its default, what was done then.
-    default = dict(flatten(Config().model_dump(mode="json")))
-    old = {key: default[key] for key in new.keys() & default.keys()} | old
-    for key in sorted(old.keys() | new.keys()):
-        if key not in HOW and old.get(key) != new.get(key):
-            raise UserError(
-                f"{folder.path}: holds a run with {key} {old.get(key)!r}, not {new.get(key)!r}; "
-                "name another output or use --fresh"
-            )
+    found = changed(before, config.model_dump(mode="json"), Config().model_dump(mode="json"), HOW)
+    if found is not None:
+        key, old, new = found
+        raise UserError(
+            f"{folder.path}: holds a run with {key} {old!r}, not {new!r}; name another output or use --fresh"
+        )
+
+
+def changed(
+    old: Mapping[str, Any], now: Mapping[str, Any], default: Mapping[str, Any], leave: Collection[str]
+) -> tuple[str, Any, Any] | None:
+    """The first dotted key but those of `leave` in which settings have changed, with both values.
+
+    old: flat; now and default: nested. A setting that did not exist then had, as its default, what was done then.
+    """
+    new, usual = dict(flatten(now)), dict(flatten(default))
+    old = {key: usual[key] for key in new.keys() & usual.keys()} | dict(old)
+    keys = (key for key in sorted(old.keys() | new.keys()) if key not in leave and old.get(key) != new.get(key))
+    return next(((key, old.get(key), new.get(key)) for key in keys), None)
 
 
 def write_config(folder: RunFolder, config: Config, command: Sequence[str]) -> None:

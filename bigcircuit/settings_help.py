@@ -1,8 +1,8 @@
 """The text of --help: every setting with its meaning, type and default, read from the config models themselves."""
 
-import re
 from collections.abc import Iterator
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -11,13 +11,13 @@ from rich.text import Text
 from bigcircuit.config import Config
 
 
-def show_settings(console: Console, usage: str, settings: type[BaseModel] = Config) -> None:
-    """Print usage and all settings, section by section."""
+def show_settings(console: Console, usage: str, settings: type[BaseModel] = Config, prefix: str = "") -> None:
+    """Print usage and all settings, section by section; prefix: of their keys."""
     console.print(Text(usage))
-    for title, lines in _sections(settings, ""):
+    for title, lines in _sections(settings, prefix):
         console.print(Text(f"\n{title}", style="bold"))
         for key, kind, default, meaning in lines:
-            console.print(Text.assemble(("  --" + key, "cyan"), f"  {kind}, default {default}"))
+            console.print(Text.assemble(("  --" + key, "cyan"), f"  {kind}, {default}"))
             console.print(Text(f"      {meaning}"))
 
 
@@ -30,6 +30,7 @@ def _sections(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, list
             nested.append((kind, f"{prefix}{name}."))
         else:
             default = str(info.default).replace("'", "") if info.default is not None else "none"
+            default = "required" if info.is_required() else f"default {default}"
             own.append((prefix + name, _kind(kind), default, " ".join((info.description or "").split())))
     if own:
         yield f"{prefix.rstrip('.') or 'run'}: {(section.__doc__ or '').strip()}", own
@@ -39,12 +40,15 @@ def _sections(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, list
 
 def _kind(annotation: Any) -> str:
     """A type as a person would write it: `int`, `one of float32, bfloat16`, `list of ...`."""
-    text = (
-        annotation.__name__
-        if isinstance(annotation, type) and not getattr(annotation, "__args__", ())
-        else str(annotation)
-    )
-    text = re.sub(r"typing\.|, FieldInfo\(.*?\)\]|Annotated\[", "", text).replace(" | None", "")
-    text = re.sub(r"Optional\[(.*)\]", r"\1", text)
-    text = re.sub(r"tuple\[(.*), \.\.\.\]", r"list of \1", text)
-    return re.sub(r"Literal\[(.*?)\]", r"one of \1", text).replace("'", "")
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is None:
+        return "any" if annotation is Any else annotation.__name__
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is Literal:
+        return f"one of {', '.join(inner)}"
+    if origin is tuple:
+        return f"list of {_kind(inner[0])}"
+    if origin is dict:
+        return f"mapping of {_kind(inner[0])} to {_kind(inner[1])}"
+    return " | ".join(_kind(one) for one in inner if one is not NoneType)

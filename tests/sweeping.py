@@ -107,7 +107,4 @@ def what_was_found(output):
 def table(output):
     """trials.csv without what depends on how the sweep went."""
     with (output / "trials.csv").open(newline="") as file:
-        return [
-            {key: value for key, value in row.items() if key not in ("seconds", "updates")}
-            for row in csv.DictReader(file)
-        ]
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]

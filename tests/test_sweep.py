@@ -11,15 +11,18 @@ from rich.console import Console
 from bigcircuit.circuit import Circuit
 from bigcircuit.config_file import load
 from bigcircuit.distributed import Ranks
+from bigcircuit.errors import UserError
 from bigcircuit.prune import prune
 from bigcircuit.sweep.record import read_records
 from bigcircuit.sweep.settings import load_sweep
+from bigcircuit.sweep.standing import replaces
 from tests.sweeping import (
     BASE,
     ROOT,
     SECONDS,
     named,
     ranks_of,
+    safely_read,
     some_trial_has_made,
     start,
     table,
@@ -58,9 +61,11 @@ def test_every_trial_is_what_prune_finds_with_its_settings(grid, tmp_path):
 
 def test_a_finished_sweep_is_left_alone_and_another_is_refused(grid):
     config, output, _ = grid
-    before = table(output), what_was_found(output)
-    to_the_end(config, output)
-    assert (table(output), what_was_found(output)) == before
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert "holds a finished sweep with these settings; nothing to do" in to_the_end(config, output)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    for path in output.rglob("*"):
+        assert not path.match(".*") and path.suffix not in (".pkl", ".pickle", ".pt", ".bin"), "what a sweep leaves"
     assert sum(record.updates for record in read_records(output)) == 160
     said = to_the_end(config, output, "--train.lr", "0.01", code=2)
     assert len(said.splitlines()) == 1 and "train.lr" in said
@@ -82,8 +87,10 @@ def test_an_interrupted_sweep_goes_on(grid, tmp_path, number):
     to_the_end(config, tmp_path / "s")
     assert what_was_found(tmp_path / "s") == what_was_found(undisturbed)
     assert table(tmp_path / "s") == table(undisturbed)
-    # Each made at most what lay between two checkpoints once more.
-    assert sum(record.updates for record in read_records(tmp_path / "s")) < 1.5 * 160
+    # Each made at most what lay between two checkpoints once more, and what a call that was cut off can have made.
+    records = read_records(tmp_path / "s")
+    assert all(40 <= record.updates <= 40 + 5 + 5 for record in records)
+    assert sum(record.updates for record in records) > 160 or number == signal.SIGTERM
 
 
 def test_trials_of_a_killed_worker_move(grid, tmp_path):
@@ -108,7 +115,31 @@ def test_a_trial_that_fails_is_reported_and_the_others_finish(tmp_path):
         if settings != (200, 40):
             assert record.status == "failed" and "\n" not in record.error
             assert ("target.total" if settings[1] else "task.size") in record.error
-    assert "failed" in said and "Traceback" not in said
+    assert "3 failed" in said and "Traceback" not in said
+
+
+def test_a_sweep_whose_trials_all_failed_says_so_and_gives_way_to_a_corrected_one(tmp_path):
+    config = written(tmp_path, space={"train.lr": [-1, -2]}, workers=1)
+    said = to_the_end(config, tmp_path / "s", "--train.steps", "10", code=2).splitlines()
+    assert "trial 1 failed: train.lr: input should be greater than 0, not -2" in said
+    assert said[-1].startswith(f"bigcircuit: {tmp_path / 's'}: all 2 trials have failed")
+    assert "All 2 trials have failed." in (tmp_path / "s/report.html").read_text()
+    said = to_the_end(config, tmp_path / "s", "--model.path", "/no/such/model", code=2)
+    assert said == "bigcircuit: model.path /no/such/model: no such folder; give a folder with config.json or a hub id\n"
+    corrected = load_sweep(config, {"sweep.space": {"train.lr": [0.1]}, "output": str(tmp_path / "s")})
+    assert replaces(tmp_path / "s", corrected)
+    (tmp_path / "s/sweep.json").write_text("{")
+    with pytest.raises(UserError, match="sweep.json: not a sweep's; name another output or use --fresh"):
+        replaces(tmp_path / "s", corrected)
+
+
+def test_a_sweep_that_cannot_start_is_one_line(tmp_path):
+    config = written(tmp_path)
+    said = to_the_end(config, tmp_path / "s", "--sweep.gpus", "1000", code=2)
+    assert "need 2 CPUs and 2000 GPUs" in said and len(said.splitlines()) == 1
+    said = to_the_end(config, tmp_path / "s", "--address", "127.0.0.1:1", code=2)
+    assert "--address 127.0.0.1:1: nobody answers there" in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "s/sweep.json").exists()
 
 
 def test_one_copy_of_the_model_in_pieces(grid, tmp_path):
@@ -148,13 +179,27 @@ def nodes():
     cluster.shutdown()
 
 
-def on_the_cluster(nodes, folder, base=None, **search):
-    """Run a sweep there in this process; the folder of the sweep."""
+def cut_on_the_cluster(nodes, folder, cut, base=None, **search):
+    """Run a sweep there, interrupt it when `cut` of its records holds, and go on in this process; the folder of the sweep.
+
+    What was over then is not made again, and every trial keeps its number, settings and steps.
+    """
     from bigcircuit.sweep.run import run
 
-    asked = load_sweep(written(folder, base, **search), {"output": str(folder / "s")})
-    run(asked, nodes.address, Console(file=(folder / "said").open("w")))
-    return folder / "s"
+    config, output = written(folder, base, **search), folder / "s"
+    process = start(config, output, "--address", nodes.address)
+    until(lambda: cut(safely_read(output)), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    before = read_records(output)
+    assert any(record.step for record in before)
+    run(load_sweep(config, {"output": str(output)}), nodes.address, Console(file=(folder / "said").open("w")))
+    after = read_records(output)
+    assert before != after, "it came too late"
+    for old, new in zip(before, after, strict=False):
+        assert (old.number, old.drawn) == (new.number, new.drawn)
+        assert old == new if old.over else new.step >= old.step
+    return output
 
 
 def groups_left(nodes):
@@ -167,9 +212,10 @@ def groups_left(nodes):
 
 
 def test_asha_stops_trials_early_and_frees_their_slots(nodes, tmp_path):
-    output = on_the_cluster(
+    output = cut_on_the_cluster(
         nodes,
         tmp_path,
+        lambda records: any(record.status == "stopped" for record in records),
         space={"penalty.mlp_neuron": [0.5, 1.0, 2.0, 4.0], "train.seed": [0, 1]},
         scheduler="asha",
         metric="kl",
@@ -187,9 +233,10 @@ def test_asha_stops_trials_early_and_frees_their_slots(nodes, tmp_path):
 
 def test_population_based_training_goes_on_from_better_trials(nodes, tmp_path):
     space = {"penalty.mlp_neuron": {"log_uniform": [0.1, 30.0]}, "train.lr": {"log_uniform": [1e-4, 0.3]}}
-    output = on_the_cluster(
+    output = cut_on_the_cluster(
         nodes,
         tmp_path,
+        lambda records: any(record.step >= 20 for record in records),
         space=space,
         search="random",
         trials=4,
@@ -207,8 +254,16 @@ def test_population_based_training_goes_on_from_better_trials(nodes, tmp_path):
 
 def test_optuna_draws_from_what_trials_have_found(nodes, tmp_path):
     space = {"penalty.mlp_neuron": {"log_uniform": [0.1, 30.0]}}
-    output = on_the_cluster(
-        nodes, tmp_path, {"train.steps": 10}, space=space, search="optuna", trials=6, workers=1, slots=2
+    output = cut_on_the_cluster(
+        nodes,
+        tmp_path,
+        lambda records: any(record.over for record in records),
+        {"train.steps": 10},
+        space=space,
+        search="optuna",
+        trials=6,
+        workers=1,
+        slots=2,
     )
     records = read_records(output)
     assert [record.status for record in records] == ["finished"] * 6

@@ -8,6 +8,7 @@ import torch
 from bigcircuit.circuit import Circuit
 from bigcircuit.config_file import load
 from bigcircuit.distributed import Ranks
+from bigcircuit.errors import OutOfMemory, UserError
 from bigcircuit.prune import prune
 from bigcircuit.sweep.host import Host
 from bigcircuit.sweep.messages import Entry
@@ -124,5 +125,36 @@ def test_members_of_different_lengths_and_learned_constants(tmp_path):
 
 
 def test_what_the_user_has_to_mend_is_said_before_any_trial(tmp_path):
-    assert Host(Ranks()).open(settings(tmp_path, task__name="nothing").config).startswith("task.name 'nothing' is not")
-    assert Host(Ranks()).open(settings(tmp_path).config) is None
+    with pytest.raises(UserError, match="task.name 'nothing' is not"):
+        Host(Ranks()).open(settings(tmp_path, task__name="nothing").config)
+    Host(Ranks()).open(settings(tmp_path).config)
+
+
+def test_eight_members_are_what_each_is_alone(tmp_path):
+    sweep = settings(tmp_path, train__steps=4, train__validate_every=4)
+    entries = [entry(sweep, number, train__seed=number, target__total=100 + 50 * number) for number in range(8)]
+    seen = to_the_end(Host(Ranks()), range(8), entries)
+    assert len(seen[0].endings) == 8, "one pass for all"
+    for number in (0, 7):
+        alone = endings(to_the_end(Host(Ranks()), [number], [entries[number]]))[number]
+        same(endings(seen)[number].circuits[0], alone.circuits[0])
+
+
+def test_what_a_trial_meets_alone_is_its_own_failure(tmp_path, monkeypatch):
+    sweep, host = settings(tmp_path), Host(Ranks())
+    monkeypatch.setattr("bigcircuit.sweep.host.update", raising(RuntimeError("no such luck\nat all")))
+    assert host.advance([entry(sweep, 0)], [], [0], 1).failed == {0: "RuntimeError: no such luck"}
+    monkeypatch.setattr("bigcircuit.sweep.host.update", raising(RuntimeError("can't allocate memory: 8 bytes")))
+    said = host.advance([entry(sweep, 1)], [], [1], 1).failed[1]
+    assert said.startswith("out of memory") and "try --" in said
+    with pytest.raises(OutOfMemory, match="try --"):
+        host.advance([entry(sweep, 2), entry(sweep, 3)], [], [2, 3], 1)
+    monkeypatch.undo()
+    assert host.advance([entry(sweep, 4)], [], [4], 1).steps == {4: 1}
+
+
+def raising(error):
+    def call(*_):
+        raise error
+
+    return call

@@ -1,8 +1,10 @@
 """The Ray cluster of a sweep, and how many model workers it has room for."""
 
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors without GPUs see them, as Ray is going to do
@@ -20,6 +22,9 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
+_ANSWERS = 5.0
+"""Seconds that a cluster has to answer."""
+
 
 class Room(NamedTuple):
     """What model workers take of the cluster."""
@@ -31,18 +36,24 @@ class Room(NamedTuple):
     """Of every rank."""
 
 
-def room_for(settings: SweepSettings, trials: int) -> Room:
-    """As many workers as the cluster holds, but no more than the trials need. Raises UserError where not one fits."""
+def room_for(settings: SweepSettings, trials: int, grows: bool) -> Room:
+    """As many workers as the cluster holds, but no more than the trials need.
+
+    grows: whether machines may come that the cluster does not have yet, for workers that are asked for by number. Raises
+    UserError where not one worker fits, or fewer than are asked for fit and nothing is to come.
+    """
     there, ranks = ray.cluster_resources(), settings.ranks
     gpus = settings.gpus if settings.gpus is not None else float(there.get("GPU", 0) >= ranks)
     cpus = settings.cpus or 1
     share = there.get("CPU", 0) // (cpus * ranks)
     if gpus:
         share = min(share, there.get("GPU", 0) // (gpus * ranks))
-    if settings.workers is None and share < 1:
+    least = settings.workers or 1
+    if share < least and not (grows and settings.workers):
         raise UserError(
-            f"sweep: one worker of {ranks} rank(s) needs {cpus * ranks} CPUs and {gpus * ranks:g} GPUs, the cluster has "
-            f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}; lower sweep.ranks, sweep.cpus or sweep.gpus"
+            f"sweep: {least} worker(s) of {ranks} rank(s) need {cpus * ranks * least} CPUs and {gpus * ranks * least:g} GPUs, "
+            f"there are {there.get('CPU', 0):g} and {there.get('GPU', 0):g}; lower sweep.workers, sweep.ranks, sweep.cpus or "
+            "sweep.gpus"
         )
     workers = settings.workers or int(min(share, -(-trials // settings.slots)))
     if settings.cpus is None and not gpus and len(ray.nodes()) == 1:
@@ -55,9 +66,12 @@ def cluster(address: str | None, asked: Sweep) -> Iterator[None]:
     """Join a Ray cluster, or start Ray on this machine for as long as the sweep runs."""
     os.environ |= _QUIET
     quiet = {"log_to_driver": False, "logging_level": "CRITICAL"}
+    if address is not None:
+        _reach(address)
     try:
         if address is None:
-            ray.init("local", num_cpus=cores(asked), include_dashboard=False, **quiet)
+            with _private_token():
+                ray.init("local", num_cpus=cores(asked), include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -70,6 +84,30 @@ def cluster(address: str | None, asked: Sweep) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _private_token() -> Iterator[None]:
+    """Inside, Ray may write its token, which others of this machine are not to read."""
+    token = Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):
+        token.parent.mkdir(mode=0o700, exist_ok=True)
+    yield
+    with suppress(OSError):
+        token.chmod(0o600)
+
+
+def _reach(address: str) -> None:
+    """Raises UserError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return  # `auto`, which Ray looks up
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWERS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--address {address}: nobody answers there ({error}); is the Ray cluster running, and can it be reached from here?"
+        ) from error
 
 
 def cores(asked: Sweep) -> int:

@@ -6,7 +6,8 @@ Time is measured: one model worker starts where the sweep would start it and tak
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from contextlib import suppress
+from pathlib import Path
 
 from rich.console import Console
 
@@ -15,10 +16,12 @@ from bigcircuit.config_file import override
 from bigcircuit.errors import UserError
 from bigcircuit.sweep.cluster import Room, cluster, room_for
 from bigcircuit.sweep.messages import Entry
-from bigcircuit.sweep.record import Record
+from bigcircuit.sweep.pace import Pace
+from bigcircuit.sweep.record import Record, read_records
 from bigcircuit.sweep.search import planned
 from bigcircuit.sweep.settings import Sweep
 from bigcircuit.sweep.show import show_table
+from bigcircuit.sweep.standing import replaces
 from bigcircuit.sweep.worker import ModelWorker, WorkerLost
 
 GIB = 2**30
@@ -26,66 +29,78 @@ _MEASURED = {"train.steps": 8, "train.validate_every": 4, "train.save_every": 8}
 _SHOWN = 60
 
 
-class Pace(NamedTuple):
-    """Seconds of one worker with all its slots taken."""
-
-    start: float
-    """Until the first update is made: processes, weights, the full model's logits."""
-    update: float
-    validation: float
-    ending: float
-    """Validation, final scores and whatever else ends a trial."""
-
-    def sweep(self, config: Config, members: Sequence[int]) -> float:
-        """Of a worker that takes so many members at a time, one set after the other.
-
-        With F for a forward pass, an update of p members takes (1 + 2 p) F.
-        """
-        train = config.train
-        full = train.steps * self.update + (train.steps // train.validate_every) * self.validation + self.ending
-        return self.start + sum(full * (1 + 2 * p) / (1 + 2 * members[0]) for p in members)
-
-
 def dry_run(sweep: Sweep, address: str | None, console: Console) -> None:
     """Print what the sweep would do. Raises UserError where it cannot be done."""
-    settings, trials = sweep.settings, drawn(sweep)
-    configs = [sweep.trial(one, number) for number, one in enumerate(trials)]
-    known = settings.search != "optuna"
-    first = [Record(number, one, one) for number, one in enumerate(trials)]
-    if known:
-        show_table(console, first, _SHOWN)
+    folder, settings = Path(sweep.config.output), sweep.settings
+    records = trials_of(folder, sweep)
+    configs = left_of(records, sweep)
+    if settings.search != "optuna":
+        show_table(console, records, _SHOWN)
     else:
         console.print("the trials are drawn as the sweep goes on, from what those before have found; a first one:")
-        show_table(console, first[:1])
+        show_table(console, records[:1])
+    if not configs:
+        raise UserError(f"{folder}: no trial is left to run")
     with cluster(address, sweep):
-        room = room_for(settings, len(trials))
-        filled = min(settings.slots, len(trials))
+        room = room_for(settings, len(records), grows=address is not None)
+        filled = min(settings.slots, len(configs))
         console.print(
-            f"{len(trials)} trials ({settings.search}, scheduler {settings.scheduler}) in {room.workers * settings.slots} slots: "
+            f"{len(records)} trials ({settings.search}, scheduler {settings.scheduler}) in {room.workers * settings.slots} slots: "
             f"{room.workers} worker(s) with {settings.slots} slots, each of {settings.ranks} rank(s) with {room.cpus} CPU(s) "
             f"and {room.gpus:g} GPU(s)"
         )
-        size = memory(configs[0], filled, settings.ranks)
+        size = memory(configs, filled, settings.ranks)
         console.print(
             f"memory: about {size / GIB:.2f} GiB a rank, {size * settings.ranks * room.workers / GIB:.2f} GiB in all"
         )
-        pace = asyncio.run(measure(sweep, configs[:filled], room))
-    waves = [min(filled, left) for left in range(-(-len(trials) // room.workers), 0, -filled)]
+        pace = asyncio.run(measure(sweep, configs[:filled], room, console))
+    share = configs[:: room.workers]
+    steps = sorted({config.train.steps for config in configs})
+    rounds = -(-len(share) // filled)
     bound = "" if settings.scheduler == "none" else " if no trial is stopped early"
     console.print(
-        f"time: about {duration(pace.sweep(sweep.config, waves))}{bound}: {pace.start:.0f} s to start, then {len(waves)} round(s) "
-        f"of {sweep.config.train.steps} updates of {pace.update:.3g} s, measured with {filled} member(s)"
+        f"time: about {duration(pace.sweep(share, filled))}{bound}: {pace.start:.0f} s to start, then {rounds} round(s) "
+        f"of {' to '.join(map(str, steps[:: max(1, len(steps) - 1)]))} updates of {pace.update:.3g} s, measured with "
+        f"{pace.members} member(s)"
     )
 
 
-def drawn(sweep: Sweep) -> list[dict[str, Any]]:
-    """The settings of all trials; where they are not known ahead, others from the same ranges."""
+def trials_of(folder: Path, sweep: Sweep) -> list[Record]:
+    """All trials, those of an interrupted sweep as they are; where they are not known ahead, others from the same ranges.
+
+    Raises UserError where the folder holds something else.
+    """
     settings = sweep.settings
-    return planned(settings) or planned(settings.model_copy(update={"search": "random"}))
+    drawn = planned(settings) or planned(settings.model_copy(update={"search": "random"}))
+    records = {number: Record(number, one, one) for number, one in enumerate(drawn)}
+    if not replaces(folder, sweep):
+        records |= {record.number: record for record in read_records(folder)}
+    return list(records.values())
 
 
-def memory(config: Config, members: int, ranks: int) -> int:
-    """Bytes that a rank needs, as `prune` estimates it for a population. Raises UserError for settings that do not work."""
+def left_of(records: Sequence[Record], sweep: Sweep) -> list[Config]:
+    """The configs of trials that are not over. One whose settings do not fit together has failed."""
+    configs = []
+    for record in records:
+        try:
+            configs += [] if record.over else [sweep.trial(record.settings, record.number)]
+        except UserError as error:
+            record.status, record.error = "failed", str(error)
+    return configs
+
+
+def memory(configs: Sequence[Config], members: int, ranks: int) -> int:
+    """Bytes that a rank needs, as `prune` estimates it for a population with the first of these settings that work.
+
+    Raises UserError where none do.
+    """
+    for config in configs[:-1]:
+        with suppress(UserError):
+            return _memory(config, members, ranks)
+    return _memory(configs[-1], members, ranks)
+
+
+def _memory(config: Config, members: int, ranks: int) -> int:
     from bigcircuit.distributed import Ranks
     from bigcircuit.ground import prepare
     from bigcircuit.memory import Workload
@@ -98,8 +113,11 @@ def memory(config: Config, members: int, ranks: int) -> int:
     return sum(parts.values())
 
 
-async def measure(sweep: Sweep, configs: Sequence[Config], room: Room) -> Pace:
-    """Start a worker and let members with these configs make a few updates. Raises UserError where they cannot."""
+async def measure(sweep: Sweep, configs: Sequence[Config], room: Room, console: Console) -> Pace:
+    """Start a worker and let members with these configs make a few updates; those that fail are named and left out.
+
+    Raises UserError where all do.
+    """
     short = [override(config, _MEASURED, f"trial {number}") for number, config in enumerate(configs)]
     entries = [Entry(number, config, None) for number, config in enumerate(short)]
     worker, numbers, started = ModelWorker(sweep.settings.ranks, room), list(range(len(short))), time.monotonic()
@@ -107,14 +125,14 @@ async def measure(sweep: Sweep, configs: Sequence[Config], room: Room) -> Pace:
     async def advance(updates: int, entering: Sequence[Entry] = ()) -> float:
         progress = await worker.advance(list(entering), [], numbers, updates)
         for number, message in progress.failed.items():
-            raise UserError(f"trial {number}: {message}")
+            console.print(f"trial {Path(configs[number].output).name} would fail: {message}", markup=False)
+            numbers.remove(number)
+        if not numbers:
+            raise UserError("none of these trials can run, see above")
         return progress.seconds
 
     try:
         await worker.start()
-        fatal = await worker.open(short[0])
-        if fatal is not None:
-            raise UserError(fatal)
         await advance(1, entries)
         start = time.monotonic() - started
         update = await advance(2) / 2
@@ -125,7 +143,7 @@ async def measure(sweep: Sweep, configs: Sequence[Config], room: Room) -> Pace:
         raise UserError(f"the model worker was lost ({error}); see memory above") from error
     finally:
         worker.release()
-    return Pace(start, update, max(validated, 0.0), max(ended, 0.0))
+    return Pace(start, update, max(validated, 0.0), max(ended, 0.0), len(numbers))
 
 
 def duration(seconds: float) -> str:

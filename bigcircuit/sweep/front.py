@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+GOOD = 0.1
+"""KL in nats: the smallest circuit that has at most this is named and shown first."""
+
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indexes of the points that no other dominates, by the first coordinate.

@@ -8,19 +8,22 @@ All ranks of a worker get the same calls and so do the same.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from bigcircuit.checkpoint import State
 from bigcircuit.closing import close
 from bigcircuit.config import Config
+from bigcircuit.config_file import override
 from bigcircuit.display import Display
 from bigcircuit.distributed import Ranks
-from bigcircuit.errors import DivergedError, ReportedError
+from bigcircuit.errors import DivergedError, OutOfMemory, ReportedError
 from bigcircuit.gates.population import Population
 from bigcircuit.ground import Ground, lay, prepare
 from bigcircuit.optimal import Lessons
+from bigcircuit.plan import explained
 from bigcircuit.sweep.messages import Entry, Progress
 from bigcircuit.sweep.settings import kind_of_gates, shared_part
 from bigcircuit.targets import check_targets
@@ -63,34 +66,45 @@ class Host:
         self._lots: dict[str, _Lot] = {}
         self._seats: dict[int, _Seat] = {}
 
-    def open(self, config: Config) -> str | None:
-        """Read model and pairs ahead of the first trial. Returns in one line what the user has to mend, if anything."""
-        try:
-            self._lot(config)
-        except ReportedError as error:
-            return str(error)
-        return None
+    def open(self, config: Config) -> None:
+        """Read model and pairs ahead of the first trial. Raises UserError, and OutOfMemory."""
+        self._lot(config)
 
     def advance(
         self, entries: Sequence[Entry], leaving: Sequence[int], ready: Sequence[int], limit: int
     ) -> Progress | None:
         """Let trials in and out, then train those of `ready` that are furthest behind, together, up to their next report.
 
-        limit: updates at most. Returns what came of it on the first rank, None on others.
+        limit: updates at most. Returns what came of it on the first rank, None on others. What a trial meets alone fails it;
+        raises OutOfMemory where several do not fit into memory together.
         """
         progress, started = Progress(), time.monotonic()
         for number in leaving:
             self._seats.pop(number, None)
         for entry in entries:
-            try:
+            with self._failing(entry.number, progress):
                 self._seats[entry.number] = self._enter(entry)
-            except ReportedError as error:
-                progress.failed[entry.number] = str(error)
         cohort = self._cohort([number for number in ready if number in self._seats])
-        if cohort:
+        if len(cohort) == 1:
+            with self._failing(cohort[0], progress):
+                self._train(cohort, limit, progress)
+        elif cohort:
             self._train(cohort, limit, progress)
         progress.seconds = time.monotonic() - started
         return progress if self._ranks.first else None
+
+    @contextmanager
+    def _failing(self, number: int, progress: Progress) -> Iterator[None]:
+        """What is raised inside is this trial's own failure, unless it may be that of one rank alone."""
+        try:
+            yield
+        except Exception as error:
+            reported = isinstance(error, ReportedError)
+            if self._ranks.size > 1 and (isinstance(error, OutOfMemory) or not reported):
+                raise
+            said = str(error) if reported else f"{type(error).__name__}: {error}"
+            progress.failed[number] = said.partition("\n")[0]
+            self._seats.pop(number, None)
 
     def _enter(self, entry: Entry) -> _Seat:
         lot = self._lot(entry.config)
@@ -118,11 +132,12 @@ class Host:
             prepared = prepare(config, self._ranks)
             same = [lot.ground for lot in self._lots.values() if lot.ground.config.model == config.model]
             self._lots = {name: lot for name, lot in self._lots.items() if id(lot) in used}
-            ground = lay(prepared, _SILENT, same[0].streams.frozen if same else None)
-            with ground.streams:
-                examples = ground.training_examples()
-                training = ground.training(examples, config.train.steps)
-                validation = ground.validation()
+            with explained(config, prepared.data, self._ranks):
+                ground = lay(prepared, _SILENT, same[0].streams.frozen if same else None)
+                with ground.streams:
+                    examples = ground.training_examples()
+                    training = ground.training(examples, config.train.steps)
+                    validation = ground.validation()
             self._lots[key] = _Lot(ground, examples, training, validation, config.train.steps)
         return self._lots[key]
 
@@ -135,6 +150,11 @@ class Host:
 
     def _train(self, cohort: list[int], limit: int, progress: Progress) -> None:
         lot = self._seats[cohort[0]].lot
+        together = override(lot.ground.config, {"population.seeds": len(cohort)}, "sweep.slots")
+        with explained(together, lot.ground.data, self._ranks):
+            self._advance_all(cohort, lot, limit, progress)
+
+    def _advance_all(self, cohort: list[int], lot: _Lot, limit: int, progress: Progress) -> None:
         for _ in range(min(limit, self._until_report(cohort))):
             logged = self._update(cohort, progress)
             if not cohort:

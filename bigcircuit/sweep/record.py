@@ -29,9 +29,18 @@ class Record:
     seconds: float = 0.0
     """In passes, which it may have shared."""
     updates: int = 0
-    """Made for it in all, those included that had to be made again."""
+    """Made for it in all, those included that had to be made again; of a call that was cut off, as many as it can have made."""
+    at_stake: int = 0
+    """Updates to its next report, while it has a slot."""
     validation: dict[str, Any] | None = None
     """The last one."""
+    lost: bool = False
+    """Whether it has failed because workers were lost with it, which may have had other reasons: the next start tries again."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it will not go on."""
+        return self.status in OVER
 
     @classmethod
     def read(cls, folder: Path) -> "Record":

@@ -1,9 +1,7 @@
 """`sweep`: the whole of it, top to bottom."""
 
-import json
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,18 +13,22 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from bigcircuit.config_file import flatten
-from bigcircuit.errors import Stopped, UserError
-from bigcircuit.run_folder import RunFolder, versions
-from bigcircuit.storage import write_json
+from bigcircuit.config import Config
+from bigcircuit.errors import ReportedError, Stopped, UserError
+from bigcircuit.run_folder import RunFolder
+from bigcircuit.storage import cleared, remove, temporary_beside, write_json
 from bigcircuit.sweep.cluster import cluster, room_for
-from bigcircuit.sweep.record import OVER, read_records
+from bigcircuit.sweep.folder import is_sweep
+from bigcircuit.sweep.record import read_records
 from bigcircuit.sweep.search import algorithm, planned, samples, scheduler, space, trial_count
-from bigcircuit.sweep.settings import Sweep, known_ahead
+from bigcircuit.sweep.settings import Sweep, known_ahead, one_ground
 from bigcircuit.sweep.show import Live, show_table
 from bigcircuit.sweep.slots import Slots
+from bigcircuit.sweep.standing import begun, described, left, replaces
 from bigcircuit.sweep.trial import Trial
 
+_HEAD = "node:__internal_head__"
+"""What only the head node has, for Ray."""
 _TO_END = 60.0
 """Seconds that saving all trials may take at the end."""
 
@@ -34,26 +36,40 @@ _TO_END = 60.0
 def run(asked: Sweep, address: str | None, console: Console) -> None:
     """Run a sweep, or what is left of it, write its folder and show how it ended.
 
-    address: of a Ray cluster; without one, Ray is started on this machine and ended with the sweep. Raises UserError, and
-    Stopped after a signal, with all trials saved.
+    address: of a Ray cluster; without one, Ray is started on this machine and ended with the sweep. Raises UserError, also
+    where all trials have failed, and Stopped after a signal, with all trials saved.
     """
     folder = Path(asked.config.output)
-    check_same(folder, asked)
+    another = replaces(folder, asked)
+    if is_sweep(folder) and not another and not left(folder, asked) and (folder / "report.html").exists():
+        return show(folder, console, f"{folder} holds a finished sweep with these settings; nothing to do")
+    if address is None and not begun(folder) and one_ground(asked.settings):
+        check(asked.config)
     with RunFolder(folder).locked():
-        write_json(folder / "sweep.json", described(asked))
-        if left(asked, folder):
+        if another:
+            remove(folder / "trials")
+        if left(folder, asked):
             with cluster(address, asked), stopped_by_signals():
-                search(asked, folder, Live(console))
+                search(asked, folder, Live(console), grows=address is not None)
         else:
             finish(folder)
-    show_table(console, read_records(folder))
-    console.print(f"see {folder / 'report.html'}", markup=False)
+    return show(folder, console, f"see {folder / 'report.html'}")
 
 
-def left(asked: Sweep, folder: Path) -> int:
-    """How many trials are not over."""
-    over = sum(record.status in OVER for record in read_records(folder))
-    return trial_count(asked.settings) - over
+def show(folder: Path, console: Console, last: str) -> None:
+    """Print what has become of the trials. Raises UserError where all have failed."""
+    records = read_records(folder)
+    show_table(console, records)
+    console.print(last, markup=False)
+    if all(record.status == "failed" for record in records):
+        raise UserError(f"{folder}: all {len(records)} trials have failed, see above; mend the config and start again")
+
+
+def check(config: Config) -> None:
+    """Raises UserError for what can be known to go wrong on this machine before Ray is started and a file written."""
+    from bigcircuit.ground import read  # loads torch
+
+    read(config)
 
 
 def finish(folder: Path) -> None:
@@ -63,12 +79,18 @@ def finish(folder: Path) -> None:
     write_outcome(folder)
 
 
-def search(asked: Sweep, folder: Path, live: Live) -> None:
-    """Let Tune run the trials that are left. Raises UserError where nothing can run, Stopped after a signal."""
+def search(asked: Sweep, folder: Path, live: Live, grows: bool) -> None:
+    """Let Tune run the trials that are left; grows: see room_for.
+
+    Raises UserError where nothing can run, OutOfMemory, Stopped after a signal.
+    """
     settings = asked.settings
-    before = [record.settings for record in read_records(folder)]
+    before = {record.number: record.settings for record in read_records(folder)}
     total = trial_count(settings)
-    room = room_for(settings, total)
+    room = room_for(settings, total, grows)
+    if settings.scheduler == "pbt":
+        refuse_away_from_head()
+    write_json(folder / "sweep.json", described(asked))
     # Where nobody stops a trial nobody waits for one: a single actor tells Tune what was found, trial by trial.
     at_once = 1 if known_ahead(settings) else min(total, room.workers * settings.slots)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -77,9 +99,9 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
         .options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
         .remote(asked, room, planned(settings), total, sys.argv)
     )
-    serving = slots.serve.remote()
+    serving, scratch = slots.serve.remote(), temporary_beside(folder / "tune")
     try:
-        with live.watching(slots), tempfile.TemporaryDirectory(prefix="bigcircuit-tune-") as scratch:
+        with live.watching(slots), cleared(scratch):
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(Trial, slots=slots), _beside_the_driver()),
                 param_space=space(settings),
@@ -93,16 +115,17 @@ def search(asked: Sweep, folder: Path, live: Live) -> None:
                 # What Tune keeps on disk are pickles that nobody reads: a sweep goes on from its own files.
                 run_config=tune.RunConfig(
                     name="sweep",
-                    storage_path=scratch,
+                    storage_path=str(scratch.resolve()),
                     verbose=0,
                     callbacks=[Stops(slots)],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             )
             tuner.fit()
-        if (fatal := ray.get(slots.status.remote())["fatal"]) is not None:
-            ray.get(serving)  # where it was a mistake of this program it is raised
-            raise UserError(fatal)
+        if isinstance(fatal := ray.get(slots.fatal.remote()), ReportedError):
+            raise fatal
+        if fatal is not None:
+            ray.get(serving)  # raises it: a mistake of this program
     finally:
         written = False
         with suppress(ray.exceptions.RayError):  # what is gone has been saved at its last checkpoint
@@ -125,9 +148,16 @@ class Stops(tune.Callback):
             self._slots.stop.remote(last["number"])
 
 
+def refuse_away_from_head() -> None:
+    """Raises UserError where trials, which are on the head node, and this driver do not see the same files."""
+    here = ray.get_runtime_context().get_node_id()
+    if not any(node["NodeID"] == here and _HEAD in node["Resources"] for node in ray.nodes()):
+        raise UserError("sweep.scheduler pbt: trials copy each other's state on the head node; start the sweep there")
+
+
 def _beside_the_driver() -> tune.PlacementGroupFactory:
     """Trials do nothing but wait: a sliver of the head node, which the driver is to run on, holds them all."""
-    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
+    return tune.PlacementGroupFactory([{_HEAD: 0.0001}])
 
 
 @contextmanager
@@ -151,35 +181,3 @@ def stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def described(asked: Sweep) -> dict[str, Any]:
-    """The content of sweep.json."""
-    return {
-        "config": asked.config.model_dump(mode="json"),
-        "sweep": asked.settings.model_dump(mode="json"),
-        "command": list(sys.argv),
-        "versions": versions() | {"ray": ray.__version__},
-    }
-
-
-_HOW = ("workers", "ranks", "cpus", "gpus", "slots")
-"""Settings of a sweep that do not change what it finds."""
-
-
-def check_same(folder: Path, asked: Sweep) -> None:
-    """Raises UserError where the folder holds another sweep, or something else."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "sweep.json").exists():
-        raise UserError(f"output {folder}: the folder holds other files and no sweep; name another folder")
-    if not (folder / "sweep.json").exists():
-        return
-    before = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(described(asked)))
-    for part, leave in (("config", ("deepspeed", "output")), ("sweep", _HOW)):
-        old, new = dict(flatten(before[part])), dict(flatten(now[part]))
-        for key in sorted(old.keys() | new.keys()):
-            if key not in leave and old.get(key) != new.get(key):
-                name = f"sweep.{key}" if part == "sweep" else key
-                raise UserError(
-                    f"{folder}: holds a sweep with {name} {old.get(key)!r}, not {new.get(key)!r}; name another output"
-                )

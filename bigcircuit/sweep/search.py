@@ -1,6 +1,7 @@
 """The settings of a sweep in the words of Ray Tune: what to draw, by which algorithm, and what to stop early."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,14 +59,20 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def samples(settings: SweepSettings) -> int:
     """What Tune calls num_samples."""
+    if settings.scheduler == "pbt":
+        return trial_count(settings)
     return 1 if settings.search == "grid" else settings.trials
 
 
-def algorithm(settings: SweepSettings, before: Sequence[Mapping[str, Any]], at_once: int) -> Any:
+def algorithm(settings: SweepSettings, before: Mapping[int, Mapping[str, Any]], at_once: int) -> Any:
     """The search algorithm, for so many trials at once.
 
-    before: the settings of trials that an interrupted sweep had drawn, which come first again.
+    before: the settings that the trials of an interrupted sweep have now, by number; they come first again.
     """
+    if settings.scheduler == "pbt":
+        # Tune changes settings from where it believes them to be, so it is told where they are.
+        trials = dict(enumerate(planned(settings))) | before
+        return BasicVariantGenerator(list(map(dict, trials.values())), max_concurrent=at_once)
     if settings.search != "optuna":
         return BasicVariantGenerator(max_concurrent=at_once, random_state=np.random.RandomState(settings.seed))
     import optuna
@@ -78,7 +85,7 @@ def algorithm(settings: SweepSettings, before: Sequence[Mapping[str, Any]], at_o
         metric=["neurons", "kl"],
         mode=["min", "min"],
         sampler=sampler,
-        points_to_evaluate=[dict(s) for s in before] or None,
+        points_to_evaluate=list(map(dict, before.values())) or None,
     )
 
 
@@ -93,6 +100,20 @@ def scheduler(sweep: Sweep) -> Any:
         )
     if settings.scheduler == "pbt":
         return PopulationBasedTraining(
-            perturbation_interval=every, hyperparam_mutations=space(settings), require_attrs=True, **shared
+            perturbation_interval=every,
+            hyperparam_mutations={key: _mutation(domain) for key, domain in settings.space.items()},
+            custom_explore_fn=partial(_within, settings.space),
+            **shared,
         )
     return None
+
+
+def _mutation(domain: Domain) -> Any:
+    """A range is drawn from again or its value multiplied; in a list the value moves to a neighbour."""
+    return _domain(domain, "random") if isinstance(domain, Range) else list(domain)
+
+
+def _within(space: Mapping[str, Domain], settings: dict[str, Any]) -> dict[str, Any]:
+    """Changed settings, no further than the ends of their ranges."""
+    ends = {key: domain.chosen[1] for key, domain in space.items() if isinstance(domain, Range)}
+    return settings | {key: min(max(settings[key], low), high) for key, (low, high) in ends.items()}

@@ -12,6 +12,8 @@ class Seats:
     def __init__(self) -> None:
         self.queue: deque[int] = deque()
         """Trials that wait, who is first goes first."""
+        self._suspects: set[int] = set()
+        """Those of whom one may have cost its worker: each sits alone until a call has gone well."""
         self._seated: dict[ModelWorker, list[int]] = {}
         self._leaving: dict[ModelWorker, list[int]] = {}
 
@@ -20,8 +22,10 @@ class Seats:
         self._seated[worker], self._leaving[worker] = [], []
 
     def lost(self, worker: ModelWorker) -> list[int]:
-        """Those who sat there, and now sit nowhere."""
-        return self._seated.pop(worker, [])
+        """Those who sat there, and now sit nowhere and are suspected."""
+        seated = self._seated.pop(worker, [])
+        self._suspects |= set(seated)
+        return seated
 
     def of(self, worker: ModelWorker) -> list[int]:
         """Those who sit with a worker, in the order they came."""
@@ -38,10 +42,29 @@ class Seats:
 
     def fill(self, worker: ModelWorker, slots: int) -> list[int]:
         """Seat those who wait until so many slots are taken. Returns who came."""
+        if self.on_trial(worker):
+            return []
         free = max(0, slots - len(self._seated[worker]))
-        came = [self.queue.popleft() for _ in range(min(free, len(self.queue)))]
+        suspects = [number for number in self.queue if number in self._suspects]
+        others = [number for number in self.queue if number not in self._suspects]
+        came = suspects[:1] if suspects and not self._seated[worker] else others[:free]
+        for number in came:
+            self.queue.remove(number)
         self._seated[worker] += came
         return came
+
+    def on_trial(self, worker: ModelWorker) -> list[int]:
+        """Who sits alone with a worker because it is suspected, if somebody does."""
+        return [number for number in self._seated[worker] if number in self._suspects]
+
+    def acquit(self, worker: ModelWorker) -> list[int]:
+        """A call has gone well. Returns who was suspected and leaves its seat for others who are."""
+        cleared = self.on_trial(worker)
+        self._suspects -= set(cleared)
+        leave = cleared if self._suspects & set(self.queue) else []
+        for number in leave:
+            self.free(number)
+        return leave
 
     def free(self, number: int) -> None:
         """Take the seat of a trial; its worker is to be told."""

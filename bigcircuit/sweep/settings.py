@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from bigcircuit.config import MEMBER_KEYS, Config, Count, Positive, Section
 from bigcircuit.config_file import check_key, dotted_keys, flatten, members, override, read_yaml, set_dotted, validate
 from bigcircuit.errors import UserError
+from bigcircuit.run_folder import free
 
 _ELSEWHERE = ("output", "deepspeed", "population.", "tracking.")
 """What belongs to the sweep and not to a trial."""
@@ -82,11 +83,15 @@ class SweepSettings(Section):
     @classmethod
     def _flat(cls, value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping) or not value:
-            raise ValueError("name at least one setting to search")
+            raise ValueError("sweep.space: name at least one setting to search, such as penalty.head: [1, 10]")
         return dict(_domains(value))
 
     @model_validator(mode="after")
     def _searchable(self) -> "SweepSettings":
+        if (self.search, self.scheduler) == ("optuna", "pbt"):
+            raise ValueError(
+                "sweep.search is optuna and sweep.scheduler is pbt, which would change what optuna learns from; use one of them"
+            )
         for key, domain in self.space.items():
             check_key(key, "sweep.space")
             if key.startswith(_ELSEWHERE):
@@ -106,7 +111,9 @@ def _domains(value: Mapping[str, Any], prefix: str = "") -> Any:
     for key, inner in value.items():
         if isinstance(inner, Mapping) and not set(inner) <= set(Range.model_fields):
             yield from _domains(inner, f"{prefix}{key}.")
-        elif isinstance(inner, (list, tuple, Range, Mapping)):
+        elif isinstance(inner, Mapping):
+            yield prefix + key, validate(inner, f"sweep.space.{prefix}{key}", Range)
+        elif isinstance(inner, (list, tuple, Range)):
             yield prefix + key, inner
         else:
             raise ValueError(
@@ -120,6 +127,10 @@ class Sweep(NamedTuple):
     config: Config
     """What all trials start from; its output is the folder of the sweep."""
     settings: SweepSettings
+
+    def fresh(self) -> "Sweep":
+        """The same one in a new folder beside what its output names."""
+        return self._replace(config=override(self.config, {"output": str(free(self.config.output))}, "--fresh"))
 
     def trial(self, settings: Mapping[str, Any], number: int) -> Config:
         """The config of one trial as a run of its own. Raises UserError if the settings do not fit together."""
@@ -137,9 +148,13 @@ def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:
     if not isinstance(search, dict):
         raise UserError(f"{source}: no section sweep; see configs/sweeps/penalties.yaml for an example")
     config = validate(raw, source)
+    if config.tracking.trackers:
+        raise UserError(
+            f"{source}: tracking.trackers is set, and a sweep feeds none; leave it out: each trial has its metrics.jsonl"
+        )
     if config.population.members or config.population.seeds > 1:
         raise UserError(f"{source}: population is set; a sweep makes its own: search train.seed or the members' keys")
-    return Sweep(config, validate(search, source, SweepSettings, "sweep."))
+    return Sweep(config, validate({"space": {}} | search, source, SweepSettings, "sweep."))
 
 
 def sweep_keys() -> list[str]:
@@ -157,6 +172,11 @@ def shared_part(config: Config) -> str:
 def kind_of_gates(config: Config) -> tuple[str, ...]:
     """What members must have in common, beyond this, to share a pass."""
     return config.gates.parametrisation, *config.target.sizes()
+
+
+def one_ground(settings: SweepSettings) -> bool:
+    """Whether all trials have the model and the pairs of the base config."""
+    return not any(key.startswith(("task.", "model.")) for key in settings.space)
 
 
 def known_ahead(settings: SweepSettings) -> bool:

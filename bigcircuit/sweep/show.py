@@ -12,10 +12,11 @@ from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
+from bigcircuit.sweep.front import GOOD
 from bigcircuit.sweep.record import Record
 
 _EVERY, _HEARTBEAT = 1.0, 10.0
-_ROWS, _WIDE = 24, 160
+_ROWS, _REASONS, _WIDE = 24, 8, 160
 
 
 class Live:
@@ -40,16 +41,22 @@ class Live:
             screen.stop()
 
     def _watch(self, slots: Any, over: threading.Event, screen: RichLive) -> None:
-        last = time.monotonic() - _HEARTBEAT + 3
+        last, said = time.monotonic() - _HEARTBEAT + 3, 0
         while not over.wait(_EVERY):
             try:
                 status = ray.get(slots.status.remote(), timeout=30)
             except ray.exceptions.RayError:
                 return
             seconds = time.monotonic() - self._started
+            for reason in status["losses"][said:]:
+                self.console.print(
+                    f"a model worker was lost: {reason}; its trials go on from their last state", markup=False
+                )
+            said = len(status["losses"])
             if self.console.is_terminal:
                 screen.start()
-                screen.update(Group(table(status["records"]), Text(line(status, seconds))), refresh=True)
+                parts = table(status["records"]), *map(Text, failures(status["records"])), Text(line(status, seconds))
+                screen.update(Group(*parts), refresh=True)
             elif time.monotonic() - last > _HEARTBEAT:
                 last = time.monotonic()
                 self.console.print(line(status, seconds), markup=False)
@@ -69,35 +76,49 @@ def line(status: Mapping[str, Any], seconds: float) -> str:
         f"{status['rate']:.1f} steps/s",
     ]
     if (best := _best(records)) is not None:
+        kl, neurons = _point(best)
         parts.append(
-            f"best KL {best.validation['validation.kl']:.3g} with {best.validation['validation.kept.total']} neurons"
+            f"best {neurons} neurons with KL {kl:.3g}" if kl <= GOOD else f"lowest KL {kl:.3g} with {neurons} neurons"
         )
     left = remaining(status, seconds)
     return "  ".join([*parts, *([f"{left:.0f} s left"] if left is not None else [])])
 
 
 def remaining(status: Mapping[str, Any], seconds: float) -> float | None:
-    """Seconds until all trials are over at the pace so far, if none of those to come is stopped early."""
+    """Seconds until all trials are over at the pace since this start, if none of those to come is stopped early."""
     records: Sequence[Record] = status["records"]
-    whole = status["total"] * status["steps"]
-    over = sum(
-        record.steps or status["steps"] for record in records if record.status in ("finished", "stopped", "failed")
-    )
-    done = over + sum(record.step for record in records if record.status == "running")
-    fresh = sum(record.updates for record in records)
-    return (whole - done) * seconds / fresh if fresh else None
+    done = sum((record.steps or status["steps"]) if record.over else record.step for record in records)
+    return (status["total"] * status["steps"] - done) * seconds / status["made"] if status["made"] else None
 
 
 def _best(records: Sequence[Record]) -> Record | None:
+    """The smallest circuit that is good enough, or, while there is none, the most faithful one."""
     scored = [record for record in records if record.validation and record.status != "failed"]
-    return min(scored, key=lambda record: record.validation["validation.kl"], default=None)
+    good = [record for record in scored if _point(record)[0] <= GOOD]
+    if good:
+        return min(good, key=lambda record: _point(record)[::-1])
+    return min(scored, key=_point, default=None)
+
+
+def _point(record: Record) -> tuple[float, int]:
+    """KL in nats and neurons, at the last validation."""
+    assert record.validation is not None
+    return record.validation["validation.kl"], record.validation["validation.kept.total"]
 
 
 def show_table(console: Console, records: Sequence[Record], rows: int = _ROWS) -> None:
-    """Print the trials; in a log as wide as need be."""
-    if not console.is_terminal:
-        console = Console(file=console.file, width=_WIDE, highlight=False)
-    console.print(table(records, rows))
+    """Print the trials, in a log as wide as need be, and why some have failed."""
+    wide = console if console.is_terminal else Console(file=console.file, width=_WIDE, highlight=False)
+    wide.print(table(records, rows))
+    for one in failures(records):
+        console.print(one, markup=False)
+
+
+def failures(records: Sequence[Record]) -> list[str]:
+    """In a line each, why trials have failed."""
+    failed = [record for record in records if record.status == "failed"]
+    said = [f"trial {record.number} failed: {record.error}" for record in failed[:_REASONS]]
+    return said + ([f"... and {len(failed) - _REASONS} more"] if len(failed) > _REASONS else [])
 
 
 def table(records: Sequence[Record], rows: int = _ROWS) -> Table:
@@ -118,7 +139,7 @@ def table(records: Sequence[Record], rows: int = _ROWS) -> Table:
         kl, size = last.get("validation.kl"), last.get("validation.kept.total")
         found.add_row(
             str(record.number),
-            record.status if record.error is None else f"{record.status}: {record.error}"[:60],
+            record.status,
             *(_value(record.settings.get(key)) for key in keys),
             f"{record.step}/{record.steps}" if record.steps else "",
             "" if kl is None else f"{kl:.3f}",

@@ -6,6 +6,7 @@ is stopped early they are seated from the start, and Tune hears of each what it 
 """
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from bigcircuit.errors import UserError
 from bigcircuit.sweep.cluster import Room
 from bigcircuit.sweep.messages import Progress
 from bigcircuit.sweep.seats import Seats
-from bigcircuit.sweep.settings import Sweep, known_ahead
+from bigcircuit.sweep.settings import Sweep, known_ahead, one_ground
 from bigcircuit.sweep.trials import Trials, last_report, report
 from bigcircuit.sweep.worker import ModelWorker, WorkerLost
 
@@ -27,6 +29,11 @@ _PAUSED = 1.0
 """Seconds after which a seated trial that does not ask leaves its slot to one that waits: the scheduler has paused it."""
 _LONG, _SHORT = 5.0, 1.0
 """Seconds that a call to a worker may take, and while others may want to come in."""
+_BARREN = 3
+"""Workers that may be lost one after the other before they have a trial."""
+
+_NOBODY, _DONE = -1, {"number": -1, "done": True}
+"""A trial that Tune names after the sweep has ended before its time, and what any trial reports then: Tune is to end, too."""
 
 
 class Slots:
@@ -52,7 +59,13 @@ class Slots:
         self._changed, self._last_change = asyncio.Event(), 0.0
         self._halting, self._busy = False, 0
         self._rate: deque[tuple[float, int]] = deque(maxlen=20)
-        self._fatal: str | None = None
+        self._fatal: Exception | None = None
+        self._losses: list[str] = []
+        """Why workers were lost, each reason once."""
+        self._barren = 0
+        """Workers lost in a row before a trial had a seat there."""
+        self._made = 0
+        """Updates since this start, of all trials."""
 
     async def serve(self) -> None:
         """Keep all workers busy until the sweep is halted. Torch is loaded while they start."""
@@ -67,12 +80,12 @@ class Slots:
             self._loaded.set()
             await asyncio.gather(*tasks)
         except Exception as error:
-            self._fatal = repr(error)
+            self._fatal = error
             raise
         finally:
             self._loaded.set()
             for number in list(self._asked) if self._fatal is not None else ():
-                self._answer(number, {"error": self._fatal})
+                self._answer(number, _DONE)
 
     # What trials ask for
 
@@ -80,7 +93,7 @@ class Slots:
         """The number of the trial that Tune calls `name`; one it has named before goes on with these settings."""
         await self._loaded.wait()
         if self._fatal is not None:
-            raise RuntimeError(self._fatal)
+            return _NOBODY
         number = self._trials.number(name)
         if number is None:
             return self._trials.meet(name, settings)
@@ -90,12 +103,12 @@ class Slots:
 
     async def report(self, number: int) -> dict[str, Any]:
         """The next report of a trial, as Tune wants it; waits until there is one."""
+        if self._fatal is not None:
+            return _DONE
         if self._trials.reports[number]:
             return self._trials.reports[number].popleft()
         if self._trials.over(number):
             return last_report(self._trials.records[number])
-        if self._fatal is not None:
-            return {"error": self._fatal}
         self._asked[number] = asyncio.get_running_loop().create_future()
         if not self._ahead:
             self._seats.wait(number)
@@ -104,9 +117,10 @@ class Slots:
 
     async def stop(self, number: int) -> None:
         """The scheduler has stopped a trial, or it has ended; its slot is free at once."""
-        if not self._halting:
+        if self._fatal is None and not self._halting:
             self._trials.stop(number)
-        self._unseat(number)
+        if number != _NOBODY:
+            self._unseat(number)
 
     async def keep(self, number: int, folder: str) -> None:
         """See Trials.keep."""
@@ -128,9 +142,14 @@ class Slots:
             "seated": seated,
             "slots": self._sweep.settings.slots * len(self._workers),
             "rate": updates / seconds * max(1, len(seated)) if updates else 0.0,
+            "made": self._made,
             "steps": max((record.steps for record in records), default=0) or self._sweep.config.train.steps,
-            "fatal": self._fatal,
+            "losses": self._losses,
         }
+
+    async def fatal(self) -> Exception | None:
+        """What has ended the sweep before its time, if anything has."""
+        return self._fatal
 
     async def halt(self) -> bool:
         """Let the workers end their calls, save every trial that runs, release the workers, and write what is made of the trials.
@@ -159,8 +178,8 @@ class Slots:
             try:
                 await worker.start()
                 self._present.add(worker)
-                if all(not key.startswith(("task.", "model.")) for key in self._sweep.settings.space):
-                    self._fatal = await worker.open(self._sweep.config)
+                if one_ground(self._sweep.settings):
+                    await worker.open(self._sweep.config)
                 self._seats.arrived(worker)
                 while not self._halting and self._fatal is None:
                     await self._advance(worker)
@@ -177,6 +196,11 @@ class Slots:
         self._busy += 1
         try:
             self._take_in(worker, await worker.advance(entries, leaving, ready, self._limit(worker)))
+            self._barren = 0
+            for number in self._seats.acquit(worker):
+                self._trials.wait(number)
+                if self._ahead or number in self._asked:
+                    self._seats.wait(number)
         finally:
             self._busy -= 1
 
@@ -218,6 +242,8 @@ class Slots:
 
     def _limit(self, worker: ModelWorker) -> int:
         """Updates that take about as long as a call may take."""
+        if self._seats.on_trial(worker):
+            return sys.maxsize  # up to its next report, as far as the call may have meant to go that was lost
         seconds, updates = self._speed()
         if not updates:
             return 2
@@ -226,6 +252,7 @@ class Slots:
 
     def _take_in(self, worker: ModelWorker, progress: Progress) -> None:
         """Write down what came of a call and answer those who asked for it."""
+        self._made += progress.updates * len(progress.steps)
         if progress.updates:
             self._rate.append((progress.seconds, progress.updates))
         self._trials.take_in(progress, self._seats.of(worker))
@@ -245,14 +272,24 @@ class Slots:
 
     def _unseat(self, number: int) -> None:
         self._seats.free(number)
+        self._trials.wait(number)
         self._asked.pop(number, None)
         self._change()
 
     def _lost(self, worker: ModelWorker, reason: str) -> None:
-        """Send the trials of a lost worker to the front of the queue; they go on from their last state."""
+        """Send the trials of a lost worker to the front of the queue; they go on from their last state.
+
+        One that sat alone may be the cause, and so may what is before any trial.
+        """
         self._present.discard(worker)
-        for number in reversed(self._seats.lost(worker)):
-            self._trials.lost(number, reason)
+        if reason not in self._losses:
+            self._losses.append(reason)
+        seated = self._seats.lost(worker)
+        self._barren += not seated
+        if self._barren >= _BARREN:
+            raise UserError(f"no model worker comes up: {_BARREN} were lost in a row, the last by {reason}")
+        for number in reversed(seated):
+            self._trials.lost(number, reason, alone=len(seated) == 1)
             if self._trials.over(number):
                 self._answer(number, last_report(self._trials.records[number]))
             else:

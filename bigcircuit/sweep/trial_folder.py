@@ -10,7 +10,7 @@ from bigcircuit.checkpoint import State
 from bigcircuit.config import Config
 from bigcircuit.found import Found
 from bigcircuit.run_folder import Metrics, RunFolder, write_config
-from bigcircuit.storage import write_json
+from bigcircuit.storage import remove, write_json
 from bigcircuit.sweep.record import Record
 
 
@@ -29,10 +29,21 @@ class TrialFolder:
         """Write config.json and return the state to go on from, if there is one; later lines of the metrics are dropped."""
         self.configure(config, command)
         state = self.newest()
+        self._cut(state)
+        self.record.steps = config.train.steps
+        return state
+
+    def go_back(self, state: State, count: int) -> None:
+        """Go on from this state, which may be another trial's, in place of what this one had from that step on."""
+        remove(self.run.checkpoints / f"step-{state.data['step']:06d}")
+        self.keep(state, count)
+        self._cut(state)
+        self.save()
+
+    def _cut(self, state: State | None) -> None:
         step, validated = (0, 0) if state is None else (state.data["step"], state.data["validated"])
         self._metrics = Metrics(self.run, step, validated)
-        self.record.step, self.record.steps = step, config.train.steps
-        return state
+        self.record.step = step
 
     def configure(self, config: Config, command: Sequence[str]) -> None:
         """Write config.json."""

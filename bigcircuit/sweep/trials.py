@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bigcircuit.config import Config
 from bigcircuit.errors import UserError
 from bigcircuit.sweep.messages import Entry, Progress
-from bigcircuit.sweep.record import OVER, Record, read_records
+from bigcircuit.sweep.record import Record, read_records
 from bigcircuit.sweep.settings import Sweep
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bigcircuit.sweep.trial_folder import TrialFolder
 
 _LIVES = 3
-"""Workers that may be lost under a trial before it is held to be the cause."""
+"""Workers that may be lost under a trial alone before it is held to be the cause."""
 
 
 class Trials:
@@ -28,7 +28,7 @@ class Trials:
         self._sweep, self._command = sweep, command
         self._output = Path(sweep.config.output)
         records = {number: Record(number, dict(settings), dict(settings)) for number, settings in enumerate(planned)}
-        records |= {record.number: record for record in read_records(self._output)}
+        records |= {record.number: record for record in map(_again, read_records(self._output))}
         self.records = dict(sorted(records.items()))
         self.reports: dict[int, deque[dict[str, Any]]] = {}
         """What Tune has not been told yet, of each trial that has been opened."""
@@ -44,7 +44,7 @@ class Trials:
 
     def over(self, number: int) -> bool:
         """Whether it will not go on."""
-        return self.records[number].status in OVER
+        return self.records[number].over
 
     @property
     def met(self) -> int:
@@ -58,9 +58,9 @@ class Trials:
         return self._names.get(name)
 
     def meet(self, name: str, settings: dict[str, Any]) -> int:
-        """Give a new name its number. A trial of a sweep that goes on is known by its settings."""
+        """Give a new name its number. A trial of a sweep that goes on is known by the settings it has now."""
         taken = set(self._names.values())
-        same = [n for n, record in self.records.items() if n not in taken and record.drawn == settings]
+        same = [n for n, record in self.records.items() if n not in taken and record.settings == settings]
         number = same[0] if same else max(self.records, default=-1) + 1
         if not same:
             self.records[number] = Record(number, settings, dict(settings))
@@ -70,18 +70,23 @@ class Trials:
         return number
 
     def open(self, number: int) -> None:
-        """Prepare a trial: what it reported before is reported again, for the search and the scheduler to know."""
+        """Prepare a trial: what it reported before is reported again, for the search and the scheduler to know.
+
+        Not to population-based training, which would act on old reports as if they were of now: it hears of one that is over
+        that it is.
+        """
         record = self.records[number]
         trial = self._folders[number] = self._folder(self._output / "trials" / f"{number:03d}", record)
-        reports = self.reports[number] = deque()
         trial.save()
-        if record.status not in OVER and self._configured(number):
+        if not record.over and self._configured(number):
             state = trial.begin(self._configs[number], self._command)
             if state is not None:
                 self._states[number] = state
-            record.status = "running"
             trial.save()
-        reports.extend(report(number, row) for row in trial.validations())
+        rows = trial.validations()
+        if self._sweep.settings.scheduler == "pbt":
+            rows = rows[-1:] if record.over else []
+        reports = self.reports[number] = deque(report(number, row) for row in rows)
         if reports and record.status in ("finished", "stopped"):
             reports[-1]["done"] = True
 
@@ -94,7 +99,7 @@ class Trials:
     def stop(self, number: int) -> None:
         """The scheduler has stopped it, or it is over."""
         if not self.over(number):
-            self.records[number].status = "stopped"
+            self.records[number].status, self.records[number].at_stake = "stopped", 0
             self._folders[number].save()
 
     def keep(self, number: int, folder: Path) -> None:
@@ -107,11 +112,15 @@ class Trials:
         state = self._folders[number].newest(folder)
         if state is not None:
             self._states[number] = state
+            self._folders[number].go_back(state, self._sweep.config.train.keep_checkpoints)
 
     # What workers do with it
 
     def entry(self, number: int) -> Entry:
         """What a worker needs to take it in."""
+        self.records[number].status = "running"
+        self._started(number)
+        self._folders[number].save()
         return Entry(number, self._configs[number], self._states.get(number))
 
     def take_in(self, progress: Progress, seated: Collection[int]) -> None:
@@ -125,9 +134,10 @@ class Trials:
             record.validation = progress.validations.get(number, record.validation)
             if number in seated or number in progress.endings:
                 trial.log(progress.rows.get(number, []))
+                self._started(number)
             if number in progress.endings:
                 trial.finish(progress.endings[number])
-                record.status = "finished"
+                record.status, record.at_stake = "finished", 0
                 self._states.pop(number, None)
             elif number in progress.validations or step % settings.save_every == 0:
                 trial.keep(progress.states[number], settings.keep_checkpoints)
@@ -138,30 +148,54 @@ class Trials:
     def fail(self, number: int, message: str) -> None:
         """It cannot go on."""
         record = self.records[number]
-        record.status, record.error = "failed", message
+        record.status, record.error, record.at_stake = "failed", message, 0
         self._folders[number].save()
 
-    def lost(self, number: int, reason: str) -> None:
-        """Its worker has died under it."""
-        self._losses[number] = self._losses.get(number, 0) + 1
+    def wait(self, number: int) -> None:
+        """It has no slot."""
+        if not self.over(number):
+            self.records[number].status, self.records[number].at_stake = "waiting", 0
+
+    def lost(self, number: int, reason: str, alone: bool) -> None:
+        """Its worker has died under it; alone: and under no other."""
+        self.records[number].updates += self.records[number].at_stake
+        self.wait(number)
+        self._losses[number] = self._losses.get(number, 0) + alone
         if self._losses[number] >= _LIVES and not self.over(number):
-            self.fail(number, f"{_LIVES} workers were lost with it, the last by {reason}")
+            self.records[number].lost = True
+            self.fail(number, f"{_LIVES} workers were lost with it alone, the last by {reason}")
 
     def save(self) -> None:
-        """Write where all that run can go on from."""
+        """Write where all that are not over can go on from."""
         for number, state in self._states.items():
-            if self.records[number].status == "running":
+            if not self.over(number):
+                self.records[number].at_stake = 0
                 self._folders[number].keep(state, self._sweep.config.train.keep_checkpoints)
                 self._folders[number].save()
+
+    def _started(self, number: int) -> None:
+        """Reckon how many updates are lost at most if its next call is cut off."""
+        record, train = self.records[number], self._configs[number].train
+        ends = [(record.step // every + 1) * every for every in (train.validate_every, train.save_every)]
+        record.at_stake = min(*ends, record.steps) - record.step
 
     def _configured(self, number: int) -> bool:
         """Work out its config; where the settings do not fit together it has failed."""
         try:
             self._configs[number] = self._sweep.trial(self.records[number].settings, number)
         except UserError as error:
-            self.fail(number, str(error))
+            self.fail(number, str(error).removeprefix(f"trial {number}: "))
             return False
         return True
+
+
+def _again(record: Record) -> Record:
+    """What an earlier start has left, ready to go on: with the updates of a call that was cut off, and a new try."""
+    if record.lost:
+        record.status, record.error, record.lost = "waiting", None, False
+    if not record.over:
+        record.status, record.updates, record.at_stake = "waiting", record.updates + record.at_stake, 0
+    return record
 
 
 def report(number: int, row: Mapping[str, Any], done: bool = False) -> dict[str, Any]:

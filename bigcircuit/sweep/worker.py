@@ -11,11 +11,15 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from bigcircuit.config import Config
+from bigcircuit.errors import ReportedError
 from bigcircuit.sweep.cluster import Room
+
+_ECHO = 5.0
+"""Seconds within which the death of a rank is known, after another rank's error that may come of it."""
 
 
 class WorkerLost(Exception):  # noqa: N818 - what happened
-    """A rank of a worker has died, or its machine."""
+    """A rank of a worker has died, or its machine, or it has met an error that nobody expected."""
 
 
 class Rank:
@@ -39,9 +43,9 @@ class Rank:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._host = Host(join(rank, size, 0))
 
-    def open(self, config: Config) -> str | None:
+    def open(self, config: Config) -> None:
         """See Host.open."""
-        return self._host.open(config)
+        self._host.open(config)
 
     def advance(self, *arguments: Any) -> Any:
         """See Host.advance."""
@@ -49,7 +53,10 @@ class Rank:
 
 
 class ModelWorker:
-    """The ranks that hold one copy of the model. Raises WorkerLost from any call when one of them is gone."""
+    """The ranks that hold one copy of the model.
+
+    Any call raises WorkerLost when one of them is gone, and what a rank raises for the user.
+    """
 
     def __init__(self, ranks: int, room: Room) -> None:
         self._size, self._room = ranks, room
@@ -81,9 +88,9 @@ class ModelWorker:
         calls = [rank.join.remote(index, size, host, port, local[index]) for index, rank in enumerate(self._ranks)]
         await self._answers(calls)
 
-    async def open(self, config: Config) -> str | None:
+    async def open(self, config: Config) -> None:
         """See Host.open."""
-        return (await self._all("open", config))[0]
+        await self._all("open", config)
 
     async def advance(self, entries: Sequence[Any], leaving: Sequence[int], ready: Sequence[int], limit: int) -> Any:
         """See Host.advance."""
@@ -99,7 +106,12 @@ class ModelWorker:
         try:
             return list(await asyncio.gather(*tasks))
         except ray.exceptions.RayError as error:
-            raise WorkerLost(_reason(error)) from error
+            await asyncio.wait(tasks, timeout=_ECHO)
+            errors = [task.exception() for task in tasks if task.done()]
+            died = [one for one in errors if one is not None and not isinstance(one, ray.exceptions.RayTaskError)]
+            if not died and isinstance(error, ReportedError):
+                raise error.cause from None  # as the rank raised it, without Ray's traceback
+            raise WorkerLost(_reason(died[0] if died else error)) from error
         finally:
             for task in tasks:
                 task.cancel()
@@ -117,8 +129,8 @@ async def _answer(call: Any) -> Any:
     return await call
 
 
-def _reason(error: Exception) -> str:
-    """The last line of what Ray says."""
+def _reason(error: BaseException) -> str:
+    """In one line: what a rank raised, or the first line of what Ray says."""
     cause = getattr(error, "cause", None)
     text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
