@@ -80,7 +80,8 @@ def algorithm(settings: SweepSettings, before: Mapping[int, Mapping[str, Any]], 
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = TPESampler(seed=settings.seed, multivariate=True, constant_liar=True)
+    seed = settings.seed + len(before)  # what comes after those must not be drawn as they were
+    sampler = TPESampler(seed=seed, multivariate=True, constant_liar=True)
     return OptunaSearch(
         metric=["neurons", "kl"],
         mode=["min", "min"],
