@@ -187,10 +187,11 @@ def _frame(axes: Axes, x: str, y: str, log: bool, log_x: bool = False) -> None:
     for axis, logarithmic in ((axes.xaxis, log_x), (axes.yaxis, log)):
         if logarithmic:
             (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 2000 * low else (1,)))
             axis.set_minor_locator(NullLocator())
         else:
-            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_locator(MaxNLocator(5, integer=axis is axes.xaxis))
         axis.set_major_formatter(FuncFormatter(_plain))
     if not log_x:
         axes.set_xlim(left=0)

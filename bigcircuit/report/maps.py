@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bigcircuit.report.figures import ON_DARK, ON_LIGHT, PAPER, STYLE, Chart, new_axes
 
-CLOSED_CELL, KEPT, LEAST = "#e6eaef", "#1a7fc4", 0.2
+CLOSED_CELL, KEPT, LEAST = "#e6eaef", "#1a7fc4", 0.3
 """Of the drawing: a node that is closed, one that is kept whole, and the shade of the least that is kept."""
 
 
