@@ -67,9 +67,9 @@ def node_scores(values: Mapping[str, Sequence[Tensor]]) -> NodeScores:
 def strengths(log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> NodeScores:
     """The ranking of learned gates: of neurons the order in which `discretise` keeps them, as places from 0 (weakest) up.
 
-    A neuron is as strong as the weakest gate of its chain, among equals by the sum. A coarser node has the sum of the weakest
-    log_alpha of its neurons, and not the strongest of them as in `discretise`: where neurons were asked for that says more of it
-    (benchmarks/LOG.md). Neurons without gates add nothing.
+    A neuron is as strong as the weakest gate of its chain, among equals by the sum. A coarser node has the sum over
+    its neurons of the sigmoid of their weakest log_alpha, about as many as are open in it, and not the strongest of them as in
+    `discretise`: where neurons were asked for that says more of it (benchmarks/LOG.md). Neurons without gates are open.
     """
     chains: dict[str, list[Tensor]] = {ATTENTION: [], MLP: []}
     for index, shape in enumerate(shapes):
@@ -85,6 +85,6 @@ def strengths(log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> 
     places = torch.unique(torch.cat(every, dim=1), dim=1, return_inverse=True)[1]
     parts = iter(places.split([chain.shape[1] for chain in every]))
     ordered = {site: [next(parts) for _ in layers] for site, layers in chains.items()}
-    weakest = {site: [chain[0].nan_to_num(posinf=0.0) for chain in layers] for site, layers in chains.items()}
-    sums = aggregate(weakest, shapes, lambda neurons: neurons.sum(-1))
-    return node_scores(sums | {LEAVES[site]: layers for site, layers in ordered.items()})
+    opened = {site: [chain[0].sigmoid() for chain in layers] for site, layers in chains.items()}
+    coarse = aggregate(opened, shapes, lambda neurons: neurons.sum(-1))
+    return node_scores(coarse | {LEAVES[site]: layers for site, layers in ordered.items()})
