@@ -78,15 +78,16 @@ def optimal_ablation(
         {s: torch.zeros_like(start.unit[s]).requires_grad_() for s, leaf in LEAVES.items() if leaf in masks}
         for masks in circuits
     ]
-    optimizer = torch.optim.Adam([offset for own in offsets for offset in own.values()], lr)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    fit, judge = _Fit(streams, circuits, train, passes), _Fit(streams, circuits, held_out or train, passes)
+    judge = _Fit(streams, circuits, held_out or train, passes)
     with torch.no_grad():
         before = judge.kl(start.ablation(offsets))
-    count = len(train.examples)
+    optimizer = torch.optim.Adam([offset for own in offsets for offset in own.values()], lr)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    fit, examples = _Fit(streams, circuits, train, passes), train.examples
     for step in range(steps):
-        chosen = [train.examples[index] for index in train_order(count, min(batch_size, count), step, seed)]
-        watch(step + 1, fit.gradients(chosen, lambda: start.ablation(offsets), offsets) / len(circuits))
+        order = train_order(len(examples), min(batch_size, len(examples)), step, seed)
+        kl = fit.gradients([examples[index] for index in order], lambda: start.ablation(offsets), offsets)
+        watch(step + 1, kl / len(circuits))
         optimizer.step()
         decay.step()
     with torch.no_grad():

@@ -19,6 +19,7 @@ from bigcircuit.evaluation.result import SCORES, read
 from bigcircuit.evaluation.scores import ExampleScores, score, summarise
 from bigcircuit.evaluation.sets import OPERATIONS
 from bigcircuit.evaluation.settings import ComparisonSettings, EvaluationSettings
+from bigcircuit.evaluation.work import Work
 from bigcircuit.frozen.load import skeleton
 from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.planted.induction import induction_pairs
@@ -227,13 +228,34 @@ def test_control_and_other_tasks(finished, tmp_path):
         (["{run}", "--config", "{tmp}/task.yaml"], "is a run folder, which has a config of its own"),
         (["{run}", "--tasks", "{tmp}/pairs.jsonl"], "`task: {{name: pairs, path: {tmp}/pairs.jsonl}}` and name that"),
         (["{run}", "--output", "/proc/here"], "/proc/here: cannot be written"),
-        (["{run}", "--ablations", "mean", "--ablation.data", "{tmp}/none.jsonl"], "none.jsonl: no such file; set ablation.data"),
+        (
+            ["{run}", "--ablations", "mean", "--ablation.data", "{tmp}/none.jsonl"],
+            "none.jsonl: no such file; set ablation.data",
+        ),
     ],
 )
 def test_mistakes_are_one_line(finished, tmp_path, capsys, words, message):
     assert answer(run_evaluate, [word.format(run=finished, tmp=tmp_path) for word in words]) == 2
     shown = capsys.readouterr().err
     assert message.format(tmp=tmp_path) in shown and len(shown.splitlines()) == 1
+
+
+def test_what_is_done_stays_when_it_stops_at_a_later_ablation(finished, tmp_path, monkeypatch):
+    under = Work.under
+
+    def stops(self, name):
+        if name == "zero":
+            raise KeyboardInterrupt
+        under(self, name)
+
+    monkeypatch.setattr(Work, "under", stops)
+    options = {**FAST, "draws": 0, "groups": 0, "methods": "integrated_gradients", "levels": "mlp_output"}
+    with pytest.raises(KeyboardInterrupt):
+        settings = EvaluationSettings(**options, ablations="interchange,zero", output=str(tmp_path))
+        evaluate([str(finished)], settings, Ranks())
+    found = read(tmp_path / "evaluation.json")
+    assert list(found["circuits"][0]["ablations"]) == ["interchange"] and found["unfinished"] == ["zero"]
+    assert found["no_curves"] == ["integrated_gradients has no scores of MLP outputs, so there is no curve of them."]
 
 
 def test_all_and_each_name_once():

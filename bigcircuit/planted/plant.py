@@ -61,25 +61,31 @@ def plant(
     dice = Dice(random.Random(seed), torch.Generator().manual_seed(seed), unread, shared)
     layers, kinds = [], []
     for index, weights in enumerate(repeat_hidden(read_layers(frozen), repeats)):
-        attention, mlp = (
-            torch.ones(GRANULARITIES[name].width(frozen.shapes[index]), dtype=torch.bool)
-            if needed is None
-            else needed[name][index, : GRANULARITIES[name].width(frozen.shapes[index])].cpu()
-            for name in ("attention_neuron", "mlp_neuron")
-        )
+        attention, mlp = _originals(needed, index, frozen.shapes[index])
         weights, of_heads = _widen_attention(weights, attention, times_heads, dice)
         weights, of_neurons = _widen_mlp(weights, mlp, times, dice)
         layers.append(weights)
         kinds.append(of_heads | of_neurons)
-    wide = build(model, layers, repeats)
+    return _write(build(model, layers, repeats), kinds, folder, seed, tokenizer)
+
+
+def _originals(needed: Mapping[str, Tensor] | None, index: int, shape: LayerShape) -> tuple[Tensor, Tensor]:
+    """Which attention neurons and which MLP neurons of a layer are the truth, bool [n]."""
+    attention, mlp = (GRANULARITIES[name].width(shape) for name in ("attention_neuron", "mlp_neuron"))
+    if needed is None:
+        return torch.ones(attention, dtype=torch.bool), torch.ones(mlp, dtype=torch.bool)
+    return needed["attention_neuron"][index, :attention].cpu(), needed["mlp_neuron"][index, :mlp].cpu()
+
+
+def _write(model: Any, kinds: list[Kinds], folder: Path, seed: int, tokenizer: Any) -> Planted:
+    """Save the widened model and its truth; kinds: of every layer."""
+    shapes = find_sites(model).shapes
     by_name = {name: [layer[name] for layer in kinds] for name in kinds[0]}
-    planted = Planted(folder, _truth(by_name, find_sites(wide).shapes), by_name)
-    wide.save_pretrained(folder)
+    planted = Planted(folder, _truth(by_name, shapes), by_name)
+    model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    Circuit(planted.truth, {}, _describe(planted, find_sites(wide).shapes, seed)).save(
-        folder / "truth/circuit.safetensors"
-    )
+    Circuit(planted.truth, {}, _describe(planted, shapes, seed)).save(folder / "truth/circuit.safetensors")
     return planted
 
 
