@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from bigcircuit.evaluation.result import SCORES, read
 from bigcircuit.evaluation.scores import ExampleScores, score, summarise
 from bigcircuit.evaluation.sets import OPERATIONS
 from bigcircuit.evaluation.settings import ComparisonSettings, EvaluationSettings
+from bigcircuit.evaluation.show import verdict
 from bigcircuit.evaluation.work import Work
 from bigcircuit.frozen.load import skeleton
 from bigcircuit.gates.granularity import GRANULARITIES
@@ -181,6 +183,10 @@ def test_induction_needs_head_0_of_both_layers_and_nothing_else(induction):
     assert true.random.distinct and 1 <= true.random.scores["kl"].better <= 20
     assert true.random.scores["kl"].p95 > 5
     assert "(2 of 4 heads)" in found.verdict
+    unknown = replace(true, circuit={**true.circuit, "recovered": replace(true.circuit["recovered"], mean=math.nan)})
+    nothing = replace(found.circuits[0], kept={"total": 0, "head": 0}, ablations={"interchange": unknown})
+    said = verdict(replace(found, circuits=[nothing])).verdict
+    assert said.startswith("This circuit keeps nothing. Closing everything changes no mean logit difference, ")
 
 
 def test_a_mean_ablated_circuit_uses_the_constants_of_its_run(tmp_path):

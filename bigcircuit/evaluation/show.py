@@ -174,7 +174,15 @@ def verdict(result: Evaluation) -> Evaluation:
     )
     further = "".join(_under_another(name, other) for name, other in others)
     parts = [_spare(under), _interference(under), _abroad(under), further, _control(result, circuit, ablation)]
-    return replace(result, verdict=text + "".join(parts))
+    return replace(result, verdict=_nothing(circuit, under) + text + "".join(parts))
+
+
+def _nothing(circuit: EvaluatedCircuit, under: UnderAblation) -> str:
+    """Where scores say little."""
+    text = "" if circuit.kept["total"] else "This circuit keeps nothing. "
+    if under.circuit["recovered"].mean != under.circuit["recovered"].mean:
+        text += "Closing everything changes no mean logit difference, so no share of it can be recovered. "
+    return text
 
 
 def _no_worse(under: UnderAblation) -> bool:
