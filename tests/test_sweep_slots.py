@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 
 import pytest
@@ -69,12 +70,20 @@ def slots_of(sweep):
     return Slots(sweep, Room(1, 1, 0), trials, len(trials), [])
 
 
-async def to_the_end(slots):
+@asynccontextmanager
+async def served(slots):
     serving = asyncio.ensure_future(slots.serve())
-    while not serving.done() and not all(record.over for record in slots._trials.records.values()):
-        await asyncio.sleep(0.05)
-    await slots.halt()
-    await serving
+    try:
+        yield serving
+    finally:
+        await slots.halt()
+        await serving
+
+
+async def to_the_end(slots):
+    async with served(slots) as serving:
+        while not serving.done() and not all(record.over for record in slots._trials.records.values()):
+            await asyncio.sleep(0.05)
 
 
 def test_a_trial_that_kills_its_worker_fails_alone_and_is_tried_again_by_the_next_start(tmp_path, workers):
@@ -107,25 +116,19 @@ def test_population_based_training_goes_on_with_the_settings_of_now(tmp_path):
     changed = {**drawn, "train.lr": 0.2}
 
     async def interrupted():
-        slots = slots_of(sweep)
-        serving = asyncio.ensure_future(slots.serve())
-        number = await slots.take("first", drawn)
-        assert (await slots.report(number))["step"] == 3
-        await slots.keep(number, str(tmp_path / "kept"))
-        await slots.take("first", changed)
-        await slots.go_back(number, str(tmp_path / "kept"))
-        await slots.halt()
-        await serving
+        async with served(slots := slots_of(sweep)):
+            number = await slots.take("first", drawn)
+            assert (await slots.report(number))["step"] == 3
+            await slots.keep(number, str(tmp_path / "kept"))
+            await slots.take("first", changed)
+            await slots.go_back(number, str(tmp_path / "kept"))
 
     async def resumed():
-        slots = slots_of(sweep)
-        serving = asyncio.ensure_future(slots.serve())
-        record = slots._trials.records[await slots.take("again", changed)]
-        assert (record.number, record.step, record.settings, record.drawn) == (0, 3, changed, drawn)
-        found = await slots.report(0)
-        assert (found["step"], found["done"]) == (6, True), "nothing of the past is told"
-        await slots.halt()
-        await serving
+        async with served(slots := slots_of(sweep)):
+            record = slots._trials.records[await slots.take("again", changed)]
+            assert (record.number, record.step, record.settings, record.drawn) == (0, 3, changed, drawn)
+            found = await slots.report(0)
+            assert (found["step"], found["done"]) == (6, True), "nothing of the past is told"
 
     asyncio.run(interrupted())
     (before,) = read_records(tmp_path)
