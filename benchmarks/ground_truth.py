@@ -234,7 +234,7 @@ def _tables(seeds: list[list[Found]]) -> list[str]:
     for method in order:
         found = by_method[method]
         cells = [_spread([getattr(one, name) for one in found]) for name in ("precision", "recall", "auroc")]
-        cells.append(f"{np.mean([one.kl for one in found]):.3f}")
+        cells.append(f"{round(float(np.mean([one.kl for one in found])), 3) + 0.0:.3f}")  # no -0.000
         cells += [f"{np.mean([one.kinds[kind] for one in found if kind in one.kinds]):.0%}" for kind in kinds]
         lines.append(f"| {' | '.join([method, *cells])} |")
     return lines
