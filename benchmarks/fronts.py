@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+EXACT = 1e-5
+"""Nats; what is below is the rounding of float32, and counts as this."""
 Row = Mapping[str, Any]
 SIZES = {"neurons": "neurons", "heads": "heads", "parameters": "parameters"}
 """Key of a row -> what it counts; parameters are a share of those of the decoder layers."""
@@ -17,7 +19,8 @@ def of(rows: Sequence[Row], file: str, method: str) -> list[Row]:
         if (row["file"], row["method"]) == (file, method):
             same.setdefault(row["neurons"], []).append(row)
     keys = ("heads", "parameters", "kl", "exact_match")
-    return [{**found[0], **{key: mean(row[key] for row in found) for key in keys}} for found in same.values()]
+    averaged = [{**found[0], **{key: mean(row[key] for row in found) for key in keys}} for found in same.values()]
+    return [{**row, "kl": max(row["kl"], EXACT)} for row in averaged]
 
 
 def front(rows: Sequence[Row], size: str) -> list[tuple[float, float]]:
@@ -44,7 +47,7 @@ def needed(points: Sequence[tuple[float, float]], kl: float, largest: float) -> 
         return "<", points[0][0]
     for (small, worse), (large, better) in zip(points, points[1:], strict=False):
         if better <= kl:
-            share = (math.log(worse) - math.log(kl)) / (math.log(worse) - math.log(max(better, 1e-9)))
+            share = (math.log(worse) - math.log(kl)) / (math.log(worse) - math.log(better))
             return "", small + share * (large - small)
     raise AssertionError("the last point is low enough")
 
