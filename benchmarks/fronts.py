@@ -14,10 +14,10 @@ SIZES = {"neurons": "neurons", "heads": "heads", "parameters": "parameters"}
 
 def of(rows: Sequence[Row], file: str, method: str) -> list[Row]:
     """The rows of one method on one pair file, seeds of one size averaged."""
-    same: dict[int, list[Row]] = {}
+    same: dict[tuple[int, int | None], list[Row]] = {}
     for row in rows:
         if (row["file"], row["method"]) == (file, method):
-            same.setdefault(row["neurons"], []).append(row)
+            same.setdefault((row["neurons"], row.get("asked_heads")), []).append(row)
     keys = ("heads", "parameters", "kl", "exact_match")
     averaged = [{**found[0], **{key: mean(row[key] for row in found) for key in keys}} for found in same.values()]
     return [{**row, "kl": max(row["kl"], EXACT)} for row in averaged]

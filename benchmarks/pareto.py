@@ -72,6 +72,8 @@ class Measured(NamedTuple):
 
     masks: Masks
     seed: int
+    heads: int | None = None
+    """How many were asked for, if they were."""
 
 
 def trained(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
@@ -95,7 +97,7 @@ def few_heads(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
     run = prune(
         setting.config("default", folder, population__members=members, train__steps=setting.arguments.steps), Ranks()
     )
-    return _measured(run)
+    return [one._replace(heads=member["target.head"]) for one, member in zip(_measured(run), members, strict=True)]
 
 
 def published(setting: Setting, folder: Path, _: int) -> list[Measured]:
@@ -195,7 +197,7 @@ def measure(setting: Setting, method: str) -> Iterator[dict[str, Any]]:
         sizes, parameters = count(one.masks), parameters_kept(frozen, one.masks)
         yield {
             "file": setting.name, "method": method, "seed": one.seed, "neurons": sizes["total"], "of": neurons,
-            "heads": sizes["head"], "parameters": parameters.kept / parameters.total,
+            "heads": sizes["head"], "asked_heads": one.heads, "parameters": parameters.kept / parameters.total,
             "kl": float(scores.kl[index].mean()), "exact_match": float(scores.exact_match[index].mean()),
             "jaccard": [_jaccard(found, index, level) for level in ("head", "neuron")] if method == "default" else None,
         }  # fmt: skip
