@@ -95,7 +95,8 @@ def write(rows: Sequence[Row], steps: int, published_steps: int, folder: Path = 
         "",
         "Interchange ablation; pairs of pretrained models, half of them held out, and of models with a planted circuit. All "
         "figures on held-out pairs, seeds of one size averaged. The default preset trains "
-        f"{steps} steps of 16 pairs; the `paper` preset {published_steps} steps of 16 pairs with four to six strengths, 3 to .01 times its penalties "
+        f"{steps} steps of 16 pairs; the `paper` preset {published_steps} steps of 16 pairs with four to six "
+        "strengths, 3 to .01 times its penalties "
         "(its own 6,250 steps of 32 take 8 times as long). `METHOD: SIZE` is the size that a method needs for the same KL, from "
         "its front in that size, and ours as a share of it; > and < where its front ends. Parameters are the share of those of "
         "the decoder layers. Circuits are asked for, and rankings cut, by neurons: how many heads and parameters they come to is "
