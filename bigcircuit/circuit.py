@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bigcircuit.ablated import INTERCHANGE, Ablation
-from bigcircuit.circuit_check import check, complete, widths_of
+from bigcircuit.circuit_check import check, complete
 from bigcircuit.errors import UserError
 from bigcircuit.gates.discretise import count
 from bigcircuit.storage import tensor_sha256, write_tensors
@@ -68,8 +68,7 @@ class Circuit:
             raise UserError(
                 f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}; `bigcircuit convert` reads others"
             )
-        check(tensors, metadata, str(path))
-        widths = widths_of(tensors, metadata, str(path))
+        widths = check(tensors, metadata, str(path))
         masks = complete(_strip(tensors, "mask."), widths)
         known = {**metadata, "widths": json.dumps(widths)}
         return cls(masks, _strip(tensors, "log_alpha."), known, _strip(tensors, "ablation."))

@@ -22,12 +22,17 @@ _PARTS = {"mask": GRANULARITIES, "log_alpha": GRANULARITIES, "ablation": LEAVES}
 """First part of a tensor's name -> the second ones. Other tensors are nobody's business."""
 
 
-def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> None:
-    """Raises UserError, naming `source`, for the first thing that the format does not allow or that is damaged."""
-    for key, kind in _JSON.items():
-        if key in metadata:
-            _parsed(metadata[key], kind, f"{source}: its metadata {key}")
-    hashes = json.loads(metadata.get("sha256", "{}"))
+def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, list[int]]:
+    """Nodes of every layer by granularity.
+
+    Raises UserError, naming `source`, for the first thing that the format does not allow or that is damaged.
+    """
+    parsed = {
+        key: _parsed(metadata[key], kind, f"{source}: its metadata {key}")
+        for key, kind in _JSON.items()
+        if key in metadata
+    }
+    hashes = parsed.get("sha256", {})
     for name in sorted(hashes.keys() | tensors.keys()):
         if name in tensors and name not in hashes:
             raise UserError(
@@ -40,9 +45,10 @@ def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: st
         raise UserError(f"{source}: its ablation {known} is not known; use any of {', '.join(ABLATIONS)}")
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, source)
-    widths = widths_of(tensors, metadata, source)
+    widths = _widths(tensors, parsed.get("widths", {}), source)
     for name, tensor in tensors.items():
         _check_size(name, tensor, widths, source)
+    return widths
 
 
 def _parsed(text: str, kind: type, what: str) -> Any:
@@ -86,17 +92,15 @@ def _check_size(name: str, tensor: Tensor, widths: Mapping[str, Sequence[int]], 
         )
 
 
-def widths_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, list[int]]:
-    """Nodes of every layer by granularity, from the metadata, or from the masks where it does not say.
+def _widths(tensors: Mapping[str, Tensor], said: Mapping[str, Any], source: str) -> dict[str, list[int]]:
+    """Nodes of every layer by granularity, as the metadata says, or from the masks where it does not.
 
     Of `kv_group` and `mlp_output` a file need not know. Raises UserError where the others are not known or do not fit.
     """
     masks = {name.removeprefix("mask."): mask for name, mask in tensors.items() if name.startswith("mask.")}
     if not masks:
         raise UserError(f"{source}: has no masks; write mask.<granularity> for one granularity or more")
-    wide = {name: [mask.shape[1]] * len(mask) for name, mask in masks.items()} | json.loads(
-        metadata.get("widths", "{}")
-    )
+    wide = {name: [mask.shape[1]] * len(mask) for name, mask in masks.items()} | said
     try:
         shapes = shapes_of(wide)
         if not shapes or min(map(min, shapes)) < 0:

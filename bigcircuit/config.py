@@ -3,7 +3,7 @@
 Nothing heavy is imported here, so that a mistake in a config is reported before torch is even loaded.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -107,8 +107,9 @@ class TaskConfig(Section):
         return self
 
 
-ABLATIONS = ("interchange", "zero", "mean", "mean_per_position", "optimal")
+AblationName = Literal["interchange", "zero", "mean", "mean_per_position", "optimal"]
 """Ablations by their full names, as they stand beside scores; the first is the default."""
+ABLATIONS: tuple[str, ...] = get_args(AblationName)
 
 
 class AblationConfig(Section):

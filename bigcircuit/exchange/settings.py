@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from bigcircuit.config import ModelConfig, Section
+from bigcircuit.config import AblationName, ModelConfig, Section
 from bigcircuit.config_file import dotted_keys, parse_overrides, read_yaml, set_dotted, validate
 from bigcircuit.errors import UserError
 from bigcircuit.evaluation.settings import take_options
@@ -15,7 +15,7 @@ class ConversionSettings(Section):
 
     output: str | None = None
     """Circuit file to write; by default the name of the file that is read, with .safetensors."""
-    ablation: Literal["interchange", "zero", "mean", "mean_per_position", "optimal"] = "interchange"
+    ablation: AblationName = "interchange"
     """What it was found under, which such files do not say. Edge-Pruning, and `patching` of EAP-IG, are `interchange`."""
     config: str | None = None
     """Config file whose section `model` names the model; --model.* come before it."""

@@ -20,6 +20,7 @@ from bigcircuit.frozen.load import fingerprint
 from bigcircuit.frozen.sites import find_sites
 from bigcircuit.gates.discretise import Masks
 from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
+from bigcircuit.identity import of_model
 from bigcircuit.planted.decoys import NEEDED, Dice, fill, writes
 from bigcircuit.planted.weights import LayerWeights, build, read_layers, repeat_hidden
 
@@ -167,17 +168,12 @@ def _truth(kinds: Kinds, shapes: tuple[LayerShape, ...]) -> Masks:
 
 def _describe(planted: Planted, shapes: tuple[LayerShape, ...], seed: int) -> dict[str, str]:
     """Metadata of the file of the truth, so that found circuits can be compared with it."""
-    base = fingerprint(ModelConfig(path=str(planted.folder)))
-    return {
-        "model": planted.folder.name,
-        "model_config_sha256": base["config"],
-        "model_weights_sha256": base["weights"],
-        "tokenizer_sha256": base["tokenizer"],
+    model = ModelConfig(path=str(planted.folder))
+    return of_model(model, fingerprint(model), shapes) | {
         "task": "the truth, as planted",
         "task_sha256": "",
         "ablation": "interchange",
         "granularities": json.dumps(["head", "attention_neuron", "mlp_neuron"]),
-        "widths": json.dumps({name: [g.width(s) for s in shapes] for name, g in GRANULARITIES.items()}),
         "seed": str(seed),
         "kinds": json.dumps(planted.kinds),
     }
