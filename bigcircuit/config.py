@@ -167,14 +167,13 @@ class GatesConfig(Section):
     rounded to 0 or 1 with the soft gradient. `sigmoid_top_k`: soft values that add up to the asked size, for which only
     granularities that have a target get gates; `straight_through_top_k`: these, rounded. `auto`: sigmoid_top_k where every
     member has a target and no penalty, else hard_concrete."""
-    temperature: Annotated[float, Field(gt=0)] = 0.3
+    temperature: Annotated[float, Field(gt=0)] = 0.6
     """Softness of top-k gates at the start, in units of log_alpha; it falls geometrically."""
     temperature_final: Annotated[float, Field(gt=0)] = 0.1
     """Softness of top-k gates at the end."""
-    look_ahead: Weight = 3.0
-    """Top-k, while sizes fall: every update is at a size of its own, log-uniform from the one allowed now down to this many times
-    less than the asked one, less and less so as they meet. Small circuits have a say before most nodes are closed. 0: always
-    at the allowed one."""
+    look_ahead: bool = True
+    """Top-k, while sizes fall: every update is at a size of its own, log-uniform from the one allowed now down to the asked one,
+    so that this has a say before most nodes are closed. false: always at the allowed one."""
     sampled_sizes: bool = False
     """Top-k: train every example at a size of its own, log-uniform from a fiftieth of the nodes to all, so that the strengths
     order the nodes at every size; target.* then says at which size the circuit is validated and written."""

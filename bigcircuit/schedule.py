@@ -2,7 +2,7 @@
 
 import math
 
-from bigcircuit.config import Config, GatesConfig, TrainConfig
+from bigcircuit.config import GatesConfig, TrainConfig
 
 COARSE = ("block", "attention", "mlp", "kv_group", "head")
 """Granularities whose gates close many neurons at once; `train.coarse_start` delays their penalties."""
@@ -28,13 +28,6 @@ def allowed_size(train: TrainConfig, everything: int, asked: int, done: float) -
     """Size that target mode allows: from all nodes down to the asked ones, geometrically over the ramp."""
     share = pressure(train, "total", done)
     return everything * (min(asked, everything) / everything) ** share
-
-
-def least_size(config: Config, everything: int, asked: int, done: float) -> float:
-    """The smallest size that an update looks ahead to: below the asked one at first, and the asked one when the ramp ends."""
-    allowed = allowed_size(config.train, everything, asked, done)
-    ahead = config.gates.look_ahead ** (1 - pressure(config.train, "total", done))
-    return min(allowed, min(asked, everything) / ahead) if ahead else allowed
 
 
 def temperature(gates: GatesConfig, done: float) -> float:

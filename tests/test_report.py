@@ -425,7 +425,7 @@ def test_a_file_that_has_changed_since_is_not_drawn_for_the_old_one(apart, tmp_p
 
 @pytest.mark.parametrize(("settings", "kl", "size"), [
     ({}, "in training, one batch at a size drawn while sizes fall", "sum of the soft gates"),
-    ({"gates__look_ahead": 0}, "in training, soft gates", "sum of the soft gates"),
+    ({"gates__look_ahead": False}, "in training, soft gates", "sum of the soft gates"),
     ({"gates__parametrisation": "hard_concrete"}, "in training, with noise", "expected in training"),
     ({"gates__sampled_sizes": True}, "in training, at sizes of all kinds", "sum of the soft gates"),
 ])  # fmt: skip

@@ -148,7 +148,7 @@ def test_sampled_sizes_are_those_of_the_example_and_spread_over_all():
     assert not torch.allclose(sizes[0], sizes[1])
 
 
-def test_each_update_looks_ahead_to_a_smaller_size_until_the_asked_one_is_reached():
+def test_each_update_looks_ahead_to_the_asked_size_until_it_is_reached():
     def sizes(done, ahead):
         found = population({"target.total": 13, "population.seeds": 300, "gates.look_ahead": ahead}, done=done)
         drawn = sums(found)
@@ -157,15 +157,12 @@ def test_each_update_looks_ahead_to_a_smaller_size_until_the_asked_one_is_reache
         assert torch.equal(drawn[:, :1], other)
         return drawn[:, 0], found.expected_open()["total"]
 
-    ramp = load(None).train.penalty_ramp
-    for ahead in (3.0, 1.0):
-        drawn, allowed = sizes(0.4, ahead)
-        torch.testing.assert_close(allowed, allowed[:1].expand(300), rtol=1e-4, atol=0)
-        least = 13 / ahead ** (1 - 0.4 / ramp)
-        assert allowed[0] > 20 > 13 >= least
-        spread = torch.log(allowed / drawn).sort().values / torch.log(allowed[0] / least)
-        assert (spread - torch.arange(300) / 299).abs().max() < 0.1, "log-uniform from the allowed to the least"
-    for done, ahead in ((0.4, 0.0), (1.0, 3.0)):
+    drawn, allowed = sizes(0.4, True)
+    torch.testing.assert_close(allowed, allowed[:1].expand(300), rtol=1e-4, atol=0)
+    assert allowed[0] > 20 > 13
+    spread = torch.log(allowed / drawn).sort().values / torch.log(allowed[0] / 13)
+    assert (spread - torch.arange(300) / 299).abs().max() < 0.1, "log-uniform from the allowed to the asked"
+    for done, ahead in ((0.4, False), (1.0, True)):
         drawn, allowed = sizes(done, ahead)
         torch.testing.assert_close(drawn, allowed, rtol=1e-4, atol=0)
 
@@ -189,7 +186,7 @@ def trained(frozen, members_, **overrides):
 SETTINGS = [
     {"target.total": 40},
     {"target.total": 15, "train.seed": 3, "train.lr": 0.3, "gates.temperature": 1.0},
-    {"target.total": 40, "train.steps": 4, "gates.look_ahead": 0.3},
+    {"target.total": 40, "train.steps": 4, "gates.look_ahead": False},
 ]
 
 

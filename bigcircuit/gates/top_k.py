@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from bigcircuit.gates.granularity import ATTENTION, GRANULARITIES, MLP, SITE_WIDTH, finest, fold_sites
 from bigcircuit.gates.soft_top_k import soft_top_k
-from bigcircuit.schedule import allowed_size, least_size, temperature
+from bigcircuit.schedule import allowed_size, temperature
 
 if TYPE_CHECKING:
     from bigcircuit.gates.population import Member, Population
@@ -106,7 +106,10 @@ def _range(population: Population, asked: str, everything: int) -> tuple[Tensor,
     """The size that a group has now, and the least that an update looks ahead to, [P, 1, 1] each."""
     now = [(m.config, _left(asked, m.config.target.sizes()), _done(m)) for m in population.members]
     allowed = [allowed_size(config.train, everything, size, done) for config, size, done in now]
-    least = [least_size(config, everything, size, done) for config, size, done in now]
+    least = [
+        min(size, everything) if config.gates.look_ahead else at
+        for (config, size, _), at in zip(now, allowed, strict=True)
+    ]
     return population.column(allowed), population.column(least)
 
 

@@ -31,16 +31,18 @@ class Rank:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1], ray.get_runtime_context().get_node_id()
 
-    def join(self, rank: int, size: int, host: str, port: int, local: int) -> None:
+    def join(self, rank: int, size: int, host: str, port: int, local: int, threads: int) -> None:
         """Become one of `size` ranks; local: its number among those on its node."""
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local)}
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+        # Here, before torch is loaded, and not as Ray's runtime_env: with one Ray starts another process, a second later.
+        os.environ |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         import torch
 
         from bigcircuit.distributed import join
         from bigcircuit.sweep.host import Host
 
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        torch.set_num_threads(threads)
         self._host = Host(join(rank, size, 0))
 
     def open(self, config: Config) -> None:
@@ -69,14 +71,12 @@ class ModelWorker:
         size = self._size
         self._group = placement_group([self._bundle] * size, strategy="PACK")
         await self._group.ready()
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(self._room.cpus), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}}
         self._ranks = [
             ray.remote(Rank)
             .options(
                 num_cpus=self._bundle["CPU"],
                 num_gpus=self._bundle.get("GPU", 0),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
-                runtime_env=environment,
             )
             .remote()
             for index in range(size)
@@ -85,7 +85,10 @@ class ModelWorker:
         nodes = [node for _, _, node in places]
         host, port, _ = places[0]
         local = [nodes[:index].count(node) for index, node in enumerate(nodes)]
-        calls = [rank.join.remote(index, size, host, port, local[index]) for index, rank in enumerate(self._ranks)]
+        calls = [
+            rank.join.remote(index, size, host, port, local[index], self._room.cpus)
+            for index, rank in enumerate(self._ranks)
+        ]
         await self._answers(calls)
 
     async def open(self, config: Config) -> None:
