@@ -2,7 +2,7 @@
 
 Each row of the table is written when it has been measured.
 
-    python -m benchmarks.sweep_faults [--only WORD] [--times 10] [--steps 100]
+    python -m benchmarks.sweep_faults [--only WORD] [--times 10] [--steps 300]
 """
 
 import argparse
@@ -147,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     before = OUTPUT.read_text().splitlines() if OUTPUT.is_file() else []
