@@ -101,7 +101,7 @@ def few_heads(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
 
 
 def published(setting: Setting, folder: Path, _: int) -> list[Measured]:
-    """The published settings, with four strengths of its penalties."""
+    """The published settings, with several strengths of its penalties."""
     plain = load(str(PRESETS / "paper.yaml"), {}).penalty
     members = [{f"penalty.{g}": w * pressure for g, w in plain if w} for pressure in PRESSURES]
     overrides = {"train__steps": setting.arguments.published_steps, "train__batch_size": 16}
