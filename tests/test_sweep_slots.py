@@ -4,6 +4,7 @@ import asyncio
 import json
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,8 +60,15 @@ def workers(monkeypatch):
     return monkeypatch
 
 
-def sweep_of(folder, **search):
-    base = {**QUICK, "train.steps": 6, "train.validate_every": 3, "train.save_every": 3, "target.total": None}
+def sweep_of(folder, base=None, **search):
+    base = {
+        **QUICK,
+        "train.steps": 6,
+        "train.validate_every": 3,
+        "train.save_every": 3,
+        "target.total": None,
+        **(base or {}),
+    }
     search = {"space": {"train.seed": [0, 1, 2]}, "search": "grid", "slots": 3, **search}
     return Sweep(load(None, {**base, "output": str(folder)}), SweepSettings(**search))
 
@@ -137,6 +145,47 @@ def test_population_based_training_goes_on_with_the_settings_of_now(tmp_path):
     asyncio.run(resumed())
     assert json.loads((tmp_path / "trials/000/config.json").read_text())["config"]["train"]["lr"] == 0.2
     assert [record.updates for record in read_records(tmp_path)] == [6]
+
+
+@pytest.mark.usefixtures("workers")
+def test_who_was_let_on_is_not_stopped_by_the_same_report_after_an_interruption(tmp_path):
+    sizes = {"target.total": [60, 300, 900]}
+    sweep = sweep_of(tmp_path, {"train.steps": 9}, space=sizes, scheduler="asha", metric="kl", grace=1, reduction=2)
+    settings = planned(sweep.settings)
+
+    async def reports(count):
+        """The next ones of all trials."""
+        async with served(slots := slots_of(sweep)):
+            for number, one in enumerate(settings):
+                assert await slots.take(f"trial {number}", one) == number
+            rounds = [await asyncio.gather(*map(slots.report, range(3))) for _ in range(count)]
+            return dict(enumerate(zip(*rounds, strict=True)))
+
+    def stopped(seen, asha, at):
+        """Who is stopped there, if they are told in this order."""
+        found = {number: asha.on_trial_result(None, trials[number], seen[number][at]) for number in seen}
+        return [number for number, action in found.items() if action == "STOP"]
+
+    trials = {number: SimpleNamespace(trial_id=str(number)) for number in range(3)}
+    first, again = scheduler(sweep), scheduler(sweep)
+    for one in trials.values():
+        first.on_trial_add(None, one)
+        again.on_trial_add(None, one)
+    seen = asyncio.run(reports(2))
+    assert [[row["step"] for row in rows] for rows in seen.values()] == [[3, 6]] * 3
+    worst_first = dict(sorted(seen.items(), key=lambda item: -item[1][0]["kl"]))
+    assert stopped(worst_first, first, 0) == []
+    assert [record.let_on for record in read_records(tmp_path)] == [3, 3, 3]
+
+    told = asyncio.run(reports(2))
+    same = [[{**row, "decided": None} for row in rows] for rows in (*seen.values(), *told.values())]
+    assert same[:3] == same[3:], "nothing was made again"
+    assert [[row["decided"] for row in rows] for rows in told.values()] == [[True, False]] * 3
+    best_first = dict(sorted(told.items(), key=lambda item: item[1][0]["kl"]))
+    assert stopped(best_first, again, 0) == []
+    best_first = dict(sorted(told.items(), key=lambda item: item[1][1]["kl"]))
+    assert stopped(best_first, again, 1) == list(best_first)[1:], "nobody had decided on these"
+    assert again._brackets[0]._rungs[-1][1].keys() == {"0", "1", "2"}, "and they count at their rung"
 
 
 def draws(sweep, before):

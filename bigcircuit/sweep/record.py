@@ -34,6 +34,8 @@ class Record:
     """Updates to its next report, while it has a slot."""
     validation: dict[str, Any] | None = None
     """The last one."""
+    let_on: int = 0
+    """The step of the last report after which Tune has asked for another: it has decided on all up to there."""
     lost: bool = False
     """Whether it has failed because workers were lost with it, which may have had other reasons: the next start tries again."""
 

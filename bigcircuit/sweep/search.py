@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining
+from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.variant_generator import generate_variants
 
@@ -90,15 +90,24 @@ def algorithm(settings: SweepSettings, before: Mapping[int, Mapping[str, Any]], 
     )
 
 
+class Asha(AsyncHyperBandScheduler):
+    """Tune's, for sweeps that go on: a report that has been told before an interruption counts at its rung, but what was
+    decided on it then stands. Told in another order it could stop a trial that was let go on.
+    """
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """What Tune is to do with the trial."""
+        action = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if result["decided"] else action
+
+
 def scheduler(sweep: Sweep) -> Any:
     """Tune's scheduler; None for the one that stops nothing."""
     settings, train = sweep.settings, sweep.config.train
     every = settings.grace * train.validate_every
     shared = {"time_attr": "step", "metric": settings.metric, "mode": "min"}
     if settings.scheduler == "asha":
-        return AsyncHyperBandScheduler(
-            max_t=max(train.steps, every), grace_period=every, reduction_factor=settings.reduction, **shared
-        )
+        return Asha(max_t=max(train.steps, every), grace_period=every, reduction_factor=settings.reduction, **shared)
     if settings.scheduler == "pbt":
         return PopulationBasedTraining(
             perturbation_interval=every,

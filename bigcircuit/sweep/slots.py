@@ -111,6 +111,7 @@ class Slots:
             return last_report(self._trials.records[number])
         self._asked[number] = asyncio.get_running_loop().create_future()
         if not self._ahead:
+            self._trials.let_on(number)
             self._seats.wait(number)
         self._change()
         return await self._asked[number]

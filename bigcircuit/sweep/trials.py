@@ -1,5 +1,6 @@
 """The trials of a sweep: what is known of each, where it can go on from, and what is written of it."""
 
+import sys
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
@@ -86,7 +87,8 @@ class Trials:
         rows = trial.validations()
         if self._sweep.settings.scheduler == "pbt":
             rows = rows[-1:] if record.over else []
-        reports = self.reports[number] = deque(report(number, row) for row in rows)
+        decided = sys.maxsize if record.over else record.let_on
+        reports = self.reports[number] = deque(report(number, row, decided=row["step"] <= decided) for row in rows)
         if reports and record.status in ("finished", "stopped"):
             reports[-1]["done"] = True
 
@@ -95,6 +97,13 @@ class Trials:
         self.records[number].settings = settings
         if self._configured(number):
             self._folders[number].configure(self._configs[number], self._command)
+
+    def let_on(self, number: int) -> None:
+        """Tune has heard all its reports and asks for another."""
+        record = self.records[number]
+        if record.validation:
+            record.let_on = record.validation["step"]
+            self._folders[number].save()
 
     def stop(self, number: int) -> None:
         """The scheduler has stopped it, or it is over."""
@@ -198,11 +207,11 @@ def _again(record: Record) -> Record:
     return record
 
 
-def report(number: int, row: Mapping[str, Any], done: bool = False) -> dict[str, Any]:
-    """What Tune is told of a validation."""
+def report(number: int, row: Mapping[str, Any], done: bool = False, decided: bool = False) -> dict[str, Any]:
+    """What Tune is told of a validation; decided: whether an earlier start has told it, and what came of it stands."""
     names = {"objective": "objective", "kl": "kl", "neurons": "kept.total"}
     values = {name: row[f"validation.{key}"] for name, key in names.items()}
-    return {"number": number, "step": row["step"], **values, "done": done}
+    return {"number": number, "step": row["step"], **values, "done": done, "decided": decided}
 
 
 def last_report(record: Record) -> dict[str, Any]:
