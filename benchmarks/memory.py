@@ -103,7 +103,7 @@ def predicted(case: Case, folder: Path) -> int:
     config = load(None, settings(case, folder))
     data = load_task(config.task, None, load_config(config.model))
     work = Workload.of(data.splits, 1 if case.stage == "whole" else 2)
-    return sum(needs(config, read_settings(config.deepspeed), work, Memory(0, False)).values())
+    return sum(needs(config, read_settings(config.deepspeed), work, Memory.here()).values())
 
 
 def predicted_afresh(case: Case, folder: Path) -> int:

@@ -26,7 +26,9 @@ from bigcircuit.tasks.data import TaskData
 GIB = 2**30
 _ERROR = 0.15
 """How far the prediction may be off (benchmarks/memory.md)."""
-_LIBRARIES = "Python and libraries"
+_LIBRARIES, _KEPT = "Python and libraries", "freed memory that is kept"
+_KEPT_SHARE = 0.5
+"""Of the activations: gaps between blocks in use, where there is room for them (benchmarks/memory.md)."""
 _ON_HOST = ("reference logits",)
 _ZERO3 = "configs/deepspeed/zero3.json"
 _OFFLOAD = "configs/deepspeed/zero3_offload_cpu.json"
@@ -60,9 +62,9 @@ class Memory(NamedTuple):
 
 
 def give_freed_memory_back() -> None:
-    """Have glibc hand large blocks back to the system when they are freed; else gaps keep up to twice of what is needed.
+    """Have glibc hand blocks back to the system when they are freed, from 2 MiB on.
 
-    Smaller blocks stay: with 256 KiB, fresh pages took 45% of the time of a small model with 16 members.
+    Only where memory is what counts: an update takes 1.4 times as long with fresh pages for every block (46M parameters, P = 4).
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 21))  # M_MMAP_THRESHOLD, bytes
@@ -80,12 +82,20 @@ def _left_in_group() -> int:
 def needs(
     config: Config, settings: Settings | None, work: Workload, memory: Memory, known: Known | None = None
 ) -> dict[str, int]:
-    """Bytes at the peak of a rank by what needs them; settings: as from `read_settings`; known: see `estimate`."""
+    """Bytes at the peak of a rank by what needs them; settings: as from `read_settings`; known: see `estimate`.
+
+    On CPU freed memory is kept for the next block where all ranks, on one host, have room for it. It is handed back where they
+    have not, and where the settings trade time for memory: with checkpointing gaps were larger than what was in use.
+    """
     libraries = 0 if memory.accelerator else _libraries(settings is not None)  # before the estimate makes garbage
     parts = estimate(skeleton(config.model), config, settings, work, known)
     if memory.accelerator:
         return {name: size for name, size in parts.items() if name not in _ON_HOST}
-    return {_LIBRARIES: libraries} | parts
+    least = {_LIBRARIES: libraries} | parts
+    roomy = least | {_KEPT: round(_KEPT_SHARE * parts["activations and gradients"])}
+    saving = settings is not None or bool(config.train.checkpointing)
+    fits = (1 + _ERROR) * sum(roomy.values()) * work.ranks <= memory.free
+    return roomy if fits and not saving else least
 
 
 @cache
@@ -140,18 +150,21 @@ def explained(config: Config, data: TaskData, ranks: Ranks) -> Iterator[None]:
         ) from error
 
 
-def refuse_what_cannot_fit(config: Config, data: TaskData, ranks: Ranks) -> None:
-    """Raises OutOfMemory, before weights are loaded, where even with luck the memory of this host cannot suffice.
+def make_fit(config: Config, data: TaskData, ranks: Ranks) -> None:
+    """Have freed memory handed back where it is short, and refuse what even so and with luck cannot fit.
 
-    Only without a GPU: a GPU says so itself, while Linux ends a process that takes too much without a word.
+    Raises OutOfMemory, before weights are loaded. Only without a GPU: a GPU says so itself, while Linux ends a process that
+    takes too much without a word.
     """
     memory, work, settings = Memory.here(), Workload.of(data.splits, ranks.size), read_settings(config.deepspeed)
+    if memory.accelerator:
+        return
     on_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks.size)
-    if (
-        not memory.accelerator
-        and (1 - _ERROR) * sum(needs(config, settings, work, memory).values()) * on_host > memory.free
-    ):
+    parts = needs(config, settings, work, memory)
+    if (1 - _ERROR) * sum(parts.values()) * on_host > memory.free:
         raise _explanation(config, work, memory, "")
+    if _KEPT not in parts:
+        give_freed_memory_back()
 
 
 def _explanation(config: Config, work: Workload, memory: Memory, where: str) -> OutOfMemory:

@@ -17,7 +17,7 @@ from bigcircuit.gates.population import node_counts, trained_granularities
 from bigcircuit.ground import Ground, lay, prepare
 from bigcircuit.identity import check_same
 from bigcircuit.optimal import Lessons
-from bigcircuit.plan import explained, give_freed_memory_back, refuse_what_cannot_fit
+from bigcircuit.plan import explained, make_fit
 from bigcircuit.results import finish
 from bigcircuit.run_folder import Metrics, RunFolder, choose, versions, write_config
 from bigcircuit.tasks.batch import train_order
@@ -40,8 +40,7 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
     started = time.monotonic()
     prepared = prepare(config, ranks)
     ranks.agree({**prepared.base, "settings": config.model_dump_json(), "versions": json.dumps(versions())})
-    refuse_what_cannot_fit(config, prepared.data, ranks)
-    give_freed_memory_back()
+    make_fit(config, prepared.data, ranks)
     with folder.locked() if ranks.first else nullcontext(), explained(config, prepared.data, ranks):
         if ranks.first:
             write_config(folder, config, sys.argv)

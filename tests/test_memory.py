@@ -13,10 +13,11 @@ from benchmarks.memory import Case, make_model, make_pairs, measured, predicted_
 from benchmarks.saved_bytes import count_saved, masked, plain
 from bigcircuit import plan
 from bigcircuit.check import check
-from bigcircuit.config_file import load
+from bigcircuit.config_file import load, override
 from bigcircuit.distributed import Ranks
 from bigcircuit.errors import OutOfMemory
 from bigcircuit.frozen.load import skeleton
+from bigcircuit.ground import prepare
 from bigcircuit.memory import LiveBytes, Workload, estimate
 from bigcircuit.plan import GIB, Memory, needs, remedies
 from bigcircuit.sharding import read_settings
@@ -125,10 +126,27 @@ def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(tmp_path, mo
     assert not (tmp_path / "x").exists()
 
 
+def test_freed_memory_is_kept_where_there_is_room_and_handed_back_where_there_is_not(tmp_path, monkeypatch):
+    config = load(None, {**QUICK, "output": str(tmp_path / "x")})
+    data, called = prepare(config, Ranks()).data, []
+    monkeypatch.setattr(plan, "give_freed_memory_back", lambda: called.append(True))
+    work, kept = Workload.of(data.splits, 1), "freed memory that is kept"
+    roomy = needs(config, None, work, Memory(64 * GIB, False))
+    least = needs(config, None, work, Memory(sum(roomy.values()), False))
+    assert kept not in least and {name: size for name, size in roomy.items() if name != kept} == least
+    saving = override(config, {"train.checkpointing": True}, "saving")
+    assert kept not in needs(saving, None, work, Memory(64 * GIB, False))
+    assert kept not in needs(config, None, work._replace(ranks=2), Memory(2 * sum(roomy.values()), False))
+    for free, handed_back in ((64 * GIB, []), (sum(roomy.values()), [True])):
+        monkeypatch.setattr(plan.Memory, "here", classmethod(lambda cls, free=free: cls(free, False)))
+        plan.make_fit(config, data, Ranks())
+        assert called == handed_back
+
+
 def test_memory_that_runs_out_in_the_middle_is_one_line_with_the_estimate_and_three_remedies(tmp_path):
     """A limit on the address space makes the allocator fail, as a GPU's does; the refusal before the run is switched off."""
     script = (
-        "import sys; from bigcircuit import cli, plan, prune; prune.refuse_what_cannot_fit = lambda *_: plan._libraries(False)\n"
+        "import sys; from bigcircuit import cli, plan, prune; prune.make_fit = lambda *_: plan._libraries(False)\n"
         "sys.exit(cli.answer(cli.run_prune, sys.argv[1:]))"
     )
     settings = {**QUICK, "population.seeds": 8, "train.batch_size": 800, "train.micro_batch_size": 800}

@@ -37,7 +37,8 @@ def evaluate(
     display, started = Display(ranks.first, ranks.note), time.monotonic()
     asked = ask(names, settings, ranks, config, overrides or {})
     sharding = read_settings(asked.base.deepspeed)
-    give_freed_memory_back()
+    if sharding is not None:
+        give_freed_memory_back()
     with _explained(asked.base, settings):
         frozen = load_frozen(asked.base.model, ranks.device, sharding)
         grounds = {key: lay(asked, key, frozen, display) for key in asked.tasks}
