@@ -169,7 +169,9 @@ def by_hand(frozen, chosen, weight_of):
 def test_activation_magnitude_is_the_norm_of_wanda_scores(kind):
     if kind == "conv1d":
         frozen = build("gpt2", {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, **IDS})
-        weights = lambda site, i: getattr(frozen.layers[i], {ATTENTION: "attention", MLP: "mlp"}[site]).weight.T  # noqa: E731
+
+        def weights(site, index):
+            return getattr(frozen.layers[index], {ATTENTION: "attention", MLP: "mlp"}[site]).weight.T
     else:
         frozen = build("llama", SMALL)
         if kind == "lora":
@@ -190,12 +192,15 @@ def test_activation_magnitude_is_the_norm_of_wanda_scores(kind):
         found = BASELINES["activation_magnitude"](streams, chosen, Passes(2))
     for index, shape in enumerate(frozen.shapes):
         attention, mlp = wanted[ATTENTION, index], wanted[MLP, index]
-        close = lambda name, values: torch.testing.assert_close(found[name][index], values, rtol=1e-3, atol=1e-5)  # noqa: B023, E731
-        close("attention_neuron", attention.norm(dim=0))
-        close("mlp_neuron", mlp.norm(dim=0))
-        close("mlp_output", mlp.norm(dim=1))
-        close("head", attention.unflatten(1, (shape.heads, -1)).norm(dim=(0, 2)))
-        close("block", (attention.norm() ** 2 + mlp.norm() ** 2).sqrt().reshape(1))
+        norms = {
+            "attention_neuron": attention.norm(dim=0),
+            "mlp_neuron": mlp.norm(dim=0),
+            "mlp_output": mlp.norm(dim=1),
+            "head": attention.unflatten(1, (shape.heads, -1)).norm(dim=(0, 2)),
+            "block": (attention.norm() ** 2 + mlp.norm() ** 2).sqrt().reshape(1),
+        }
+        for name, values in norms.items():
+            torch.testing.assert_close(found[name][index], values, rtol=1e-3, atol=1e-5)
 
 
 def test_coarse_scores_add_up_their_neurons():
