@@ -17,6 +17,7 @@ from bigcircuit.gates.granularity import GRANULARITIES
 from bigcircuit.gates.population import Population, node_counts
 from bigcircuit.identity import identity
 from bigcircuit.optimal import Lessons
+from bigcircuit.plan import give_freed_memory_back, saves_memory
 from bigcircuit.references import References
 from bigcircuit.sharding import read_settings
 from bigcircuit.streams import Streams
@@ -127,8 +128,11 @@ def lay(prepared: Prepared, display: Display, frozen: FrozenModel | None = None)
     frozen: the model, where it is loaded already.
     """
     config, passes = prepared.config, prepared.passes
+    sharding = read_settings(config.deepspeed)
+    if saves_memory(config, sharding):
+        give_freed_memory_back()
     if frozen is None:
-        frozen = load_frozen(config.model, passes.ranks.device, read_settings(config.deepspeed))
+        frozen = load_frozen(config.model, passes.ranks.device, sharding)
     data = keep_solved(config, frozen, prepared.data, passes, display)
     averaged = data.splits["train"] if prepared.reference is None else prepared.reference.examples
     ablation, moments = starting_ablation(config.ablation, frozen, averaged, passes)

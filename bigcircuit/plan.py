@@ -70,6 +70,11 @@ def give_freed_memory_back() -> None:
         ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 21))  # M_MMAP_THRESHOLD, bytes
 
 
+def saves_memory(config: Config, settings: Settings | None) -> bool:
+    """Whether the config trades time for memory; settings: as from `read_settings`."""
+    return settings is not None or bool(config.train.checkpointing)
+
+
 def _left_in_group() -> int:
     """Bytes left under the limit of this process's control group, which batch systems and containers set."""
     with suppress(OSError, ValueError):
@@ -93,9 +98,8 @@ def needs(
         return {name: size for name, size in parts.items() if name not in _ON_HOST}
     least = {_LIBRARIES: libraries} | parts
     roomy = least | {_KEPT: round(_KEPT_SHARE * parts["activations and gradients"])}
-    saving = settings is not None or bool(config.train.checkpointing)
     fits = (1 + _ERROR) * sum(roomy.values()) * work.ranks <= memory.free
-    return roomy if fits and not saving else least
+    return roomy if fits and not saves_memory(config, settings) else least
 
 
 @cache

@@ -15,7 +15,7 @@ from bigcircuit.evaluation.settings import EvaluationSettings
 from bigcircuit.evaluation.show import show, verdict
 from bigcircuit.evaluation.work import Work, lay
 from bigcircuit.frozen.load import load_frozen
-from bigcircuit.plan import give_freed_memory_back, out_of_memory
+from bigcircuit.plan import give_freed_memory_back, out_of_memory, saves_memory
 from bigcircuit.sharding import read_settings
 
 FILE = "evaluation.json"
@@ -37,7 +37,7 @@ def evaluate(
     display, started = Display(ranks.first, ranks.note), time.monotonic()
     asked = ask(names, settings, ranks, config, overrides or {})
     sharding = read_settings(asked.base.deepspeed)
-    if sharding is not None:
+    if saves_memory(asked.base, sharding):
         give_freed_memory_back()
     with _explained(asked.base, settings):
         frozen = load_frozen(asked.base.model, ranks.device, sharding)
