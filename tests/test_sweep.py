@@ -239,7 +239,7 @@ def test_population_based_training_goes_on_from_better_trials(nodes, tmp_path):
         nodes,
         tmp_path,
         lambda records: any(record.step >= 20 for record in records),
-        {"train.steps": 60},  # after the cut everybody has to report twice before the worst is sure to be replaced
+        {"train.steps": 150},  # after the cut everybody has to report twice before the worst is sure to be replaced
         space=space,
         search="random",
         trials=4,
