@@ -55,10 +55,10 @@ def test_each_rank_holds_half_and_never_had_the_whole(seen):
     for rank in seen:
         assert rank["mine"] == pytest.approx(rank["whole"] / 2, rel=1e-3)
         assert rank["held"] == rank["held_after"] == 0, "nothing stays gathered between passes"
-        assert rank["peak_loading"] < 0.95 * rank["whole"], (
+        assert rank["peak_loading"] < 0.85 * rank["whole"], (
             "loading keeps this rank's pieces and one parameter at a time"
         )
-        assert rank["peak_update"] < 0.95 * rank["whole"], "an update holds two gathered layers at most"
+        assert rank["peak_update"] < 0.85 * rank["whole"], "an update holds two gathered layers at most"
 
 
 def test_a_layer_is_gathered_once_forward_and_once_backward_for_both_streams_and_all_members(seen):
