@@ -62,12 +62,13 @@ class Memory(NamedTuple):
 
 
 def give_freed_memory_back() -> None:
-    """Have glibc hand blocks back to the system when they are freed, from 2 MiB on.
+    """Have glibc hand blocks back to the system when they are freed, from 1 MiB on.
 
+    From 2 MiB on, loading 109 MB in two pieces held up to .94 of the whole, in place of .70 at most: gaps between smaller weights.
     Only where memory is what counts: an update takes 1.4 times as long with fresh pages for every block (46M parameters, P = 4).
     """
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 21))  # M_MMAP_THRESHOLD, bytes
+        ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 20))  # M_MMAP_THRESHOLD, bytes
 
 
 def saves_memory(config: Config, settings: Settings | None) -> bool:
