@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 from bigcircuit.circuit import Circuit
 from bigcircuit.config_file import load
 from bigcircuit.distributed import Ranks
-from bigcircuit.errors import UserError
+from bigcircuit.errors import Stopped, UserError
 from bigcircuit.prune import prune
 from bigcircuit.sweep.record import read_records
 from bigcircuit.sweep.settings import load_sweep
@@ -191,16 +192,28 @@ def cut_on_the_cluster(nodes, folder, cut, base=None, **search):
     process = start(config, output, "--address", nodes.address)
     until(lambda: cut(safely_read(output)), process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said
     before = read_records(output)
     assert any(record.step for record in before)
     run(load_sweep(config, {"output": str(output)}), nodes.address, Console(file=(folder / "said").open("w")))
     after = read_records(output)
-    assert before != after, "it came too late"
     for old, new in zip(before, after, strict=False):
         assert (old.number, old.drawn) == (new.number, new.drawn)
         assert old == new if old.over else new.step >= old.step
     return before, after
+
+
+PBT = {
+    "space": {"penalty.mlp_neuron": {"log_uniform": [0.1, 30.0]}, "train.lr": {"log_uniform": [1e-4, 0.3]}},
+    "search": "random",
+    "trials": 4,
+    "scheduler": "pbt",
+    "metric": "kl",
+    "grace": 1,
+    "workers": 1,
+    "slots": 3,
+}
 
 
 def groups_left(nodes):
@@ -234,23 +247,36 @@ def test_asha_stops_trials_early_and_frees_their_slots(nodes, tmp_path):
 
 
 def test_population_based_training_goes_on_from_better_trials(nodes, tmp_path):
-    space = {"penalty.mlp_neuron": {"log_uniform": [0.1, 30.0]}, "train.lr": {"log_uniform": [1e-4, 0.3]}}
     _, records = cut_on_the_cluster(
         nodes,
         tmp_path,
         lambda records: any(record.step >= 20 for record in records),
         {"train.steps": 150},  # after the cut everybody has to report twice before the worst is sure to be replaced
-        space=space,
-        search="random",
-        trials=4,
-        scheduler="pbt",
-        metric="kl",
-        grace=1,
-        workers=1,
-        slots=3,
+        **PBT,
     )
     assert [record.status for record in records] == ["finished"] * 4
     assert any(record.settings != record.drawn for record in records)
+    assert groups_left(nodes) == []
+
+
+def test_a_signal_is_heeded_while_tune_reads_a_result(nodes, tmp_path, monkeypatch):
+    """What is raised there Tune takes for the failure of a trial, and goes on with the others."""
+    from ray.air.execution._internal import event_manager
+
+    from bigcircuit.sweep.run import run
+
+    def get(*arguments):
+        if some_trial_has_made(tmp_path / "s", 10):
+            signal.raise_signal(signal.SIGTERM)
+        return ray.get(*arguments)
+
+    monkeypatch.setattr(event_manager, "ray", SimpleNamespace(**{**vars(ray), "get": get}))
+    sweep = load_sweep(written(tmp_path, **PBT), {"output": str(tmp_path / "s")})
+    with pytest.raises(Stopped, match="the same command goes on"):
+        run(sweep, nodes.address, Console(file=(tmp_path / "said").open("w")))
+    records = read_records(tmp_path / "s")
+    assert records and all(record.status in ("running", "waiting") for record in records)
+    assert (tmp_path / "s/report.html").exists()
     assert groups_left(nodes) == []
 
 

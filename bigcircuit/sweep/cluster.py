@@ -16,7 +16,7 @@ from bigcircuit.sweep.settings import Sweep, SweepSettings
 
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see stopped_by_signals
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see Messages in run.py
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",

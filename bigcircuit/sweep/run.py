@@ -1,11 +1,8 @@
 """`sweep`: the whole of it, top to bottom."""
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -16,6 +13,7 @@ from rich.console import Console
 from bigcircuit.config import Config
 from bigcircuit.errors import ReportedError, Stopped, UserError
 from bigcircuit.run_folder import RunFolder
+from bigcircuit.stopping import StopRequest
 from bigcircuit.storage import cleared, remove, temporary_beside, write_json
 from bigcircuit.sweep.cluster import cluster, room_for
 from bigcircuit.sweep.folder import is_sweep
@@ -49,8 +47,9 @@ def run(asked: Sweep, address: str | None, console: Console) -> None:
         if another:
             remove(folder / "trials")
         if left(folder, asked):
-            with cluster(address, asked), stopped_by_signals():
-                search(asked, folder, Live(console), grows=address is not None)
+            request = StopRequest()
+            with cluster(address, asked), request.heeded():
+                search(asked, folder, Live(console), request, grows=address is not None)
         else:
             finish(folder)
     return show(folder, console, f"see {folder / 'report.html'}")
@@ -79,8 +78,8 @@ def finish(folder: Path) -> None:
     write_outcome(folder)
 
 
-def search(asked: Sweep, folder: Path, live: Live, grows: bool) -> None:
-    """Let Tune run the trials that are left; grows: see room_for.
+def search(asked: Sweep, folder: Path, live: Live, request: StopRequest, grows: bool) -> None:
+    """Let Tune run the trials that are left, until a signal asks to stop; grows: see room_for.
 
     Raises UserError where nothing can run, OutOfMemory, Stopped after a signal.
     """
@@ -117,7 +116,7 @@ def search(asked: Sweep, folder: Path, live: Live, grows: bool) -> None:
                     name="sweep",
                     storage_path=str(scratch.resolve()),
                     verbose=0,
-                    callbacks=[Stops(slots)],
+                    callbacks=[Messages(slots, request)],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             )
@@ -135,17 +134,27 @@ def search(asked: Sweep, folder: Path, live: Live, grows: bool) -> None:
             finish(folder)
 
 
-class Stops(tune.Callback):
-    """Tells the slots which trials are over."""
+class Messages(tune.Callback):
+    """What the slots have to know of Tune and of the person at the terminal."""
 
-    def __init__(self, slots: Any) -> None:
-        self._slots = slots
+    def __init__(self, slots: Any, request: StopRequest) -> None:
+        self._slots, self._request = slots, request
 
     def on_trial_complete(self, **info: Any) -> None:
         """Called when a trial has ended or the scheduler has stopped it."""
         last = info["trial"].last_result or {}
         if "number" in last:
             self._slots.stop.remote(last["number"])
+
+    def on_step_begin(self, **_: Any) -> None:
+        """Called several times a second. Raises Stopped after a signal.
+
+        A signal handler must not raise it itself: Tune takes what is raised while it reads a result for the failure of that
+        trial, and goes on with the others.
+        """
+        if self._request.number:
+            self._slots.end.remote()
+            raise Stopped(self._request.number)
 
 
 def refuse_away_from_head() -> None:
@@ -158,26 +167,3 @@ def refuse_away_from_head() -> None:
 def _beside_the_driver() -> tune.PlacementGroupFactory:
     """Trials do nothing but wait: a sliver of the head node, which the driver is to run on, holds them all."""
     return tune.PlacementGroupFactory([{_HEAD: 0.0001}])
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Inside, SIGTERM and the first Ctrl-C end the sweep so that its trials can be saved. Raises Stopped."""
-    asked: list[int] = []
-
-    def stop(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-        for one in before:
-            signal.signal(one, signal.SIG_IGN)
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except SystemError as error:  # what Ray's own code makes of an exception in a signal handler
-        if asked:
-            raise Stopped(asked[0]) from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -33,7 +33,7 @@ _BARREN = 3
 """Workers that may be lost one after the other before they have a trial."""
 
 _NOBODY, _DONE = -1, {"number": -1, "done": True}
-"""A trial that Tune names after the sweep has ended before its time, and what any trial reports then: Tune is to end, too."""
+"""A trial that Tune names once the sweep has ended, and what any trial reports then: Tune is to end, too."""
 
 
 class Slots:
@@ -57,7 +57,7 @@ class Slots:
         self._ahead = known_ahead(sweep.settings)
         self._loaded = asyncio.Event()
         self._changed, self._last_change = asyncio.Event(), 0.0
-        self._halting, self._busy = False, 0
+        self._ended, self._busy = False, 0
         self._rate: deque[tuple[float, int]] = deque(maxlen=20)
         self._fatal: Exception | None = None
         self._losses: list[str] = []
@@ -84,15 +84,14 @@ class Slots:
             raise
         finally:
             self._loaded.set()
-            for number in list(self._asked) if self._fatal is not None else ():
-                self._answer(number, _DONE)
+            await self.end()
 
     # What trials ask for
 
     async def take(self, name: str, settings: dict[str, Any]) -> int:
         """The number of the trial that Tune calls `name`; one it has named before goes on with these settings."""
         await self._loaded.wait()
-        if self._fatal is not None:
+        if self._ended:
             return _NOBODY
         number = self._trials.number(name)
         if number is None:
@@ -103,7 +102,7 @@ class Slots:
 
     async def report(self, number: int) -> dict[str, Any]:
         """The next report of a trial, as Tune wants it; waits until there is one."""
-        if self._fatal is not None:
+        if self._ended:
             return _DONE
         if self._trials.reports[number]:
             return self._trials.reports[number].popleft()
@@ -118,7 +117,7 @@ class Slots:
 
     async def stop(self, number: int) -> None:
         """The scheduler has stopped a trial, or it has ended; its slot is free at once."""
-        if self._fatal is None and not self._halting:
+        if not self._ended:
             self._trials.stop(number)
         if number != _NOBODY:
             self._unseat(number)
@@ -152,13 +151,19 @@ class Slots:
         """What has ended the sweep before its time, if anything has."""
         return self._fatal
 
+    async def end(self) -> None:
+        """Begin no more calls, and let Tune have an end of every trial."""
+        self._ended = True
+        for number in list(self._asked):
+            self._answer(number, _DONE)
+        self._change()
+
     async def halt(self) -> bool:
         """Let the workers end their calls, save every trial that runs, release the workers, and write what is made of the trials.
 
         Returns whether that could be done here.
         """
-        self._halting = True
-        self._change()
+        await self.end()
         until = time.monotonic() + 3 * _LONG
         while self._busy and time.monotonic() < until:
             await asyncio.sleep(0.05)
@@ -175,14 +180,14 @@ class Slots:
 
     async def _serve(self, worker: ModelWorker) -> None:
         """Keep one worker busy for the whole sweep; when it is lost its trials move and it is started again."""
-        while not self._halting and self._fatal is None:
+        while not self._ended:
             try:
                 await worker.start()
                 self._present.add(worker)
                 if one_ground(self._sweep.settings):
                     await worker.open(self._sweep.config)
                 self._seats.arrived(worker)
-                while not self._halting and self._fatal is None:
+                while not self._ended:
                     await self._advance(worker)
             except WorkerLost as error:
                 self._lost(worker, str(error))
@@ -191,7 +196,7 @@ class Slots:
 
     async def _advance(self, worker: ModelWorker) -> None:
         entering, ready = await self._ready(worker)
-        if not ready or self._halting:
+        if not ready or self._ended:
             return
         entries, leaving = [self._trials.entry(number) for number in entering], self._seats.leaving(worker)
         self._busy += 1
@@ -208,7 +213,7 @@ class Slots:
     async def _ready(self, worker: ModelWorker) -> tuple[list[int], list[int]]:
         """Trials that come in, and those that are to advance; waits for what is worth waiting for."""
         entering: list[int] = []
-        while not self._halting:
+        while not self._ended:
             self._changed.clear()
             slots = min(self._sweep.settings.slots, self._share())
             entering += self._seats.fill(worker, slots)
