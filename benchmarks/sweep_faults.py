@@ -25,12 +25,12 @@ from tests.sweeping import named, ranks_of, safely_read, start, table, to_the_en
 OUTPUT = Path(__file__).with_suffix(".md")
 SPACE = {"penalty.mlp_neuron": [0.5, 4.0], "train.seed": [0, 1, 2, 3]}
 HEAD = (
-    "| fault | times | ended as undisturbed | updates, against undisturbed, mean (most) | seconds, likewise |",
-    "|---|---|---|---|---|",
+    "| fault | updates a trial | times | ended as undisturbed | updates, against undisturbed, mean (most) | seconds, likewise |",
+    "|---|---|---|---|---|---|",
 )
 
 
-ABOUT = """Eight trials of {} updates on the embedded model, two workers with four slots each; checkpoints every 20 updates.
+ABOUT = """Eight trials on the embedded model, two workers with four slots each; checkpoints every 20 updates.
 Of a call that was cut off as many updates are counted as it can have made, 20 a trial at most. Seconds are of whole commands,
 the second start included; the cluster that loses a node was there before."""
 
@@ -136,7 +136,7 @@ def rows(bench: Bench, arguments: argparse.Namespace) -> Iterator[str]:
     for name, fault in faults.items():
         if arguments.only in name:
             found = [fault() for _ in range(arguments.times)]
-            cells = [name, str(len(found)), f"{sum(one.equal for one in found)} of {len(found)}"]
+            cells = [name, str(arguments.steps), str(len(found)), f"{sum(one.equal for one in found)} of {len(found)}"]
             for values in ([one.updates for one in found], [one.seconds for one in found]):
                 cells.append(f"{statistics.mean(values):.2f} ({max(values):.2f})")
             yield "| " + " | ".join(cells) + " |"
@@ -155,9 +155,9 @@ def main() -> None:
         bench = Bench(Path(folder), arguments)
         for row in rows(bench, arguments):
             print(row, flush=True)  # noqa: T201
-            before = [line for line in before if line.startswith("| ") and row.split("|")[1] != line.split("|")[1]]
+            before = [line for line in before if line.startswith("| ") and row.split("|")[1:3] != line.split("|")[1:3]]
             kept = [line for line in before if not line.startswith("| fault")]
-            title = f"# Disturbed sweeps, {date.today()}\n\n{ABOUT.format(arguments.steps)}\n"
+            title = f"# Disturbed sweeps, {date.today()}\n\n{ABOUT}\n"
             before = [*kept, row]
             OUTPUT.write_text("\n".join([title, *HEAD, *before]) + "\n")
 
