@@ -31,13 +31,13 @@ class DivergedError(ReportedError):
         """Which of the population."""
 
 
-class OutOfMemory(ReportedError):  # noqa: N818 - the name of the thing
+class OutOfMemory(ReportedError):
     """The memory of a rank does not suffice."""
 
     exit_code = 4
 
 
-class Stopped(ReportedError):  # noqa: N818 - somebody's wish, not an error
+class Stopped(ReportedError):
     """A signal asked the run to stop; raised on all ranks at the same place."""
 
     everywhere = True

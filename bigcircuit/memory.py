@@ -155,7 +155,7 @@ def training_peak(frozen: FrozenModel, config: Config, work: Workload) -> int:
     reference = torch.empty(passes.size * work.answer, vocabulary, dtype=frozen.head.weight.dtype, device=META)
     ablation = _ablation(frozen, config, work)
     with Streams(frozen, ablation, config.train.checkpointing) as streams, LiveBytes() as live:
-        faithfulness(state, streams, lambda _: reference, examples, One(passes.size, Ranks(device=META)))  # type: ignore[arg-type]
+        faithfulness(state, streams, lambda _: reference, examples, One(passes.size, Ranks(device=META)))
     return live.peak
 
 

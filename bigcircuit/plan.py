@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,10 +107,9 @@ def needs(
 @cache
 def _libraries(sharded: bool) -> int:
     """Bytes this process holds before anything is loaded; asked at the start of a run and remembered."""
-    import bigcircuit.prune  # noqa: F401 - what a run imports counts
-
+    import_module("bigcircuit.prune")  # what a run imports counts
     if sharded:
-        import deepspeed  # noqa: F401
+        import_module("deepspeed")
     return psutil.Process().memory_info().rss
 
 

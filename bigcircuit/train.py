@@ -3,7 +3,7 @@
 Shapes: P members, B examples, S scored positions, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,7 +37,11 @@ class Sums(NamedTuple):
 
 
 def faithfulness(
-    state: TrainState, streams: Streams, references: References, chosen: Sequence[Example], passes: Passes
+    state: TrainState,
+    streams: Streams,
+    references: Callable[[Piece], Tensor],
+    chosen: Sequence[Example],
+    passes: Passes,
 ) -> Sums:
     """How far every member, under fresh gate noise, is from the full model on a global batch, and the gradient of it."""
     population, parameters = state.population, state.parameters
@@ -59,7 +63,9 @@ def faithfulness(
     return sums
 
 
-def _terms(state: TrainState, streams: Streams, references: References, piece: Piece) -> tuple[Tensor, Tensor]:
+def _terms(
+    state: TrainState, streams: Streams, references: Callable[[Piece], Tensor], piece: Piece
+) -> tuple[Tensor, Tensor]:
     """KL and hinge of every member summed over the examples of one pass, float32 [P] each, with graphs to all parameters."""
     population = state.population
     masks = population.draw([example.id for example in piece.examples])

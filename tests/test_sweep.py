@@ -35,6 +35,17 @@ from tests.sweeping import (
 
 ray = pytest.importorskip("ray", reason="sweeps need ray")
 
+PBT = {
+    "space": {"penalty.mlp_neuron": {"log_uniform": [0.1, 30.0]}, "train.lr": {"log_uniform": [1e-4, 0.3]}},
+    "search": "random",
+    "trials": 4,
+    "scheduler": "pbt",
+    "metric": "kl",
+    "grace": 1,
+    "workers": 1,
+    "slots": 3,
+}
+
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory):
@@ -198,22 +209,11 @@ def cut_on_the_cluster(nodes, folder, cut, base=None, **search):
     assert any(record.step for record in before)
     run(load_sweep(config, {"output": str(output)}), nodes.address, Console(file=(folder / "said").open("w")))
     after = read_records(output)
+    assert before != after, "it came too late"
     for old, new in zip(before, after, strict=False):
         assert (old.number, old.drawn) == (new.number, new.drawn)
         assert old == new if old.over else new.step >= old.step
     return before, after
-
-
-PBT = {
-    "space": {"penalty.mlp_neuron": {"log_uniform": [0.1, 30.0]}, "train.lr": {"log_uniform": [1e-4, 0.3]}},
-    "search": "random",
-    "trials": 4,
-    "scheduler": "pbt",
-    "metric": "kl",
-    "grace": 1,
-    "workers": 1,
-    "slots": 3,
-}
 
 
 def groups_left(nodes):

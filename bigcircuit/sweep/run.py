@@ -150,7 +150,7 @@ class Messages(tune.Callback):
         """Called several times a second. Raises Stopped after a signal.
 
         A signal handler must not raise it itself: Tune takes what is raised while it reads a result for the failure of that
-        trial, and goes on with the others.
+        trial, and goes on with the others. Before it ends Tune waits for its trials, so they are told first.
         """
         if self._request.number:
             self._slots.end.remote()

@@ -18,7 +18,7 @@ _ECHO = 5.0
 """Seconds within which the death of a rank is known, after another rank's error that may come of it."""
 
 
-class WorkerLost(Exception):  # noqa: N818 - what happened
+class WorkerLost(Exception):
     """A rank of a worker has died, or its machine, or it has met an error that nobody expected."""
 
 
