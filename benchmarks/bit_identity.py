@@ -21,7 +21,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-VOLATILE = ("seconds", "peak_memory_bytes", "versions", "command", "file", "path", "output", "saved", "verdict", "sha256", "settings")
+VOLATILE = (
+    "seconds",
+    "peak_memory_bytes",
+    "versions",
+    "command",
+    "file",
+    "path",
+    "output",
+    "saved",
+    "verdict",
+    "sha256",
+    "settings",
+)
 """Keys and columns that differ from run to run, or name files whose content is hashed by itself."""
 SHORT = {
     "task.name": "ioi",
@@ -52,7 +64,10 @@ PRUNES: dict[str, dict[str, Any]] = {
         "penalty.mlp_output": 0.5,
         "penalty.kv_group": 0.5,
     },
-    "population": {**PENALTY, "population.members": "[{penalty.head: 0.2}, {train.seed: 3, train.steps: 9}, {train.hinge: 0.5}]"},
+    "population": {
+        **PENALTY,
+        "population.members": "[{penalty.head: 0.2}, {train.seed: 3, train.steps: 9}, {train.hinge: 0.5}]",
+    },
     "left_padding": {**TOTAL, "task.padding": "left", "task.keep": "solved", "task.split.by": "template"},
 }
 RANKS = {"ranks": TOTAL, "zero3": {**PENALTY, "population.seeds": 2, "deepspeed": "configs/deepspeed/zero3.json"}}
@@ -88,7 +103,7 @@ def record(checkout: Path, folder: Path, only: list[str]) -> dict[str, dict[str,
         if result.returncode:
             raise SystemExit(f"{name}: exit code {result.returncode}\n{result.stdout[-2000:]}{result.stderr[-4000:]}")
         found[name] = hashes(folder / name)
-        print(f"{name}: {len(found[name])} files", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{name}: {len(found[name])} files\n")
     return found
 
 
@@ -101,17 +116,39 @@ def _commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
     for name, settings in RANKS.items():
         yield name, [*torchrun, "launchers/prune.py", *words(settings), "--output", str(folder / name)]
     (folder / "sweep.yaml").write_text(SWEEP)
-    yield "sweep", [*bigcircuit, "sweep", "--config", str(folder / "sweep.yaml"), *words({}), "--output", str(folder / "sweep")]
+    yield (
+        "sweep",
+        [*bigcircuit, "sweep", "--config", str(folder / "sweep.yaml"), *words({}), "--output", str(folder / "sweep")],
+    )
     cheap = ["--draws", "4", "--groups", "12", "--partial_draws", "1"]
-    for name, run in (("evaluate", "optimal"), ("evaluate_population", "population"), ("evaluate_templates", "left_padding")):
+    for name, run in (
+        ("evaluate", "optimal"),
+        ("evaluate_population", "population"),
+        ("evaluate_templates", "left_padding"),
+    ):
         ablations = "all" if name == "evaluate" else "zero,interchange"
-        yield name, [*bigcircuit, "evaluate", str(folder / run), "--ablations", ablations, *cheap, "--output", str(folder / name)]
+        yield (
+            name,
+            [
+                *bigcircuit,
+                "evaluate",
+                str(folder / run),
+                "--ablations",
+                ablations,
+                *cheap,
+                "--output",
+                str(folder / name),
+            ],
+        )
     both = [str(folder / "population"), str(folder / "zero")]
     yield "compare", [*bigcircuit, "compare", *both, "--save", "all", "--output", str(folder / "compare")]
     (folder / "graph.json").write_text(json.dumps(GRAPH))
     converted = str(folder / "convert" / "graph.safetensors")
     (folder / "convert").mkdir(exist_ok=True)
-    yield "convert", [*bigcircuit, "convert", str(folder / "graph.json"), "--model.path", "embedded", "--output", converted]
+    yield (
+        "convert",
+        [*bigcircuit, "convert", str(folder / "graph.json"), "--model.path", "embedded", "--output", converted],
+    )
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -121,7 +158,11 @@ def hashes(folder: Path) -> dict[str, str]:
         name = str(path.relative_to(folder))
         if path.suffix == ".safetensors":
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif path.suffix in (".json", ".jsonl", ".csv") and path.name not in ("config.json", "state.json", "sweep.json"):
+        elif path.suffix in (".json", ".jsonl", ".csv") and path.name not in (
+            "config.json",
+            "state.json",
+            "sweep.json",
+        ):
             found[name] = hashlib.sha256(json.dumps(_lasting(_content(path)), sort_keys=True).encode()).hexdigest()
     return found
 
@@ -170,8 +211,10 @@ def main() -> None:
         return
     before, after = (json.loads(path.read_text()) for path in arguments.records)
     different = differences(before, after)
-    same = sum(len(before[case]) for case in before.keys() & after.keys()) - len(different)
-    print("\n".join([*different, f"{same} files of {len(before.keys() & after.keys())} cases are equal, {len(different)} are not"]))
+    cases = before.keys() & after.keys()
+    same = sum(len(before[case]) for case in cases) - len(different)
+    last = f"{same} files of {len(cases)} cases are equal, {len(different)} are not"
+    sys.stdout.write("\n".join([*different, last]) + "\n")
     raise SystemExit(bool(different))
 
 

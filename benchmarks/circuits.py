@@ -9,8 +9,8 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
+from bigcircuit.config.load import load
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.prune import prune
 
 OUTPUT = Path(__file__).with_suffix(".md")

@@ -26,19 +26,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.config import Config
-from bigcircuit.config_file import load, members
-from bigcircuit.distributed import Ranks, joined
-from bigcircuit.frozen.sites import FrozenModel, find_sites
-from bigcircuit.gates.population import Population, node_counts
-from bigcircuit.references import References
-from bigcircuit.sharding import Settings, complete, loading_in_pieces, read_settings, shard
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.pair import Example
-from bigcircuit.tasks.passes import Passes
-from bigcircuit.train import update
-from bigcircuit.train_state import TrainState
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.config.load import load, members
+from bigcircuit.config.schema import Config
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.data.pair import Example
+from bigcircuit.distributed.ranks import Ranks, joined_ranks
+from bigcircuit.forward.reference_logits import ReferenceLogits
+from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.members import node_counts
+from bigcircuit.gates.population import Population
+from bigcircuit.model.sites import FrozenModel, find_sites
+from bigcircuit.model.zero3 import DeepSpeedConfig, completed, loading_sharded, read_deepspeed, shard
+from bigcircuit.train.state import TrainState
+from bigcircuit.train.step import update
 
 OUTPUT = Path(__file__).with_suffix(".md")
 STAGES = Path(__file__).parents[1] / "configs/deepspeed"
@@ -91,9 +92,9 @@ class Cost(NamedTuple):
     """Most bytes allocated on the GPU; None without one."""
 
 
-def deepspeed(stage: int) -> Settings | None:
+def deepspeed(stage: int) -> DeepSpeedConfig | None:
     """The DeepSpeed config that comes with the package; None for whole weights."""
-    return read_settings(str(STAGES / f"zero{stage}.json"))
+    return read_deepspeed(str(STAGES / f"zero{stage}.json"))
 
 
 def build(size: str, stage: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> FrozenModel:
@@ -101,10 +102,10 @@ def build(size: str, stage: int, device: torch.device, dtype: torch.dtype = torc
     disable_progress_bar()
     sharding = deepspeed(stage)
     if sharding is not None:
-        sharding = complete(sharding, build(size, 0, torch.device("meta"), dtype))
+        sharding = completed(sharding, build(size, 0, torch.device("meta"), dtype))
     config = AutoConfig.for_model(**dict(zip(_FIELDS, SIZES[size], strict=True)))
     torch.manual_seed(0)
-    with loading_in_pieces(sharding, dtype), device:
+    with loading_sharded(sharding, dtype), device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     frozen = find_sites(model.requires_grad_(False).eval())
     return frozen if sharding is None else shard(frozen, device, sharding)
@@ -141,7 +142,7 @@ def settings(case: Case, count: int, ranks: int = 1) -> Config:
     return load(None, values | {f"train.{name}": value for name, value in sizes.items()})
 
 
-def floor(frozen: FrozenModel, examples: Sequence[Example], passes: Passes) -> Callable[[], None]:
+def floor(frozen: FrozenModel, examples: Sequence[Example], passes: MicroBatches) -> Callable[[], None]:
     """The plain model's passes over the tokens of this rank, with logits at the last position only, as in an update."""
     batch, model = next(passes.over(examples, full=False)).batch, frozen.model
 
@@ -181,7 +182,7 @@ def cost(run: Callable[[], Any], device: torch.device) -> Cost:
 
 def predicted(case: Case, count: int, ranks: int = 1) -> float:
     """GiB a rank will need, as `bigcircuit check` says before it loads weights."""
-    from bigcircuit.memory import Workload, estimate
+    from bigcircuit.memory.estimate import Workload, estimate
 
     work = Workload(case.tokens, answer=1, rows=1, trained=case.batch * ranks, validated=0, ranks=ranks)
     frozen = build(case.size, 0, torch.device("meta"))
@@ -198,9 +199,9 @@ def measure(case: Case, counts: Sequence[int], rounds: int, ranks: Ranks) -> Ite
         built(case, ranks.device) as frozen,
         Streams(frozen, INTERCHANGE, case.checkpointing) as streams,
     ):
-        passes = Passes.of(settings(case, 1, ranks.size), ranks)
+        passes = MicroBatches.of(settings(case, 1, ranks.size), ranks)
         examples = make_examples(case.batch * ranks.size, case.tokens, frozen.model.config.vocab_size)
-        references, base = References(streams, examples, passes), floor(frozen, examples, passes)
+        references, base = ReferenceLogits(streams, examples, passes), floor(frozen, examples, passes)
         while left:
             state = new_state(frozen, settings(case, left[0].members, ranks.size))
             pairs = []
@@ -304,7 +305,7 @@ def main() -> None:
         print("no GPU is here: nothing measured, the table stays as it is (--device cpu --sizes tiny tries the script)")  # noqa: T201
         return
     output = arguments.output or (OUTPUT if arguments.device == "cuda" else None)
-    with joined() as ranks:
+    with joined_ranks() as ranks:
         rows = read(output)
         if ranks.first:
             print(HEADER, flush=True)  # noqa: T201

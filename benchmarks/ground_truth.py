@@ -22,26 +22,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.circuit import Circuit
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
-from bigcircuit.evaluation.baselines import BASELINES, by_chance
-from bigcircuit.evaluation.mib import Ranking
-from bigcircuit.evaluation.node_scores import LEVELS, NodeScores, flat, level_size, strengths
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.attribution.baselines import BASELINES, by_chance
+from bigcircuit.attribution.node_scores import LEVELS, NodeScores, flat, level_size, strengths
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.config.load import load
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.data.pair import Example
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.evaluation.ranking import circuits_of
-from bigcircuit.evaluation.scores import score
-from bigcircuit.frozen.sites import FrozenModel, find_sites
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks
-from bigcircuit.planted import Planted, make_base, plant, recovery
-from bigcircuit.planted.base import FAMILIES, examples_of, knockouts
+from bigcircuit.metrics.mib import Ranking
+from bigcircuit.metrics.score import score
+from bigcircuit.model.sites import FrozenModel, find_sites
+from bigcircuit.planted import plant, recovery
+from bigcircuit.planted.base import FAMILIES, examples_of, knockouts, make_base
 from bigcircuit.planted.decoys import NEEDED
 from bigcircuit.planted.induction import induction_pairs
+from bigcircuit.planted.plant import Planted
 from bigcircuit.planted.recovery import kept_by_kind
 from bigcircuit.prune import prune
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.pair import Example
-from bigcircuit.tasks.passes import Passes
 
 OUTPUT = Path(__file__).with_suffix(".md")
 INDUCTION = Path(__file__).parents[2] / "shared/models/induction_2L1H"
@@ -147,7 +148,7 @@ def compare(case: Case, seed: int, folder: Path, steps: int | None) -> Iterator[
     kept: list[tuple[str, str, Ranking, NodeScores, Masks]] = []
     with Streams(case.frozen, INTERCHANGE) as streams:
         for method, baseline in (BASELINES | {"random": partial(by_chance, seed=seed)}).items():
-            scores = baseline(streams, split(case, "train"), Passes(16))
+            scores = baseline(streams, split(case, "train"), MicroBatches(16))
             for ranking in RANKINGS.get(method, ("signed",)):
                 for level in case.levels:
                     size = int(flat(truth, level, shapes).sum())
@@ -156,7 +157,7 @@ def compare(case: Case, seed: int, folder: Path, steps: int | None) -> Iterator[
                     kept.append((label, level, ranking, scores, masks))
         for method, level, circuit in learn(case, folder, steps):
             kept.append((method, level, "signed", strengths(circuit.log_alpha, shapes), dict(circuit.masks)))
-        kl = score(streams, test, [masks for *_, masks in kept], Passes(80), at_once=8).kl.mean(1).tolist()
+        kl = score(streams, test, [masks for *_, masks in kept], MicroBatches(80), at_once=8).kl.mean(1).tolist()
     for (method, level, ranking, scores, masks), nats in zip(kept, kl, strict=True):
         names = LEVELS[level]
         yield Found(

@@ -16,12 +16,13 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bigcircuit.config_file import load
-from bigcircuit.frozen.load import load_config
-from bigcircuit.memory import Workload
-from bigcircuit.plan import Memory, needs
-from bigcircuit.sharding import read_settings
-from bigcircuit.tasks.data import load_task
+from bigcircuit.config.load import load
+from bigcircuit.data.dataset import load_task
+from bigcircuit.memory.estimate import Workload
+from bigcircuit.memory.fit import needs
+from bigcircuit.model.load import load_config
+from bigcircuit.model.zero3 import read_deepspeed
+from bigcircuit.runtime.host_memory import Memory
 from tests.faults import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +104,7 @@ def predicted(case: Case, folder: Path) -> int:
     config = load(None, settings(case, folder))
     data = load_task(config.task, None, load_config(config.model))
     work = Workload.of(data.splits, 1 if case.stage == "whole" else 2)
-    return sum(needs(config, read_settings(config.deepspeed), work, Memory.here()).values())
+    return sum(needs(config, read_deepspeed(config.deepspeed), work, Memory.here()).values())
 
 
 def predicted_afresh(case: Case, folder: Path) -> int:

@@ -21,23 +21,23 @@ import torch
 
 from benchmarks.ground_truth import INDUCTION, make_case
 from benchmarks.pareto_table import BOUND, read, write
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.circuit import Circuit
-from bigcircuit.config import Config
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
-from bigcircuit.evaluation.baselines import BASELINES
-from bigcircuit.evaluation.node_scores import NodeScores, strengths
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.attribution.baselines import BASELINES
+from bigcircuit.attribution.node_scores import NodeScores, strengths
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.config.load import load
+from bigcircuit.config.schema import Config
+from bigcircuit.data.dataset import load_task
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.evaluation.ranking import circuits_of
-from bigcircuit.evaluation.scores import score
-from bigcircuit.frozen.load import load_config, load_frozen, load_tokenizer
-from bigcircuit.frozen.parameters import parameters_kept
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks, count
+from bigcircuit.io.run_dir import RunDir
+from bigcircuit.metrics.score import score
+from bigcircuit.model.load import load_config, load_frozen, load_tokenizer
+from bigcircuit.model.parameter_count import parameters_kept
 from bigcircuit.prune import prune
-from bigcircuit.run_folder import RunFolder
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.data import load_task
-from bigcircuit.tasks.passes import Passes
 
 ROWS = Path(__file__).with_name("pareto.jsonl")
 PRESETS = Path(__file__).parents[1] / "configs/presets"
@@ -152,7 +152,7 @@ def baseline(name: str) -> Callable[[Setting, Path, int], list[Measured]]:
         frozen = load_frozen(config.model, torch.device("cpu"), None)
         data = load_task(config.task, load_tokenizer(config.model), load_config(config.model))
         with Streams(frozen, INTERCHANGE) as streams:
-            scores = BASELINES[name](streams, data.splits["train"], Passes(16))
+            scores = BASELINES[name](streams, data.splits["train"], MicroBatches(16))
         return _cut(scores, frozen.shapes, neurons, 0)
 
     return run
@@ -169,12 +169,12 @@ METHODS: dict[str, Callable[[Setting, Path, int], list[Measured]]] = {
 }
 
 
-def _circuits(run: RunFolder) -> list[Circuit]:
+def _circuits(run: RunDir) -> list[Circuit]:
     summary = json.loads(run.summary.read_text())
     return [Circuit.load(run.path / member["circuit"]) for member in summary["members"]]
 
 
-def _measured(run: RunFolder) -> list[Measured]:
+def _measured(run: RunDir) -> list[Measured]:
     return [Measured(circuit.masks, int(circuit.metadata["seed"])) for circuit in _circuits(run)]
 
 
@@ -192,7 +192,7 @@ def measure(setting: Setting, method: str) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         found = METHODS[method](setting, Path(folder) / "run", neurons)
     with Streams(frozen, INTERCHANGE) as streams:
-        scores = score(streams, data.splits["test"], [one.masks for one in found], Passes(16))
+        scores = score(streams, data.splits["test"], [one.masks for one in found], MicroBatches(16))
     for index, one in enumerate(found):
         sizes, parameters = count(one.masks), parameters_kept(frozen, one.masks)
         yield {

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import torch
 
-from bigcircuit import checkpoint
-from bigcircuit.distributed import Ranks
-from bigcircuit.watch import SILENCE
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.distributed.watchdog import SILENCE
+from bigcircuit.io import checkpoint
 from tests import faults
 from tests.crashes import crash_everywhere
 from tests.disks import damages, disk

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.config_file import load
-from bigcircuit.config_file import members as config_members
-from bigcircuit.frozen.sites import find_sites
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.config.load import load
+from bigcircuit.config.load import members as config_members
+from bigcircuit.data.collate import collate
+from bigcircuit.data.pair import Example
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import collate
-from bigcircuit.tasks.pair import Example
+from bigcircuit.model.sites import find_sites
 
 ROWS, TOKENS = 8, 32
 OUTPUT = Path(__file__).with_suffix(".md")

@@ -17,18 +17,19 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.config_file import load, members
-from bigcircuit.distributed import Ranks
-from bigcircuit.frozen.sites import FrozenModel, find_sites
-from bigcircuit.gates.population import Population, node_counts
-from bigcircuit.references import References
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import collate
-from bigcircuit.tasks.pair import Example
-from bigcircuit.tasks.passes import Passes
-from bigcircuit.train import update
-from bigcircuit.train_state import TrainState
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.config.load import load, members
+from bigcircuit.data.collate import collate
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.data.pair import Example
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.forward.reference_logits import ReferenceLogits
+from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.members import node_counts
+from bigcircuit.gates.population import Population
+from bigcircuit.model.sites import FrozenModel, find_sites
+from bigcircuit.train.state import TrainState
+from bigcircuit.train.step import update
 
 BATCH, TOKENS = 8, 64
 OUTPUT = Path(__file__).with_suffix(".md")
@@ -80,8 +81,8 @@ def step(streams: Streams, examples: list[Example], count: int) -> Callable[[], 
     config = load(None, {"population.seeds": count, "train.steps": 100_000})
     shapes = streams.frozen.shapes
     state = TrainState.new(Population.new(members(config), shapes), node_counts(shapes, config.gates.granularities))
-    passes = Passes.of(config, Ranks())
-    references = References(streams, examples, passes)
+    passes = MicroBatches.of(config, Ranks())
+    references = ReferenceLogits(streams, examples, passes)
     return lambda: update(state, streams, references, examples, passes) and None
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import psutil
 
-from bigcircuit.sweep.record import read_records
+from bigcircuit.results.trial_record import read_trial_records
 from tests.sweeping import named, ranks_of, safely_read, start, table, to_the_end, until, what_was_found, written
 
 OUTPUT = Path(__file__).with_suffix(".md")
@@ -122,7 +122,7 @@ class Bench:
 
 def updates(output: Path) -> int:
     """Made for all trials, those included that had to be made again."""
-    return sum(record.updates for record in read_records(output))
+    return sum(record.updates for record in read_trial_records(output))
 
 
 def rows(bench: Bench, arguments: argparse.Namespace) -> Iterator[str]:

@@ -7,15 +7,15 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "Circuit": "bigcircuit.circuit",
-    "Config": "bigcircuit.config",
+    "Circuit": "bigcircuit.circuit.circuit",
+    "Config": "bigcircuit.config.schema",
     "Population": "bigcircuit.gates.population",
-    "Ranks": "bigcircuit.distributed",
-    "Streams": "bigcircuit.streams",
+    "Ranks": "bigcircuit.distributed.ranks",
+    "Streams": "bigcircuit.forward.streams",
     "UserError": "bigcircuit.errors",
-    "load": "bigcircuit.config_file",
-    "load_frozen": "bigcircuit.frozen.load",
-    "score": "bigcircuit.evaluation.scores",
+    "load": "bigcircuit.config.load",
+    "load_frozen": "bigcircuit.model.load",
+    "score": "bigcircuit.metrics.score",
 }
 
 __all__ = list(_HOMES)

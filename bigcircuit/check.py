@@ -7,30 +7,31 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from bigcircuit.config import Config
-from bigcircuit.config_file import members
-from bigcircuit.frozen.load import load_config, load_tokenizer, skeleton
-from bigcircuit.frozen.sites import FrozenModel
-from bigcircuit.gates.granularity import GRANULARITIES
-from bigcircuit.gates.population import node_counts, trained_granularities
-from bigcircuit.memory import Workload
-from bigcircuit.plan import Memory, needs, remedies
-from bigcircuit.run_folder import versions
-from bigcircuit.sharding import read_settings
-from bigcircuit.targets import check_targets
-from bigcircuit.tasks.builders import BUILDERS
-from bigcircuit.tasks.data import TaskData, load_reference, load_task, make_pairs
-from bigcircuit.tasks.pair import Example
+from bigcircuit.config.load import members
+from bigcircuit.config.schema import Config
+from bigcircuit.data.builders import BUILDERS
+from bigcircuit.data.dataset import TaskData, load_ablation_data, load_task, make_pairs
+from bigcircuit.data.pair import Example
+from bigcircuit.gates.members import node_counts, trained_granularities
+from bigcircuit.io.provenance import versions
+from bigcircuit.memory.estimate import Workload
+from bigcircuit.memory.fit import needs, remedies
+from bigcircuit.model.granularity import GRANULARITIES
+from bigcircuit.model.load import load_config, load_tokenizer, skeleton
+from bigcircuit.model.sites import FrozenModel
+from bigcircuit.model.zero3 import read_deepspeed
+from bigcircuit.runtime.host_memory import Memory
+from bigcircuit.train.targets import check_targets
 
 
-def check(config: Config, console: Console, ranks: int = 1, memory: Memory | None = None) -> None:
+def check_config(config: Config, console: Console, ranks: int = 1, memory: Memory | None = None) -> None:
     """Validate model config, tokenizer, task and targets, and print what a run would do. Raises UserError.
 
     ranks, memory: of the machines it is to run on; without them one rank here.
     """
     hf_config = load_config(config.model)
     data = load_task(config.task, load_tokenizer(config.model), hf_config)
-    load_reference(config, load_tokenizer(config.model), hf_config)
+    load_ablation_data(config, load_tokenizer(config.model), hf_config)
     frozen = skeleton(config.model)
     check_targets(config, node_counts(frozen.shapes, config.gates.granularities))
     console.print(_sites(config, frozen))
@@ -43,7 +44,7 @@ def check(config: Config, console: Console, ranks: int = 1, memory: Memory | Non
 
 def _memory(config: Config, work: Workload, memory: Memory, console: Console) -> None:
     """What a rank needs at its peak, and, where that is more than there is, the settings that fit."""
-    settings = read_settings(config.deepspeed)
+    settings = read_deepspeed(config.deepspeed)
     parts = needs(config, settings, work, memory)
     total = sum(parts.values())
     title = (

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bigcircuit.config import Config, Section
-from bigcircuit.config_file import load, parse_overrides
+from bigcircuit.config.help import show_settings
+from bigcircuit.config.load import load, parse_overrides
+from bigcircuit.config.schema import Config, Section
 from bigcircuit.errors import ReportedError, UserError
-from bigcircuit.settings_help import show_settings
 
 USAGE = """usage: bigcircuit VERB [--config FILE] [--section.field VALUE ...]
 
@@ -68,10 +68,10 @@ def run_prune(words: Sequence[str]) -> None:
     """Verb `prune`, also the whole of launchers/prune.py."""
     arguments = Arguments(words)
     # Heavy imports come after the config has been found valid, so that a typo is answered at once.
-    from bigcircuit import distributed
+    from bigcircuit.distributed import ranks
     from bigcircuit.prune import prune
 
-    with distributed.joined() as ranks:
+    with ranks.joined_ranks() as ranks:
         prune(arguments.config, ranks, fresh=arguments.fresh)
 
 
@@ -80,11 +80,11 @@ def run_check(words: Sequence[str]) -> None:
     rest = list(words)
     ranks, gibibytes = _number(rest, "--ranks", int), _number(rest, "--memory", float)
     arguments = Arguments(rest)
-    from bigcircuit.check import check
-    from bigcircuit.plan import GIB, Memory
+    from bigcircuit.check import check_config
+    from bigcircuit.runtime.host_memory import GIB, Memory
 
     memory = Memory(int(gibibytes * GIB), accelerator=True) if gibibytes else None
-    check(arguments.config, Console(highlight=False, soft_wrap=True), int(ranks or 1), memory)
+    check_config(arguments.config, Console(highlight=False, soft_wrap=True), int(ranks or 1), memory)
 
 
 def _number(words: list[str], option: str, kind: type) -> float | None:
@@ -97,23 +97,23 @@ def _number(words: list[str], option: str, kind: type) -> float | None:
 
 def run_evaluate(words: Sequence[str]) -> None:
     """Verb `evaluate`, also the whole of launchers/evaluate.py."""
-    from bigcircuit.evaluation.settings import EvaluationSettings, take_options, validated
+    from bigcircuit.evaluation.config import EvaluationSettings, take_options, validated
 
     rest = _without_launcher(words)
     _help(rest, EvaluationSettings)
     path = _take(rest, "--config")
     options, names, rest = take_options(rest, EvaluationSettings)
     settings, overrides = validated(EvaluationSettings, options), parse_overrides(rest)
-    from bigcircuit import distributed
-    from bigcircuit.evaluation.evaluate import evaluate
+    from bigcircuit.distributed import ranks
+    from bigcircuit.evaluation.evaluate import evaluate_circuits
 
-    with distributed.joined() as ranks:
-        evaluate(names, settings, ranks, config=path, overrides=overrides)
+    with ranks.joined_ranks() as ranks:
+        evaluate_circuits(names, settings, ranks, config=path, overrides=overrides)
 
 
 def run_compare(words: Sequence[str]) -> None:
     """Verb `compare`."""
-    from bigcircuit.evaluation.settings import ComparisonSettings, take_options, validated
+    from bigcircuit.evaluation.config import ComparisonSettings, take_options, validated
 
     _help(words, ComparisonSettings)
     options, names, rest = take_options(words, ComparisonSettings)
@@ -121,25 +121,25 @@ def run_compare(words: Sequence[str]) -> None:
     if rest:
         raise UserError(f"compare has no option {rest[0]}; it loads no model")
     settings = validated(ComparisonSettings, options)
-    from bigcircuit.compare import compare
+    from bigcircuit.evaluation.compare import compare_circuits
 
-    compare(names, settings, Console(highlight=False, soft_wrap=True))
+    compare_circuits(names, settings, Console(highlight=False, soft_wrap=True))
 
 
 def run_convert(words: Sequence[str]) -> None:
     """Verb `convert`."""
-    from bigcircuit.exchange.settings import ConversionSettings, parse_conversion
+    from bigcircuit.convert.config import ConversionSettings, parse_conversion
 
     if "--help" in words or "-h" in words:
-        from bigcircuit.exchange.convert import help_text
+        from bigcircuit.convert.convert import help_text
 
         show_settings(Console(highlight=False), help_text(USAGE), ConversionSettings)
         raise SystemExit(0)
     path, settings = parse_conversion(words)
-    from bigcircuit.exchange.convert import convert
+    from bigcircuit.convert.convert import convert_file
 
     console = Console(highlight=False, soft_wrap=True)
-    done = convert(path, settings)
+    done = convert_file(path, settings)
     for line in (*done.notes, f"{done.path}; next: bigcircuit evaluate {done.path} --config CONFIG"):
         console.print(line, markup=False)
 
@@ -154,15 +154,15 @@ def run_report(words: Sequence[str]) -> None:
     output, figures = _take(names, "--output"), _take(names, "--figures")
     if unknown := [name for name in names if name.startswith("--")]:
         raise UserError(f"report has no option {unknown[0]}; it has --output FILE and --figures FOLDER")
-    from bigcircuit.report import report
+    from bigcircuit.report.render import write_report
 
-    for path in report(names, Path(output) if output else None, Path(figures) if figures else None):
+    for path in write_report(names, Path(output) if output else None, Path(figures) if figures else None):
         console.print(str(path), markup=False)
 
 
 def run_sweep(words: Sequence[str]) -> None:
     """Verb `sweep`, also the whole of launchers/sweep.py."""
-    from bigcircuit.sweep.settings import SweepSettings, load_sweep, sweep_keys
+    from bigcircuit.sweep.config import SweepSettings, load_sweep, sweep_keys
 
     console = Console(highlight=False, soft_wrap=True)
     if words[:1] == ["best"]:
@@ -179,9 +179,9 @@ def run_sweep(words: Sequence[str]) -> None:
         from bigcircuit.sweep.dry_run import dry_run
 
         return dry_run(sweep, address, console)
-    from bigcircuit.sweep.run import run
+    from bigcircuit.sweep.run import run_sweep
 
-    return run(sweep, address, console)
+    return run_sweep(sweep, address, console)
 
 
 def _help(words: Sequence[str], settings: type[Section], prefix: str = "") -> None:

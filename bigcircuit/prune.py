@@ -7,44 +7,47 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from bigcircuit import checkpoint
-from bigcircuit.config import Config
-from bigcircuit.config_file import members
-from bigcircuit.display import Display
-from bigcircuit.distributed import Ranks
+from bigcircuit.config.load import members
+from bigcircuit.config.schema import Config
+from bigcircuit.data.collate import train_order
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import Stopped
-from bigcircuit.gates.population import node_counts, trained_granularities
-from bigcircuit.ground import Ground, lay, prepare
-from bigcircuit.identity import check_same
-from bigcircuit.optimal import Lessons
-from bigcircuit.plan import explained, make_fit
-from bigcircuit.results import finish
-from bigcircuit.run_folder import Metrics, RunFolder, choose, versions, write_config
-from bigcircuit.tasks.batch import train_order
-from bigcircuit.tracking import Trackers
-from bigcircuit.train import update, validate
-from bigcircuit.train_state import TrainState, metric_rows
+from bigcircuit.forward.reference_logits import Targets
+from bigcircuit.gates.members import node_counts, trained_granularities
+from bigcircuit.io import checkpoint
+from bigcircuit.io.files import write_json
+from bigcircuit.io.provenance import versions
+from bigcircuit.io.run_dir import MetricsFile, RunDir, choose_run_dir, write_config
+from bigcircuit.memory.fit import check_fits, explain_out_of_memory
+from bigcircuit.runtime.progress import ProgressDisplay
+from bigcircuit.runtime.trackers import Trackers
+from bigcircuit.train.final_circuits import final_circuits
+from bigcircuit.train.fingerprint import check_same_fingerprint
+from bigcircuit.train.setup import RunContext, resolve, set_up
+from bigcircuit.train.state import TrainState, metric_rows
+from bigcircuit.train.step import update, validate
+from bigcircuit.train.summary_table import summary_sentence, summary_table
 
 
-def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
+def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunDir:
     """Train the population that `config` describes and write its run folder.
 
     The same config and folder resume a stopped run; a finished one is left as it is. Raises UserError for what the user
     can mend, before weights are loaded where it can be known, and DivergedError when a loss is not finite.
     """
-    display = Display(ranks.first, ranks.note)
-    folder = choose(config, fresh)
+    display = ProgressDisplay(ranks.first, ranks.note)
+    folder = choose_run_dir(config, fresh)
     if folder.finished:
         display.say(f"{folder.path} holds a finished run with these settings; nothing to do (--fresh starts another)")
         return folder
     started = time.monotonic()
-    prepared = prepare(config, ranks)
+    prepared = resolve(config, ranks)
     ranks.agree({**prepared.base, "settings": config.model_dump_json(), "versions": json.dumps(versions())})
-    make_fit(config, prepared.data, ranks)
-    with folder.locked() if ranks.first else nullcontext(), explained(config, prepared.data, ranks):
+    check_fits(config, prepared.data, ranks)
+    with folder.locked() if ranks.first else nullcontext(), explain_out_of_memory(config, prepared.data, ranks):
         if ranks.first:
             write_config(folder, config, sys.argv)
-        ground = lay(prepared, display)
+        ground = set_up(prepared, display)
         introduce(ground, display)
         with ground.streams:
             state = start_or_resume(ground, folder, display)
@@ -53,7 +56,7 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunFolder:
     return folder
 
 
-def introduce(ground: Ground, display: Display) -> None:
+def introduce(ground: RunContext, display: ProgressDisplay) -> None:
     """Say in two lines what is about to be done."""
     config, data = ground.config, ground.data
     nodes = node_counts(ground.streams.frozen.shapes, trained_granularities(members(config)[0]))
@@ -71,7 +74,7 @@ def introduce(ground: Ground, display: Display) -> None:
     )
 
 
-def start_or_resume(ground: Ground, folder: RunFolder, display: Display) -> TrainState:
+def start_or_resume(ground: RunContext, folder: RunDir, display: ProgressDisplay) -> TrainState:
     """Fresh gates, warm-started if asked, and constants if they are learned, or the state of the newest checkpoint."""
     population = ground.population(members(ground.config))
     state = TrainState.new(population, ground.nodes)
@@ -79,13 +82,13 @@ def start_or_resume(ground: Ground, folder: RunFolder, display: Display) -> Trai
     if saved is None:
         ground.warm(population)
         return state
-    check_same(folder, saved.base, ground.prepared.base)
+    check_same_fingerprint(folder, saved.base, ground.prepared.base)
     state.restore(saved)
     display.say(f"resuming {folder.path} at step {state.step}")
     return state
 
 
-def train(ground: Ground, state: TrainState, folder: RunFolder, display: Display) -> tuple[Lessons, Lessons]:
+def train(ground: RunContext, state: TrainState, folder: RunDir, display: ProgressDisplay) -> tuple[Targets, Targets]:
     """The loop: validate and save when it is time, choose examples, update, log. Raises Stopped, with the state saved.
 
     Returns what was trained on and what was validated on.
@@ -139,8 +142,8 @@ def train(ground: Ground, state: TrainState, folder: RunFolder, display: Display
 class Recorder:
     """Writes the numbers of a step to metrics.jsonl and to the trackers, one row a member."""
 
-    def __init__(self, config: Config, folder: RunFolder, state: TrainState) -> None:
-        self._metrics, self._trackers = Metrics(folder, state.step, state.validated), Trackers(config, folder)
+    def __init__(self, config: Config, folder: RunDir, state: TrainState) -> None:
+        self._metrics, self._trackers = MetricsFile(folder, state.step, state.validated), Trackers(config, folder)
 
     def __call__(self, state: TrainState, columns: dict[str, Sequence[Any]]) -> None:
         rows = metric_rows(state.learners, state.step, columns)
@@ -150,3 +153,32 @@ class Recorder:
     def close(self) -> None:
         """Finish the trackers."""
         self._trackers.close()
+
+
+def finish(
+    ground: RunContext,
+    state: TrainState,
+    lessons: tuple[Targets, Targets],
+    folder: RunDir,
+    display: ProgressDisplay,
+    started: float,
+) -> None:
+    """Write circuits, summary.json and report.html, and show the closing table. All ranks score, the first one writes."""
+    closing = final_circuits(ground, state, lessons, display)
+    if not ground.passes.ranks.first:
+        return
+    paths = [folder.circuit(str(index), len(closing.circuits)) for index in range(len(closing.circuits))]
+    for circuit, path in zip(closing.circuits, paths, strict=True):
+        circuit.save(path)
+    files = [str(path.relative_to(folder.path)) for path in paths]
+    summary = closing.summary(files, time.monotonic() - started)
+    write_json(folder.examples, {"members": closing.examples})
+    from bigcircuit.report.render import render_run  # its figures take a second to load
+
+    render_run(folder.path, summary)
+    write_json(folder.summary, summary)
+    display.show(summary_table(summary, wide=display.console.width >= 130))
+    display.say(summary_sentence(summary))
+    display.say(
+        f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; see {folder.report}"
+    )

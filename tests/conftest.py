@@ -15,8 +15,8 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from bigcircuit.config import ModelConfig
-from bigcircuit.frozen.load import load_frozen, load_tokenizer
+from bigcircuit.config.schema import ModelConfig
+from bigcircuit.model.load import load_frozen, load_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared"
 torch.set_num_threads(1)
@@ -64,9 +64,9 @@ def reported(tmp_path_factory):
 @pytest.fixture(scope="session")
 def swept(tmp_path_factory):
     """The folder of a sweep, with all that is made of it."""
-    from bigcircuit.sweep.outcome import write_outcome
+    from bigcircuit.report.sweep_outputs import write_sweep_outputs
     from tests.sweeps import make_sweep
 
     folder = make_sweep(tmp_path_factory.mktemp("swept") / "s")
-    write_outcome(folder)
+    write_sweep_outputs(folder)
     return folder

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from bigcircuit import checkpoint
+from bigcircuit.io import checkpoint
 from tests.faults import ROOT, states_equal, states_of
 
 STATE, MANIFEST = "state.safetensors", "state.json"

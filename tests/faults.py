@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from bigcircuit import checkpoint, prune, train
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
+from bigcircuit import prune
+from bigcircuit.config.load import load
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import Stopped
-from bigcircuit.run_folder import RunFolder
+from bigcircuit.io import checkpoint
+from bigcircuit.io.run_dir import RunDir
 from tests.runs import QUICK
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +57,7 @@ class Result(NamedTuple):
     @classmethod
     def of(cls, folder: Path) -> "Result":
         """Read a finished run."""
-        run = RunFolder(folder)
+        run = RunDir(folder)
         assert run.finished, f"{folder} has not finished"
         state = checkpoint.newest(run.checkpoints, unexpected)
         assert state is not None
@@ -121,7 +122,7 @@ def stopping_at(step: int, ranks: Ranks) -> Iterator[None]:
     """Inside, the last rank is asked to stop once the run has made so many updates."""
 
     def update(state: Any, *arguments: Any) -> Any:
-        logged = train.update(state, *arguments)
+        logged = step.update(state, *arguments)
         if state.step == step and ranks.rank == ranks.size - 1:
             ranks.stop.number = signal.SIGTERM
         return logged
@@ -294,7 +295,7 @@ class Job:
     def interruption(self) -> "Interruption":
         """Wait for the end of a run that has been disturbed."""
         ending = self.end()
-        state = checkpoint.newest(RunFolder(self.output).checkpoints, unexpected)
+        state = checkpoint.newest(RunDir(self.output).checkpoints, unexpected)
         return Interruption(self.step(), ending, "\n".join(ending.lines), state.data["step"] if state else 0)
 
 

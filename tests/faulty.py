@@ -13,11 +13,13 @@ from typing import Any
 
 import psutil
 
-from bigcircuit import prune, train, watch
+from bigcircuit import prune
 from bigcircuit.cli import answer, run_prune
-from bigcircuit.distributed import joined
-from bigcircuit.storage import tensor_sha256
-from bigcircuit.train_state import TrainState
+from bigcircuit.distributed import watchdog
+from bigcircuit.distributed.ranks import joined_ranks
+from bigcircuit.io.files import tensor_sha256
+from bigcircuit.train import step
+from bigcircuit.train.state import TrainState
 from tests import disks, faults
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -28,7 +30,7 @@ def around_update(before: Callable[[TrainState], None], after: Callable[[TrainSt
 
     def update(state: TrainState, *arguments: Any) -> Any:
         before(state)
-        logged = train.update(state, *arguments)
+        logged = step.update(state, *arguments)
         after(state)
         return logged
 
@@ -37,19 +39,19 @@ def around_update(before: Callable[[TrainState], None], after: Callable[[TrainSt
 
 def sleep(rank: int, step: int, silence: float) -> None:
     """One rank falls asleep before the update that follows `step`; silence: in place of the 15 s of watch.py."""
-    watch.SILENCE = silence
+    watchdog.SILENCE = silence
     around_update(lambda state: time.sleep(1e6) if (RANK, state.step) == (rank, step) else None)
 
 
 def slow(seconds: float, silence: float) -> None:
     """Every update takes longer."""
-    watch.SILENCE = silence
+    watchdog.SILENCE = silence
     around_update(lambda _: time.sleep(seconds))
 
 
 def not_a_number(rank: int, step: int, folder: str) -> Callable[[], None]:
     """The loss of one rank is not a number in the update after `step`; every rank reports where it stopped."""
-    plain, poisoned, states = train.kl_divergence, [], []
+    plain, poisoned, states = step.kl_divergence, [], []
 
     def kl_divergence(*arguments: Any) -> Any:
         return plain(*arguments) * (float("nan") if poisoned and rank == RANK else 1.0)
@@ -59,7 +61,7 @@ def not_a_number(rank: int, step: int, folder: str) -> Callable[[], None]:
         if state.step == step:
             poisoned.append(step)
 
-    train.kl_divergence = kl_divergence
+    step.kl_divergence = kl_divergence
     around_update(before)
 
     def report() -> None:
@@ -90,7 +92,7 @@ def full_disk(step: int, folder: str) -> None:
 def stops(folder: str, steps: list[int], mixed: bool) -> None:
     """Stop and resume at every one of `steps` on all ranks; rank 0 writes what came of it to stops.json."""
     target = Path(folder)
-    with joined() as ranks:
+    with joined_ranks() as ranks:
         seen = {"stops": faults.stop_and_resume(ranks, target, steps)}
         if mixed:
             seen["mixed"] = faults.change_ranks(ranks, target)

@@ -3,21 +3,21 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from bigcircuit.circuit import Circuit
-from bigcircuit.distributed import Ranks
-from bigcircuit.evaluation.evaluate import evaluate
-from bigcircuit.evaluation.settings import EvaluationSettings
-from bigcircuit.report import report
-from bigcircuit.run_folder import RunFolder
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.evaluation.config import EvaluationSettings
+from bigcircuit.evaluation.evaluate import evaluate_circuits
+from bigcircuit.io.run_dir import RunDir
+from bigcircuit.report.render import write_report
 from tests.runs import run
 
 
 class Reported(NamedTuple):
     """Three pages."""
 
-    one: RunFolder
+    one: RunDir
     """One circuit, evaluated."""
-    many: RunFolder
+    many: RunDir
     """A population of three sizes."""
     pair: Path
     """The comparison of two of its members."""
@@ -30,11 +30,11 @@ def make_reports(base: Path) -> Reported:
     settings = EvaluationSettings(
         draws=4, groups=4, fractions=(0.5,), partial_draws=1, ablations=("interchange", "zero")
     )
-    evaluate([str(one.path)], settings, Ranks())
+    evaluate_circuits([str(one.path)], settings, Ranks())
     sizes = [{"target.total": size} for size in (300, 150, 220)]
     many = run(base / "many", task__size=40, train__steps=6, population__members=sizes)
     pair = [many.path / f"circuits/{index}.safetensors" for index in (0, 1)]
-    report([str(path) for path in pair], base / "pair.html")
+    write_report([str(path) for path in pair], base / "pair.html")
     return Reported(one, many, base / "pair.html", pair)
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
+from bigcircuit.config.load import load
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.io.run_dir import RunDir
 from bigcircuit.prune import prune
-from bigcircuit.run_folder import RunFolder
 
 QUICK = {
     "task.name": "ioi",
@@ -21,7 +21,7 @@ QUICK = {
 }
 
 
-def run(output: Path, **overrides: Any) -> RunFolder:
+def run(output: Path, **overrides: Any) -> RunDir:
     """Prune the embedded model for a few steps; overrides are dotted keys with `__` for the dot."""
     values = {key.replace("__", "."): value for key, value in overrides.items()}
     return prune(load(None, {**QUICK, "output": str(output), **values}), Ranks())

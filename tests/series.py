@@ -4,14 +4,14 @@ import json
 import sys
 from pathlib import Path
 
-from bigcircuit.config_file import load
-from bigcircuit.distributed import joined
+from bigcircuit.config.load import load
+from bigcircuit.distributed.ranks import joined_ranks
 from bigcircuit.prune import prune
 
 
 def main() -> None:
     """Run them one after the other on all ranks."""
-    with joined() as ranks:
+    with joined_ranks() as ranks:
         for overrides in json.loads(Path(sys.argv[1]).read_text()):
             prune(load(None, overrides), ranks)
 

@@ -14,18 +14,19 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.config_file import load, members
-from bigcircuit.distributed import joined
-from bigcircuit.frozen.load import load_frozen, skeleton
-from bigcircuit.gates.population import Population, node_counts
-from bigcircuit.plan import give_freed_memory_back
-from bigcircuit.references import References
-from bigcircuit.sharding import complete, loading_in_pieces, numel, read_settings
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.passes import Passes
-from bigcircuit.train import update
-from bigcircuit.train_state import TrainState
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.config.load import load, members
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import joined_ranks
+from bigcircuit.forward.reference_logits import ReferenceLogits
+from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.members import node_counts
+from bigcircuit.gates.population import Population
+from bigcircuit.model.load import load_frozen, skeleton
+from bigcircuit.model.zero3 import completed, loading_sharded, numel, read_deepspeed
+from bigcircuit.runtime.host_memory import give_freed_memory_back
+from bigcircuit.train.state import TrainState
+from bigcircuit.train.step import update
 from tests.test_architectures import SMALL, examples
 
 
@@ -84,10 +85,10 @@ def look(folder: Path, settings_path: str, dtype: str) -> dict:
     })  # fmt: skip
     seen: dict = {}
     give_freed_memory_back()
-    with joined() as ranks:
-        settings = read_settings(config.deepspeed)
-        with loading_in_pieces(
-            complete(settings, skeleton(config.model)), torch.float32
+    with joined_ranks() as ranks:
+        settings = read_deepspeed(config.deepspeed)
+        with loading_sharded(
+            completed(settings, skeleton(config.model)), torch.float32
         ):  # imports are not what is measured
             AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
         with peak_of(seen, "peak_loading"):
@@ -99,9 +100,9 @@ def look(folder: Path, settings_path: str, dtype: str) -> dict:
         state = TrainState.new(
             Population.new(members(config), frozen.shapes), node_counts(frozen.shapes, config.gates.granularities)
         )
-        passes, chosen = Passes.of(config, ranks), examples(4)
+        passes, chosen = MicroBatches.of(config, ranks), examples(4)
         with Streams(frozen, INTERCHANGE) as streams:
-            references = References(streams, chosen, passes)
+            references = ReferenceLogits(streams, chosen, passes)
             update(state, streams, references, chosen, passes)
             seen["held_after"] = _held(frozen)
             with counting_gathers(frozen) as counts, peak_of(seen, "peak_update"):

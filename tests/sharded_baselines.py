@@ -8,14 +8,14 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.config_file import load
-from bigcircuit.distributed import joined
-from bigcircuit.evaluation.baselines import BASELINES
-from bigcircuit.frozen.load import load_frozen
-from bigcircuit.sharding import read_settings
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.attribution.baselines import BASELINES
+from bigcircuit.config.load import load
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import joined_ranks
+from bigcircuit.forward.streams import Streams
+from bigcircuit.model.load import load_frozen
+from bigcircuit.model.zero3 import read_deepspeed
 from tests.test_architectures import examples
 
 
@@ -23,11 +23,13 @@ def main() -> None:
     """Score and write."""
     folder = Path(sys.argv[1])
     config = load(None, {"model.path": str(folder), "deepspeed": sys.argv[2]})
-    with joined() as ranks:
-        frozen = load_frozen(config.model, ranks.device, read_settings(config.deepspeed))
+    with joined_ranks() as ranks:
+        frozen = load_frozen(config.model, ranks.device, read_deepspeed(config.deepspeed))
         with Streams(frozen, INTERCHANGE) as streams:
             # Three pairs one by one: with two ranks one of them makes a pass that does not count.
-            scores = {name: baseline(streams, examples(3), Passes(1, ranks)) for name, baseline in BASELINES.items()}
+            scores = {
+                name: baseline(streams, examples(3), MicroBatches(1, ranks)) for name, baseline in BASELINES.items()
+            }
         if ranks.first:
             flat = {f"{name}.{node}": values for name, all_ in scores.items() for node, values in all_.items()}
             save_file(flat, folder / "scores.safetensors")

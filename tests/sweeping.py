@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from bigcircuit.sweep.record import read_records
+from bigcircuit.results.trial_record import read_trial_records
 from tests.runs import QUICK
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def some_trial_has_made(output, step):
 
 
 def safely_read(output):
-    return read_records(output) if (output / "trials").is_dir() else []
+    return read_trial_records(output) if (output / "trials").is_dir() else []
 
 
 def ranks_of(process):
@@ -100,7 +100,7 @@ def what_was_found(output):
             record.status,
             sha256((output / f"trials/{record.number:03d}/circuit.safetensors").read_bytes()).hexdigest(),
         )
-        for record in read_records(output)
+        for record in read_trial_records(output)
     }
 
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigcircuit.config_file import load
-from bigcircuit.run_folder import RunFolder, versions
-from bigcircuit.storage import write_json
+from bigcircuit.config.load import load
+from bigcircuit.io.files import write_json
+from bigcircuit.io.provenance import versions
+from bigcircuit.io.run_dir import RunDir
 from tests.runs import QUICK, run
 
 SHORT = {"task.size": 40, "train.steps": 4, "train.validate_every": 2, "train.log_every": 2, "target.total": None}
@@ -57,6 +58,6 @@ def write_trial(folder: Path, number: int, settings: Mapping[str, Any], **said: 
     write_json(folder / f"trials/{number:03d}/trial.json", record)
 
 
-def trial_folder(folder: Path, number: int) -> RunFolder:
+def trial_folder(folder: Path, number: int) -> RunDir:
     """The run folder of a trial."""
-    return RunFolder(folder / f"trials/{number:03d}")
+    return RunDir(folder / f"trials/{number:03d}")

@@ -5,15 +5,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from bigcircuit.ablated import INTERCHANGE, ZERO, Ablation
-from bigcircuit.ablation import mean_ablation, moments
-from bigcircuit.config import ModelConfig
-from bigcircuit.frozen.load import load_frozen
-from bigcircuit.gates.granularity import SITE_WIDTH
-from bigcircuit.interpolate import Interpolate
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import collate
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.ablation.ablation import INTERCHANGE, ZERO, Ablation
+from bigcircuit.config.schema import ModelConfig
+from bigcircuit.data.collate import collate
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.forward.activation_means import mean_ablation, moments
+from bigcircuit.forward.interpolate import Interpolate
+from bigcircuit.forward.streams import Streams
+from bigcircuit.model.granularity import SITE_WIDTH
+from bigcircuit.model.load import load_frozen
 from tests.test_architectures import CONFIGS, SMALL, build, constant, examples
 from tests.test_streams import random_masks
 
@@ -77,7 +77,7 @@ def by_loop(frozen, chosen, prompts):
 @pytest.mark.parametrize("prompts", ["corrupted", "clean", "both"])
 @pytest.mark.parametrize(("padding", "size"), [("right", 2), ("left", 2), ("left", 1), ("right", 5)])
 def test_means_are_those_of_a_loop_over_single_prompts(frozen, prompts, padding, size):
-    chosen, passes = examples(5), Passes(size, padding=padding)
+    chosen, passes = examples(5), MicroBatches(size, padding=padding)
     names = ("clean", "corrupted") if prompts == "both" else (prompts,)
     overall = mean_ablation(frozen, chosen, passes, prompts=prompts)
     by_position = mean_ablation(frozen, chosen, passes, True, prompts)
@@ -215,7 +215,7 @@ def test_streams_inside_others_leave_them_as_they_were(frozen):
     batch, masks = collate(examples(2), full=False), random_masks(frozen, 1, 2)
     with torch.no_grad(), Streams(frozen, INTERCHANGE) as streams:
         before = streams.masked(batch, lambda index: masks[index], 1)
-        mean_ablation(frozen, examples(2), Passes(2))
+        mean_ablation(frozen, examples(2), MicroBatches(2))
         assert torch.equal(streams.masked(batch, lambda index: masks[index], 1), before)
     assert all("forward" not in layer.module.__dict__ for layer in frozen.layers)
 
@@ -225,7 +225,7 @@ def test_everything_ablated_is_a_closed_form_of_a_real_model(shared):
     frozen = load_frozen(ModelConfig(path=str(shared / "models/induction_2L1H")))
     chosen = [e._replace(clean=tuple(t % 26 for t in e.clean[:7]), corrupted=tuple(t % 26 for t in e.corrupted[:7]),
                          answers=((3,),), wrong_answers=((4,),)) for e in examples(6)]  # fmt: skip
-    mean = mean_ablation(frozen, chosen, Passes(4), True).constants
+    mean = mean_ablation(frozen, chosen, MicroBatches(4), True).constants
     batch, model = collate(chosen, full=False), frozen.model.transformer
     with torch.no_grad(), Streams(frozen, Ablation("mean_per_position", mean)) as streams:
         found = streams.masked(

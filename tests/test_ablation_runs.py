@@ -8,24 +8,24 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from bigcircuit.ablation import mean_ablation, moments
-from bigcircuit.circuit import Circuit
+from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.cli import answer, run_check
-from bigcircuit.config_file import load, members
-from bigcircuit.distributed import Ranks
+from bigcircuit.config.load import load, members
+from bigcircuit.data.dataset import load_task
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
-from bigcircuit.evaluation.scores import score
-from bigcircuit.frozen.load import load_config, skeleton
-from bigcircuit.gates.granularity import SITE_WIDTH
-from bigcircuit.gates.population import Population, node_counts
-from bigcircuit.memory import Workload, estimate
-from bigcircuit.optimal import Lessons
-from bigcircuit.references import References
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.data import load_task
-from bigcircuit.tasks.passes import Passes
-from bigcircuit.train import update, validate
-from bigcircuit.train_state import TrainState
+from bigcircuit.forward.activation_means import mean_ablation, moments
+from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
+from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.members import node_counts
+from bigcircuit.gates.population import Population
+from bigcircuit.memory.estimate import Workload, estimate
+from bigcircuit.metrics.score import score
+from bigcircuit.model.granularity import SITE_WIDTH
+from bigcircuit.model.load import load_config, skeleton
+from bigcircuit.train.state import TrainState
+from bigcircuit.train.step import update, validate
 from tests.faults import Result, once, stop
 from tests.runs import QUICK, run
 from tests.test_architectures import SMALL, build, examples
@@ -48,18 +48,18 @@ def new_state(frozen, settings, **values):
         "ablation.kind": "optimal", "train.steps": 8, "train.lr_warmup": 0.0, "population.members": settings, **values,
     })  # fmt: skip
     population = Population.new(members(config), frozen.shapes)
-    population.start_constants(moments(frozen, examples(4), Passes(2), per_position=False, prompts="corrupted"))
+    population.start_constants(moments(frozen, examples(4), MicroBatches(2), per_position=False, prompts="corrupted"))
     return TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
 
 
 def train(frozen, state, steps, checkpointing=False):
-    chosen, passes = examples(4), Passes(2)
+    chosen, passes = examples(4), MicroBatches(2)
     start = replace(mean_ablation(frozen, chosen, passes), name="optimal")
     with Streams(frozen, start, checkpointing) as streams:
-        references, full = (References(streams, chosen, passes, full=whole) for whole in (False, True))
+        references, full = (ReferenceLogits(streams, chosen, passes, full=whole) for whole in (False, True))
         for _ in range(steps):
             update(state, streams, references, chosen, passes)
-            validate(state, streams, Lessons(chosen, full, full=True), passes)
+            validate(state, streams, Targets(chosen, full, full=True), passes)
     return state
 
 
@@ -148,7 +148,7 @@ def test_the_file_alone_gives_the_scores_again(tmp_path, embedded, settings):
         assert circuit.metadata["ablation"] == circuit.ablation.name == config.ablation.name
         assert json.loads(circuit.metadata["scores"])[config.ablation.name]["kl"] == row["scores"]["kl"]
         with Streams(frozen, circuit.ablation) as streams:
-            found = score(streams, data.splits["test"], [circuit.masks], Passes(8)).kl.mean()
+            found = score(streams, data.splits["test"], [circuit.masks], MicroBatches(8)).kl.mean()
         assert found.item() == pytest.approx(row["scores"]["kl"]["mean"], abs=1e-5)
         ranks = {"mean_per_position": 3}.get(config.ablation.name, 2)
         sites = {"attention", "mlp"} | ({"mlp_output"} if "mlp_output" in config.gates.granularities else set())
@@ -173,7 +173,7 @@ def test_a_run_with_learned_constants_resumes_exactly(tmp_path, monkeypatch):
     for step in (4, 9):
         stop(tmp_path / "cut", Ranks(), step, **settings)
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr("bigcircuit.finishing.optimal_ablation", crash)
+        patch.setattr("bigcircuit.train.optimal_ablation.optimal_ablation", crash)
         once(tmp_path / "cut", Ranks(), **settings)
     found = Result.of(once(tmp_path / "cut", Ranks(), **settings))
     assert (found.circuit, found.metrics, found.difference(whole)) == (whole.circuit, whole.metrics, 0)

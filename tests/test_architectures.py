@@ -4,16 +4,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bigcircuit.ablated import INTERCHANGE
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.data.collate import collate
+from bigcircuit.data.pair import Example
 from bigcircuit.errors import UserError
-from bigcircuit.frozen.architectures import ARCHITECTURES
-from bigcircuit.frozen.parameters import parameters_kept
-from bigcircuit.frozen.sites import architecture_of, find_sites
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import discretise
-from bigcircuit.gates.granularity import GRANULARITIES, SITE_WIDTH
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import collate
-from bigcircuit.tasks.pair import Example
+from bigcircuit.model.architectures import ARCHITECTURES
+from bigcircuit.model.granularity import GRANULARITIES, SITE_WIDTH
+from bigcircuit.model.parameter_count import parameters_kept
+from bigcircuit.model.sites import architecture_of, find_sites
 
 SMALL = {
     "vocab_size": 96,

@@ -8,11 +8,11 @@ import pytest
 from datasets import Dataset
 
 from bigcircuit.cli import answer, run_check
-from bigcircuit.config import ModelConfig, TaskConfig
+from bigcircuit.config.schema import ModelConfig, TaskConfig
+from bigcircuit.data.dataset import load_task
+from bigcircuit.data.readers.read import read_pairs
 from bigcircuit.errors import UserError
-from bigcircuit.frozen.load import load_config, load_tokenizer
-from bigcircuit.tasks.data import load_task
-from bigcircuit.tasks.readers import read_pairs
+from bigcircuit.model.load import load_config, load_tokenizer
 
 GOOD = {"clean": "Then Anna met", "corrupted": "Then Emma met", "answers": [" Anna"], "wrong_answers": [" Emma"]}
 OTHER = {"clean": "Then Lucy met", "corrupted": "Then Jane met", "answers": [" Lucy"], "wrong_answers": [" Jane"]}
@@ -367,8 +367,8 @@ def test_strange_column_names_stay_on_one_line(tmp_path, tokenizer, hf_config):
 
 def test_ids_of_another_tokenizer_in_a_real_file(shared, gpt2_tokenizer):
     """The EAP-IG file for indirect objects was made for a vocabulary larger than GPT-2's."""
-    from bigcircuit.tasks.encode import encode
+    from bigcircuit.data.tokenize import tokenize_pairs
 
     path = str(shared / "data/formats/eap_ig_ioi.csv")
     with pytest.raises(UserError, match=r"eap_ig_ioi.csv:\d+: token id \d+ is outside the model's vocabulary of 50257"):
-        encode(read_pairs(path), gpt2_tokenizer, 64, vocab_size=50257)
+        tokenize_pairs(read_pairs(path), gpt2_tokenizer, 64, vocab_size=50257)

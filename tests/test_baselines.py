@@ -7,17 +7,17 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from bigcircuit.ablated import INTERCHANGE, ZERO
-from bigcircuit.evaluation.baselines import BASELINES, by_chance, by_integrated_gradients
-from bigcircuit.evaluation.node_scores import aggregate, flat, level_size
+from bigcircuit.ablation.ablation import INTERCHANGE, ZERO
+from bigcircuit.attribution.baselines import BASELINES, by_chance, by_integrated_gradients
+from bigcircuit.attribution.node_scores import aggregate, flat, level_size
+from bigcircuit.data.collate import collate
+from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.evaluation.ranking import circuits_of
-from bigcircuit.evaluation.scores import score
-from bigcircuit.frozen.sites import find_sites
-from bigcircuit.gates.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT, SITE_WIDTH, expand
-from bigcircuit.objective import contrast, kl_divergence
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import collate
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.forward.streams import Streams
+from bigcircuit.metrics.logit_metrics import contrast, kl_divergence
+from bigcircuit.metrics.score import score
+from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT, SITE_WIDTH, expand
+from bigcircuit.model.sites import find_sites
 from tests.test_architectures import IDS, SMALL, build, examples
 from tests.test_sharding import CONFIGS, launch
 
@@ -52,12 +52,12 @@ def test_integrated_gradients_are_those_of_captum(llama, ablation):
         wanted = captum.attr.IntegratedGradients(lowered).attribute(
             torch.ones(1, count), n_steps=10, method="riemann_middle"
         )
-        found = by_integrated_gradients(streams, chosen, Passes(2))
+        found = by_integrated_gradients(streams, chosen, MicroBatches(2))
     torch.testing.assert_close(flat(found, "neuron", llama.shapes), wanted[0].float(), atol=1e-6, rtol=1e-4)
 
 
 def test_integrated_gradients_sum_to_the_change_of_kl_at_every_granularity(llama):
-    chosen, passes = examples(3), Passes(2)
+    chosen, passes = examples(3), MicroBatches(2)
     with Streams(llama, INTERCHANGE) as streams:
         found = by_integrated_gradients(streams, chosen, passes, points=60)
         ends = circuits_of(found, "neuron", [0, level_size("neuron", llama.shapes)], llama.shapes)
@@ -94,7 +94,7 @@ def direction_of(frozen, name, layer, node):
 @pytest.mark.parametrize("name", list(GRANULARITIES))
 def test_gradients_at_the_full_model_equal_divided_differences(llama, name):
     """Attribution patching: mean of the logit difference's; head importance: mean of the cross-entropy's absolute ones."""
-    chosen, passes = examples(3), Passes(2)
+    chosen, passes = examples(3), MicroBatches(2)
     model = llama.model.double()
     try:
         with Streams(llama, INTERCHANGE) as streams:
@@ -134,7 +134,7 @@ def one_token_answers(count):
 @pytest.mark.parametrize("name", ["attention_neuron", "head", "attention", "mlp_neuron"])
 def test_attribution_patching_is_exact_where_the_model_is_linear(name, ablation):
     frozen = linear_model()
-    chosen, passes = one_token_answers(3), Passes(2)
+    chosen, passes = one_token_answers(3), MicroBatches(2)
     with Streams(frozen, ablation) as streams:
         found = BASELINES["attribution_patching"](streams, chosen, passes)[name][0]
         full = score(streams, chosen, None, passes).logit_difference.mean()
@@ -189,7 +189,7 @@ def test_activation_magnitude_is_the_norm_of_wanda_scores(kind):
     chosen = examples(3)
     wanted = by_hand(frozen, chosen, weights)
     with Streams(frozen, INTERCHANGE) as streams:
-        found = BASELINES["activation_magnitude"](streams, chosen, Passes(2))
+        found = BASELINES["activation_magnitude"](streams, chosen, MicroBatches(2))
     for index, shape in enumerate(frozen.shapes):
         attention, mlp = wanted[ATTENTION, index], wanted[MLP, index]
         norms = {
@@ -215,7 +215,7 @@ def test_coarse_scores_add_up_their_neurons():
 
 def test_random_scores_depend_on_their_seed_alone(llama):
     with Streams(llama, INTERCHANGE) as streams:
-        first, again, other = (by_chance(streams, (), Passes(1), seed) for seed in (0, 0, 1))
+        first, again, other = (by_chance(streams, (), MicroBatches(1), seed) for seed in (0, 0, 1))
     assert first.keys() == GRANULARITIES.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head"], other["head"])
@@ -225,7 +225,7 @@ def test_padding_and_micro_batches_change_no_score(llama):
     with Streams(llama, INTERCHANGE) as streams:
         for name in NAMES:
             one, other = (
-                BASELINES[name](streams, examples(4), p) for p in (Passes(4), Passes(1, padding="left"))
+                BASELINES[name](streams, examples(4), p) for p in (MicroBatches(4), MicroBatches(1, padding="left"))
             )  # fmt: skip
             assert LEAVES[ATTENTION] in one
             for node, values in one.items():
@@ -240,5 +240,5 @@ def test_two_ranks_with_weights_in_pieces_score_as_one_does(tmp_path):
     found = load_file(tmp_path / "scores.safetensors")
     with Streams(find_sites(model.eval().requires_grad_(False)), INTERCHANGE) as streams:
         for name, baseline in BASELINES.items():
-            for node, values in baseline(streams, examples(3), Passes(1)).items():
+            for node, values in baseline(streams, examples(3), MicroBatches(1)).items():
                 torch.testing.assert_close(found[f"{name}.{node}"], values, rtol=1e-4, atol=1e-8, msg=f"{name} {node}")

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bigcircuit.distributed import Ranks
-from bigcircuit.tasks.batch import Batch, collate, train_order
-from bigcircuit.tasks.pair import Example
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.data.collate import Batch, collate, train_order
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.data.pair import Example
+from bigcircuit.distributed.ranks import Ranks
 
 VOCABULARY = 13
 
@@ -183,15 +183,15 @@ def test_random_layouts(found, full, padding):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
 def test_passes_hold_every_example_once(size):
-    seen = [piece.batch.ids.tolist() for piece in Passes(size).over(EXAMPLES, full=True)]
+    seen = [piece.batch.ids.tolist() for piece in MicroBatches(size).over(EXAMPLES, full=True)]
     assert sorted(number for ids in seen for number in ids) == list(range(len(EXAMPLES)))
     assert all(len(ids) == size for ids in seen[:-1])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
 def test_ranks_divide_the_same_micro_batches_and_make_as_many_passes(count):
-    alone = [[e.id for e in piece.examples] for piece in Passes(2).over(EXAMPLES, full=False)]
-    of_ranks = [list(Passes(2, Ranks(rank, count)).over(EXAMPLES, full=False)) for rank in range(count)]
+    alone = [[e.id for e in piece.examples] for piece in MicroBatches(2).over(EXAMPLES, full=False)]
+    of_ranks = [list(MicroBatches(2, Ranks(rank, count)).over(EXAMPLES, full=False)) for rank in range(count)]
     assert len({len(pieces) for pieces in of_ranks}) == 1
     dealt = [[e.id for e in p.examples] for turn in zip(*of_ranks, strict=True) for p in turn if p.counts]
     assert dealt == alone
@@ -265,9 +265,9 @@ def test_to_a_device_keeps_absent_masks_absent():
 def test_passes_pad_little_and_do_not_depend_on_the_order_of_the_data():
     lengths = [3, 30, 4, 29, 5, 28, 3, 31]
     found = [example(number, [1] * n, [[3]], [[4]]) for number, n in enumerate(lengths)]
-    sorted_ones = [piece.batch for piece in Passes(2).over(found, full=True)]
+    sorted_ones = [piece.batch for piece in MicroBatches(2).over(found, full=True)]
     assert [batch.clean.shape[1] for batch in sorted_ones] == [3, 5, 29, 31]
-    again = [piece.batch.ids.tolist() for piece in Passes(2).over(found[::-1], full=True)]
+    again = [piece.batch.ids.tolist() for piece in MicroBatches(2).over(found[::-1], full=True)]
     assert again == [batch.ids.tolist() for batch in sorted_ones]
 
 

@@ -9,13 +9,13 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bigcircuit.embedded import PATH
+from bigcircuit.data import builders
+from bigcircuit.data.builders import BUILDERS, gendered_pronoun, ioi
+from bigcircuit.data.builders.words import EVENTS, MEN, NOUNS, OBJECTS, PLACES, WOMEN, collect, single
+from bigcircuit.data.pair import Pair
+from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.errors import UserError
-from bigcircuit.tasks import builders
-from bigcircuit.tasks.builders import BUILDERS, gendered_pronoun, ioi
-from bigcircuit.tasks.builders.words import EVENTS, MEN, NOUNS, OBJECTS, PLACES, WOMEN, collect, single
-from bigcircuit.tasks.encode import encode
-from bigcircuit.tasks.pair import Pair
+from bigcircuit.model.load import EMBEDDED as PATH
 
 SIZE = 60
 UNKNOWN_TO_EMBEDDED = ("docstring", "subject_verb")
@@ -95,7 +95,7 @@ def test_same_seed_same_pairs_other_seed_other_pairs(case):
 
 def test_the_reader_of_tasks_accepts_them(case):
     tokenizer, _, pairs = case
-    assert len(encode(pairs, tokenizer, max_tokens=256)) == SIZE
+    assert len(tokenize_pairs(pairs, tokenizer, max_tokens=256)) == SIZE
 
 
 @pytest.fixture(params=["gpt2", "embedded"])
@@ -236,7 +236,7 @@ def test_a_tokenizer_of_bytes_gets_aligned_pairs_or_one_line(name):
     except UserError as error:
         assert "\n" not in str(error) and "pair file" in str(error)
     else:
-        assert name in ("arithmetic", "boolean") and len(encode(pairs, tokenizer, 256)) == 20
+        assert name in ("arithmetic", "boolean") and len(tokenize_pairs(pairs, tokenizer, 256)) == 20
 
 
 def test_words_that_are_missing_are_named():

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bigcircuit.ablated import Ablation
-from bigcircuit.circuit import FORMAT, Circuit
+from bigcircuit.ablation.ablation import Ablation
+from bigcircuit.circuit.circuit import FORMAT, Circuit
 from bigcircuit.errors import UserError
-from bigcircuit.storage import tensor_sha256
+from bigcircuit.io.files import tensor_sha256
 
 WIDTHS = {"head": [2, 2], "kv_group": [1, 1], "attention_neuron": [6, 6], "mlp_neuron": [4, 3], "mlp_output": [5, 5]}
 

@@ -8,12 +8,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bigcircuit.circuit import Circuit
-from bigcircuit.circuit_check import shapes_of
-from bigcircuit.cli import answer, run_compare
-from bigcircuit.evaluation.controls import consistent
-from bigcircuit.evaluation.result import read
-from bigcircuit.evaluation.sets import (
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.circuit.controls import consistent
+from bigcircuit.circuit.overlap import (
     chance,
     chance_of_two,
     difference,
@@ -23,7 +20,10 @@ from bigcircuit.evaluation.sets import (
     stability,
     union,
 )
+from bigcircuit.circuit.validate import shapes_of
+from bigcircuit.cli import answer, run_compare
 from bigcircuit.gates.discretise import discretise
+from bigcircuit.results.evaluation import read_result
 from tests.runs import run
 from tests.test_controls import circuits
 
@@ -125,7 +125,7 @@ def population(tmp_path_factory):
 def test_members_of_a_population_are_compared_and_new_circuits_saved(population, tmp_path, capsys):
     words = [str(population), "--save", "union,intersection,difference", "--output", str(tmp_path)]
     assert answer(run_compare, words) == 0
-    result = read(tmp_path / "comparison.json")
+    result = read_result(tmp_path / "comparison.json")
     assert [one["name"] for one in result["circuits"]] == ["three/0", "three/1", "three/2"]
     masks = [Circuit.load(population / "circuits" / f"{i}.safetensors").masks for i in range(3)]
     for name in ("head", "mlp_neuron"):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bigcircuit.config import Config
-from bigcircuit.config_file import dotted_keys, load, members, parse_overrides, read_yaml
+from bigcircuit.config.load import dotted_keys, load, members, parse_overrides, read_yaml
+from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
-from bigcircuit.sweep.settings import load_sweep
+from bigcircuit.sweep.config import load_sweep
 
 ROOT = Path(__file__).parents[1]
 
@@ -222,7 +222,7 @@ def test_a_typo_is_answered_before_torch_is_loaded():
 
 def test_check_needs_no_weights(tmp_path, capsys):
     from bigcircuit.cli import answer, run_check
-    from bigcircuit.embedded import PATH
+    from bigcircuit.model.load import EMBEDDED as PATH
 
     shutil.copytree(PATH, tmp_path / "model")
     (tmp_path / "model/model.safetensors").unlink()

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigcircuit.evaluation.controls import complement, consistent, empty, full, leaves, partly_open, random_circuits
+from bigcircuit.circuit.controls import complement, consistent, empty, full, leaves, partly_open, random_circuits
 from bigcircuit.evaluation.minimality import groups, without
 from bigcircuit.gates.discretise import count
-from bigcircuit.gates.granularity import LayerShape
+from bigcircuit.model.granularity import LayerShape
 
 
 @st.composite

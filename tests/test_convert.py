@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bigcircuit.circuit import Circuit
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.circuit.controls import consistent
 from bigcircuit.cli import answer, run_compare, run_convert, run_evaluate, run_report
-from bigcircuit.evaluation.controls import consistent
-from bigcircuit.evaluation.result import read
-from bigcircuit.exchange import eap_ig, edge_pruning
-from bigcircuit.exchange.nodes import END, START, on_paths
-from bigcircuit.gates.granularity import LayerShape
+from bigcircuit.convert import eap_ig, edge_pruning
+from bigcircuit.convert.nodes import END, START, on_paths
+from bigcircuit.model.granularity import LayerShape
+from bigcircuit.results.evaluation import read_result
 from tests.test_real_models import induction_pairs, write
 
 LAYERS, HEADS, WIDTH, HEAD_DIM, FFN = 3, 4, 16, 4, 24
@@ -140,7 +140,7 @@ def test_a_converted_circuit_is_evaluated_as_one_of_ours(models, tmp_path):
     assert (
         answer(run_evaluate, [*files, "--config", str(config), *options, "--output", str(tmp_path / "evaluated")]) == 0
     )
-    theirs, ours = read(tmp_path / "evaluated/evaluation.json")["circuits"]
+    theirs, ours = read_result(tmp_path / "evaluated/evaluation.json")["circuits"]
     assert theirs["kept"] == ours["kept"] and theirs["parameters"] == ours["parameters"]
     assert theirs["ablations"] == ours["ablations"] and theirs["found_under"] == "interchange"
     assert theirs["ablations"]["interchange"]["circuit"]["kl"]["mean"] > 0

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigcircuit.gates.discretise import count, discretise, site_masks
-from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 
 SHAPES = (LayerShape(4, 2, 3, 7, 5), LayerShape(4, 2, 3, 7, 5), LayerShape(2, 1, 3, 4, 5))
 DEFAULT = ("block", "attention", "mlp", "head", "attention_neuron", "mlp_neuron")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bigcircuit.config_file import dotted_keys, load, parse_overrides
+from bigcircuit.config.load import dotted_keys, load, parse_overrides
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILES = ["docker/Dockerfile", "docker/Dockerfile.cpu"]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from bigcircuit.embedded import PATH
-from bigcircuit.embedded.corpus import BEHAVIOURS, documents, held_out
-from bigcircuit.embedded.train import loss_of, make_batch, train
-from bigcircuit.tasks.builders import BUILDERS, gendered_pronoun, greater_than, ioi
-from bigcircuit.tasks.builders.words import EVENTS, MEN, NOUNS, OBJECTS, PLACES, WOMEN
-from bigcircuit.tasks.pair import Pair
+from bigcircuit.data.builders import BUILDERS, gendered_pronoun, greater_than, ioi
+from bigcircuit.data.builders.words import EVENTS, MEN, NOUNS, OBJECTS, PLACES, WOMEN
+from bigcircuit.data.pair import Pair
+from bigcircuit.model.load import EMBEDDED as PATH
+from scripts.embedded_corpus import BEHAVIOURS, documents, held_out
+from scripts.train_embedded import loss_of, make_batch, train
 
 SIZES = {"ioi": 1500, "greater_than": 600, "gendered_pronoun": 480, "induction": 1500}
 """Prompts asked of the builders; a tenth of them is held out."""

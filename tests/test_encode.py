@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bigcircuit.config import ModelConfig
+from bigcircuit.config.schema import ModelConfig
+from bigcircuit.data.builders import BUILDERS
+from bigcircuit.data.builders.words import MEN, NOUNS, WOMEN
+from bigcircuit.data.pair import Pair
+from bigcircuit.data.readers.read import read_pairs
+from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.errors import UserError
-from bigcircuit.frozen.load import load_tokenizer
-from bigcircuit.tasks.builders import BUILDERS
-from bigcircuit.tasks.builders.words import MEN, NOUNS, WOMEN
-from bigcircuit.tasks.encode import encode
-from bigcircuit.tasks.pair import Pair
-from bigcircuit.tasks.readers import read_pairs
+from bigcircuit.model.load import load_tokenizer
 
 MERGES = [("1", "3"), ("1", "5"), ("5", "3"), ("0", "0"), ("13", "00"), ("a", "b"), ("_", "a")]
 
@@ -46,7 +46,7 @@ def spell(tokenizer, ids):
 
 def divided(tokenizer, clean, corrupted, answers, wrong, **settings):
     """The one example of a pair, in tokens one can read."""
-    example = encode([Pair(clean, corrupted, answers, wrong, "", "f:1")], tokenizer, 64, **settings)[0]
+    example = tokenize_pairs([Pair(clean, corrupted, answers, wrong, "", "f:1")], tokenizer, 64, **settings)[0]
     return [
         spell(tokenizer, example.clean),
         spell(tokenizer, example.corrupted),
@@ -97,7 +97,7 @@ def test_context_and_continuation_are_the_tokens_of_the_joined_text(embedded_tok
     """For every task of the embedded model: nothing is lost or doubled at the boundary."""
     for name in ("ioi", "greater_than", "gendered_pronoun", "induction"):
         pairs = BUILDERS[name](embedded_tokenizer, 30, random.Random(0))
-        for pair, example in zip(pairs, encode(pairs, embedded_tokenizer, 128), strict=True):
+        for pair, example in zip(pairs, tokenize_pairs(pairs, embedded_tokenizer, 128), strict=True):
             for prompt, context in ((pair.clean, example.clean), (pair.corrupted, example.corrupted)):
                 texts = (*pair.answers, *pair.wrong_answers)
                 for text, ids in zip(texts, (*example.answers, *example.wrong_answers), strict=True):
@@ -125,15 +125,15 @@ def test_the_end_that_some_tokenizers_append_is_no_part_of_the_prompt():
 
 def test_special_tokens_can_be_left_out(embedded_tokenizer):
     pair = Pair("Anna gave", "Emma gave", (" Anna",), (" Emma",))
-    opened = encode([pair], embedded_tokenizer, 64)[0]
-    plain = encode([pair], embedded_tokenizer, 64, special_tokens=False)[0]
+    opened = tokenize_pairs([pair], embedded_tokenizer, 64)[0]
+    plain = tokenize_pairs([pair], embedded_tokenizer, 64, special_tokens=False)[0]
     assert opened.clean == (embedded_tokenizer.bos_token_id, *plain.clean)
     assert opened.answers == plain.answers
 
 
 def test_ids_need_no_tokenizer():
     pair = Pair((1, 2), (3, 2), ((4,), (5, 6)), ((7,),), "train", "f:1")
-    example = encode([pair], None, 4, vocab_size=8)[0]
+    example = tokenize_pairs([pair], None, 4, vocab_size=8)[0]
     assert example == (0, (1, 2), (3, 2), ((4,), (5, 6)), ((7,),), "f:1")
 
 
@@ -151,15 +151,15 @@ def test_answers_as_ids_after_text():
 
 def test_ids_are_places_in_the_data_set(embedded_tokenizer):
     pairs = [Pair(f"{a} gave", f"{b} gave", (f" {a}",), (f" {b}",)) for a, b in (("Anna", "Emma"), ("Lucy", "Jane"))]
-    assert [example.id for example in encode(pairs, embedded_tokenizer, 64)] == [0, 1]
+    assert [example.id for example in tokenize_pairs(pairs, embedded_tokenizer, 64)] == [0, 1]
 
 
 def test_the_longest_continuation_counts():
     """But for its last token, which the model predicts and never reads."""
     pair = Pair((1, 2, 3), (4, 2, 3), ((5,),), ((6, 7, 8),), "", "f:1")
-    assert encode([pair], None, 5)
+    assert tokenize_pairs([pair], None, 5)
     with pytest.raises(UserError, match="^f:1: .*more than 4; .*task.max_tokens"):
-        encode([pair], None, 4)
+        tokenize_pairs([pair], None, 4)
 
 
 def test_prompts_that_differ_only_before_tokenisation():
@@ -167,13 +167,13 @@ def test_prompts_that_differ_only_before_tokenisation():
     raw.normalizer, raw.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
     with pytest.raises(UserError, match="^f:1: clean and corrupted prompt have the same tokens; change the corrupted"):
-        encode([Pair("Then", "then", (" he",), (" she",), "", "f:1")], tokenizer, 64)
+        tokenize_pairs([Pair("Then", "then", (" he",), (" she",), "", "f:1")], tokenizer, 64)
 
 
 def test_an_answer_given_twice_is_refused():
     """Its probability would be counted twice."""
     with pytest.raises(UserError, match="^f:1: .*twice"):
-        encode([Pair((1,), (2,), ((3,), (3,)), ((4,),), "", "f:1")], None, 64)
+        tokenize_pairs([Pair((1,), (2,), ((3,), (3,)), ((4,),), "", "f:1")], None, 64)
 
 
 def test_ten_thousand_pairs_take_seconds(embedded_tokenizer):
@@ -185,7 +185,7 @@ def test_ten_thousand_pairs_take_seconds(embedded_tokenizer):
         rest = f" and {third} met {fourth} at the {NOUNS[number % len(NOUNS)]}. After that {third} and {fourth} saw"
         pairs.append(Pair(one + rest, other + rest, (f" {one}",), (f" {other}",), "", f"f:{number}"))
     start = time.perf_counter()
-    examples = encode(pairs, embedded_tokenizer, 128, vocab_size=len(embedded_tokenizer))
+    examples = tokenize_pairs(pairs, embedded_tokenizer, 128, vocab_size=len(embedded_tokenizer))
     assert len(examples) == 10_000
     assert time.perf_counter() - start < 20
 
@@ -200,7 +200,7 @@ def test_answers_are_refused_exactly_when_one_begins_the_other(right, wrong):
     """Checked by trying every pair of them."""
     alike = any(r[: len(w)] == w or w[: len(r)] == r for r in right for w in wrong)
     try:
-        encode([Pair((7,), (8,), right, wrong, "", "f:1")], None, 64)
+        tokenize_pairs([Pair((7,), (8,), right, wrong, "", "f:1")], None, 64)
         refused = False
     except UserError as error:
         assert str(error).startswith("f:1: ")
@@ -216,7 +216,7 @@ def test_real_pairs_keep_the_tokens_of_prompt_and_answer_together(shared, name):
     """Tokenised one text at a time here. The context never goes beyond the prompt's own tokens."""
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / name.split("/")[0])
     pairs = read_pairs(str(shared / "data/pairs" / f"{name}.jsonl"))
-    for pair, example in zip(pairs, encode(pairs, tokenizer, 512), strict=True):
+    for pair, example in zip(pairs, tokenize_pairs(pairs, tokenizer, 512), strict=True):
         assert len(example.clean) == len(example.corrupted)
         for prompt, context in ((pair.clean, example.clean), (pair.corrupted, example.corrupted)):
             assert tuple(tokenizer(prompt)["input_ids"])[: len(context)] == context

@@ -7,29 +7,30 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.circuit import Circuit
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.attribution.baselines import BASELINES
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.circuit.controls import consistent
+from bigcircuit.circuit.overlap import OPERATIONS
 from bigcircuit.cli import answer, run_evaluate
-from bigcircuit.config import ABLATIONS
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
-from bigcircuit.evaluation.baselines import BASELINES
-from bigcircuit.evaluation.controls import consistent
-from bigcircuit.evaluation.evaluate import evaluate
-from bigcircuit.evaluation.result import SCORES, read
-from bigcircuit.evaluation.scores import ExampleScores, score, summarise
-from bigcircuit.evaluation.sets import OPERATIONS
-from bigcircuit.evaluation.settings import ComparisonSettings, EvaluationSettings
-from bigcircuit.evaluation.show import verdict
-from bigcircuit.evaluation.work import Work
-from bigcircuit.frozen.load import skeleton
-from bigcircuit.gates.granularity import GRANULARITIES
+from bigcircuit.config.load import load
+from bigcircuit.config.schema import ABLATIONS
+from bigcircuit.data.dataset import load_task
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.evaluation.config import ComparisonSettings, EvaluationSettings
+from bigcircuit.evaluation.console import with_verdict
+from bigcircuit.evaluation.evaluate import evaluate_circuits
+from bigcircuit.evaluation.runner import EvaluationRunner
+from bigcircuit.forward.reference_logits import ReferenceLogits
+from bigcircuit.forward.streams import Streams
+from bigcircuit.io.files import write_json
+from bigcircuit.metrics.registry import SCORES
+from bigcircuit.metrics.score import ExampleScores, score, summarise
+from bigcircuit.model.granularity import GRANULARITIES
+from bigcircuit.model.load import skeleton
 from bigcircuit.planted.induction import induction_pairs
-from bigcircuit.references import References
-from bigcircuit.storage import write_json
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.data import load_task
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.results.evaluation import read_result
 from tests.runs import QUICK, run
 from tests.test_real_models import write
 
@@ -44,8 +45,8 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(finished):
     options = {**FAST, "ablations": "interchange,zero,mean"}
-    evaluate([str(finished)], EvaluationSettings(**options), Ranks())
-    return read(finished / "evaluation.json")
+    evaluate_circuits([str(finished)], EvaluationSettings(**options), Ranks())
+    return read_result(finished / "evaluation.json")
 
 
 def test_scores_are_those_of_the_run(finished, result):
@@ -168,7 +169,7 @@ def induction(shared, tmp_path_factory):
 def test_induction_needs_head_0_of_both_layers_and_nothing_else(induction):
     names = [str(induction / f"{name}.safetensors") for name in ("true", "decoy")]
     settings = EvaluationSettings(draws=40, partial_draws=1, methods=(), groups=8, output=str(induction))
-    found = evaluate(names, settings, Ranks(), config=str(induction / "task.yaml"))
+    found = evaluate_circuits(names, settings, Ranks(), config=str(induction / "task.yaml"))
     true, decoy = (circuit.ablations["interchange"] for circuit in found.circuits)
     assert true.circuit["kl"].mean < 0.01
     assert true.circuit["exact_match"].mean == 1
@@ -185,13 +186,13 @@ def test_induction_needs_head_0_of_both_layers_and_nothing_else(induction):
     assert "(2 of 4 heads)" in found.verdict
     unknown = replace(true, circuit={**true.circuit, "recovered": replace(true.circuit["recovered"], mean=math.nan)})
     nothing = replace(found.circuits[0], kept={"total": 0, "head": 0}, ablations={"interchange": unknown})
-    said = verdict(replace(found, circuits=[nothing])).verdict
+    said = with_verdict(replace(found, circuits=[nothing])).verdict
     assert said.startswith("This circuit keeps nothing. Closing everything changes no mean logit difference, ")
 
 
 def test_a_mean_ablated_circuit_uses_the_constants_of_its_run(tmp_path):
     folder = run(tmp_path / "run", ablation__kind="mean", ablation__data="induction").path
-    found = evaluate([str(folder)], EvaluationSettings(**FAST), Ranks())
+    found = evaluate_circuits([str(folder)], EvaluationSettings(**FAST), Ranks())
     summary = json.loads((folder / "summary.json").read_text())
     kl = summary["members"][0]["scores"]["kl"]["mean"]
     assert found.circuits[0].ablations["mean"].circuit["kl"].mean == pytest.approx(kl, rel=1e-4)
@@ -204,7 +205,7 @@ def test_control_and_other_tasks(finished, tmp_path):
     settings = {"config": {"task": {"name": "induction", "size": 40, "labels": "random"}}}
     (other / "config.json").write_text(json.dumps(settings))  # a run folder
     options = {**FAST, "draws": 0, "groups": 0, "methods": "none", "control": str(control), "tasks": str(other)}
-    found = evaluate([str(finished)], EvaluationSettings(**options, output=str(tmp_path)), Ranks())
+    found = evaluate_circuits([str(finished)], EvaluationSettings(**options, output=str(tmp_path)), Ranks())
     assert [(one.control, one.labels) for one in found.circuits] == [(False, "own"), (True, "random")]
     assert list(found.tasks) == ["ioi", "induction"]
     cells = {(cell.circuit, cell.task): cell for cell in found.cross["interchange"]}
@@ -247,19 +248,19 @@ def test_mistakes_are_one_line(finished, tmp_path, capsys, words, message):
 
 
 def test_what_is_done_stays_when_it_stops_at_a_later_ablation(finished, tmp_path, monkeypatch):
-    under = Work.under
+    under = EvaluationRunner.under
 
     def stops(self, name):
         if name == "zero":
             raise KeyboardInterrupt
         under(self, name)
 
-    monkeypatch.setattr(Work, "under", stops)
+    monkeypatch.setattr(EvaluationRunner, "under", stops)
     options = {**FAST, "draws": 0, "groups": 0, "methods": "integrated_gradients", "levels": "mlp_output"}
     with pytest.raises(KeyboardInterrupt):
         settings = EvaluationSettings(**options, ablations="interchange,zero", output=str(tmp_path))
-        evaluate([str(finished)], settings, Ranks())
-    found = read(tmp_path / "evaluation.json")
+        evaluate_circuits([str(finished)], settings, Ranks())
+    found = read_result(tmp_path / "evaluation.json")
     assert list(found["circuits"][0]["ablations"]) == ["interchange"] and found["unfinished"] == ["zero"]
     assert found["no_curves"] == ["integrated_gradients has no scores of MLP outputs, so there is no curve of them."]
 
@@ -298,12 +299,12 @@ def test_many_circuits_score_the_same_in_any_number_of_passes(embedded):
     sizes = {"attention_neuron": 128, "mlp_neuron": 320}
     circuits = [{n: torch.rand(4, w, generator=generator) > 0.3 for n, w in sizes.items()} for _ in range(5)]
     with Streams(frozen, INTERCHANGE) as streams:
-        together = score(streams, examples, circuits, Passes(8))
-        apart = score(streams, examples, circuits, Passes(8), at_once=2)
-        beside = score(streams, examples, circuits, Passes(8), at_once=2, full=True)
-        full = score(streams, examples, None, Passes(8))
-        cached = References(streams, examples, Passes(8), full=True)
-        again = score(streams, examples, circuits, Passes(8), at_once=2, references=cached)
+        together = score(streams, examples, circuits, MicroBatches(8))
+        apart = score(streams, examples, circuits, MicroBatches(8), at_once=2)
+        beside = score(streams, examples, circuits, MicroBatches(8), at_once=2, full=True)
+        full = score(streams, examples, None, MicroBatches(8))
+        cached = ReferenceLogits(streams, examples, MicroBatches(8), full=True)
+        again = score(streams, examples, circuits, MicroBatches(8), at_once=2, references=cached)
     for name in together._fields:
         torch.testing.assert_close(getattr(apart, name), getattr(together, name), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(getattr(again, name), getattr(apart, name), atol=1e-6, rtol=1e-6)

@@ -4,18 +4,18 @@ import json
 
 import pytest
 
-from bigcircuit.ablation import mean_ablation
-from bigcircuit.circuit import Circuit
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
-from bigcircuit.evaluation import bench
-from bigcircuit.evaluation.evaluate import evaluate
-from bigcircuit.evaluation.scores import score
-from bigcircuit.evaluation.settings import EvaluationSettings
-from bigcircuit.optimal import optimal_ablation
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.data import load_reference, load_task
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.config.load import load
+from bigcircuit.data.dataset import load_ablation_data, load_task
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.evaluation import scorer
+from bigcircuit.evaluation.config import EvaluationSettings
+from bigcircuit.evaluation.evaluate import evaluate_circuits
+from bigcircuit.forward.activation_means import mean_ablation
+from bigcircuit.forward.streams import Streams
+from bigcircuit.metrics.score import score
+from bigcircuit.train.optimal_ablation import optimal_ablation
 from tests.runs import QUICK, run
 
 FAST = {"draws": 2, "partial_draws": 0, "groups": 0, "methods": "none"}
@@ -49,13 +49,13 @@ def test_learned_constants_are_those_of_the_file(runs, tmp_path, monkeypatch):
         learned.append([one["mlp_neuron"].sum().item() for one in circuits])
         return optimal_ablation(streams, circuits, *rest, **settings, steps=3)
 
-    monkeypatch.setattr(bench, "optimal_ablation", spy)
+    monkeypatch.setattr(scorer, "optimal_ablation", spy)
     other = tmp_path / "induction.yaml"
     other.write_text("task: {name: induction, size: 40}\n")
     options = EvaluationSettings(
         **{**FAST, "groups": 2}, ablations="optimal,zero", tasks=str(other), output=str(tmp_path)
     )
-    found = evaluate([str(runs / "optimal"), str(runs / "interchange")], options, Ranks())
+    found = evaluate_circuits([str(runs / "optimal"), str(runs / "interchange")], options, Ranks())
     summary = json.loads((runs / "optimal/summary.json").read_text())
     kl = summary["members"][0]["scores"]["kl"]["mean"]
     assert kl_of(found, "optimal", "optimal") == pytest.approx(kl, rel=1e-4)
@@ -82,10 +82,10 @@ def by_hand(embedded, folder, per_position, averaged, prompts):
     frozen, tokenizer = embedded
     config = load(None, {**QUICK, "task.size": SMALL["task__size"]})
     data = load_task(config.task, tokenizer, frozen.model.config)
-    means = mean_ablation(frozen, averaged(config, data), Passes(8), per_position, prompts)
+    means = mean_ablation(frozen, averaged(config, data), MicroBatches(8), per_position, prompts)
     with Streams(frozen, means) as streams:
         masks = Circuit.load(folder / "circuit.safetensors").masks
-        return score(streams, data.splits["test"], [masks], Passes(8)).kl.mean().item()
+        return score(streams, data.splits["test"], [masks], MicroBatches(8)).kl.mean().item()
 
 
 def induction(embedded):
@@ -94,7 +94,7 @@ def induction(embedded):
 
     def averaged(config, _):
         named = config.model_copy(update={"ablation": config.ablation.model_copy(update={"data": "induction"})})
-        return load_reference(named, tokenizer, frozen.model.config).examples
+        return load_ablation_data(named, tokenizer, frozen.model.config).examples
 
     return averaged
 
@@ -110,7 +110,7 @@ def test_means_are_over_what_the_config_of_each_circuit_names(runs, tmp_path, em
     }
     names = [str(runs / name) for name in wanted]
     options = EvaluationSettings(**FAST, ablations="mean,mean_per_position", output=str(tmp_path))
-    found = evaluate(names, options, Ranks())
+    found = evaluate_circuits(names, options, Ranks())
     for name, averaged in wanted.items():
         for ablation in ("mean", "mean_per_position"):
             kl = by_hand(embedded, runs / name, ablation != "mean", *averaged)
@@ -127,7 +127,7 @@ def test_means_are_over_what_the_config_of_each_circuit_names(runs, tmp_path, em
 def test_means_over_a_named_data_set_also_for_a_circuit_found_without_any(runs, tmp_path, embedded):
     options = EvaluationSettings(**FAST, ablations="mean", output=str(tmp_path))
     now = {"ablation.data": "induction", "ablation.prompts": "clean"}
-    found = evaluate([str(runs / "interchange")], options, Ranks(), overrides=now)
+    found = evaluate_circuits([str(runs / "interchange")], options, Ranks(), overrides=now)
     under = found.circuits[0].ablations["mean"]
     assert under.circuit["kl"].mean == pytest.approx(
         by_hand(embedded, runs / "interchange", False, induction(embedded), "clean")
@@ -139,7 +139,7 @@ def test_means_over_a_named_data_set_also_for_a_circuit_found_without_any(runs, 
 def test_a_data_set_that_is_named_now_is_taken_instead_of_the_means_in_the_file(runs, tmp_path, embedded):
     options = EvaluationSettings(**{**FAST, "methods": "random", "levels": "head"}, output=str(tmp_path))
     now = {"ablation.data": None, "ablation.prompts": "corrupted"}
-    found = evaluate([str(runs / "mean")], options, Ranks(), overrides=now)
+    found = evaluate_circuits([str(runs / "mean")], options, Ranks(), overrides=now)
     kl = by_hand(embedded, runs / "mean", False, lambda _, data: data.splits["train"], "corrupted")
     assert kl_of(found, "mean", "mean") == pytest.approx(kl, rel=1e-4)
     assert [one.method for one in found.curves["mean"]] == ["random"]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bigcircuit.distributed import Ranks
-from bigcircuit.evaluation.evaluate import evaluate
-from bigcircuit.evaluation.result import read
-from bigcircuit.evaluation.settings import EvaluationSettings
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.evaluation.config import EvaluationSettings
+from bigcircuit.evaluation.evaluate import evaluate_circuits
+from bigcircuit.results.evaluation import read_result
 from tests.runs import run
 from tests.test_evaluate import FAST
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 def test_two_ranks_with_weights_in_pieces_find_the_same(tmp_path):
     finished = run(tmp_path / "run").path
     options = {**FAST, "output": str(tmp_path / "one")}
-    evaluate([str(finished)], EvaluationSettings(**options), Ranks())
+    evaluate_circuits([str(finished)], EvaluationSettings(**options), Ranks())
     words = [word for name, value in FAST.items() for word in (f"--{name}", str(value).strip("[]"))]
     words += ["--output", str(tmp_path / "two"), "--deepspeed", str(ROOT / "configs/deepspeed/zero3.json")]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29761"]
@@ -32,7 +32,7 @@ def test_two_ranks_with_weights_in_pieces_find_the_same(tmp_path):
         timeout=200,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    one, two = (flat(read(tmp_path / name / "evaluation.json")["circuits"]) for name in ("one", "two"))
+    one, two = (flat(read_result(tmp_path / name / "evaluation.json")["circuits"]) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key, value in one.items():
         assert two[key] == (pytest.approx(value, rel=1e-4, abs=1e-4) if isinstance(value, float) else value), key

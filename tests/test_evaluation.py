@@ -5,14 +5,14 @@ import pytest
 import torch
 from scipy import stats
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.evaluation.attribution import integrated_gradients, rank_scores
-from bigcircuit.evaluation.bootstrap import intervals
-from bigcircuit.gates.granularity import SITE_WIDTH
-from bigcircuit.objective import kl_divergence
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import collate
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.attribution.mask_gradients import integrated_gradients, rank_scores
+from bigcircuit.data.collate import collate
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.forward.streams import Streams
+from bigcircuit.metrics.bootstrap import intervals
+from bigcircuit.metrics.logit_metrics import kl_divergence
+from bigcircuit.model.granularity import SITE_WIDTH
 from tests.test_architectures import SMALL, build, examples
 
 
@@ -40,7 +40,7 @@ def test_intervals_are_those_of_scipy_for_any_function_of_means(monkeypatch):
         method="percentile", rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     assert (found.low[0], found.high[0]) == pytest.approx(tuple(expected), rel=1e-12)
-    monkeypatch.setattr("bigcircuit.evaluation.bootstrap._AT_ONCE", 7 * 80)
+    monkeypatch.setattr("bigcircuit.metrics.bootstrap._AT_ONCE", 7 * 80)
     assert intervals(values).low == pytest.approx([intervals(row[None]).low[0] for row in values])
     apart = intervals(values, lambda means: means[..., :1] / means[..., 1:])
     assert (apart.low[0], apart.high[0]) == pytest.approx((found.low[0], found.high[0]), rel=1e-12), (
@@ -58,7 +58,7 @@ def test_integrated_gradients_sum_to_the_change_of_the_loss():
     chosen = examples(3)
     batch = collate(chosen, full=False)
     with Streams(frozen, INTERCHANGE) as streams:
-        scores = integrated_gradients(streams, chosen, Passes(2), points=60)
+        scores = integrated_gradients(streams, chosen, MicroBatches(2), points=60)
         closed = [{s: torch.zeros(1, 1, w(shape)) for s, w in SITE_WIDTH.items()} for shape in frozen.shapes]
         with torch.no_grad():
             logits = streams.masked(batch, lambda i: closed[i], 1)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bigcircuit import checkpoint
-from bigcircuit.distributed import Ranks
-from bigcircuit.storage import tensor_sha256
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.io import checkpoint
+from bigcircuit.io.files import tensor_sha256
 from tests import faults
 from tests.crashes import crash_everywhere
 from tests.disks import DAMAGES, NotPermittedError, damages, disk

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.config.load import load
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.forward.reference_logits import ReferenceLogits
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.noise import Noise
-from bigcircuit.references import References
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.passes import Passes
-from bigcircuit.train import update
+from bigcircuit.train.step import update
 
 ROOT = Path(__file__).parents[1]
 CASE = gpu.Case("tiny", stage=0, batch=2, tokens=12, checkpointing=False)
@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_listed(monkeypatch):
 def test_the_floor_is_the_whole_work_of_the_plain_model():
     tokens, layers = [], []
     with gpu.built(CASE, CPU) as frozen:
-        passes = Passes.of(gpu.settings(CASE, 1), Ranks())
+        passes = MicroBatches.of(gpu.settings(CASE, 1), Ranks())
         run = gpu.floor(frozen, gpu.make_examples(2, 12, 512), passes)
         frozen.layers[0].module.register_forward_hook(lambda _, args, __: tokens.append(args[0].shape[:2]))
         for layer in frozen.layers:
@@ -128,7 +128,7 @@ def test_the_floor_is_checkpointed_where_updates_are():
     for checkpointing in (False, True):
         case = CASE._replace(checkpointing=checkpointing)
         with gpu.built(case, CPU) as frozen:
-            run = gpu.floor(frozen, gpu.make_examples(2, 12, 512), Passes.of(gpu.settings(case, 1), Ranks()))
+            run = gpu.floor(frozen, gpu.make_examples(2, 12, 512), MicroBatches.of(gpu.settings(case, 1), Ranks()))
             kept = []
             with torch.autograd.graph.saved_tensors_hooks(
                 lambda tensor, k=kept: k.append(tensor) or tensor, lambda t: t
@@ -163,12 +163,12 @@ def trained(device: torch.device, dtype: torch.dtype):
         "target.total": 200,
     }
     config = load(None, values)
-    state, passes = gpu.new_state(frozen, config), Passes.of(config, Ranks(device=device))
+    state, passes = gpu.new_state(frozen, config), MicroBatches.of(config, Ranks(device=device))
     state.population._noise = _CpuNoise(device)
     before = torch.cat([gate.detach().cpu().reshape(-1) for gate in state.parameters])
     examples = gpu.make_examples(4, 16, 512)
     with Streams(frozen, INTERCHANGE) as streams:
-        references = References(streams, examples, passes)
+        references = ReferenceLogits(streams, examples, passes)
         for _ in range(2):
             update(state, streams, references, examples, passes)
     return state, before
@@ -199,7 +199,7 @@ def test_gates_stay_float32_and_move_as_on_the_cpu_in_float32(device, dtype, ali
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 def test_all_gates_open_is_the_plain_model_bit_for_bit_in_bfloat16(device):
     frozen = gpu.build("tiny", 0, torch.device(device))
-    passes = Passes.of(gpu.settings(CASE, 1), Ranks(device=torch.device(device)))
+    passes = MicroBatches.of(gpu.settings(CASE, 1), Ranks(device=torch.device(device)))
     batch = next(passes.over(gpu.make_examples(2, 12, 512), full=False)).batch
     widths = {"attention": 64, "mlp": 128}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigcircuit.circuit import Circuit
+from bigcircuit.circuit.circuit import Circuit
 from tests.hosts import NotPermittedError, two_hosts
 from tests.runs import QUICK, run
 

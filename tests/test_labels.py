@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
+from bigcircuit.config.load import load
+from bigcircuit.data.pair import Example
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.forward.reference_logits import partners
 from bigcircuit.prune import prune
-from bigcircuit.references import partners
-from bigcircuit.tasks.pair import Example
 from tests.runs import QUICK, run
 
 

@@ -5,8 +5,8 @@ import socket
 import psutil
 import pytest
 
+from bigcircuit.distributed.launcher_env import launched_as, set_gloo_interface
 from bigcircuit.errors import UserError
-from bigcircuit.launching import announced, name_interface
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE",
          "LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "GLOO_SOCKET_IFNAME")  # fmt: skip
@@ -21,12 +21,12 @@ def environment(monkeypatch):
 
 def test_one_process_without_a_launcher(environment):
     environment()
-    assert announced() == (0, 1, 0)
+    assert launched_as() == (0, 1, 0)
 
 
 def test_a_launcher_that_says_it_all(environment):
     environment(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", MASTER_ADDR="h", ACCELERATE_MIXED_PRECISION="no")
-    assert announced() == (5, 8, 1)
+    assert launched_as() == (5, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -42,28 +42,28 @@ def test_a_launcher_that_says_it_all(environment):
 def test_ranks_that_cannot_know_who_they_are_are_refused(environment, values, message):
     environment(**values)
     with pytest.raises(UserError, match=message):
-        announced()
+        launched_as()
 
 
 def test_one_slurm_task_is_one_process(environment):
     environment(SLURM_STEP_NUM_TASKS="1", OMPI_COMM_WORLD_SIZE="1")
-    assert announced().size == 1
+    assert launched_as().size == 1
 
 
 def test_gloo_gets_the_interface_on_the_way_to_the_first_host(environment, monkeypatch):
     environment(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
-    name_interface(2)
+    set_gloo_interface(2)
     import os
 
     loopback = next(name for name, all_ in psutil.net_if_addrs().items()
                     if any(a.family == socket.AF_INET and a.address == "127.0.0.1" for a in all_))  # fmt: skip
     assert os.environ["GLOO_SOCKET_IFNAME"] == loopback
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "chosen")
-    name_interface(2)
+    set_gloo_interface(2)
     assert os.environ["GLOO_SOCKET_IFNAME"] == "chosen", "what the user says holds"
 
 
 def test_a_loopback_address_cannot_lead_to_another_host(environment):
     environment(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500", LOCAL_WORLD_SIZE="2")
     with pytest.raises(UserError, match="loopback address .* which no other host can reach"):
-        name_interface(4)
+        set_gloo_interface(4)

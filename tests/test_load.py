@@ -9,15 +9,16 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.config import ModelConfig
-from bigcircuit.embedded import PATH
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.config.schema import ModelConfig
+from bigcircuit.data.collate import collate
 from bigcircuit.errors import UserError
-from bigcircuit.frozen.load import fingerprint, load_config, load_frozen, load_tokenizer, skeleton
-from bigcircuit.frozen.parameters import parameters_kept
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import discretise
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import collate
+from bigcircuit.model.fingerprint import fingerprint
+from bigcircuit.model.load import EMBEDDED as PATH
+from bigcircuit.model.load import load_config, load_frozen, load_tokenizer, skeleton
+from bigcircuit.model.parameter_count import parameters_kept
 from tests.runs import run
 from tests.test_architectures import constant, examples
 

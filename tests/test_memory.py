@@ -11,16 +11,18 @@ from rich.console import Console
 
 from benchmarks.memory import Case, make_model, make_pairs, measured, predicted_afresh
 from benchmarks.saved_bytes import count_saved, masked, plain
-from bigcircuit import plan
-from bigcircuit.check import check
-from bigcircuit.config_file import load, override
-from bigcircuit.distributed import Ranks
+from bigcircuit.check import check_config
+from bigcircuit.config.load import load, override
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
-from bigcircuit.frozen.load import skeleton
-from bigcircuit.ground import prepare
-from bigcircuit.memory import LiveBytes, Workload, estimate
-from bigcircuit.plan import GIB, Memory, needs, remedies
-from bigcircuit.sharding import read_settings
+from bigcircuit.memory import fit
+from bigcircuit.runtime import host_memory
+from bigcircuit.memory.estimate import LiveBytes, Workload, estimate
+from bigcircuit.memory.fit import needs, remedies
+from bigcircuit.model.load import skeleton
+from bigcircuit.model.zero3 import read_deepspeed
+from bigcircuit.runtime.host_memory import GIB, Memory
+from bigcircuit.train.setup import resolve
 from tests.runs import QUICK, run
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +71,7 @@ def test_estimate_of_what_is_known_in_closed_form():
     assert four["gates, Adam moments and sums"] == 4 * one["gates, Adam moments and sums"]
     assert four["activations and gradients"] == pytest.approx(4 * one["activations and gradients"], rel=0.2)
     assert small["activations and gradients"] < 0.6 * one["activations and gradients"]
-    zero3 = read_settings(str(ROOT / "configs/deepspeed/zero3.json"))
+    zero3 = read_deepspeed(str(ROOT / "configs/deepspeed/zero3.json"))
     pieces = estimate(skeleton(base.model), base, zero3, WORK._replace(ranks=4))
     assert pieces["this rank's piece of the weights"] == one["frozen weights"] // 4
 
@@ -108,16 +110,16 @@ def test_what_is_known_of_other_settings_is_what_would_be_counted():
 def test_check_says_whether_it_fits_and_what_would(capsys):
     config = load(None, {**QUICK, "population.seeds": 4})
     console = Console(width=150, highlight=False)
-    check(config, console, 1, Memory(GIB, accelerator=True))
+    check_config(config, console, 1, Memory(GIB, accelerator=True))
     assert "it fits: 1.00 GiB are free" in capsys.readouterr().out
-    check(config, console, 1, Memory(GIB // 100, accelerator=True))
+    check_config(config, console, 1, Memory(GIB // 100, accelerator=True))
     said = capsys.readouterr().out
     assert "it does not fit: 0.01 GiB are free" in said
     assert "--train.micro_batch_size" in said and "GiB a rank)" in said
 
 
 def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan.Memory, "here", classmethod(lambda cls: cls(GIB // 4, False)))
+    monkeypatch.setattr(host_memory.Memory, "here", classmethod(lambda cls: cls(GIB // 4, False)))
     with pytest.raises(
         OutOfMemory,
         match=r"the run needs about \d\.\d+ GiB .*Python and libraries .* a rank and 0\.25 GiB are free; try fewer members",
@@ -128,8 +130,8 @@ def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(tmp_path, mo
 
 def test_freed_memory_is_kept_where_there_is_room_and_handed_back_where_there_is_not(tmp_path, monkeypatch):
     config = load(None, {**QUICK, "output": str(tmp_path / "x")})
-    data, called = prepare(config, Ranks()).data, []
-    monkeypatch.setattr(plan, "give_freed_memory_back", lambda: called.append(True))
+    data, called = resolve(config, Ranks()).data, []
+    monkeypatch.setattr(fit, "give_freed_memory_back", lambda: called.append(True))
     work, kept = Workload.of(data.splits, 1), "freed memory that is kept"
     roomy = needs(config, None, work, Memory(64 * GIB, False))
     least = needs(config, None, work, Memory(sum(roomy.values()), False))
@@ -138,15 +140,16 @@ def test_freed_memory_is_kept_where_there_is_room_and_handed_back_where_there_is
     assert kept not in needs(saving, None, work, Memory(64 * GIB, False))
     assert kept not in needs(config, None, work._replace(ranks=2), Memory(2 * sum(roomy.values()), False))
     for free, handed_back in ((64 * GIB, []), (sum(roomy.values()), [True])):
-        monkeypatch.setattr(plan.Memory, "here", classmethod(lambda cls, free=free: cls(free, False)))
-        plan.make_fit(config, data, Ranks())
+        monkeypatch.setattr(host_memory.Memory, "here", classmethod(lambda cls, free=free: cls(free, False)))
+        fit.check_fits(config, data, Ranks())
         assert called == handed_back
 
 
 def test_memory_that_runs_out_in_the_middle_is_one_line_with_the_estimate_and_three_remedies(tmp_path):
     """A limit on the address space makes the allocator fail, as a GPU's does; the refusal before the run is switched off."""
     script = (
-        "import sys; from bigcircuit import cli, plan, prune; prune.make_fit = lambda *_: plan._libraries(False)\n"
+        "import sys; from bigcircuit import cli, prune; from bigcircuit.memory import fit\n"
+        "prune.check_fits = lambda *_: fit._libraries(False)\n"
         "sys.exit(cli.answer(cli.run_prune, sys.argv[1:]))"
     )
     settings = {**QUICK, "population.seeds": 8, "train.batch_size": 800, "train.micro_batch_size": 800}
@@ -162,5 +165,5 @@ def test_memory_that_runs_out_in_the_middle_is_one_line_with_the_estimate_and_th
 
 
 def test_other_runtime_errors_are_not_taken_for_memory():
-    with pytest.raises(RuntimeError, match="shapes"), plan.explained(load(None), None, Ranks()):
+    with pytest.raises(RuntimeError, match="shapes"), fit.explain_out_of_memory(load(None), None, Ranks()):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

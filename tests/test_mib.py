@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigcircuit.evaluation.mib import FRACTIONS, areas, faithfulness, ranked, sizes
+from bigcircuit.metrics.mib import FRACTIONS, areas, faithfulness, ranked, sizes
 
 TOLERANCE = 1e-9
 

@@ -5,18 +5,19 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from bigcircuit.ablated import ZERO
-from bigcircuit.ablation import mean_ablation, moments
-from bigcircuit.config_file import load, members
-from bigcircuit.evaluation.scores import mask_source, score
+from bigcircuit.ablation.ablation import ZERO
+from bigcircuit.ablation.learned import ConstantsStart
+from bigcircuit.config.load import load, members
+from bigcircuit.data.collate import collate
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.forward.activation_means import mean_ablation, moments
+from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import discretise
-from bigcircuit.gates.granularity import SITE_WIDTH
 from bigcircuit.gates.population import Population
-from bigcircuit.optimal import Lessons, Start, optimal_ablation
-from bigcircuit.references import References
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import collate
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.metrics.score import mask_source, score
+from bigcircuit.model.granularity import SITE_WIDTH
+from bigcircuit.train.optimal_ablation import optimal_ablation
 from tests.test_ablation import edited
 from tests.test_architectures import SMALL, build, examples
 
@@ -29,13 +30,13 @@ def frozen():
 
 
 def at_means(frozen, chosen):
-    found = moments(frozen, chosen, Passes(4), per_position=False, prompts="corrupted")
-    return Start.at_means(found, frozen.shapes)
+    found = moments(frozen, chosen, MicroBatches(4), per_position=False, prompts="corrupted")
+    return ConstantsStart.at_means(found, frozen.shapes)
 
 
 def lessons(frozen, chosen, full=False):
     with Streams(frozen, ZERO) as streams:
-        return Lessons(chosen, References(streams, chosen, Passes(4), full=full), full)
+        return Targets(chosen, ReferenceLogits(streams, chosen, MicroBatches(4), full=full), full)
 
 
 def learn(frozen, circuits, chosen, passes, start=None, **settings):
@@ -55,30 +56,30 @@ def circuits_of_sizes(frozen, *sizes):
 
 def kl(frozen, ablation, circuits, chosen):
     with Streams(frozen, ablation) as streams:
-        return score(streams, chosen, circuits, Passes(8)).kl.mean(1)
+        return score(streams, chosen, circuits, MicroBatches(8)).kl.mean(1)
 
 
 def test_learned_constants_are_nearer_than_means_and_the_same_alone_and_in_company(frozen):
     chosen, circuits = examples(6), circuits_of_sizes(frozen, 60, 120, 200)
-    together = learn(frozen, circuits, chosen, Passes(4), steps=40)
+    together = learn(frozen, circuits, chosen, MicroBatches(4), steps=40)
     assert together.name == "optimal" and len(together.constants["mlp"]) == 3
-    means = kl(frozen, mean_ablation(frozen, chosen, Passes(4)), circuits, chosen)
+    means = kl(frozen, mean_ablation(frozen, chosen, MicroBatches(4)), circuits, chosen)
     learned = kl(frozen, together, circuits, chosen)
     assert (learned < 0.8 * means).all(), (learned, means)
     for index, circuit in enumerate(circuits):
-        alone = learn(frozen, [circuit], chosen, Passes(3), steps=40)
+        alone = learn(frozen, [circuit], chosen, MicroBatches(3), steps=40)
         for site in SITES:
             torch.testing.assert_close(alone.constants[site][0], together.constants[site][index], atol=2e-3, rtol=0)
     for rows, size in ((slice(0, 2), 2), (slice(2, 3), 2)):
         with Streams(frozen, together) as streams:
-            in_chunks = score(streams, chosen, circuits, Passes(8), at_once=size).kl.mean(1)
+            in_chunks = score(streams, chosen, circuits, MicroBatches(8), at_once=size).kl.mean(1)
         torch.testing.assert_close(in_chunks[rows], learned[rows], atol=1e-6, rtol=1e-5)
 
 
 def test_constants_that_learning_made_worse_stay_means(frozen):
     chosen, circuits = examples(4), circuits_of_sizes(frozen, 230, 239)  # of 240 neurons
-    found = learn(frozen, circuits, chosen, Passes(4), steps=2, lr=50.0)
-    mean = mean_ablation(frozen, chosen, Passes(4))
+    found = learn(frozen, circuits, chosen, MicroBatches(4), steps=2, lr=50.0)
+    mean = mean_ablation(frozen, chosen, MicroBatches(4))
     for site in SITES:
         for row in found.constants[site]:
             assert torch.equal(row, mean.constants[site][0])
@@ -90,7 +91,7 @@ def test_learned_constants_reach_the_optimum_that_bfgs_finds(frozen):
     masks = {k: v.clone() for k, v in circuits_of_sizes(frozen, 240)[0].items()}
     assert all(mask.all() for name, mask in masks.items())
     masks["mlp_neuron"][-1, neurons] = False
-    ours = learn(frozen, [masks], chosen, Passes(6), steps=250, lr=0.1)
+    ours = learn(frozen, [masks], chosen, MicroBatches(6), steps=250, lr=0.1)
     double = build("llama", SMALL)
     double.model.double()
     batch = collate(chosen, full=False)
@@ -119,7 +120,7 @@ def test_learned_constants_reach_the_optimum_that_bfgs_finds(frozen):
         divergence.backward()
         return divergence.item(), values.grad.numpy()
 
-    start = mean_ablation(frozen, chosen, Passes(6)).constants["mlp"][0, -1, 0, neurons].double().numpy()
+    start = mean_ablation(frozen, chosen, MicroBatches(6)).constants["mlp"][0, -1, 0, neurons].double().numpy()
     best = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9})
     found = ours.constants["mlp"][0, -1, 0, neurons].double().numpy()
     assert best.fun < 0.9 * loss(start)[0], "there is something to gain"
@@ -130,10 +131,10 @@ def test_learned_constants_reach_the_optimum_that_bfgs_finds(frozen):
 def test_learning_goes_on_from_constants_of_the_circuits_own(frozen):
     """Twice 30 steps reach what 30 do not; the constants of open neurons stay as they are to the bit."""
     chosen, circuits = examples(6), circuits_of_sizes(frozen, 60, 120)
-    first = learn(frozen, circuits, chosen, Passes(6), steps=30)
-    start = Start({site: c[:, :, 0] for site, c in first.constants.items()}, at_means(frozen, chosen).unit)
+    first = learn(frozen, circuits, chosen, MicroBatches(6), steps=30)
+    start = ConstantsStart({site: c[:, :, 0] for site, c in first.constants.items()}, at_means(frozen, chosen).unit)
     none = start.ablation([{}, {}])
-    again = learn(frozen, circuits, chosen, Passes(6), start, steps=30)
+    again = learn(frozen, circuits, chosen, MicroBatches(6), start, steps=30)
     assert all(torch.equal(none.constants[site], first.constants[site]) for site in SITES)
     assert (kl(frozen, again, circuits, chosen) < 0.97 * kl(frozen, first, circuits, chosen)).all()
     for index, masks in enumerate(circuits):
@@ -152,8 +153,8 @@ def test_held_out_pairs_decide_whether_new_constants_are_kept(frozen):
         with torch.no_grad(), Streams(frozen, means.of([0])) as streams:
             return streams.masked(piece.batch, mask_source(circuits[:1], streams), 1)[0]
 
-    held_out = Lessons(chosen, at_start, full=True)
-    kept = learn(frozen, circuits, chosen, Passes(4), start, steps=10, held_out=held_out).of([0])
-    own = learn(frozen, circuits, chosen, Passes(4), start, steps=10, held_out=lessons(frozen, chosen, full=True))
+    held_out = Targets(chosen, at_start, full=True)
+    kept = learn(frozen, circuits, chosen, MicroBatches(4), start, steps=10, held_out=held_out).of([0])
+    own = learn(frozen, circuits, chosen, MicroBatches(4), start, steps=10, held_out=lessons(frozen, chosen, full=True))
     assert all(torch.equal(kept.constants[site], means.constants[site][:1]) for site in SITES)
     assert not any(torch.equal(own.constants["mlp"][i], means.constants["mlp"][i]) for i in (0, 1))

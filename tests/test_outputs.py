@@ -9,19 +9,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.config_file import load, members
-from bigcircuit.display import Display
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.config.load import load, members
+from bigcircuit.data.dataset import load_task
+from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.errors import UserError
-from bigcircuit.evaluation.scores import score
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import discretise
 from bigcircuit.gates.population import Population
-from bigcircuit.results import sentences, table
-from bigcircuit.run_folder import RunFolder
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.data import load_task
-from bigcircuit.tasks.passes import Passes
-from bigcircuit.tracking import Trackers
+from bigcircuit.io.run_dir import RunDir
+from bigcircuit.metrics.score import score
+from bigcircuit.runtime.progress import ProgressDisplay
+from bigcircuit.runtime.trackers import Trackers
+from bigcircuit.train.summary_table import summary_sentence, summary_table
 from tests.runs import run
 
 
@@ -33,9 +33,9 @@ def test_padding_and_batch_size_change_no_score(embedded, task):
     population = Population.new(members(config), frozen.shapes)
     masks = discretise(dict(population.members[0].log_alpha), frozen.shapes, {"total": 900})
     with Streams(frozen, INTERCHANGE) as streams:
-        first = score(streams, examples, [masks], Passes(30))
+        first = score(streams, examples, [masks], MicroBatches(30))
         for batch_size, padding in ((1, "right"), (7, "left"), (30, "left")):
-            other = score(streams, examples, [masks], Passes(batch_size, padding=padding))
+            other = score(streams, examples, [masks], MicroBatches(batch_size, padding=padding))
             for name in first._fields:
                 torch.testing.assert_close(getattr(first, name), getattr(other, name), atol=1e-5, rtol=1e-5, msg=name)
     assert first.kl.mean() > 0.01
@@ -57,13 +57,13 @@ def test_tracker_that_is_not_installed(tmp_path):
     if find_spec("trackio"):
         pytest.skip("trackio is installed")
     with pytest.raises(UserError, match="trackio is not installed; `pip install trackio` or remove it"):
-        Trackers(load(None, {"tracking.trackers": ["trackio"]}), RunFolder(tmp_path))
+        Trackers(load(None, {"tracking.trackers": ["trackio"]}), RunDir(tmp_path))
 
 
 def test_plain_lines_without_a_terminal_and_a_bar_on_one():
     plain, bar = io.StringIO(), io.StringIO()
     for stream, terminal in ((plain, False), (bar, True)):
-        display = Display(True, console=Console(file=stream, force_terminal=terminal, width=120))
+        display = ProgressDisplay(True, console=Console(file=stream, force_terminal=terminal, width=120))
         with display.training(steps=3, done=0):
             for step in (1, 2, 3):
                 display.step(step, {"kl": 0.5, "neurons": 12.0})
@@ -76,7 +76,7 @@ def test_plain_lines_without_a_terminal_and_a_bar_on_one():
 
 def test_ranks_other_than_the_first_are_silent():
     stream = io.StringIO()
-    display = Display(False, console=Console(file=stream, force_terminal=True))
+    display = ProgressDisplay(False, console=Console(file=stream, force_terminal=True))
     with display.training(steps=1, done=0):
         display.step(1, {})
     display.say("hello")
@@ -86,9 +86,9 @@ def test_ranks_other_than_the_first_are_silent():
 def test_closing_table_fits_eighty_columns_and_says_it_in_words(tmp_path):
     summary = json.loads(run(tmp_path / "run").summary.read_text())
     stream = io.StringIO()
-    Console(file=stream, width=80).print(table(summary, wide=False))
+    Console(file=stream, width=80).print(summary_table(summary, wide=False))
     shown = stream.getvalue()
     assert "…" not in shown
     for row in ("model", "circuit", "empty"):
         assert row in shown
-    assert sentences(summary).startswith("Keeping 200 of 1792 neurons")
+    assert summary_sentence(summary).startswith("Keeping 200 of 1792 neurons")

@@ -8,23 +8,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bigcircuit.ablated import INTERCHANGE, ZERO
-from bigcircuit.circuit import Circuit
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
+from bigcircuit.ablation.ablation import INTERCHANGE, ZERO
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.circuit.controls import consistent
+from bigcircuit.config.load import load
+from bigcircuit.data.collate import collate
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
-from bigcircuit.evaluation.controls import consistent
-from bigcircuit.evaluation.scores import score
-from bigcircuit.frozen.sites import find_sites
-from bigcircuit.gates.granularity import ATTENTION, GRANULARITIES, MLP, LayerShape
-from bigcircuit.planted import make_base, plant, recovery
-from bigcircuit.planted.base import examples_of, knockouts
+from bigcircuit.forward.streams import Streams
+from bigcircuit.metrics.score import score
+from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, MLP, LayerShape
+from bigcircuit.model.sites import find_sites
+from bigcircuit.planted import plant, recovery
+from bigcircuit.planted.base import examples_of, knockouts, make_base
 from bigcircuit.planted.decoys import NEEDED
 from bigcircuit.planted.recovery import auroc, kept_by_kind
 from bigcircuit.prune import prune
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import collate
-from bigcircuit.tasks.passes import Passes
 from tests.test_architectures import IDS, SMALL, build
 
 SITES = {"attention_neuron": ATTENTION, "mlp_neuron": MLP}
@@ -121,7 +121,7 @@ def test_no_circuit_depends_on_its_decoys(sharp, ablation):
             dressed[name] = bare[name] | (mask & free) | (pairs if part % 2 else torch.zeros_like(pairs))
         circuits += [consistent(bare, frozen.shapes), consistent(dressed, frozen.shapes)]
     with Streams(frozen, ablation) as streams:
-        found = score(streams, chosen, circuits, Passes(30))
+        found = score(streams, chosen, circuits, MicroBatches(30))
     assert found.kl.mean(1)[0] > 0.1
     for values in found:
         torch.testing.assert_close(values[0::2], values[1::2], atol=1e-4, rtol=1e-4)
@@ -131,7 +131,7 @@ def test_the_truth_is_exact_and_all_of_it_is_needed(sharp):
     base, planted, frozen = sharp
     chosen = examples_of(base.pairs[1::2])  # others than those it was made sharp on
     with Streams(frozen, INTERCHANGE) as streams:
-        assert score(streams, chosen, [planted.truth], Passes(110)).kl.max() < 1e-6
+        assert score(streams, chosen, [planted.truth], MicroBatches(110)).kl.max() < 1e-6
     costs = defaultdict(list)
     for (name, layer, node), cost in knockouts(frozen, chosen).items():
         costs[planted.kinds[name][layer][node]].append(cost)

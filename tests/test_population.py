@@ -3,18 +3,20 @@
 import pytest
 import torch
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.config_file import load, members
-from bigcircuit.distributed import Ranks
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.config.load import load, members
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.forward.reference_logits import ReferenceLogits
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.hard_concrete import probability_open
-from bigcircuit.gates.noise import Noise, mix
-from bigcircuit.gates.population import Population, node_counts
-from bigcircuit.penalty import Duals
-from bigcircuit.references import References
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.passes import Passes
-from bigcircuit.train import current_masks, update
-from bigcircuit.train_state import TrainState
+from bigcircuit.gates.members import node_counts
+from bigcircuit.gates.noise import Noise
+from bigcircuit.gates.population import Population
+from bigcircuit.seeding import mix
+from bigcircuit.train.penalty import Duals
+from bigcircuit.train.state import TrainState
+from bigcircuit.train.step import current_masks, update
 from tests.test_architectures import SMALL, build, examples
 
 SETTINGS = [
@@ -35,9 +37,9 @@ def trained(frozen, settings, checkpointing=False, padding="right", steps=8):
     config = load(None, {**BASE, "population.members": settings, "task.padding": padding})
     population = Population.new(members(config), frozen.shapes)
     state = TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
-    chosen, passes = examples(4), Passes.of(config, Ranks())
+    chosen, passes = examples(4), MicroBatches.of(config, Ranks())
     with Streams(frozen, INTERCHANGE, checkpointing) as streams:
-        references = References(streams, chosen, passes)
+        references = ReferenceLogits(streams, chosen, passes)
         for _ in range(steps):
             update(state, streams, references, chosen, passes)
     return state

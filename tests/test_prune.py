@@ -8,13 +8,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from bigcircuit import checkpoint, prune, train
-from bigcircuit.circuit import Circuit
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
+from bigcircuit import prune
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.config.load import load
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import DivergedError, UserError
-from bigcircuit.run_folder import RunFolder
-from bigcircuit.storage import tensor_sha256
+from bigcircuit.io import checkpoint
+from bigcircuit.io.files import tensor_sha256
+from bigcircuit.io.run_dir import RunDir
+from bigcircuit.train import step
 from tests.runs import run
 
 
@@ -115,9 +117,9 @@ def test_another_config_in_the_same_folder_is_refused_by_field(finished):
 
 
 def test_fresh_takes_a_new_name(finished):
-    from bigcircuit.run_folder import choose
+    from bigcircuit.io.run_dir import choose_run_dir
 
-    assert choose(load(None, {"output": str(finished.path)}), fresh=True).path.name == "a-2"
+    assert choose_run_dir(load(None, {"output": str(finished.path)}), fresh=True).path.name == "a-2"
 
 
 def test_folder_with_other_files_is_refused(tmp_path):
@@ -132,15 +134,15 @@ def test_not_a_number_stops_before_the_update(tmp_path, monkeypatch):
         kl = real(reference, logits, batch)
         return kl * float("nan") if poison["on"] else kl
 
-    real, poison = train.kl_divergence, {"on": False}
-    monkeypatch.setattr(train, "kl_divergence", poisoned)
+    real, poison = step.kl_divergence, {"on": False}
+    monkeypatch.setattr(step, "kl_divergence", poisoned)
     calls = []
 
     def counting(state, *arguments):
         poison["on"] = state.step == 7
         calls.append({name: v.detach().clone() for name, v in state.population.named_parameters()})
         try:
-            return train.update(state, *arguments)
+            return step.update(state, *arguments)
         except DivergedError:
             now = dict(state.population.named_parameters())
             assert all(torch.equal(now[name], value) for name, value in calls[-1].items())
@@ -252,7 +254,7 @@ def test_bad_pairs_can_be_dropped_and_are_counted(tmp_path, capsys):
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    folder = RunFolder(tmp_path / "r")
+    folder = RunDir(tmp_path / "r")
     with folder.locked(), pytest.raises(UserError, match="another process is running in this folder; wait for it"):
         run(tmp_path / "r")
     assert run(tmp_path / "r", train__steps=2).finished

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.evaluation.mib import areas
-from bigcircuit.evaluation.node_scores import LEVELS, flat, level_size, strengths
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.attribution.node_scores import LEVELS, flat, level_size, strengths
+from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.evaluation.ranking import Sized, circuits_of, sized
-from bigcircuit.evaluation.scores import score
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import count, discretise
-from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.metrics.mib import areas
+from bigcircuit.metrics.score import score
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 from tests.test_architectures import SMALL, build, examples
 
 SHAPES = (LayerShape(4, 2, 2, 6, 5), LayerShape(4, 2, 2, 3, 5))
@@ -90,7 +90,7 @@ def test_coarse_nodes_are_as_strong_as_all_their_neurons():
 def test_curve_ends_at_the_empty_and_the_full_circuit(level):
     frozen = build("llama", SMALL)
     nodes = level_size(level, frozen.shapes)
-    chosen, passes = examples(4), Passes(2)
+    chosen, passes = examples(4), MicroBatches(2)
     scores = drawn(shapes=frozen.shapes)
     with Streams(frozen, INTERCHANGE) as streams:
         found = sized(streams, chosen, [scores], level, [0, nodes // 2, nodes], passes, at_once=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigcircuit.circuit import Circuit
+from bigcircuit.circuit.circuit import Circuit
 from tests.runs import QUICK, run
 
 ROOT = Path(__file__).parents[1]

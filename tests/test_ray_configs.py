@@ -11,8 +11,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bigcircuit.config_file import parse_overrides
-from bigcircuit.sweep.settings import Sweep, load_sweep, sweep_keys
+from bigcircuit.config.load import parse_overrides
+from bigcircuit.sweep.config import Sweep, load_sweep, sweep_keys
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs/ray"

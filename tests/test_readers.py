@@ -8,11 +8,11 @@ import pytest
 from datasets import Dataset, DatasetDict
 from pyarrow import parquet
 
+from bigcircuit.data.pair import Pair
+from bigcircuit.data.readers.formats import FORMATS, Format
+from bigcircuit.data.readers.read import read_pairs
+from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.errors import UserError
-from bigcircuit.tasks.encode import encode
-from bigcircuit.tasks.pair import Pair
-from bigcircuit.tasks.readers import read_pairs
-from bigcircuit.tasks.readers.formats import FORMATS, Format
 
 ROWS = [
     {"clean": "Ann and Bo. Bo saw", "corrupted": "Ann and Bo. Cy saw", "answers": [" Ann"], "wrong_answers": [" Bo"]},
@@ -311,7 +311,7 @@ def test_real_ioi_sentences_lose_their_last_name_only(shared):
 
 def test_real_greater_than_answers_are_gpt2_tokens_that_exceed_the_year(shared, gpt2_tokenizer):
     pairs = read_pairs(str(shared / "data/formats/eap_ig_greater_than.csv"))
-    for pair, example in zip(pairs, encode(pairs, gpt2_tokenizer, 64, vocab_size=50257), strict=True):
+    for pair, example in zip(pairs, tokenize_pairs(pairs, gpt2_tokenizer, 64, vocab_size=50257), strict=True):
         year = int(pair.clean.split(" to ")[0][-2:])
         assert [int(gpt2_tokenizer.decode(ids)) for ids in example.answers] == list(range(year + 1, 100))
         assert [int(gpt2_tokenizer.decode(ids)) for ids in example.wrong_answers] == list(range(year + 1))
@@ -327,7 +327,7 @@ def test_real_edge_pruning_rows_can_be_scored_with_gpt2(shared, gpt2_tokenizer, 
     kept, refused = [], []
     for pair in read_pairs(str(shared / f"data/formats/{name}.jsonl")):
         try:
-            kept += encode([pair], gpt2_tokenizer, 64, vocab_size=50257)
+            kept += tokenize_pairs([pair], gpt2_tokenizer, 64, vocab_size=50257)
         except UserError as error:
             refused.append(str(error))
     assert len(kept) == SCORABLE[name]

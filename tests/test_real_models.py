@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.circuit import Circuit
-from bigcircuit.config import ModelConfig
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.config.load import load
+from bigcircuit.config.schema import ModelConfig
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.evaluation.minimality import Group, without
-from bigcircuit.evaluation.scores import score
-from bigcircuit.frozen.load import load_frozen
+from bigcircuit.forward.streams import Streams
+from bigcircuit.metrics.score import score
+from bigcircuit.model.load import load_frozen
 from bigcircuit.planted.base import examples_of
 from bigcircuit.planted.induction import induction_pairs
 from bigcircuit.prune import prune
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.passes import Passes
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,8 +45,8 @@ def test_each_head_of_the_induction_circuit_is_needed_on_every_pair(shared):
     places = [(layer, head) for head in range(2) for layer in range(2)]
     circuits = [without(everything, "head", [Group(layer, [head])], frozen.shapes) for layer, head in places]
     with Streams(frozen, INTERCHANGE) as streams:
-        needed_1, needed_2, *padding = score(streams, examples, circuits, Passes(60)).kl
-        assert score(streams, examples, None, Passes(60)).accuracy.mean() == 1
+        needed_1, needed_2, *padding = score(streams, examples, circuits, MicroBatches(60)).kl
+        assert score(streams, examples, None, MicroBatches(60)).accuracy.mean() == 1
     assert min(needed_1.min(), needed_2.min()) > 2, "nats"
     assert all(kl.max() < 1e-5 for kl in padding)
 

@@ -9,20 +9,21 @@ import pytest
 import torch
 from rich.console import Console
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.circuit import Circuit
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.cli import answer, run_report
-from bigcircuit.compare import compare
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
-from bigcircuit.evaluation.evaluate import evaluate
-from bigcircuit.evaluation.examples import predictions
-from bigcircuit.evaluation.settings import ComparisonSettings, EvaluationSettings
-from bigcircuit.report import charts, report, views
-from bigcircuit.report.evaluated import place_of
-from bigcircuit.report.sources import open_source
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.data import load_task
+from bigcircuit.config.load import load
+from bigcircuit.data.dataset import load_task
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.evaluation.compare import compare_circuits
+from bigcircuit.evaluation.config import ComparisonSettings, EvaluationSettings
+from bigcircuit.evaluation.evaluate import evaluate_circuits
+from bigcircuit.forward.streams import Streams
+from bigcircuit.metrics.predictions import example_predictions
+from bigcircuit.report import charts, page_content
+from bigcircuit.report.render import write_report
+from bigcircuit.report.score_tables import place_of
+from bigcircuit.results.run import open_source
 from tests.browser import Opened
 from tests.reports import circuit_of, expected, listed
 from tests.runs import run
@@ -153,7 +154,7 @@ def test_two_circuits_are_drawn_over_each_other(browser, reported):
 def test_a_run_that_was_compared_shows_with_what(browser, reported, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(reported.one.path, folder)
-    compare([str(folder), str(reported.pair_files[0])], ComparisonSettings(), Console(file=io.StringIO()))
+    compare_circuits([str(folder), str(reported.pair_files[0])], ComparisonSettings(), Console(file=io.StringIO()))
     opened = Opened(browser, folder / "report.html")
     assert opened.page.locator(".pick a").all_text_contents() == ["run", "compared"]
     opened.page.locator(".pick a").nth(1).click()
@@ -164,8 +165,8 @@ def test_a_run_that_was_compared_shows_with_what(browser, reported, tmp_path):
 
 
 def test_circuits_beyond_the_budget_of_a_page_are_in_its_table(browser, reported, tmp_path, monkeypatch):
-    monkeypatch.setattr(views, "BUDGET", 1)
-    (path,) = report([str(reported.many.path)], tmp_path / "page.html")
+    monkeypatch.setattr(page_content, "BUDGET", 1)
+    (path,) = write_report([str(reported.many.path)], tmp_path / "page.html")
     page = Opened(browser, path).page
     assert page.locator(".pick a").all_text_contents() == ["all together", "member 0"]
     assert page.get_by_text("2 more circuits are in the table below").is_visible()
@@ -180,7 +181,7 @@ def test_outputs_of_mlps_are_drawn_where_they_have_masks(browser, reported, tmp_
     widths = json.loads(circuit.metadata["widths"]) | {"mlp_output": [64] * 4}
     metadata = {**circuit.metadata, "widths": json.dumps(widths)}
     Circuit({**circuit.masks, "mlp_output": outputs}, {}, metadata).save(tmp_path / "c.safetensors")
-    (path,) = report([str(tmp_path / "c.safetensors")])
+    (path,) = write_report([str(tmp_path / "c.safetensors")])
     page = Opened(browser, path).page
     assert listed(page, 2, ".circuit")[2] == ["3, 40"]
 
@@ -240,7 +241,7 @@ def test_predictions_are_those_of_the_plain_model(embedded):
     widths = {"attention_neuron": 128, "mlp_neuron": 320}
     everything = {name: torch.ones(4, width, dtype=torch.bool) for name, width in widths.items()}
     with Streams(frozen, INTERCHANGE) as streams:
-        rows = predictions(streams, [everything], INTERCHANGE, data, tokenizer, size=5)["members"][0]
+        rows = example_predictions(streams, [everything], INTERCHANGE, data, tokenizer, size=5)["members"][0]
     assert len(rows) == 12
     for example, row in zip(data.splits["test"], rows, strict=False):
         assert row["prompt"] == data.pairs[example.id].clean
@@ -285,7 +286,7 @@ def test_circuits_of_two_tasks_are_not_shown_as_of_the_first(browser, two_tasks,
     files = [folder.path / "circuit.safetensors" for folder in two_tasks]
     known = [Circuit.load(file).metadata for file in files]
     for index, names in enumerate(([folder.path for folder in two_tasks], files)):
-        (path,) = report([str(name) for name in names], tmp_path / f"{index}.html")
+        (path,) = write_report([str(name) for name in names], tmp_path / f"{index}.html")
         opened = Opened(browser, path)
         page = opened.page
         assert page.locator("h1").text_content() == "ioi, induction: 2 circuits"
@@ -322,7 +323,7 @@ def test_a_population_says_how_its_members_differ_and_when_each_was_best(browser
     for row, step in zip(summary["members"], (4, 2, 6), strict=True):
         row["best_step"] = step
     (tmp_path / "run/summary.json").write_text(json.dumps(summary))
-    (path,) = report([str(tmp_path / "run")])
+    (path,) = write_report([str(tmp_path / "run")])
     page = Opened(browser, path).page
     asked = facts_of(page, "#asked")
     assert asked["Best step"] == ["2–6"]
@@ -340,8 +341,8 @@ def apart(reported, tmp_path_factory):
     shutil.copytree(reported.many.path, base / "many")
     names = [str(base / f"many/circuits/{index}.safetensors") for index in (0, 1)]
     settings = EvaluationSettings(draws=2, partial_draws=0, groups=0, methods=(), output=str(base / "evaluated"))
-    evaluate(names, settings, Ranks())
-    compare(names, ComparisonSettings(output=str(base / "compared")), Console(file=io.StringIO()))
+    evaluate_circuits(names, settings, Ranks())
+    compare_circuits(names, ComparisonSettings(output=str(base / "compared")), Console(file=io.StringIO()))
     for folder, file in (("evaluated", "evaluation.json"), ("compared", "comparison.json")):
         (base / folder / "report.html").unlink()
         assert [path.name for path in (base / folder).iterdir()] == [file]
@@ -394,7 +395,7 @@ def test_without_the_circuit_files_everything_but_the_drawing_is_there(browser, 
     (tmp_path / folder).mkdir()
     content = (file := next((apart / folder).glob("*.json"))).read_text()
     (tmp_path / folder / file.name).write_text(content.replace(str(apart), "/gone"))
-    (path,) = report([str(tmp_path / folder)])
+    (path,) = write_report([str(tmp_path / folder)])
     opened = Opened(browser, path)
     found = json.loads(content)
     assert opened.page.get_by_text("Not drawn: many/0, many/1.").is_visible()
@@ -419,7 +420,7 @@ def test_a_file_that_has_changed_since_is_not_drawn_for_the_old_one(apart, tmp_p
         (apart / "compared/comparison.json").read_text().replace(str(apart), str(tmp_path / "runs"))
     )
     shutil.copy(apart / "many/circuits/2.safetensors", tmp_path / "runs/many/circuits/1.safetensors")
-    (path,) = report([str(tmp_path / "runs/compared")])
+    (path,) = write_report([str(tmp_path / "runs/compared")])
     assert "Not drawn: many/1." in path.read_text()
 
 

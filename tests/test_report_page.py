@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bigcircuit.circuit import Circuit
+from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.cli import answer, run_report
-from bigcircuit.report import render, report
 from bigcircuit.report.page import visible
+from bigcircuit.report.render import render_run, write_report
 from tests.browser import CONTRAST, Opened
 from tests.reports import expected, listed
 
@@ -64,7 +64,7 @@ def test_text_is_never_markup(browser, reported, tmp_path):
             for curve in content["curves"]["zero"]:
                 curve["circuit"] = curve["method"] = HOSTILE[:100]
         (folder / name).write_text(json.dumps(content))
-    opened = Opened(browser, render(folder), width=380)
+    opened = Opened(browser, render_run(folder), width=380)
     page = opened.page
     assert page.locator(".prompt").first.text_content() == HOSTILE
     assert page.locator(".prompt").first.get_attribute("dir") == "auto"
@@ -127,7 +127,7 @@ def test_a_model_of_8b_fits_on_a_small_page(browser, tmp_path):
     Circuit(masks, {}, {"model": "large", "task": "a task", "ablation": "zero", "widths": json.dumps(widths)}).save(
         path
     )
-    (written,) = report([str(path)])
+    (written,) = write_report([str(path)])
     assert written == tmp_path / "large.html"
     assert written.stat().st_size < 1_000_000
     opened = Opened(browser, written, width=380)
@@ -163,7 +163,7 @@ def test_figures_are_files_for_papers(reported, tmp_path, capsys):
 
 
 def test_the_same_files_give_the_same_page(reported, tmp_path):
-    pages = [report([str(reported.one.path)], tmp_path / f"{index}.html")[0].read_bytes() for index in range(2)]
+    pages = [write_report([str(reported.one.path)], tmp_path / f"{index}.html")[0].read_bytes() for index in range(2)]
     assert pages[0] == pages[1]
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bigcircuit import checkpoint, prune, train
-from bigcircuit.circuit import Circuit
-from bigcircuit.distributed import Ranks
+from bigcircuit import prune
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
+from bigcircuit.io import checkpoint
 from tests import faults
 from tests.faults import Result, once, stop
 from tests.runs import run
@@ -64,7 +65,7 @@ def kill_at(monkeypatch, step):
     def die(state, *arguments):
         if state.step == step:
             raise Killed
-        return train.update(state, *arguments)
+        return step.update(state, *arguments)
 
     monkeypatch.setattr(prune, "update", die)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bigcircuit.errors import UserError
-from bigcircuit.sharding import read_settings
+from bigcircuit.model.zero3 import read_deepspeed
 from tests.runs import QUICK
 
 ROOT = Path(__file__).parents[1]
@@ -179,8 +179,8 @@ def test_an_adapter_is_divided_too(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.json")))
 def test_every_config_that_comes_with_us_is_read(name, monkeypatch):
-    monkeypatch.setattr("bigcircuit.sharding._check_nvme", lambda *_: None)
-    settings = read_settings(str(CONFIGS / f"{name}.json"))
+    monkeypatch.setattr("bigcircuit.model.zero3._check_nvme", lambda *_: None)
+    settings = read_deepspeed(str(CONFIGS / f"{name}.json"))
     assert (settings is not None) == name.startswith("zero3")
 
 
@@ -203,6 +203,6 @@ def test_a_wrong_config_is_one_line(tmp_path, content, message):
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
-        read_settings(str(path))
+        read_deepspeed(str(path))
     with pytest.raises(UserError, match="no such file; configs/deepspeed/ holds six"):
-        read_settings(str(tmp_path / "missing.json"))
+        read_deepspeed(str(tmp_path / "missing.json"))

@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from bigcircuit.data.pair import Example, Pair
+from bigcircuit.data.readers.read import read_pairs
+from bigcircuit.data.splits import SPLITS, split
+from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.errors import UserError
-from bigcircuit.tasks.encode import encode
-from bigcircuit.tasks.pair import Example, Pair
-from bigcircuit.tasks.readers import read_pairs
-from bigcircuit.tasks.split import SPLITS, split
 
 FRACTIONS = {"train": 0.4, "validation": 0.1, "test": 0.5}
 
@@ -158,7 +158,7 @@ def test_real_files_can_be_halved(shared, name):
     """Their prompts are shared by few pairs only, so that whole groups still make even halves."""
     pairs = read_pairs(str(shared / "data/pairs" / f"{name}.jsonl"))
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / name.split("/")[0])
-    examples = encode(pairs, tokenizer, 512)
+    examples = tokenize_pairs(pairs, tokenizer, 512)
     result = split(examples, pairs, {"train": 0.5, "validation": 0, "test": 0.5}, seed=0)
     assert not prompts_of(result["train"]) & prompts_of(result["test"])
     assert len(result["train"]) + len(result["test"]) == len(pairs) and not result["validation"]

@@ -6,13 +6,13 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from benchmarks.saved_bytes import count_saved
-from bigcircuit.ablated import INTERCHANGE, Ablation
-from bigcircuit.config_file import load, members
-from bigcircuit.gates.granularity import SITE_WIDTH
+from bigcircuit.ablation.ablation import INTERCHANGE, Ablation
+from bigcircuit.config.load import load, members
+from bigcircuit.data.collate import collate
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
-from bigcircuit.objective import kl_divergence
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.batch import collate
+from bigcircuit.metrics.logit_metrics import kl_divergence
+from bigcircuit.model.granularity import SITE_WIDTH
 from tests.test_architectures import SMALL, build, examples
 
 

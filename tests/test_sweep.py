@@ -9,14 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from bigcircuit.circuit import Circuit
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.config.load import load
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import Stopped, UserError
 from bigcircuit.prune import prune
-from bigcircuit.sweep.record import read_records
-from bigcircuit.sweep.settings import load_sweep
-from bigcircuit.sweep.standing import replaces
+from bigcircuit.results.trial_record import read_trial_records
+from bigcircuit.sweep.config import load_sweep
+from bigcircuit.sweep.resume import replaces_other_sweep
 from tests.sweeping import (
     BASE,
     ROOT,
@@ -57,11 +57,11 @@ def grid(tmp_path_factory):
 
 def test_every_trial_is_what_prune_finds_with_its_settings(grid, tmp_path):
     _, output, said = grid
-    assert [record.status for record in read_records(output)] == ["finished"] * 4
+    assert [record.status for record in read_trial_records(output)] == ["finished"] * 4
     assert "report.html" in said and "finished" in said
     for name in ("trials.csv", "trials.parquet", "front.csv", "front.png", "report.html"):
         assert (output / name).stat().st_size, name
-    record = read_records(output)[3]
+    record = read_trial_records(output)[3]
     alone = prune(load(None, {**BASE, **record.settings, "output": str(tmp_path / "alone")}), Ranks())
     found, expected = (
         Circuit.load(path / "circuit.safetensors") for path in (output / f"trials/{record.number:03d}", alone.path)
@@ -78,7 +78,7 @@ def test_a_finished_sweep_is_left_alone_and_another_is_refused(grid):
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
     for path in output.rglob("*"):
         assert not path.match(".*") and path.suffix not in (".pkl", ".pickle", ".pt", ".bin"), "what a sweep leaves"
-    assert sum(record.updates for record in read_records(output)) == 160
+    assert sum(record.updates for record in read_trial_records(output)) == 160
     said = to_the_end(config, output, "--train.lr", "0.01", code=2)
     assert len(said.splitlines()) == 1 and "train.lr" in said
 
@@ -92,7 +92,7 @@ def test_an_interrupted_sweep_goes_on(grid, tmp_path, number):
     os.kill(process.pid, number)
     process.communicate(timeout=60)
     assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
-    cut = read_records(tmp_path / "s")
+    cut = read_trial_records(tmp_path / "s")
     assert any(record.status == "running" for record in cut)
     if number == signal.SIGTERM:
         assert (tmp_path / "s/report.html").exists()
@@ -100,7 +100,7 @@ def test_an_interrupted_sweep_goes_on(grid, tmp_path, number):
     assert what_was_found(tmp_path / "s") == what_was_found(undisturbed)
     assert table(tmp_path / "s") == table(undisturbed)
     # Each made at most what lay between two checkpoints once more, and what a call that was cut off can have made.
-    records = read_records(tmp_path / "s")
+    records = read_trial_records(tmp_path / "s")
     assert all(40 <= record.updates <= 40 + 5 + 5 for record in records)
     assert sum(record.updates for record in records) > 160 or number == signal.SIGTERM
 
@@ -121,7 +121,7 @@ def test_a_trial_that_fails_is_reported_and_the_others_finish(tmp_path):
     space = {"target.total": [200, 10**6], "task.size": [40, 0]}
     config = written(tmp_path, space=space, slots=4, workers=1)
     said = to_the_end(config, tmp_path / "s", "--train.steps", "10")
-    records = {tuple(record.settings.values()): record for record in read_records(tmp_path / "s")}
+    records = {tuple(record.settings.values()): record for record in read_trial_records(tmp_path / "s")}
     assert records[200, 40].status == "finished"
     for settings, record in records.items():
         if settings != (200, 40):
@@ -139,10 +139,10 @@ def test_a_sweep_whose_trials_all_failed_says_so_and_gives_way_to_a_corrected_on
     said = to_the_end(config, tmp_path / "s", "--model.path", "/no/such/model", code=2)
     assert said == "bigcircuit: model.path /no/such/model: no such folder; give a folder with config.json or a hub id\n"
     corrected = load_sweep(config, {"sweep.space": {"train.lr": [0.1]}, "output": str(tmp_path / "s")})
-    assert replaces(tmp_path / "s", corrected)
+    assert replaces_other_sweep(tmp_path / "s", corrected)
     (tmp_path / "s/sweep.json").write_text("{")
     with pytest.raises(UserError, match="sweep.json: not a sweep's; name another output or use --fresh"):
-        replaces(tmp_path / "s", corrected)
+        replaces_other_sweep(tmp_path / "s", corrected)
 
 
 def test_a_sweep_that_cannot_start_is_one_line(tmp_path):
@@ -159,7 +159,7 @@ def test_one_copy_of_the_model_in_pieces(grid, tmp_path):
     config, undisturbed, _ = grid
     words = f"--deepspeed {ROOT}/configs/deepspeed/zero3.json --sweep.ranks 2 --sweep.workers 1 --sweep.slots 4"
     to_the_end(config, tmp_path / "s", *words.split())
-    for record, other in zip(read_records(tmp_path / "s"), read_records(undisturbed), strict=True):
+    for record, other in zip(read_trial_records(tmp_path / "s"), read_trial_records(undisturbed), strict=True):
         assert (record.settings, record.status) == (other.settings, "finished")
         found, whole = (
             Circuit.load(path / f"trials/{record.number:03d}/circuit.safetensors")
@@ -197,7 +197,7 @@ def cut_on_the_cluster(nodes, folder, cut, base=None, **search):
 
     What was over then is not made again, and every trial keeps its number, settings and steps.
     """
-    from bigcircuit.sweep.run import run
+    from bigcircuit.sweep.run import run_sweep
 
     config, output = written(folder, base, **search), folder / "s"
     process = start(config, output, "--address", nodes.address)
@@ -205,10 +205,10 @@ def cut_on_the_cluster(nodes, folder, cut, base=None, **search):
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, said
-    before = read_records(output)
+    before = read_trial_records(output)
     assert any(record.step for record in before)
-    run(load_sweep(config, {"output": str(output)}), nodes.address, Console(file=(folder / "said").open("w")))
-    after = read_records(output)
+    run_sweep(load_sweep(config, {"output": str(output)}), nodes.address, Console(file=(folder / "said").open("w")))
+    after = read_trial_records(output)
     assert before != after, "it came too late"
     for old, new in zip(before, after, strict=False):
         assert (old.number, old.drawn) == (new.number, new.drawn)
@@ -263,7 +263,7 @@ def test_a_signal_is_heeded_while_tune_reads_a_result(nodes, tmp_path, monkeypat
     """What is raised there Tune takes for the failure of a trial, and goes on with the others."""
     from ray.air.execution._internal import event_manager
 
-    from bigcircuit.sweep.run import run
+    from bigcircuit.sweep.run import run_sweep
 
     def get(*arguments):
         if some_trial_has_made(tmp_path / "s", 10):
@@ -273,8 +273,8 @@ def test_a_signal_is_heeded_while_tune_reads_a_result(nodes, tmp_path, monkeypat
     monkeypatch.setattr(event_manager, "ray", SimpleNamespace(**{**vars(ray), "get": get}))
     sweep = load_sweep(written(tmp_path, **PBT), {"output": str(tmp_path / "s")})
     with pytest.raises(Stopped, match="the same command goes on"):
-        run(sweep, nodes.address, Console(file=(tmp_path / "said").open("w")))
-    records = read_records(tmp_path / "s")
+        run_sweep(sweep, nodes.address, Console(file=(tmp_path / "said").open("w")))
+    records = read_trial_records(tmp_path / "s")
     assert records and all(record.status in ("running", "waiting") for record in records)
     assert (tmp_path / "s/report.html").exists()
     assert groups_left(nodes) == []

@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from bigcircuit.circuit import Circuit
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.config.load import load
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory, UserError
 from bigcircuit.prune import prune
-from bigcircuit.sweep.host import Host
+from bigcircuit.sweep.config import Sweep, SweepSettings
 from bigcircuit.sweep.messages import Entry
-from bigcircuit.sweep.settings import Sweep, SweepSettings
+from bigcircuit.sweep.model_replica import Replica
 from tests.runs import QUICK
 
 SPACE = SweepSettings(space={"target.total": [200]})
@@ -50,7 +50,7 @@ def same(found, other, apart=1e-6):
 
 @pytest.mark.parametrize("gates", ["auto", "hard_concrete"])
 def test_a_trial_that_joins_late_finds_what_prune_finds(tmp_path, gates):
-    sweep, host = settings(tmp_path / "sweep", gates__parametrisation=gates), Host(Ranks())
+    sweep, host = settings(tmp_path / "sweep", gates__parametrisation=gates), Replica(Ranks())
     first = host.advance([entry(sweep, 0, train__seed=5), entry(sweep, 1, target__total=90)], [], [0, 1], 4)
     assert first.steps == {0: 4, 1: 4}
     late = entry(sweep, 2, target__total=120, train__lr=0.05)
@@ -70,35 +70,35 @@ def test_a_trial_that_joins_late_finds_what_prune_finds(tmp_path, gates):
 
 def test_a_trial_goes_on_elsewhere_from_its_state(tmp_path):
     sweep = settings(tmp_path, gates__parametrisation="hard_concrete")
-    whole = endings(to_the_end(Host(Ranks()), [0], [entry(sweep, 0)]))[0]
-    states = Host(Ranks()).advance([entry(sweep, 0), entry(sweep, 1, train__seed=3)], [], [0, 1], 5).states
-    moved = to_the_end(Host(Ranks()), [0], [entry(sweep, 0, states[0])])
+    whole = endings(to_the_end(Replica(Ranks()), [0], [entry(sweep, 0)]))[0]
+    states = Replica(Ranks()).advance([entry(sweep, 0), entry(sweep, 1, train__seed=3)], [], [0, 1], 5).states
+    moved = to_the_end(Replica(Ranks()), [0], [entry(sweep, 0, states[0])])
     assert moved[0].steps == {0: 6}
     same(endings(moved)[0].circuits[0], whole.circuits[0])
 
 
 def test_a_slot_is_free_at_once_and_the_others_do_not_notice(tmp_path):
-    sweep, host = settings(tmp_path), Host(Ranks())
+    sweep, host = settings(tmp_path), Replica(Ranks())
     host.advance([entry(sweep, 0), entry(sweep, 1, train__seed=3)], [], [0, 1], 5)
     after = host.advance([], [1], [0, 1], EVERYTHING)
     assert after.steps == {0: 6}
-    alone = endings(to_the_end(Host(Ranks()), [0], [entry(sweep, 0)]))[0]
+    alone = endings(to_the_end(Replica(Ranks()), [0], [entry(sweep, 0)]))[0]
     same(endings(to_the_end(host, [0]))[0].circuits[0], alone.circuits[0])
 
 
 def test_bad_trials_fail_in_one_line_and_the_rest_finish(tmp_path):
     sweep = settings(tmp_path)
     entries = [entry(sweep, 0), entry(sweep, 1, target__total=5000), entry(sweep, 2, train__kl=1e39)]
-    seen = to_the_end(Host(Ranks()), [0, 1, 2], entries)
+    seen = to_the_end(Replica(Ranks()), [0, 1, 2], entries)
     failed = {number: reason for progress in seen for number, reason in progress.failed.items()}
     assert failed[1] == "target.total is 5000 but the model has 1792; ask for fewer"
     assert failed[2].startswith("the loss or its gradient is not finite")
     assert endings(seen).keys() == {0}
-    same(endings(seen)[0].circuits[0], endings(to_the_end(Host(Ranks()), [0], entries[:1]))[0].circuits[0])
+    same(endings(seen)[0].circuits[0], endings(to_the_end(Replica(Ranks()), [0], entries[:1]))[0].circuits[0])
 
 
 def test_settings_that_cannot_share_a_pass_share_the_model(tmp_path):
-    sweep, host = settings(tmp_path), Host(Ranks())
+    sweep, host = settings(tmp_path), Replica(Ranks())
     entries = [
         entry(sweep, 0),
         entry(sweep, 1, ablation__kind="zero"),
@@ -114,11 +114,11 @@ def test_settings_that_cannot_share_a_pass_share_the_model(tmp_path):
 
 
 def test_members_of_different_lengths_and_learned_constants(tmp_path):
-    sweep, host = settings(tmp_path, ablation__kind="optimal"), Host(Ranks())
+    sweep, host = settings(tmp_path, ablation__kind="optimal"), Replica(Ranks())
     short = entry(sweep, 1, train__steps=7, ablation__lr=0.05)
     seen = to_the_end(host, [0, 1], [entry(sweep, 0), short])
     assert [sorted(progress.endings) for progress in seen if progress.endings] == [[1], [0]]
-    alone = endings(to_the_end(Host(Ranks()), [1], [short]))[1].circuits[0]
+    alone = endings(to_the_end(Replica(Ranks()), [1], [short]))[1].circuits[0]
     # Alone it uses fewer examples, whose reference logits are computed in other batches.
     same(endings(seen)[1].circuits[0], alone, apart=1e-5)
     assert alone.constants
@@ -126,25 +126,27 @@ def test_members_of_different_lengths_and_learned_constants(tmp_path):
 
 def test_what_the_user_has_to_mend_is_said_before_any_trial(tmp_path):
     with pytest.raises(UserError, match="task.name 'nothing' is not"):
-        Host(Ranks()).open(settings(tmp_path, task__name="nothing").config)
-    Host(Ranks()).open(settings(tmp_path).config)
+        Replica(Ranks()).open(settings(tmp_path, task__name="nothing").config)
+    Replica(Ranks()).open(settings(tmp_path).config)
 
 
 def test_eight_members_are_what_each_is_alone(tmp_path):
     sweep = settings(tmp_path, train__steps=4, train__validate_every=4)
     entries = [entry(sweep, number, train__seed=number, target__total=100 + 50 * number) for number in range(8)]
-    seen = to_the_end(Host(Ranks()), range(8), entries)
+    seen = to_the_end(Replica(Ranks()), range(8), entries)
     assert len(seen[0].endings) == 8, "one pass for all"
     for number in (0, 7):
-        alone = endings(to_the_end(Host(Ranks()), [number], [entries[number]]))[number]
+        alone = endings(to_the_end(Replica(Ranks()), [number], [entries[number]]))[number]
         same(endings(seen)[number].circuits[0], alone.circuits[0])
 
 
 def test_what_a_trial_meets_alone_is_its_own_failure(tmp_path, monkeypatch):
-    sweep, host = settings(tmp_path), Host(Ranks())
-    monkeypatch.setattr("bigcircuit.sweep.host.update", raising(RuntimeError("no such luck\nat all")))
+    sweep, host = settings(tmp_path), Replica(Ranks())
+    monkeypatch.setattr("bigcircuit.sweep.model_replica.update", raising(RuntimeError("no such luck\nat all")))
     assert host.advance([entry(sweep, 0)], [], [0], 1).failed == {0: "RuntimeError: no such luck"}
-    monkeypatch.setattr("bigcircuit.sweep.host.update", raising(RuntimeError("can't allocate memory: 8 bytes")))
+    monkeypatch.setattr(
+        "bigcircuit.sweep.model_replica.update", raising(RuntimeError("can't allocate memory: 8 bytes"))
+    )
     said = host.advance([entry(sweep, 1)], [], [1], 1).failed[1]
     assert said.startswith("out of memory") and "try --" in said
     with pytest.raises(OutOfMemory, match="try --"):

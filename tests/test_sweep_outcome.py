@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from bigcircuit.circuit import Circuit
+from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.cli import answer, run_prune, run_report, run_sweep
-from bigcircuit.config_file import load
-from bigcircuit.sweep.front import dominates, pareto
-from bigcircuit.sweep.outcome import write_outcome
-from bigcircuit.sweep.tables import as_parquet
+from bigcircuit.config.load import load
+from bigcircuit.report.sweep_outputs import write_sweep_outputs
+from bigcircuit.results.pareto import dominates, pareto
+from bigcircuit.results.trial_table import as_parquet
 from tests.sweeps import OTHERS, TRIALS, trial_folder, write_trial
 
 DONE = range(len(TRIALS))
@@ -115,7 +115,7 @@ def test_the_front_has_its_table_figures_and_circuits(swept):
 def test_again_gives_the_same_files_and_a_circuit_that_is_beaten_goes(swept, tmp_path):
     folder = copied(swept, tmp_path)
     before = {path: path.read_bytes() for path in folder.glob("*.*") if path.name != "report.html"}
-    write_outcome(folder)
+    write_sweep_outputs(folder)
     assert all(path.read_bytes() == content for path, content in before.items())
     (folder / "circuits/mine.safetensors").write_bytes(b"not of the sweep")
     smallest = trial_folder(folder, on_front(folder)[0])
@@ -123,7 +123,7 @@ def test_again_gives_the_same_files_and_a_circuit_that_is_beaten_goes(swept, tmp
     summary["members"][0]["scores"]["kl"]["mean"] = 99.0
     summary["members"][0]["kept"]["total"] = 1792
     smallest.summary.write_text(json.dumps(summary))
-    write_outcome(folder)
+    write_sweep_outputs(folder)
     names = {path.name for path in (folder / "circuits").iterdir()}
     assert names == {"mine.safetensors", *(f"{number:03d}.safetensors" for number in on_front(folder))}
     assert f"{smallest.path.name}.safetensors" not in names
@@ -131,10 +131,10 @@ def test_again_gives_the_same_files_and_a_circuit_that_is_beaten_goes(swept, tmp
 
 def test_a_sweep_of_which_nothing_has_finished(swept, tmp_path):
     shutil.copy(swept / "sweep.json", tmp_path)
-    write_outcome(tmp_path)
+    write_sweep_outputs(tmp_path)
     assert (tmp_path / "trials.csv").read_text() == (tmp_path / "front.csv").read_text() == "number\n"
     write_trial(tmp_path, 0, {"train.lr": 0.1}, status="running", step=0, steps=4)
-    write_outcome(tmp_path)
+    write_sweep_outputs(tmp_path)
     assert [row["status"] for row in read_csv(tmp_path / "trials.csv")] == ["running"]
     assert read_csv(tmp_path / "front.csv") == [] and not (tmp_path / "front.png").exists()
     assert "No trial has finished yet" in (tmp_path / "report.html").read_text()
@@ -190,7 +190,7 @@ def test_mistakes_with_best_are_one_line(swept, capsys, words, reason):
 def test_a_broken_file_is_named_in_one_line(swept, tmp_path, capsys, name, content):
     folder = copied(swept, tmp_path)
     (folder / name).unlink() if content is None else (folder / name).write_text(content)
-    assert answer(lambda _: write_outcome(folder), []) == 2
+    assert answer(lambda _: write_sweep_outputs(folder), []) == 2
     error = capsys.readouterr().err
     assert str(folder / name) in error and error.count("\n") == 1
 

@@ -7,10 +7,10 @@ import shutil
 import pytest
 import yaml
 
-from bigcircuit.config_file import validate
-from bigcircuit.report import views
-from bigcircuit.sweep.folder import read_sweep
-from bigcircuit.sweep.outcome import write_outcome
+from bigcircuit.config.load import validate
+from bigcircuit.report import page_content
+from bigcircuit.report.sweep_outputs import write_sweep_outputs
+from bigcircuit.results.sweep import read_sweep
 from tests.browser import CONTRAST, Opened
 from tests.reports import circuit_of, expected, listed
 from tests.sweeps import OTHERS, TRIALS, trial_folder
@@ -177,8 +177,8 @@ def test_text_is_never_markup_and_drawings_keep_to_a_budget(browser, swept, fron
     record = json.loads((tmp_path / "s/trials/006/trial.json").read_text()) | {"error": hostile}
     record["settings"]["train.lr"] = hostile
     (tmp_path / "s/trials/006/trial.json").write_text(json.dumps(record))
-    monkeypatch.setattr(views, "BUDGET", 1)
-    write_outcome(tmp_path / "s")
+    monkeypatch.setattr(page_content, "BUDGET", 1)
+    write_sweep_outputs(tmp_path / "s")
     opened = Opened(browser, tmp_path / "s/report.html", width=380)
     page = opened.page
     assert page.locator("#trial-6 .failed").text_content() == hostile

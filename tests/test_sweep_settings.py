@@ -3,10 +3,10 @@
 import pytest
 
 from bigcircuit.cli import answer, run_sweep
-from bigcircuit.config_file import load
+from bigcircuit.config.load import load
 from bigcircuit.errors import UserError
-from bigcircuit.sweep.pace import Pace
-from bigcircuit.sweep.settings import load_sweep
+from bigcircuit.sweep.config import load_sweep
+from bigcircuit.sweep.time_estimate import TimeEstimate
 
 
 def searched(tmp_path, section):
@@ -60,7 +60,7 @@ def test_a_fresh_sweep_has_the_next_free_name(tmp_path):
 
 
 def test_time_is_reckoned_with_the_passes_that_updates_take():
-    pace = Pace(start=10.0, update=2.0, validation=0.0, ending=0.0, members=4)
+    pace = TimeEstimate(start=10.0, update=2.0, validation=0.0, ending=0.0, members=4)
 
     def of(steps, **settings):
         return load(None, {"train.steps": steps, **{key.replace("__", "."): value for key, value in settings.items()}})

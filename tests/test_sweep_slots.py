@@ -8,22 +8,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from bigcircuit.config_file import load
-from bigcircuit.distributed import Ranks
+from bigcircuit.config.load import load
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
-from bigcircuit.sweep.host import Host
-from bigcircuit.sweep.record import Record, read_records
-from bigcircuit.sweep.settings import Sweep, SweepSettings
-from bigcircuit.sweep.show import failures, line, remaining
+from bigcircuit.results.trial_record import TrialRecord, read_trial_records
+from bigcircuit.sweep.config import Sweep, SweepSettings
+from bigcircuit.sweep.console import failures, line, remaining
+from bigcircuit.sweep.model_replica import Replica
 from tests.runs import QUICK
 
 ray = pytest.importorskip("ray", reason="sweeps need ray")
 
-from bigcircuit.sweep import slots as slots_module  # noqa: E402 - after the question whether there is Ray
+from bigcircuit.sweep import scheduler_actor as slots_module  # noqa: E402 - after the question whether there is Ray
 from bigcircuit.sweep.cluster import Room  # noqa: E402
+from bigcircuit.sweep.scheduler_actor import SchedulerActor  # noqa: E402
 from bigcircuit.sweep.search import algorithm, planned, scheduler, space  # noqa: E402
-from bigcircuit.sweep.slots import Slots  # noqa: E402
-from bigcircuit.sweep.worker import WorkerLost  # noqa: E402
+from bigcircuit.sweep.worker_group import WorkerLost  # noqa: E402
 
 
 class Worker:
@@ -37,7 +37,7 @@ class Worker:
         pass
 
     async def start(self):
-        self.host = Host(Ranks())
+        self.host = Replica(Ranks())
 
     async def open(self, _):
         if self.stillborn:
@@ -75,7 +75,7 @@ def sweep_of(folder, base=None, **search):
 
 def slots_of(sweep):
     trials = planned(sweep.settings)
-    return Slots(sweep, Room(1, 1, 0), trials, len(trials), [])
+    return SchedulerActor(sweep, Room(1, 1, 0), trials, len(trials), [])
 
 
 @asynccontextmanager
@@ -98,14 +98,14 @@ def test_a_trial_that_kills_its_worker_fails_alone_and_is_tried_again_by_the_nex
     workers.setattr(Worker, "deadly", {1})
     sweep = sweep_of(tmp_path)
     asyncio.run(to_the_end(slots_of(sweep)))
-    records = read_records(tmp_path)
+    records = read_trial_records(tmp_path)
     assert [record.status for record in records] == ["finished", "failed", "finished"]
     assert records[1].lost and "it fell over" in records[1].error
     assert Worker.seated[0] == [0, 1, 2] and Worker.seated.count([1]) == 3
     assert all(record.updates <= 6 + 3 for record in records[::2]), "at most to the next report twice"
     workers.setattr(Worker, "deadly", set())
     asyncio.run(to_the_end(slots_of(sweep)))
-    assert [record.status for record in read_records(tmp_path)] == ["finished"] * 3
+    assert [record.status for record in read_trial_records(tmp_path)] == ["finished"] * 3
 
 
 def test_workers_that_never_come_up_end_the_sweep_with_the_reason(tmp_path, workers):
@@ -139,12 +139,12 @@ def test_population_based_training_goes_on_with_the_settings_of_now(tmp_path):
             assert (found["step"], found["done"]) == (6, True), "nothing of the past is told"
 
     asyncio.run(interrupted())
-    (before,) = read_records(tmp_path)
+    (before,) = read_trial_records(tmp_path)
     assert (before.step, before.settings) == (3, changed)
     assert draws(sweep, {0: before.settings}) == [changed]
     asyncio.run(resumed())
     assert json.loads((tmp_path / "trials/000/config.json").read_text())["config"]["train"]["lr"] == 0.2
-    assert [record.updates for record in read_records(tmp_path)] == [6]
+    assert [record.updates for record in read_trial_records(tmp_path)] == [6]
 
 
 @pytest.mark.usefixtures("workers")
@@ -175,7 +175,7 @@ def test_who_was_let_on_is_not_stopped_by_the_same_report_after_an_interruption(
     assert [[row["step"] for row in rows] for rows in seen.values()] == [[3, 6]] * 3
     worst_first = dict(sorted(seen.items(), key=lambda item: -item[1][0]["kl"]))
     assert stopped(worst_first, first, 0) == []
-    assert [record.let_on for record in read_records(tmp_path)] == [3, 3, 3]
+    assert [record.let_on for record in read_trial_records(tmp_path)] == [3, 3, 3]
 
     told = asyncio.run(reports(2))
     same = [[{**row, "decided": None} for row in rows] for rows in (*seen.values(), *told.values())]
@@ -217,7 +217,7 @@ def test_population_based_training_of_a_grid_moves_within_its_lists_and_ranges(t
 def test_the_line_says_the_best_the_failed_and_the_time_of_this_start():
     def record(number, status, step, kl, neurons, updates):
         seen = {"validation.kl": kl, "validation.kept.total": neurons}
-        return Record(number, {}, {}, status, None, step, 40, 1.0, updates, validation=seen)
+        return TrialRecord(number, {}, {}, status, None, step, 40, 1.0, updates, validation=seen)
 
     records = [record(0, "finished", 40, 0.0, 1792, 60), record(1, "running", 20, 0.3, 40, 35)]
     status = {"records": records, "total": 3, "seated": [[1]], "slots": 2, "rate": 2.0, "made": 10, "steps": 40}
@@ -226,7 +226,7 @@ def test_the_line_says_the_best_the_failed_and_the_time_of_this_start():
     records[1].validation["validation.kl"] = 0.09
     assert "best 40 neurons with KL 0.09" in line(status, 5.0)
     status["records"] = [
-        Record(**{**asdict(records[1]), "validation": {**records[1].validation, "validation.kl": 2.0}})
+        TrialRecord(**{**asdict(records[1]), "validation": {**records[1].validation, "validation.kl": 2.0}})
     ]
     assert "lowest KL 2 with 40 neurons" in line(status, 5.0)
     records[0].status, records[0].error = "failed", "train.lr: a reason"

@@ -3,20 +3,21 @@
 import pytest
 import torch
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.config_file import load, members
-from bigcircuit.distributed import Ranks
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.config.load import load, members
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
+from bigcircuit.forward.reference_logits import ReferenceLogits
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import count, discretise
-from bigcircuit.gates.granularity import LayerShape
-from bigcircuit.gates.population import Population, node_counts
+from bigcircuit.gates.members import node_counts
+from bigcircuit.gates.population import Population
 from bigcircuit.gates.soft_top_k import soft_top_k
-from bigcircuit.references import References
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.both_ways import both_ways
-from bigcircuit.tasks.passes import Passes
-from bigcircuit.train import current_masks, update
-from bigcircuit.train_state import TrainState
+from bigcircuit.model.granularity import LayerShape
+from bigcircuit.train.pair_filters import swap_pairs
+from bigcircuit.train.state import TrainState
+from bigcircuit.train.step import current_masks, update
 from tests.test_architectures import SMALL, build, examples
 
 UNEVEN = (LayerShape(4, 2, 4, 10, 8), LayerShape(2, 1, 4, 6, 8), LayerShape(4, 4, 4, 12, 8))
@@ -175,9 +176,9 @@ def frozen():
 def trained(frozen, members_, **overrides):
     config = load(None, {"train.steps": 8, "population.members": members_, **overrides})
     state = TrainState.new(Population.new(members(config), frozen.shapes), node_counts(frozen.shapes, []))
-    chosen, passes = examples(4), Passes.of(config, Ranks())
+    chosen, passes = examples(4), MicroBatches.of(config, Ranks())
     with Streams(frozen, INTERCHANGE) as streams:
-        references = References(streams, chosen, passes)
+        references = ReferenceLogits(streams, chosen, passes)
         for _ in range(8):
             logged = update(state, streams, references, chosen, passes)
     return state, logged
@@ -235,7 +236,7 @@ def test_auto_is_top_k_where_sizes_are_asked_for(overrides, chosen):
 def test_pairs_serve_both_ways_where_the_model_shows_the_behaviour(frozen):
     chosen = [example._replace(answers=((3,),), wrong_answers=((5,),)) for example in examples(6)]
     with Streams(frozen, INTERCHANGE) as streams:
-        found = both_ways(streams, chosen, Passes(4))
+        found = swap_pairs(streams, chosen, MicroBatches(4))
         assert found[:6] == chosen
         turned = {example.id: example for example in found[6:]}
         for example in chosen:
@@ -248,4 +249,4 @@ def test_pairs_serve_both_ways_where_the_model_shows_the_behaviour(frozen):
             assert (other.answers, other.wrong_answers) == (origin.wrong_answers, origin.answers)
         assert 0 < len(turned) < 6, "some of either kind, or the test shows nothing"
         both = [*chosen, *turned.values()]
-        assert both_ways(streams, both, Passes(4)) == both, "nothing is doubled that is there both ways"
+        assert swap_pairs(streams, both, MicroBatches(4)) == both, "nothing is doubled that is there both ways"

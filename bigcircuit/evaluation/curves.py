@@ -5,18 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigcircuit.ablated import Ablation
-from bigcircuit.evaluation.baselines import BASELINES, by_chance
-from bigcircuit.evaluation.bench import Bench
-from bigcircuit.evaluation.measure import Held
-from bigcircuit.evaluation.mib import sizes
-from bigcircuit.evaluation.node_scores import NodeScores, level_size, strengths
+from bigcircuit.ablation.ablation import Ablation
+from bigcircuit.attribution.baselines import BASELINES, by_chance
+from bigcircuit.attribution.node_scores import NodeScores, level_size, strengths
+from bigcircuit.evaluation.circuit_scores import HeldOut
+from bigcircuit.evaluation.config import EvaluationSettings
+from bigcircuit.evaluation.open_circuits import LoadedCircuit
 from bigcircuit.evaluation.ranking import Sized, sized
-from bigcircuit.evaluation.result import Curve
-from bigcircuit.evaluation.settings import EvaluationSettings
-from bigcircuit.evaluation.subjects import Subject
-from bigcircuit.gates.granularity import NODES
-from bigcircuit.streams import Streams
+from bigcircuit.evaluation.scorer import Scorer
+from bigcircuit.forward.streams import Streams
+from bigcircuit.metrics.mib import sizes
+from bigcircuit.model.granularity import NODES
+from bigcircuit.results.evaluation import Curve
 
 _DRAWS = 10
 """Random rankings, of which the mean is the curve of chance."""
@@ -34,8 +34,8 @@ class _Ranked(NamedTuple):
 
 
 def curves(
-    found: Sequence[tuple[Subject, Bench]],
-    held: Held,
+    found: Sequence[tuple[LoadedCircuit, Scorer]],
+    held: HeldOut,
     settings: EvaluationSettings,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Curve], list[str]]:
@@ -103,7 +103,7 @@ def _curve(ranked: _Ranked, level: str, ranking: str, found: Sized) -> Curve:
 
 
 def _rankings(
-    found: Sequence[tuple[Subject, Bench]], streams: Streams, settings: EvaluationSettings
+    found: Sequence[tuple[LoadedCircuit, Scorer]], streams: Streams, settings: EvaluationSettings
 ) -> Iterator[_Ranked]:
     first = found[0][1]
     for subject, bench in found if "learned" in settings.rankings else ():

@@ -5,23 +5,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from bigcircuit.config import Config
-from bigcircuit.display import Display
-from bigcircuit.distributed import Ranks
+from bigcircuit.config.schema import Config
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
-from bigcircuit.evaluation.asked import ask
-from bigcircuit.evaluation.result import Evaluation, save
-from bigcircuit.evaluation.settings import EvaluationSettings
-from bigcircuit.evaluation.show import show, verdict
-from bigcircuit.evaluation.work import Work, lay
-from bigcircuit.frozen.load import load_frozen
-from bigcircuit.plan import give_freed_memory_back, out_of_memory, saves_memory
-from bigcircuit.sharding import read_settings
+from bigcircuit.evaluation.config import EvaluationSettings
+from bigcircuit.evaluation.console import show_evaluation, with_verdict
+from bigcircuit.evaluation.plan import plan_evaluation
+from bigcircuit.evaluation.runner import EvaluationRunner, score_full_model
+from bigcircuit.model.load import load_frozen
+from bigcircuit.model.zero3 import read_deepspeed
+from bigcircuit.results.evaluation import Evaluation, save_result
+from bigcircuit.runtime.host_memory import give_freed_memory_back, out_of_memory, saves_memory
+from bigcircuit.runtime.progress import ProgressDisplay
 
 FILE = "evaluation.json"
 
 
-def evaluate(
+def evaluate_circuits(
     names: Sequence[str],
     settings: EvaluationSettings,
     ranks: Ranks,
@@ -34,28 +34,28 @@ def evaluate(
     config: names model and task of circuit files; overrides: dotted keys over every config. Raises UserError for what the user can
     mend, before weights are loaded where it can be known.
     """
-    display, started = Display(ranks.first, ranks.note), time.monotonic()
-    asked = ask(names, settings, ranks, config, overrides or {})
-    sharding = read_settings(asked.base.deepspeed)
-    if saves_memory(asked.base, sharding):
+    display, started = ProgressDisplay(ranks.first, ranks.note), time.monotonic()
+    asked = plan_evaluation(names, settings, ranks, config, overrides or {})
+    sharding = read_deepspeed(asked.base.deepspeed)
+    if saves_memory(asked.base, sharding is not None):
         give_freed_memory_back()
     with _explained(asked.base, settings):
         frozen = load_frozen(asked.base.model, ranks.device, sharding)
-        grounds = {key: lay(asked, key, frozen, display) for key in asked.tasks}
+        grounds = {key: score_full_model(asked, key, frozen, display) for key in asked.tasks}
         display.say(
             f"{len(asked.subjects)} circuit(s), {len(grounds)} task(s), ablations: {', '.join(asked.ablations)}"
         )
-        work = Work(asked, frozen, grounds, display)
+        work = EvaluationRunner(asked, frozen, grounds, display)
         for name in asked.ablations:
             work.under(name)
-            result = verdict(work.result(time.monotonic() - started))
+            result = with_verdict(work.result(time.monotonic() - started))
             if ranks.first:
-                save(result, asked.folder / FILE)
+                save_result(result, asked.folder / FILE)
     if ranks.first:
-        show(result, display)
-        from bigcircuit.report import render  # its figures take a second to load
+        show_evaluation(result, display)
+        from bigcircuit.report.render import render_run  # its figures take a second to load
 
-        display.say(f"{result.seconds} s; {asked.folder / FILE}; see {render(asked.folder)}")
+        display.say(f"{result.seconds} s; {asked.folder / FILE}; see {render_run(asked.folder)}")
     return result
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigcircuit.evaluation.bootstrap import intervals
-from bigcircuit.evaluation.controls import leaves
-from bigcircuit.evaluation.result import Dropped, Minimality, Score, Scores
-from bigcircuit.evaluation.scores import ExampleScores
+from bigcircuit.circuit.controls import leaves
 from bigcircuit.gates.discretise import Masks
-from bigcircuit.gates.granularity import GRANULARITIES, LEAVES, LayerShape, expand
+from bigcircuit.metrics.bootstrap import intervals
+from bigcircuit.metrics.registry import Score, Scores
+from bigcircuit.metrics.score import ExampleScores
+from bigcircuit.model.granularity import GRANULARITIES, LEAVES, LayerShape, expand
+from bigcircuit.results.evaluation import Dropped, Minimality
 
 Shapes = Sequence[LayerShape]
 Scorer = Callable[[Sequence[Masks]], ExampleScores]

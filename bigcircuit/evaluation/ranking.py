@@ -9,17 +9,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from bigcircuit.attribution.node_scores import LEVELS, NodeScores, flat, level_size, rows
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.data.pair import Example
 from bigcircuit.errors import UserError
-from bigcircuit.evaluation.bootstrap import Intervals, intervals
-from bigcircuit.evaluation.mib import Ranking, areas, faithfulness, ranked
-from bigcircuit.evaluation.node_scores import LEVELS, NodeScores, flat, level_size, rows
-from bigcircuit.evaluation.result import CurvePoint
-from bigcircuit.evaluation.scores import score
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks, count, discretise
-from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.pair import Example
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.metrics.bootstrap import Intervals, intervals
+from bigcircuit.metrics.mib import Ranking, areas, faithfulness, ranked
+from bigcircuit.metrics.score import score
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.results.evaluation import CurvePoint
 
 
 def circuits_of(
@@ -115,7 +115,7 @@ def sized(
     rankings: Sequence[NodeScores],
     level: str,
     sizes: Sequence[int],
-    passes: Passes,
+    passes: MicroBatches,
     ranking: Ranking = "signed",
     at_once: int = 8,
 ) -> Sized:

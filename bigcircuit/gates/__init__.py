@@ -1,0 +1,1 @@
+"""Gates of a population: parametrisations, noise, and the one definition of a mask."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bigcircuit.gates.granularity import (
+from bigcircuit.model.granularity import (
     ATTENTION,
     GRANULARITIES,
     LEAVES,

@@ -1,63 +1,102 @@
-"""How log_alpha become gate values: samples of the hard-concrete distribution, or soft top-k.
+"""Parametrisations: the one table of how log_alpha become gate values in training.
 
-Shapes: P members, B examples, L layers, n nodes of a granularity in the widest layer.
+An entry names a module with three functions, `draw`, `open_shares` and `decided` (see Implementation), which is loaded when a
+population is made. So this table is plain data that the config, its help and the report read without loading torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
-
-from torch import Tensor
-
-from bigcircuit.gates import top_k
-from bigcircuit.gates.granularity import fold_sites
-from bigcircuit.gates.hard_concrete import binary_sample, probability_open, sample
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
-    from bigcircuit.gates.population import Population
+    from torch import Tensor
 
-Masks = Callable[[int], dict[str, Tensor]]
+LayerMasks = Callable[[int], "dict[str, Tensor]"]
 """Layer index -> effective masks of every member by site, [P, B or 1, site width]."""
 
 
+class Implementation(Protocol):
+    """What training asks of a parametrisation. P members, B examples, L layers, n nodes in the widest layer.
+
+    population: the `Members` of a pass.
+    """
+
+    def draw(self, population: Any, examples: Sequence[int], rounded: bool) -> LayerMasks:
+        """Gate values of a pass over examples with these ids. rounded: to 0 or 1, with the soft gradient."""
+        ...
+
+    def open_shares(self, population: Any) -> "dict[str, Tensor]":
+        """How far, or with what probability, each gate is open, by granularity float64 [P, L, n]."""
+        ...
+
+    def decided(self, population: Any, member: int) -> "dict[str, Tensor]":
+        """log_alpha of a member by granularity, [L, n], as `discretise` takes it: open above 0."""
+        ...
+
+
 class Parametrisation(NamedTuple):
-    """The three things that training wants to know."""
+    """One way to make gate values."""
 
-    draw: Callable[[Population, Sequence[int]], Masks]
-    """Gate values of a pass over examples with these ids."""
-    open: Callable[[Population], dict[str, Tensor]]
-    """How far, or with what probability, each gate is open, by granularity float64 [P, L, n]."""
-    decided: Callable[[Population, int], dict[str, Tensor]]
-    """log_alpha of a member by granularity, [L, n], as `discretise` takes it: open above 0."""
+    module: str
+    rounded: bool
+    """Whether values are rounded to 0 or 1 in the forward pass (straight-through)."""
+    exact_sizes: bool
+    """Whether a size is a setting (only granularities with a target get gates, penalties are refused) or an outcome."""
+    description: str
+    training_kl: str
+    """What the gates are on which training logs its KL, for legends."""
+    training_size: str
+    """What the size is that training logs."""
 
-
-def _samples(population: Population, examples: Sequence[int], value: Callable[[Tensor, Tensor], Tensor]) -> Masks:
-    """Gates with fresh noise for every member and example."""
-    stacked = population.stack()
-
-    def masks(index: int) -> dict[str, Tensor]:
-        gates = population.layer(stacked, index)
-        widths = [values.shape[-1] for values in gates.values()]
-        noise = population.uniform(index, examples, sum(widths)).split(widths, dim=-1)
-        drawn = {name: value(gates[name].unsqueeze(1), part) for name, part in zip(gates, noise, strict=True)}
-        return fold_sites(drawn, population.shapes[index])
-
-    return masks
+    @property
+    def implementation(self) -> Implementation:
+        """The module, loaded."""
+        return cast(Implementation, import_module(self.module))
 
 
-def _probabilities(population: Population) -> dict[str, Tensor]:
-    return {name: probability_open(values.double()) for name, values in population.stack().items()}
-
-
-def _as_they_are(population: Population, member: int) -> dict[str, Tensor]:
-    return {name: values.detach().clone() for name, values in population.members[member].log_alpha.items()}
-
-
-PARAMETRISATIONS = {
-    "hard_concrete": Parametrisation(partial(_samples, value=sample), _probabilities, _as_they_are),
-    "straight_through": Parametrisation(partial(_samples, value=binary_sample), _probabilities, _as_they_are),
-    "sigmoid_top_k": Parametrisation(partial(top_k.draw, rounded=False), top_k.shares, top_k.centred),
-    "straight_through_top_k": Parametrisation(partial(top_k.draw, rounded=True), top_k.shares, top_k.centred),
+_SAMPLES, _TOP_K = "bigcircuit.gates.samples", "bigcircuit.gates.top_k"
+PARAMETRISATIONS: dict[str, Parametrisation] = {
+    "hard_concrete": Parametrisation(
+        module=_SAMPLES,
+        rounded=False,
+        exact_sizes=False,
+        description="noisy samples whose expected size is penalised",
+        training_kl="in training, with noise",
+        training_size="expected in training",
+    ),
+    "straight_through": Parametrisation(
+        module=_SAMPLES,
+        rounded=True,
+        exact_sizes=False,
+        description="hard_concrete, rounded to 0 or 1 with the soft gradient",
+        training_kl="in training, with noise, rounded",
+        training_size="expected in training",
+    ),
+    "sigmoid_top_k": Parametrisation(
+        module=_TOP_K,
+        rounded=False,
+        exact_sizes=True,
+        description="soft values that add up to the asked size; only granularities with a target get gates",
+        training_kl="in training, soft gates",
+        training_size="sum of the soft gates",
+    ),
+    "straight_through_top_k": Parametrisation(
+        module=_TOP_K,
+        rounded=True,
+        exact_sizes=True,
+        description="sigmoid_top_k, rounded to 0 or 1 with the soft gradient",
+        training_kl="in training, rounded gates",
+        training_size="sum of the soft gates",
+    ),
 }
+"""Name, as `gates.parametrisation` has it -> entry. The first without and the first with exact sizes are what `auto` chooses."""
+
+
+def automatic(exact_sizes: bool) -> str:
+    """The parametrisation that `auto` stands for."""
+    return next(name for name, one in PARAMETRISATIONS.items() if one.exact_sizes == exact_sizes)
+
+
+def has_exact_sizes(name: str) -> bool:
+    """Whether the gates of a parametrisation have the asked size by construction."""
+    return PARAMETRISATIONS[name].exact_sizes

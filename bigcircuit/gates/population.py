@@ -9,80 +9,30 @@ Shapes: P members, B examples, L layers, n nodes of a granularity in the widest 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bigcircuit.ablated import Ablation, Moments, widest
-from bigcircuit.config import Config
-from bigcircuit.gates.granularity import (
+from bigcircuit.ablation.ablation import Ablation, Moments
+from bigcircuit.config.schema import Config
+from bigcircuit.gates.members import Member, Members, Shapes
+from bigcircuit.gates.parametrisation import PARAMETRISATIONS
+from bigcircuit.model.granularity import (
     ATTENTION,
     GRANULARITIES,
     LEAVES,
     MLP,
-    LayerShape,
-    acting,
     expand,
     finest,
-    gated,
 )
-from bigcircuit.gates.noise import Noise, mix
-from bigcircuit.gates.parametrisation import PARAMETRISATIONS
-
-Shapes = Sequence[LayerShape]
-_INIT_KEY = 0x1A7
-"""Keeps the noise of the first log_alpha apart from the noise of the gates."""
 
 
-def trained_granularities(config: Config) -> tuple[str, ...]:
-    """The granularities that get gates."""
-    names = config.gates.granularities
-    return acting(names, config.target.sizes()) if config.gates.parametrisation.endswith("top_k") else names
-
-
-class Member(nn.Module):
-    """One mask set: `log_alpha[g]`, float32 [L, n]. Entries beyond a layer's true width are padding and never used.
-
-    Under optimal ablation it has constants too: `offset[site]`, float32 [L, n], how far each has moved from where all members
-    start, in units of the population's `spread`.
-    """
-
-    def __init__(self, config: Config, shapes: Shapes, device: torch.device | str = "cpu") -> None:
-        super().__init__()
-        self.config = config
-        self.step = 0
-        """Updates made so far."""
-        generator = torch.Generator()
-        self.log_alpha = nn.ParameterDict()
-        for index, (name, granularity) in enumerate(GRANULARITIES.items()):
-            if name not in trained_granularities(config):
-                continue
-            size = len(shapes), max(granularity.width(shape) for shape in shapes)
-            generator.manual_seed(mix(config.train.seed, _INIT_KEY, index))
-            spread = config.gates.init_spread * (2 * torch.rand(size, generator=generator) - 1)
-            self.log_alpha[name] = nn.Parameter((config.gates.init + spread).to(device))
-        self.offset = nn.ParameterDict()
-        for site in gated(trained_granularities(config)) if config.ablation.kind == "optimal" else ():
-            self.offset[site] = nn.Parameter(torch.zeros(len(shapes), widest(shapes, site), device=device))
-
-    @torch.no_grad()
-    def clamp_(self) -> None:
-        """Keep every gate recoverable."""
-        limit = self.config.gates.clamp
-        if not self.config.gates.parametrisation.endswith("top_k"):
-            for parameter in self.log_alpha.values():
-                parameter.clamp_(-limit, limit)
-
-
-class Population(nn.Module):
+class Population(Members):
     """P members and the noise they draw."""
 
     def __init__(self, members: Sequence[Member], shapes: Shapes, device: torch.device | str = "cpu") -> None:
         """Members may belong to several populations: one is no more than a list of those that share a pass."""
-        super().__init__()
-        self.shapes = tuple(shapes)
-        self.members = nn.ModuleList(members)
-        self.device = torch.device(device)
-        self._noise = Noise(device)
+        super().__init__(members, shapes, device)
         self._parametrisation = PARAMETRISATIONS[members[0].config.gates.parametrisation]
+        self._gates = self._parametrisation.implementation
         self.centre: dict[str, Tensor] = {}
         """By site [L, n]: where the learned constants of all members start; empty without optimal ablation."""
         self.spread: dict[str, Tensor] = {}
@@ -98,9 +48,6 @@ class Population(nn.Module):
         found = Population(members, self.shapes, self.device)
         found.centre, found.spread = self.centre, self.spread
         return found
-
-    def __len__(self) -> int:
-        return len(self.members)
 
     @torch.no_grad()
     def shift_neurons(self, ranks: dict[str, list[Tensor]]) -> None:
@@ -130,28 +77,19 @@ class Population(nn.Module):
             values[site] = self.centre[site] + self.spread[site] * offsets
         return Ablation("optimal", {site: constants.unsqueeze(2) for site, constants in values.items()})
 
-    def stack(self) -> dict[str, Tensor]:
-        """log_alpha of all members by granularity, [P, L, n]; gradients flow back to each member."""
-        return {name: torch.stack([m.log_alpha[name] for m in self.members]) for name in self.members[0].log_alpha}
-
-    def layer(self, stacked: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-        """One layer of stacked gates with the padding cut off, by granularity, [P, w]."""
-        shape = self.shapes[index]
-        return {name: values[:, index, : GRANULARITIES[name].width(shape)] for name, values in stacked.items()}
-
     def draw(self, examples: Sequence[int]) -> Callable[[int], dict[str, Tensor]]:
         """Masks for one pass: layer index -> effective masks of every member by site, [P, B or 1, site width].
 
         Values are fixed by (member seed, member step, layer, example), so a layer can be recomputed.
         """
-        return self._parametrisation.draw(self, examples)
+        return self._gates.draw(self, examples, self._parametrisation.rounded)
 
     def expected_open(self) -> dict[str, Tensor]:
         """Expected number of open nodes by granularity, and of open site neurons as `total`, each float32 [P].
 
         A node is open when its own gate and all gates above it are, so chains of probabilities multiply.
         """
-        gates = self._parametrisation.open(self)
+        gates = self._gates.open_shares(self)
         sums: dict[str, list[Tensor]] = {}
         for index, shape in enumerate(self.shapes):
             chain: dict[str, Tensor] = {}
@@ -169,23 +107,4 @@ class Population(nn.Module):
 
     def decided(self, member: int) -> dict[str, Tensor]:
         """log_alpha of a member by granularity, [L, n], as `discretise` takes it: open above 0. A copy."""
-        return self._parametrisation.decided(self, member)
-
-    def uniform(self, layer: int, examples: Sequence[int], width: int) -> Tensor:
-        """Noise of all members at their step, float32 [P, B, width]."""
-        seeds, steps = [m.config.train.seed for m in self.members], [m.step for m in self.members]
-        return self._noise.uniform(seeds, steps, layer, examples, width)
-
-    def widths(self, name: str) -> list[int]:
-        """Nodes of a granularity in each layer."""
-        return [GRANULARITIES[name].width(shape) for shape in self.shapes]
-
-    def column(self, values: Sequence[float]) -> Tensor:
-        """One number a member, float32 [P, 1, 1]."""
-        return torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
-
-
-def node_counts(shapes: Shapes, granularities: Sequence[str]) -> dict[str, int]:
-    """How many nodes the model has, by granularity and as `total` site neurons."""
-    counts = {name: sum(g.width(s) for s in shapes) for name, g in GRANULARITIES.items() if name in granularities}
-    return counts | {"total": sum(s.heads * s.head_dim + s.intermediate for s in shapes)}
+        return self._gates.decided(self, member)

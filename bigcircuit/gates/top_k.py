@@ -6,23 +6,19 @@ in neurons.
 Shapes: P members, B examples, L layers, n nodes of a granularity in the widest layer.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bigcircuit.gates.granularity import ATTENTION, GRANULARITIES, MLP, SITE_WIDTH, finest, fold_sites
+from bigcircuit.gates.members import Member, Members
+from bigcircuit.gates.parametrisation import LayerMasks
+from bigcircuit.gates.schedules import allowed_size, temperature
 from bigcircuit.gates.soft_top_k import soft_top_k
-from bigcircuit.schedule import allowed_size, temperature
-
-if TYPE_CHECKING:
-    from bigcircuit.gates.population import Member, Population
+from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, MLP, SITE_WIDTH, finest, fold_sites
 
 _SIZE_LAYER = -1
 """In place of a layer, in the noise by which sizes are drawn."""
@@ -32,7 +28,7 @@ _SMALLEST = 50
 """Sampled sizes go down to one of so many nodes."""
 
 
-def draw(population: Population, examples: Sequence[int], rounded: bool) -> Callable[[int], dict[str, Tensor]]:
+def draw(population: Members, examples: Sequence[int], rounded: bool) -> LayerMasks:
     """Layer index -> effective masks by site, [P, B or 1, site width]. rounded: to 0 or 1, with the soft gradient."""
     values = _solve(population, partial(_sizes_to_train, population, examples))
     if rounded:
@@ -46,13 +42,13 @@ def draw(population: Population, examples: Sequence[int], rounded: bool) -> Call
     return masks
 
 
-def shares(population: Population) -> dict[str, Tensor]:
+def open_shares(population: Members) -> dict[str, Tensor]:
     """How far each gate is open at the size that is allowed now, [P, L, n]."""
     solved = _solve(population, partial(_allowed_sizes, population))
     return {name: values[:, 0].double() for name, values in solved.items()}
 
 
-def centred(population: Population, member: int) -> dict[str, Tensor]:
+def decided(population: Members, member: int) -> dict[str, Tensor]:
     """log_alpha of a member by granularity, [L, n], minus the threshold of the asked sizes: what is above 0 is open."""
     log_alpha = {name: values.detach().double() for name, values in population.members[member].log_alpha.items()}
     sizes, found = population.members[member].config.target.sizes(), dict[str, Tensor]()
@@ -86,7 +82,7 @@ def _left(asked: str, sizes: Mapping[str, int]) -> int:
     return max(sizes[asked] - own, 1)
 
 
-def _sizes_to_train(population: Population, examples: Sequence[int], asked: str, everything: int) -> Tensor:
+def _sizes_to_train(population: Members, examples: Sequence[int], asked: str, everything: int) -> Tensor:
     """Sizes of a group of `everything` nodes in training: of every example, [P, B, 1], where they are sampled; else one for the
     update, [P, 1, 1]. In float64 for the reason given in hard_concrete.py."""
     if population.members[0].config.gates.sampled_sizes:
@@ -97,12 +93,12 @@ def _sizes_to_train(population: Population, examples: Sequence[int], asked: str,
     return (allowed * (least / allowed) ** share).float()
 
 
-def _allowed_sizes(population: Population, asked: str, everything: int) -> Tensor:
+def _allowed_sizes(population: Members, asked: str, everything: int) -> Tensor:
     """The size that a group of `everything` nodes has now, [P, 1, 1]."""
     return _range(population, asked, everything)[0]
 
 
-def _range(population: Population, asked: str, everything: int) -> tuple[Tensor, Tensor]:
+def _range(population: Members, asked: str, everything: int) -> tuple[Tensor, Tensor]:
     """The size that a group has now, and the least that an update looks ahead to, [P, 1, 1] each."""
     now = [(m.config, _left(asked, m.config.target.sizes()), _done(m)) for m in population.members]
     allowed = [allowed_size(config.train, everything, size, done) for config, size, done in now]
@@ -117,7 +113,7 @@ def _done(member: Member) -> float:
     return member.step / member.config.train.steps
 
 
-def _solve(population: Population, sizes: Callable[[str, int], Tensor]) -> dict[str, Tensor]:
+def _solve(population: Members, sizes: Callable[[str, int], Tensor]) -> dict[str, Tensor]:
     """Soft values of all gates, [P, B or 1, L, n]; sizes: of a group of so many nodes or neurons, [P, B or 1, 1]."""
     stacked, values = population.stack(), dict[str, Tensor]()
     soft = population.column([temperature(member.config.gates, _done(member)) for member in population.members])
@@ -137,7 +133,7 @@ def _solve(population: Population, sizes: Callable[[str, int], Tensor]) -> dict[
     return values
 
 
-def _weight(population: Population, name: str, above: Mapping[str, Tensor], in_neurons: bool) -> Tensor:
+def _weight(population: Members, name: str, above: Mapping[str, Tensor], in_neurons: bool) -> Tensor:
     """What each node counts, [..., L, n]: 0 for padding, less where gates above it are not open, for `total` its neurons."""
     widths = population.widths(name)
     rows = []
@@ -151,7 +147,7 @@ def _weight(population: Population, name: str, above: Mapping[str, Tensor], in_n
     return torch.stack(rows, -2)
 
 
-def _counts(population: Population, name: str, in_neurons: bool) -> list[int]:
+def _counts(population: Members, name: str, in_neurons: bool) -> list[int]:
     """What a node of each layer counts by itself: 1, or the neurons for which its gate is the finest."""
     if not in_neurons:
         return [1] * len(population.shapes)

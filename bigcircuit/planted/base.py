@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bigcircuit.ablated import INTERCHANGE
-from bigcircuit.evaluation.scores import score
-from bigcircuit.frozen.sites import FrozenModel, find_sites
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.data.pair import Example
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks
-from bigcircuit.gates.granularity import ATTENTION, GRANULARITIES, MLP
-from bigcircuit.streams import Streams
-from bigcircuit.tasks.pair import Example
-from bigcircuit.tasks.passes import Passes
+from bigcircuit.metrics.score import score
+from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, MLP
+from bigcircuit.model.sites import FrozenModel, find_sites
 
 _SYMBOLS = 5
 _STEPS, _MORE_STEPS, _ROUNDS, _ATTEMPTS = 700, 200, 10, 10
@@ -207,7 +207,7 @@ def knockouts(
         mask[layer, node] = False
         circuits.append(everything | {name: mask})
     with Streams(frozen, INTERCHANGE) as streams:
-        costs = score(streams, examples, circuits, Passes(len(examples)), at_once=16).kl.mean(1)
+        costs = score(streams, examples, circuits, MicroBatches(len(examples)), at_once=16).kl.mean(1)
     return dict(zip(nodes, costs.tolist(), strict=True))
 
 

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bigcircuit.circuit import Circuit
-from bigcircuit.config import ModelConfig
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.circuit.controls import consistent
+from bigcircuit.circuit.metadata import model_metadata
+from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
-from bigcircuit.evaluation.controls import consistent
-from bigcircuit.frozen.load import fingerprint
-from bigcircuit.frozen.sites import find_sites
 from bigcircuit.gates.discretise import Masks
-from bigcircuit.gates.granularity import GRANULARITIES, LayerShape
-from bigcircuit.identity import of_model
+from bigcircuit.model.fingerprint import fingerprint
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.sites import find_sites
 from bigcircuit.planted.decoys import NEEDED, Dice, fill, writes
 from bigcircuit.planted.weights import LayerWeights, build, read_layers, repeat_hidden
 
@@ -169,7 +169,7 @@ def _truth(kinds: Kinds, shapes: tuple[LayerShape, ...]) -> Masks:
 def _describe(planted: Planted, shapes: tuple[LayerShape, ...], seed: int) -> dict[str, str]:
     """Metadata of the file of the truth, so that found circuits can be compared with it."""
     model = ModelConfig(path=str(planted.folder))
-    return of_model(model, fingerprint(model), shapes) | {
+    return model_metadata(model, fingerprint(model), shapes) | {
         "task": "the truth, as planted",
         "task_sha256": "",
         "ablation": "interchange",

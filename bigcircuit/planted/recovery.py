@@ -8,11 +8,11 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
-from bigcircuit.evaluation.mib import Ranking, ranked
-from bigcircuit.evaluation.node_scores import NodeScores, flat
+from bigcircuit.attribution.node_scores import NodeScores, flat
 from bigcircuit.evaluation.ranking import circuits_of
 from bigcircuit.gates.discretise import Masks
-from bigcircuit.gates.granularity import LayerShape
+from bigcircuit.metrics.mib import Ranking, ranked
+from bigcircuit.model.granularity import LayerShape
 
 
 class Recovery(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bigcircuit.errors import UserError
-from bigcircuit.frozen.sites import FrozenModel, Layer, find_sites
+from bigcircuit.model.sites import FrozenModel, Layer, find_sites
 
 
 class LayerWeights(NamedTuple):

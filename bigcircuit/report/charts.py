@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from bigcircuit.evaluation.comparison import Stability
-from bigcircuit.gates.granularity import NODES
+from bigcircuit.circuit.overlap import Stability
+from bigcircuit.gates.parametrisation import PARAMETRISATIONS
+from bigcircuit.model.granularity import NODES
 from bigcircuit.report.drawing import Drawing, Grid
 from bigcircuit.report.figures import Chart, Line, bars, lines, scatter
 from bigcircuit.report.maps import heatmap, model_map, neuron_map
-from bigcircuit.report.sources import Json, Member
+from bigcircuit.results.run import Json, RunCircuit
 
 METHODS = {
     "learned": "learned gates",
@@ -20,18 +21,11 @@ METHODS = {
     "activation_magnitude": "activation magnitude",
     "random": "random order",
 }
-_IN_TRAINING = {
-    "hard_concrete": ("in training, with noise", "expected in training"),
-    "straight_through": ("in training, with noise, rounded", "expected in training"),
-    "sigmoid_top_k": ("in training, soft gates", "sum of the soft gates"),
-    "straight_through_top_k": ("in training, rounded gates", "sum of the soft gates"),
-}
-"""By parametrisation which KL and which size training sees."""
 _NAMED = 8
 """Most circuits whose lines have their names at their ends."""
 
 
-def training(members: Mapping[str, Member]) -> list[Chart]:
+def training(members: Mapping[str, RunCircuit]) -> list[Chart]:
     """KL and size by step: faint what training saw, strong what validation did; of several circuits a line of each."""
     many = len(members) > 1
     found = []
@@ -54,14 +48,17 @@ def training(members: Mapping[str, Member]) -> list[Chart]:
     return [chart for chart in found if chart]
 
 
-def _in_training(member: Member, kl: bool) -> str:
+def _in_training(member: RunCircuit, kl: bool) -> str:
     """What is special about the gates whose KL or size training logs."""
     gates, parametrisation = member.about.get("config", {}).get("gates", {}), member.row.get("parametrisation", "")
     if kl and gates.get("sampled_sizes"):
         return "in training, at sizes of all kinds"
-    if kl and parametrisation.endswith("top_k") and gates.get("look_ahead"):
+    known = PARAMETRISATIONS.get(parametrisation)
+    if known is None:
+        return "in training"
+    if kl and known.exact_sizes and gates.get("look_ahead"):
         return "in training, one batch at a size drawn while sizes fall"
-    return _IN_TRAINING.get(parametrisation, ("in training", "in training"))[0 if kl else 1]
+    return known.training_kl if kl else known.training_size
 
 
 def _points(rows: Sequence[Json], key: str) -> tuple[list[float], list[float]]:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bigcircuit.report.page import number, percent, score
-from bigcircuit.report.sources import Json
+from bigcircuit.results.run import Json
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """A value as it is shown, what it is sorted by, and what stands beneath it in small."""
 
     text: str
@@ -19,7 +19,7 @@ class Column(NamedTuple):
     """A heading and its cells, one a circuit."""
 
     heading: str
-    cells: Sequence[Cell]
+    cells: Sequence[TableCell]
 
 
 def columns(rows: Sequence[Json]) -> list[Column]:
@@ -32,30 +32,30 @@ def columns(rows: Sequence[Json]) -> list[Column]:
     return found
 
 
-def _kept(name: str) -> Callable[[Json], Cell]:
-    return lambda row: Cell(number(row["kept"][name]), row["kept"][name])
+def _kept(name: str) -> Callable[[Json], TableCell]:
+    return lambda row: TableCell(number(row["kept"][name]), row["kept"][name])
 
 
-def _score(name: str) -> Callable[[Json], Cell]:
-    def cell(row: Json) -> Cell:
+def _score(name: str) -> Callable[[Json], TableCell]:
+    def cell(row: Json) -> TableCell:
         if name not in row["scores"]:
-            return Cell("–", "")
+            return TableCell("–", "")
         found = row["scores"][name]
-        return Cell(score(found["mean"]), found["mean"], f"{score(found['low'])} to {score(found['high'])}")
+        return TableCell(score(found["mean"]), found["mean"], f"{score(found['low'])} to {score(found['high'])}")
 
     return cell
 
 
-def _said(name: str) -> Callable[[Json], Cell]:
-    return lambda row: Cell(str(row.get(name, "")) or "–", row.get(name, ""))
+def _said(name: str) -> Callable[[Json], TableCell]:
+    return lambda row: TableCell(str(row.get(name, "")) or "–", row.get(name, ""))
 
 
-def _parameters(row: Json) -> Cell:
+def _parameters(row: Json) -> TableCell:
     share = row.get("parameters_kept")
-    return Cell("–", "") if share is None else Cell(percent(share), share)
+    return TableCell("–", "") if share is None else TableCell(percent(share), share)
 
 
-_COLUMNS: Sequence[tuple[str, Callable[[Json], Cell], bool]] = (
+_COLUMNS: Sequence[tuple[str, Callable[[Json], TableCell], bool]] = (
     ("task", _said("task"), False),
     ("found under", _said("found_under"), False),
     ("seed", _said("seed"), False),

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from bigcircuit.circuit import Circuit
-from bigcircuit.gates.granularity import MLP_OUTPUT
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.model.granularity import MLP_OUTPUT
 from bigcircuit.report.maps import KEPT, LEAST
-from bigcircuit.report.sources import widths
+from bigcircuit.results.run import widths
 
 BOTH, FIRST, SECOND, CLOSED = "#009e73", "#0072b2", "#d55e00", "#808894"
 _ABSENT_ALPHA, _CLOSED_ALPHA = 0, 48
@@ -36,7 +36,7 @@ class Palette(NamedTuple):
     circuits: int
 
 
-class Node(NamedTuple):
+class DrawnNode(NamedTuple):
     """A head, or the MLP of a layer."""
 
     index: int
@@ -82,12 +82,12 @@ class Grid(NamedTuple):
         return self.categories[self.categories > 0]
 
 
-class Layer(NamedTuple):
+class DrawnLayer(NamedTuple):
     """One decoder layer."""
 
     index: int
-    heads: Sequence[Node]
-    mlp: Node
+    heads: Sequence[DrawnNode]
+    mlp: DrawnNode
     attention_grid: Grid
     """One row a head."""
     mlp_grid: Grid
@@ -103,7 +103,7 @@ class Layer(NamedTuple):
 class Drawing(NamedTuple):
     """A model with one or several circuits in it; the first layer first."""
 
-    layers: Sequence[Layer]
+    layers: Sequence[DrawnLayer]
     palette: Palette
     circuits: int
 
@@ -140,7 +140,7 @@ def draw(circuits: Mapping[str, Circuit]) -> Drawing:
         attention = attention.reshape(heads[index], -1)
         mlp = _categories(circuits, "mlp_neuron", index, mlps[index])
         layers.append(
-            Layer(
+            DrawnLayer(
                 index,
                 [_node(number, row, shown) for number, row in enumerate(attention)],
                 _node(index, mlp, shown),
@@ -169,10 +169,10 @@ def _categories(circuits: Mapping[str, Circuit], name: str, layer: int, width: i
     return codes.astype(np.uint8)
 
 
-def _node(index: int, categories: np.ndarray, shown: Palette) -> Node:
+def _node(index: int, categories: np.ndarray, shown: Palette) -> DrawnNode:
     counts = np.bincount(categories, minlength=len(shown.names))
     kept = counts[2:].tolist()
-    return Node(index, kept, len(categories), _style(kept, max(len(categories), 1), two=shown.circuits == 2))
+    return DrawnNode(index, kept, len(categories), _style(kept, max(len(categories), 1), two=shown.circuits == 2))
 
 
 def _style(kept: Sequence[int], of: int, two: bool) -> str:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from bigcircuit.gates.granularity import NODES
-from bigcircuit.report.sources import Json, Member
+from bigcircuit.model.granularity import NODES
+from bigcircuit.results.run import Json, RunCircuit
 
 ABLATIONS = {
     "interchange": "interchange: their activation on the corrupted prompt",
@@ -33,14 +33,14 @@ def spread(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low.rstrip('%')}–{high}"
 
 
-def asked(members: Mapping[str, Member]) -> list[Fact]:
+def asked(members: Mapping[str, RunCircuit]) -> list[Fact]:
     """The question, and how it was trained and evaluated."""
     facts = _merged({name: _asked(member) for name, member in members.items()})
     steps = [int(m.row["best_step"]) for m in members.values() if str(m.row.get("best_step", "")).isdigit()]
     return facts + ([Fact("Best step", [("", spread(steps, "{:,}"))])] if steps else [])
 
 
-def _asked(member: Member) -> dict[str, str]:
+def _asked(member: RunCircuit) -> dict[str, str]:
     about, found = member.about, member.metadata
     train = about.get("config", {}).get("train", {})
     ablation = found.get("ablation", "")
@@ -82,7 +82,7 @@ def _evaluation(settings: Json) -> str:
     )
 
 
-def hashes(members: Mapping[str, Member]) -> list[Fact]:
+def hashes(members: Mapping[str, RunCircuit]) -> list[Fact]:
     """Hashes and identities from the circuit files."""
     first = ("format", "model", "model_revision", "adapter", "task", "ablation", "metric", "operation")
     known = [member.metadata for member in members.values()]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bigcircuit.report.facts import spread
-from bigcircuit.report.sources import Json, Member
+from bigcircuit.results.run import Json, RunCircuit
 
 
 class Tile(NamedTuple):
@@ -16,18 +16,18 @@ class Tile(NamedTuple):
     detail: str = ""
 
 
-def title(members: Mapping[str, Member], kind: str) -> str:
+def title(members: Mapping[str, RunCircuit], kind: str) -> str:
     """The behaviours, and how many circuits there are. kind: `circuits` or `members`."""
     tasks = ", ".join(dict.fromkeys(task_of(member) or name for name, member in members.items()))
     return tasks if len(members) == 1 else f"{tasks}: {len(members)} {kind}"
 
 
-def task_of(member: Member) -> str:
+def task_of(member: RunCircuit) -> str:
     """The behaviour in short: the name of its file of pairs, or of its builder."""
     return Path(member.about.get("task", "")).stem
 
 
-def subtitle(members: Mapping[str, Member]) -> str:
+def subtitle(members: Mapping[str, RunCircuit]) -> str:
     """The model."""
     models = dict.fromkeys(str(member.about.get("model", "")) for member in members.values())
     return ", ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in models)

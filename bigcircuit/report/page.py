@@ -15,10 +15,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bigcircuit.gates.granularity import NODES
+from bigcircuit.io.files import write_bytes
+from bigcircuit.model.granularity import NODES
 from bigcircuit.report import charts
 from bigcircuit.report.svg import inline
-from bigcircuit.storage import write_bytes
 
 _TEMPLATES = "templates"
 

@@ -11,8 +11,8 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from bigcircuit.io.files import write_bytes
 from bigcircuit.report.figures import INK, MUTED, PAPER, RULE, STYLE, Chart
-from bigcircuit.storage import write_bytes
 
 _THEME = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
 _LINKS = re.compile(r"(<title>([^<]*)</title>)(.*?)(?=<title>|\Z)", re.DOTALL)

@@ -10,8 +10,8 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bigcircuit.report.figures import MUTED, PAPER, SERIES, STYLE, Chart, Line, lines, new_axes
-from bigcircuit.report.sources import read_metrics
-from bigcircuit.sweep.folder import SweepFolder, Trial
+from bigcircuit.results.run import read_metrics
+from bigcircuit.results.sweep import SweepResult, SweepTrial
 
 FRONT, REST = SERIES[0], SERIES[5]
 _NAMED = 14
@@ -20,7 +20,7 @@ _KEYS = 6
 """Settings that have a figure."""
 
 
-def front_chart(trials: Sequence[Trial], front: Sequence[Trial], key: str = "front") -> Chart:
+def front_chart(trials: Sequence[SweepTrial], front: Sequence[SweepTrial], key: str = "front") -> Chart:
     """Neurons against KL, the front as a line: the lowest KL of circuits up to each size, with intervals.
 
     Trials without held-out scores are shown by their last validation, hollow.
@@ -58,24 +58,24 @@ def front_chart(trials: Sequence[Trial], front: Sequence[Trial], key: str = "fro
     return Chart(key, "Size against faithfulness", figure)
 
 
-def _mark(axes: Axes, trial: Trial, **style: Any) -> None:
+def _mark(axes: Axes, trial: SweepTrial, **style: Any) -> None:
     (mark,) = axes.plot(*[[value] for value in place(trial)], "o", clip_on=False, zorder=3, **style)
     _name(mark, trial)
 
 
-def _name(mark: Any, trial: Trial) -> None:
+def _name(mark: Any, trial: SweepTrial) -> None:
     size, kl = place(trial)
     kind = "" if trial.summary is not None else f" ({trial.record.status}, validation)"
     mark.set_url(f"#trial-{trial.number}")
     mark.set_gid(f"member:{trial.number}:tip:trial {trial.number}: {size:,} neurons, KL {kl:.3g}{kind}")
 
 
-def place(trial: Trial) -> tuple[int, float]:
+def place(trial: SweepTrial) -> tuple[int, float]:
     """Neurons and KL: on held-out pairs, or those of its last validation where it has not finished."""
     return trial.point if trial.summary is not None else (trial.validated["kept.total"], trial.validated["kl"])
 
 
-def placed(trials: Sequence[Trial]) -> list[Trial]:
+def placed(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
     """Those that have a place in a figure."""
     return [t for t in trials if t.summary is not None or {"kl", "kept.total"} <= t.validated.keys()]
 
@@ -99,7 +99,7 @@ def scale(axis: Axis, values: Sequence[float], *, zero: bool = True) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"))
 
 
-def setting_charts(sweep: SweepFolder) -> list[Chart]:
+def setting_charts(sweep: SweepResult) -> list[Chart]:
     """What every setting does: its values against neurons and KL of the finished trials, for the first few that differ."""
     found = []
     for key in sweep.searched:
@@ -109,7 +109,7 @@ def setting_charts(sweep: SweepFolder) -> list[Chart]:
     return found
 
 
-def _setting(sweep: SweepFolder, key: str, values: dict[int, Any]) -> Chart:
+def _setting(sweep: SweepResult, key: str, values: dict[int, Any]) -> Chart:
     """Two panels with one axis of values; values that are no numbers stand side by side in order of appearance."""
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values())
     names = list(dict.fromkeys(str(value) for value in values.values()))
@@ -137,7 +137,7 @@ def _setting(sweep: SweepFolder, key: str, values: dict[int, Any]) -> Chart:
     return Chart(f"setting_{key}", key, figure)
 
 
-def training_charts(sweep: SweepFolder) -> list[Chart]:
+def training_charts(sweep: SweepResult) -> list[Chart]:
     """KL and size on the validation pairs by step, a line a trial."""
     rows = {trial: read_metrics(trial.folder / "metrics.jsonl") for trial in sweep.trials}
     found = []

@@ -7,29 +7,29 @@ from typing import Any
 
 from bigcircuit.report.facts import ABLATIONS, Fact, spread
 from bigcircuit.report.headline import Tile
-from bigcircuit.sweep.folder import SweepFolder, Trial
-from bigcircuit.sweep.front import GOOD
+from bigcircuit.results.pareto import GOOD
+from bigcircuit.results.sweep import SweepResult, SweepTrial
 
 
-def title(sweep: SweepFolder) -> str:
+def title(sweep: SweepResult) -> str:
     """The behaviour, and how many trials there are."""
     task = sweep.base["task"]
     name = Path(task["path"]).stem if task.get("path") else task["name"]
     return f"{name}: {len(sweep.trials)} trials"
 
 
-def subtitle(sweep: SweepFolder) -> str:
+def subtitle(sweep: SweepResult) -> str:
     """The model."""
     return sweep.base["model"]["path"].rstrip("/").rsplit("/", 1)[-1]
 
 
-def first_of(sweep: SweepFolder) -> Trial | None:
+def first_of(sweep: SweepResult) -> SweepTrial | None:
     """The trial to show first; None if none has finished."""
     good = (trial for trial in sweep.front if trial.point[1] <= GOOD)
     return next(good, sweep.front[-1] if sweep.front else None)
 
 
-def lead(sweep: SweepFolder) -> str:
+def lead(sweep: SweepResult) -> str:
     """What came of it, in words."""
     first = first_of(sweep)
     done, of = len(sweep.finished), len(sweep.trials)
@@ -48,7 +48,7 @@ def lead(sweep: SweepFolder) -> str:
     )
 
 
-def tiles(sweep: SweepFolder) -> list[Tile]:
+def tiles(sweep: SweepResult) -> list[Tile]:
     """The figures that matter."""
     counted = Counter(trial.record.status for trial in sweep.trials)
     found = [Tile(str(len(sweep.trials)), "trials", ", ".join(f"{n} {status}" for status, n in counted.items()))]
@@ -65,7 +65,7 @@ def tiles(sweep: SweepFolder) -> list[Tile]:
     return found
 
 
-def asked(sweep: SweepFolder) -> list[Fact]:
+def asked(sweep: SweepResult) -> list[Fact]:
     """The question, and what was searched. A setting that was searched is not said as if it were one for all."""
     base, search = sweep.base, sweep.search
     ablation = base["ablation"]["kind"] + ("_per_position" if base["ablation"]["per_position"] else "")

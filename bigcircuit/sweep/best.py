@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from bigcircuit.errors import UserError
-from bigcircuit.sweep.folder import SweepFolder, Trial, read_sweep
-from bigcircuit.sweep.reproduce import as_yaml, notes
+from bigcircuit.results.sweep import SweepResult, SweepTrial, read_sweep
+from bigcircuit.results.trial_config import as_yaml, notes
 
 USAGE = """usage: bigcircuit sweep best FOLDER --kl 0.1        the fewest neurons with a held-out KL of at most 0.1 nats
        bigcircuit sweep best FOLDER --neurons 200   the lowest held-out KL with at most 200 neurons
@@ -57,7 +57,7 @@ def _asked(words: Sequence[str]) -> tuple[Path, str, float]:
     return Path(names[0]), *bounds.popitem()
 
 
-def smallest(sweep: SweepFolder, kl: float) -> Trial:
+def smallest(sweep: SweepResult, kl: float) -> SweepTrial:
     """The finished trial with the fewest neurons among those whose held-out KL is at most `kl`. Raises UserError for none."""
     fitting = [trial for trial in sweep.finished if trial.point[1] <= kl]
     if not fitting:
@@ -65,7 +65,7 @@ def smallest(sweep: SweepFolder, kl: float) -> Trial:
     return min(fitting, key=lambda trial: trial.point)
 
 
-def closest(sweep: SweepFolder, neurons: float) -> Trial:
+def closest(sweep: SweepResult, neurons: float) -> SweepTrial:
     """The finished trial of the lowest held-out KL among those that keep at most so many neurons. Raises UserError for none."""
     fitting = [trial for trial in sweep.finished if trial.point[0] <= neurons]
     if not fitting:
@@ -73,7 +73,7 @@ def closest(sweep: SweepFolder, neurons: float) -> Trial:
     return min(fitting, key=lambda trial: trial.point[::-1])
 
 
-def _nearest(sweep: SweepFolder, bound: str, trial: Trial) -> str:
+def _nearest(sweep: SweepResult, bound: str, trial: SweepTrial) -> str:
     neurons, kl = trial.point
     return (
         f"{sweep.path}: none of {len(sweep.finished)} finished trials has {bound}; the nearest is trial {trial.number} with "

@@ -11,18 +11,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bigcircuit.config import Config
-from bigcircuit.config_file import override
+from bigcircuit.config.load import override
+from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
+from bigcircuit.results.trial_record import TrialRecord, read_trial_records
 from bigcircuit.sweep.cluster import Room, cluster, room_for
+from bigcircuit.sweep.config import Sweep
+from bigcircuit.sweep.console import print_trials
 from bigcircuit.sweep.messages import Entry
-from bigcircuit.sweep.pace import Pace
-from bigcircuit.sweep.record import Record, read_records
+from bigcircuit.sweep.resume import replaces_other_sweep
 from bigcircuit.sweep.search import planned
-from bigcircuit.sweep.settings import Sweep
-from bigcircuit.sweep.show import show_table
-from bigcircuit.sweep.standing import replaces
-from bigcircuit.sweep.worker import ModelWorker, WorkerLost
+from bigcircuit.sweep.time_estimate import TimeEstimate
+from bigcircuit.sweep.worker_group import WorkerGroup, WorkerLost
 
 GIB = 2**30
 _MEASURED = {"train.steps": 8, "train.validate_every": 4, "train.save_every": 8}
@@ -35,10 +35,10 @@ def dry_run(sweep: Sweep, address: str | None, console: Console) -> None:
     records = trials_of(folder, sweep)
     configs = left_of(records, sweep)
     if settings.search != "optuna":
-        show_table(console, records, _SHOWN)
+        print_trials(console, records, _SHOWN)
     else:
         console.print("the trials are drawn as the sweep goes on, from what those before have found; a first one:")
-        show_table(console, records[:1])
+        print_trials(console, records[:1])
     if not configs:
         raise UserError(f"{folder}: no trial is left to run")
     with cluster(address, sweep):
@@ -65,20 +65,20 @@ def dry_run(sweep: Sweep, address: str | None, console: Console) -> None:
     )
 
 
-def trials_of(folder: Path, sweep: Sweep) -> list[Record]:
+def trials_of(folder: Path, sweep: Sweep) -> list[TrialRecord]:
     """All trials, those of an interrupted sweep as they are; where they are not known ahead, others from the same ranges.
 
     Raises UserError where the folder holds something else.
     """
     settings = sweep.settings
     drawn = planned(settings) or planned(settings.model_copy(update={"search": "random"}))
-    records = {number: Record(number, one, one) for number, one in enumerate(drawn)}
-    if not replaces(folder, sweep):
-        records |= {record.number: record for record in read_records(folder)}
+    records = {number: TrialRecord(number, one, one) for number, one in enumerate(drawn)}
+    if not replaces_other_sweep(folder, sweep):
+        records |= {record.number: record for record in read_trial_records(folder)}
     return list(records.values())
 
 
-def left_of(records: Sequence[Record], sweep: Sweep) -> list[Config]:
+def left_of(records: Sequence[TrialRecord], sweep: Sweep) -> list[Config]:
     """The configs of trials that are not over. One whose settings do not fit together has failed."""
     configs = []
     for record in records:
@@ -101,26 +101,27 @@ def memory(configs: Sequence[Config], members: int, ranks: int) -> int:
 
 
 def _memory(config: Config, members: int, ranks: int) -> int:
-    from bigcircuit.distributed import Ranks
-    from bigcircuit.ground import prepare
-    from bigcircuit.memory import Workload
-    from bigcircuit.plan import Memory, needs
-    from bigcircuit.sharding import read_settings
+    from bigcircuit.distributed.ranks import Ranks
+    from bigcircuit.memory.estimate import Workload
+    from bigcircuit.memory.fit import needs
+    from bigcircuit.model.zero3 import read_deepspeed
+    from bigcircuit.runtime.host_memory import Memory
+    from bigcircuit.train.setup import resolve
 
     population = override(config, {"population.seeds": members}, "sweep")
-    data = prepare(population, Ranks()).data
-    parts = needs(population, read_settings(config.deepspeed), Workload.of(data.splits, ranks), Memory.here())
+    data = resolve(population, Ranks()).data
+    parts = needs(population, read_deepspeed(config.deepspeed), Workload.of(data.splits, ranks), Memory.here())
     return sum(parts.values())
 
 
-async def measure(sweep: Sweep, configs: Sequence[Config], room: Room, console: Console) -> Pace:
+async def measure(sweep: Sweep, configs: Sequence[Config], room: Room, console: Console) -> TimeEstimate:
     """Start a worker and let members with these configs make a few updates; those that fail are named and left out.
 
     Raises UserError where all do.
     """
     short = [override(config, _MEASURED, f"trial {number}") for number, config in enumerate(configs)]
     entries = [Entry(number, config, None) for number, config in enumerate(short)]
-    worker, numbers, started = ModelWorker(sweep.settings.ranks, room), list(range(len(short))), time.monotonic()
+    worker, numbers, started = WorkerGroup(sweep.settings.ranks, room), list(range(len(short))), time.monotonic()
 
     async def advance(updates: int, entering: Sequence[Entry] = ()) -> float:
         progress = await worker.advance(list(entering), [], numbers, updates)
@@ -143,7 +144,7 @@ async def measure(sweep: Sweep, configs: Sequence[Config], room: Room, console: 
         raise UserError(f"the model worker was lost ({error}); see memory above") from error
     finally:
         worker.release()
-    return Pace(start, update, max(validated, 0.0), max(ended, 0.0), len(numbers))
+    return TimeEstimate(start, update, max(validated, 0.0), max(ended, 0.0), len(numbers))
 
 
 def duration(seconds: float) -> str:

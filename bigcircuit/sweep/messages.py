@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bigcircuit.config import Config
+from bigcircuit.config.schema import Config
 
 if TYPE_CHECKING:
-    from bigcircuit.checkpoint import State
-    from bigcircuit.found import Found
+    from bigcircuit.io.checkpoint import State
+    from bigcircuit.train.final_circuits import RunResult
 
 
 class Entry(NamedTuple):
@@ -36,7 +36,7 @@ class Progress:
     """New lines for metrics.jsonl."""
     validations: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Those among them that hold a validation."""
-    endings: dict[int, Found] = field(default_factory=dict)
+    endings: dict[int, RunResult] = field(default_factory=dict)
     """Of trials that have made their last update; they have left."""
     failed: dict[int, str] = field(default_factory=dict)
     """In one line why a trial had to leave."""

@@ -10,20 +10,20 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from bigcircuit.config import Config
+from bigcircuit.config.schema import Config
+from bigcircuit.distributed.signals import StopRequest
 from bigcircuit.errors import ReportedError, Stopped, UserError
-from bigcircuit.run_folder import RunFolder
-from bigcircuit.stopping import StopRequest
-from bigcircuit.storage import cleared, remove, temporary_beside, write_json
+from bigcircuit.io.files import remove, removed_after, temporary_beside, write_json
+from bigcircuit.io.run_dir import RunDir
+from bigcircuit.results.sweep import is_sweep
+from bigcircuit.results.trial_record import read_trial_records
 from bigcircuit.sweep.cluster import cluster, room_for
-from bigcircuit.sweep.folder import is_sweep
-from bigcircuit.sweep.record import read_records
+from bigcircuit.sweep.config import Sweep, is_known_ahead, shares_data
+from bigcircuit.sweep.console import LiveTable, print_trials
+from bigcircuit.sweep.resume import has_begun, replaces_other_sweep, sweep_json, trials_left
+from bigcircuit.sweep.scheduler_actor import SchedulerActor
 from bigcircuit.sweep.search import algorithm, planned, samples, scheduler, space, trial_count
-from bigcircuit.sweep.settings import Sweep, known_ahead, one_ground
-from bigcircuit.sweep.show import Live, show_table
-from bigcircuit.sweep.slots import Slots
-from bigcircuit.sweep.standing import begun, described, left, replaces
-from bigcircuit.sweep.trial import Trial
+from bigcircuit.sweep.trainable import TuneTrial
 
 _HEAD = "node:__internal_head__"
 """What only the head node has, for Ray."""
@@ -31,25 +31,25 @@ _TO_END = 60.0
 """Seconds that saving all trials may take at the end."""
 
 
-def run(asked: Sweep, address: str | None, console: Console) -> None:
+def run_sweep(asked: Sweep, address: str | None, console: Console) -> None:
     """Run a sweep, or what is left of it, write its folder and show how it ended.
 
     address: of a Ray cluster; without one, Ray is started on this machine and ended with the sweep. Raises UserError, also
     where all trials have failed, and Stopped after a signal, with all trials saved.
     """
     folder = Path(asked.config.output)
-    another = replaces(folder, asked)
-    if is_sweep(folder) and not another and not left(folder, asked) and (folder / "report.html").exists():
+    another = replaces_other_sweep(folder, asked)
+    if is_sweep(folder) and not another and not trials_left(folder, asked) and (folder / "report.html").exists():
         return show(folder, console, f"{folder} holds a finished sweep with these settings; nothing to do")
-    if address is None and not begun(folder) and one_ground(asked.settings):
+    if address is None and not has_begun(folder) and shares_data(asked.settings):
         check(asked.config)
-    with RunFolder(folder).locked():
+    with RunDir(folder).locked():
         if another:
             remove(folder / "trials")
-        if left(folder, asked):
+        if trials_left(folder, asked):
             request = StopRequest()
             with cluster(address, asked), request.heeded():
-                search(asked, folder, Live(console), request, grows=address is not None)
+                search(asked, folder, LiveTable(console), request, grows=address is not None)
         else:
             finish(folder)
     return show(folder, console, f"see {folder / 'report.html'}")
@@ -57,8 +57,8 @@ def run(asked: Sweep, address: str | None, console: Console) -> None:
 
 def show(folder: Path, console: Console, last: str) -> None:
     """Print what has become of the trials. Raises UserError where all have failed."""
-    records = read_records(folder)
-    show_table(console, records)
+    records = read_trial_records(folder)
+    print_trials(console, records)
     console.print(last, markup=False)
     if all(record.status == "failed" for record in records):
         raise UserError(f"{folder}: all {len(records)} trials have failed, see above; mend the config and start again")
@@ -66,43 +66,43 @@ def show(folder: Path, console: Console, last: str) -> None:
 
 def check(config: Config) -> None:
     """Raises UserError for what can be known to go wrong on this machine before Ray is started and a file written."""
-    from bigcircuit.ground import read  # loads torch
+    from bigcircuit.train.setup import resolve_data  # loads torch
 
-    read(config)
+    resolve_data(config)
 
 
 def finish(folder: Path) -> None:
     """Write what is made of the trials so far."""
-    from bigcircuit.sweep.outcome import write_outcome  # loads torch
+    from bigcircuit.report.sweep_outputs import write_sweep_outputs  # loads torch
 
-    write_outcome(folder)
+    write_sweep_outputs(folder)
 
 
-def search(asked: Sweep, folder: Path, live: Live, request: StopRequest, grows: bool) -> None:
+def search(asked: Sweep, folder: Path, live: LiveTable, request: StopRequest, grows: bool) -> None:
     """Let Tune run the trials that are left, until a signal asks to stop; grows: see room_for.
 
     Raises UserError where nothing can run, OutOfMemory, Stopped after a signal.
     """
     settings = asked.settings
-    before = {record.number: record.settings for record in read_records(folder)}
+    before = {record.number: record.settings for record in read_trial_records(folder)}
     total = trial_count(settings)
     room = room_for(settings, total, grows)
     if settings.scheduler == "pbt":
         refuse_away_from_head()
-    write_json(folder / "sweep.json", described(asked))
+    write_json(folder / "sweep.json", sweep_json(asked))
     # Where nobody stops a trial nobody waits for one: a single actor tells Tune what was found, trial by trial.
-    at_once = 1 if known_ahead(settings) else min(total, room.workers * settings.slots)
+    at_once = 1 if is_known_ahead(settings) else min(total, room.workers * settings.slots)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     slots = (
-        ray.remote(Slots)
+        ray.remote(SchedulerActor)
         .options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
         .remote(asked, room, planned(settings), total, sys.argv)
     )
     serving, scratch = slots.serve.remote(), temporary_beside(folder / "tune")
     try:
-        with live.watching(slots), cleared(scratch):
+        with live.watching(slots), removed_after(scratch):
             tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(Trial, slots=slots), _beside_the_driver()),
+                tune.with_resources(tune.with_parameters(TuneTrial, slots=slots), _beside_the_driver()),
                 param_space=space(settings),
                 tune_config=tune.TuneConfig(
                     num_samples=samples(settings),

@@ -10,7 +10,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, PopulationBasedTraining
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.variant_generator import generate_variants
 
-from bigcircuit.sweep.settings import Domain, Range, Sweep, SweepSettings
+from bigcircuit.sweep.config import Domain, Range, Sweep, SweepSettings
 
 _RANGES = {
     "uniform": tune.uniform,

@@ -1,0 +1,1 @@
+"""Ablations: what closed nodes output instead."""

@@ -1,0 +1,1 @@
+"""Scores of nodes by gradients and other rankings."""

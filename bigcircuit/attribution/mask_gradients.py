@@ -1,0 +1,88 @@
+"""Attribution by gradients with respect to the effective masks: baselines by themselves, and a warm start for the gates.
+
+A mask multiplies (activation - what it is ablated to), so its gradient is the usual "gradient times difference".
+
+Shapes: B examples of a pass, S scored positions, V vocabulary, w width of a site in one layer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from bigcircuit.data.collate import Batch
+from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
+from bigcircuit.data.pair import Example
+from bigcircuit.forward.streams import Streams
+from bigcircuit.metrics.logit_metrics import kl_divergence
+from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, SITE_WIDTH
+
+Measure = Callable[[Tensor, Tensor, Batch], Tensor]
+"""Reference logits [S, V], logits [1, S, V] and their batch -> a number an example, [1, B]."""
+
+
+def mask_gradients(
+    streams: Streams,
+    examples: Sequence[Example],
+    passes: MicroBatches,
+    measure: Measure,
+    openings: Sequence[float],
+    sites: Sequence[str] = (ATTENTION, MLP),
+) -> Iterator[tuple[MicroBatch, dict[str, list[Tensor]]]]:
+    """For every pass of this rank and every opening the gradient of a measure for each example, by site [B, w] a layer.
+
+    openings: the value of all masks at which the gradient is taken; 1 is the full model.
+    """
+    shapes, device = streams.frozen.shapes, streams.frozen.device
+    for piece in passes.over(examples, full=False):
+        passes.ranks.stop_if_asked()
+        reference = streams.reference(piece.batch)
+        for opening in openings:
+            masks = {
+                site: [
+                    torch.full((1, len(piece.examples), SITE_WIDTH[site](s)), opening, device=device).requires_grad_()
+                    for s in shapes
+                ]
+                for site in sites
+            }
+            loss = measure(reference, streams.masked(piece.batch, _source(masks), 1), piece.batch).sum()
+            found = iter(torch.autograd.grad(loss, [mask for layers in masks.values() for mask in layers]))
+            streams.frozen.settle()
+            yield piece, {site: [next(found)[0] for _ in layers] for site, layers in masks.items()}
+
+
+def _source(masks: dict[str, list[Tensor]]) -> Callable[[int], dict[str, Tensor]]:
+    return lambda index: {site: layers[index] for site, layers in masks.items()}
+
+
+def integrated_gradients(
+    streams: Streams, examples: Sequence[Example], passes: MicroBatches, *, points: int
+) -> dict[str, list[Tensor]]:
+    """How much opening each site neuron lowers KL(reference || circuit), by site a list of [w], one a layer.
+
+    Sundararajan et al. 2017 (arXiv 1703.01365, eq. 3), midpoint rule, along the straight path on which all effective
+    masks go from 0 (everything ablated) to 1 (the full model) together. Units: nats a neuron, summing to the KL at 0.
+    """
+    openings = [(point + 0.5) / points for point in range(points)]
+    total = {site: zeros(streams, LEAVES[site]) for site in (ATTENTION, MLP)}
+    for piece, gradients in mask_gradients(streams, examples, passes, kl_divergence, openings):
+        for site, layers in gradients.items():
+            for sums, gradient in zip(total[site], layers, strict=True):
+                sums -= gradient.double().sum(0) * piece.counts / (points * len(examples))
+    passes.ranks.sum_([sums for layers in total.values() for sums in layers])
+    return {site: [sums.float() for sums in layers] for site, layers in total.items()}
+
+
+def zeros(streams: Streams, granularity: str) -> list[Tensor]:
+    """Where sums over examples and ranks begin: float64 [n] for the nodes of each layer."""
+    widths = [GRANULARITIES[granularity].width(shape) for shape in streams.frozen.shapes]
+    return [torch.zeros(width, dtype=torch.float64, device=streams.frozen.device) for width in widths]
+
+
+def rank_scores(scores: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """Replace scores by their rank over all site neurons, spread evenly from -1 (lowest) to 1 (highest)."""
+    flat = torch.cat([row for rows in scores.values() for row in rows])
+    places = torch.empty_like(flat)
+    places[torch.argsort(flat)] = torch.linspace(-1, 1, len(flat), device=flat.device)
+    parts = iter(places.split([len(row) for rows in scores.values() for row in rows]))
+    return {site: [next(parts) for _ in rows] for site, rows in scores.items()}

@@ -1,0 +1,1 @@
+"""Circuits: the file, its checks, and circuits as sets of nodes."""

@@ -1,0 +1,82 @@
+"""The circuit file, format `bigcircuit/1`: one safetensors file that opens without this project.
+
+`mask.<granularity>` is bool [L, n], `log_alpha.<granularity>` float32 [L, n]; rows are padded for layers of other widths
+and the true widths are in the metadata. `ablation.<site>` are the constants of mean and optimal ablation, float32 [L, n], or
+[L, T, n] for one a position, the last of which is for all positions beyond. All metadata values are strings; structured
+ones are JSON. A file may leave out masks: those are made of the others when it is opened.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bigcircuit.ablation.ablation import INTERCHANGE, Ablation
+from bigcircuit.circuit.validate import check, complete
+from bigcircuit.errors import UserError
+from bigcircuit.gates.discretise import count
+from bigcircuit.io.files import tensor_sha256, write_tensors
+
+FORMAT = "bigcircuit/1"
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """What was kept of a model, and where that comes from."""
+
+    masks: Mapping[str, Tensor]
+    """Granularity -> bool [L, n]."""
+    log_alpha: Mapping[str, Tensor]
+    """Granularity -> float32 [L, n], as trained; empty for circuits that were not trained."""
+    metadata: Mapping[str, str]
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    """Site -> what closed nodes output, float32 [L, n] or [L, T, n]; empty for ablations without constants."""
+
+    @property
+    def ablation(self) -> Ablation:
+        """The ablation it was found under, ready for Streams; interchange where the file does not say."""
+        name = self.metadata.get("ablation", INTERCHANGE.name)
+        rows = {site: c if c.ndim == 3 else c.unsqueeze(1) for site, c in self.constants.items()}
+        return Ablation(name, {site: c.unsqueeze(0) for site, c in rows.items()} or None)
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically, with a sha256 of every tensor in its metadata."""
+        tensors = {f"mask.{name}": mask for name, mask in self.masks.items()}
+        tensors |= {f"log_alpha.{name}": values for name, values in self.log_alpha.items()}
+        tensors |= {f"ablation.{site}": values for site, values in self.constants.items()}
+        hashes = {name: tensor_sha256(tensor) for name, tensor in sorted(tensors.items())}
+        write_tensors(path, tensors, {**self.metadata, "format": FORMAT, "sha256": json.dumps(hashes)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Circuit":
+        """Read and verify a file, and complete its masks and widths (see circuit_check.py).
+
+        Raises UserError if it is absent, of another format, damaged, or not what the format says.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata, names = dict(file.metadata() or {}), file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such circuit file") from error
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a readable safetensors file ({error}); restore it from a copy") from error
+        if metadata.get("format") != FORMAT:
+            raise UserError(
+                f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}; `bigcircuit convert` reads others"
+            )
+        widths = check(tensors, metadata, str(path))
+        masks = complete(_strip(tensors, "mask."), widths)
+        known = {**metadata, "widths": json.dumps(widths)}
+        return cls(masks, _strip(tensors, "log_alpha."), known, _strip(tensors, "ablation."))
+
+    def sizes(self) -> dict[str, int]:
+        """Nodes kept, by granularity and as `total` site neurons."""
+        return count(self.masks)
+
+
+def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

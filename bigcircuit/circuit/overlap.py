@@ -1,0 +1,132 @@
+"""Circuits as sets of nodes: overlap, its expectation by chance, and new circuits made of old ones. No model is needed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_, or_
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from bigcircuit.circuit.controls import consistent, leaves
+from bigcircuit.gates.discretise import Masks
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Nodes that circuits share, at one granularity."""
+
+    sizes: list[int]
+    """Of every circuit."""
+    intersection: int
+    """Kept by all."""
+    union: int
+    jaccard: float
+    """intersection / union; 1 where all are empty."""
+    chance: float
+    """What Jaccard would be expected if every circuit kept as many nodes, drawn at random from all."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Jaccard over all pairs of circuits, at one granularity."""
+
+    mean: float
+    min: float
+    max: float
+    chance: float
+    """Mean over pairs of the Jaccard expected by chance."""
+    matrix: list[list[float]]
+
+
+def union(circuits: Sequence[Mapping[str, Tensor]], shapes: Sequence[LayerShape]) -> Masks:
+    """Neurons that any circuit keeps, and what is above them."""
+    return consistent({name: reduce(or_, masks) for name, masks in _by_leaf(circuits).items()}, shapes)
+
+
+def intersection(circuits: Sequence[Mapping[str, Tensor]], shapes: Sequence[LayerShape]) -> Masks:
+    """Neurons that all circuits keep; a head that all keep without a common neuron is closed."""
+    return consistent({name: reduce(and_, masks) for name, masks in _by_leaf(circuits).items()}, shapes)
+
+
+def difference(circuits: Sequence[Mapping[str, Tensor]], shapes: Sequence[LayerShape]) -> Masks:
+    """Neurons that the first circuit keeps and no other one does."""
+    return consistent(
+        {name: first & ~reduce(or_, others) for name, (first, *others) in _by_leaf(circuits).items()}, shapes
+    )
+
+
+OPERATIONS = {"union": union, "intersection": intersection, "difference": difference}
+
+
+def _by_leaf(circuits: Sequence[Mapping[str, Tensor]]) -> dict[str, list[Tensor]]:
+    """Leaf masks of all circuits. One without `mlp_output` masks keeps all outputs of the MLPs it keeps."""
+    found: dict[str, list[Tensor]] = {}
+    for name in dict.fromkeys(name for masks in circuits for name in leaves(masks)):
+        found[name] = [
+            masks[name] if name in masks else masks["mlp"].expand_as(next(m[name] for m in circuits if name in m))
+            for masks in circuits
+        ]
+    return found
+
+
+def jaccard(first: Tensor, second: Tensor) -> float:
+    """Nodes of both over nodes of either; 1 where there are none."""
+    either = int((first | second).sum())
+    return int((first & second).sum()) / either if either else 1.0
+
+
+def chance_of_two(nodes: int, first: int, second: int) -> float:
+    """Expected Jaccard of two sets of these sizes drawn at random from `nodes`: exact, by the hypergeometric distribution."""
+    if not first and not second:
+        return 1.0
+    shared = np.arange(max(0, first + second - nodes), min(first, second) + 1)
+    return float((stats.hypergeom.pmf(shared, nodes, first, second) * shared / (first + second - shared)).sum())
+
+
+def chance(nodes: int, sizes: Sequence[int]) -> float:
+    """Expected Jaccard of several sets: exact for two, else expected intersection over expected union."""
+    if len(sizes) == 2:
+        return chance_of_two(nodes, *sizes)
+    shares = np.asarray(sizes) / nodes
+    either = 1 - np.prod(1 - shares)
+    return float(np.prod(shares) / either) if either else 1.0
+
+
+def overlap(masks: Sequence[Tensor], nodes: int) -> Overlap:
+    """What all circuits share at one granularity; masks bool [L, n], `nodes` of them exist."""
+    both, either = int(reduce(and_, masks).sum()), int(reduce(or_, masks).sum())
+    sizes = [int(mask.sum()) for mask in masks]
+    return Overlap(sizes, both, either, both / either if either else 1.0, chance(nodes, sizes))
+
+
+def stability(masks: Sequence[Tensor], nodes: int) -> Stability:
+    """Jaccard of every pair of circuits at one granularity."""
+    sizes = [int(mask.sum()) for mask in masks]
+    matrix = [[jaccard(first, second) for second in masks] for first in masks]
+    pairs = [(i, j) for i in range(len(masks)) for j in range(i)]
+    found = [matrix[i][j] for i, j in pairs]
+    expected = [chance_of_two(nodes, sizes[i], sizes[j]) for i, j in pairs]
+    return Stability(float(np.mean(found)), min(found), max(found), float(np.mean(expected)), matrix)
+
+
+def overlap_sentence(circuits: int, heads: Stability, neurons: Stability) -> str:
+    """How much alike so many circuits are, by pairs."""
+    if circuits == 2:
+        return (
+            f"Jaccard of the two circuits: {heads.mean:.2f} in heads (by chance {heads.chance:.2f}), {neurons.mean:.2f} in neurons "
+            f"(by chance {neurons.chance:.2f})."
+        )
+    return (
+        f"Jaccard of two of the {circuits} circuits, on average: {heads.mean:.2f} in heads (by chance {heads.chance:.2f}, lowest "
+        f"{heads.min:.2f}), {neurons.mean:.2f} in neurons (by chance {neurons.chance:.2f}, lowest {neurons.min:.2f})."
+    )
+
+
+def frequency(masks: Sequence[Tensor], name: str, shapes: Sequence[LayerShape]) -> list[list[int]]:
+    """By layer and node, how many circuits keep it."""
+    counts = torch.stack([mask.long() for mask in masks]).sum(0)
+    return [counts[index, : GRANULARITIES[name].width(shape)].tolist() for index, shape in enumerate(shapes)]

@@ -1,0 +1,130 @@
+"""What a circuit file has to hold, whoever wrote it, and masks of every granularity from those it has. Needs no weights.
+
+Shapes: L layers, n nodes of a granularity in the widest layer, T positions.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigcircuit.config.schema import ABLATIONS
+from bigcircuit.errors import UserError
+from bigcircuit.gates.discretise import Masks, discretise
+from bigcircuit.io.files import tensor_sha256
+from bigcircuit.model.granularity import GRANULARITIES, LEAVES, LayerShape
+
+_JSON = {"sha256": dict, "widths": dict, "scores": dict, "targets": dict, "granularities": list, "versions": dict}
+"""Metadata that is JSON, and of which kind."""
+_PARTS = {"mask": GRANULARITIES, "log_alpha": GRANULARITIES, "ablation": LEAVES}
+"""First part of a tensor's name -> the second ones. Other tensors are nobody's business."""
+
+
+def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, list[int]]:
+    """Nodes of every layer by granularity.
+
+    Raises UserError, naming `source`, for the first thing that the format does not allow or that is damaged.
+    """
+    parsed = {
+        key: _parsed(metadata[key], kind, f"{source}: its metadata {key}")
+        for key, kind in _JSON.items()
+        if key in metadata
+    }
+    hashes = parsed.get("sha256", {})
+    for name in sorted(hashes.keys() | tensors.keys()):
+        if name in tensors and name not in hashes:
+            raise UserError(
+                f"{source}: its metadata sha256 has no hash of tensor {name}; write the file again with one"
+            )
+        if name not in tensors or tensor_sha256(tensors[name]) != hashes[name]:
+            raise UserError(f"{source}: tensor {name} is damaged (its sha256 differs); restore the file from a copy")
+    known = metadata.get("ablation", ABLATIONS[0])
+    if known not in ABLATIONS:
+        raise UserError(f"{source}: its ablation {known} is not known; use any of {', '.join(ABLATIONS)}")
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, source)
+    widths = _widths(tensors, parsed.get("widths", {}), source)
+    for name, tensor in tensors.items():
+        _check_size(name, tensor, widths, source)
+    return widths
+
+
+def _parsed(text: str, kind: type, what: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, kind):
+        raise UserError(f"{what} is not a JSON {'object' if kind is dict else 'list'}; write the file again")
+    return value
+
+
+def _check_tensor(name: str, tensor: Tensor, source: str) -> None:
+    part, _, of = name.partition(".")
+    if part not in _PARTS:
+        return
+    known = _PARTS[part]
+    if of not in known:
+        raise UserError(f"{source}: tensor {name} is of nothing known; use {part}. and any of {', '.join(known)}")
+    if part == "mask" and tensor.dtype != torch.bool:
+        raise UserError(f"{source}: tensor {name} is {_type(tensor)}; masks are bool, so write those of `mask > 0.5`")
+    if part != "mask" and not tensor.is_floating_point():
+        raise UserError(f"{source}: tensor {name} is {_type(tensor)}; write it as float32")
+    if tensor.ndim != 2 and not (part == "ablation" and tensor.ndim == 3):
+        raise UserError(f"{source}: tensor {name} has {tensor.ndim} dimensions; write a row a layer, [layers, nodes]")
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _check_size(name: str, tensor: Tensor, widths: Mapping[str, Sequence[int]], source: str) -> None:
+    part, _, of = name.partition(".")
+    of = LEAVES.get(of, of) if part == "ablation" else of
+    if part not in _PARTS or of not in widths:
+        return
+    if (len(tensor), tensor.shape[-1]) != (len(widths[of]), max(widths[of])):
+        raise UserError(
+            f"{source}: tensor {name} has {tensor.shape[-1]} nodes in {len(tensor)} layers and its metadata widths say "
+            f"{max(widths[of])} in {len(widths[of])}; write one row a layer, padded to the widest"
+        )
+
+
+def _widths(tensors: Mapping[str, Tensor], said: Mapping[str, Any], source: str) -> dict[str, list[int]]:
+    """Nodes of every layer by granularity, as the metadata says, or from the masks where it does not.
+
+    Of `kv_group` and `mlp_output` a file need not know. Raises UserError where the others are not known or do not fit.
+    """
+    masks = {name.removeprefix("mask."): mask for name, mask in tensors.items() if name.startswith("mask.")}
+    if not masks:
+        raise UserError(f"{source}: has no masks; write mask.<granularity> for one granularity or more")
+    wide = {name: [mask.shape[1]] * len(mask) for name, mask in masks.items()} | said
+    try:
+        shapes = shapes_of(wide)
+        if not shapes or min(map(min, shapes)) < 0:
+            raise ValueError("no layers")
+        found = {name: [granularity.width(s) for s in shapes] for name, granularity in GRANULARITIES.items()}
+    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{source}: its metadata widths do not say how many heads, attention neurons and MLP neurons each layer has; write "
+            '{"head": [...], "attention_neuron": [...], "mlp_neuron": [...]}, a number a layer'
+        ) from error
+    return {name: rows for name, rows in found.items() if name in wide or name not in ("kv_group", "mlp_output")}
+
+
+def shapes_of(widths: Mapping[str, Sequence[int]]) -> list[LayerShape]:
+    """Layers of these widths. Where `kv_group` is not known every head has its own; an unknown `mlp_output` is 0."""
+    heads, attention, mlp = (widths[name] for name in ("head", "attention_neuron", "mlp_neuron"))
+    columns = (heads, widths.get("kv_group", heads), attention, mlp, widths.get("mlp_output", [0] * len(heads)))
+    return [LayerShape(h, groups, a // h, m, hidden) for h, groups, a, m, hidden in zip(*columns, strict=True)]
+
+
+def complete(masks: Mapping[str, Tensor], widths: Mapping[str, Sequence[int]]) -> Masks:
+    """Masks of every granularity, by the one definition: a neuron is open if all masks above it and its own are.
+
+    So a file with masks of heads alone keeps all neurons of these heads, and all of the MLPs, of which it does not speak.
+    """
+    found = discretise({name: mask.float() * 2 - 1 for name, mask in masks.items()}, shapes_of(widths), {})
+    return {name: mask for name, mask in found.items() if name in widths}

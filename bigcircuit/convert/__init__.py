@@ -1,0 +1,1 @@
+"""Circuits that other tools have found, as circuit files."""

@@ -1,0 +1,66 @@
+"""Circuits of Edge-Pruning, the `edges.json` of its scripts vis_fpt2.py and vis_fllama.py.
+
+`[[writer, reader], ..]`. Writers: `tok_embeds` and `pos_embeds` (GPT-2) or `embeds` (Llama) where embeddings were pruned as well,
+heads `a0.h3`, MLPs `m0`. Readers: `a1.h2.q`, `a1.h2.k`, `a1.h2.v`, `m1`, `resid_post`; those of keys and values are counted over
+key/value heads.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from bigcircuit.convert.nodes import END, START, Edge, KeptNodes, Node, named, names, on_paths
+from bigcircuit.errors import UserError
+from bigcircuit.model.granularity import LayerShape
+
+RULE = (
+    "A head or MLP is kept if it lies on a path of kept edges from the embeddings to resid_post; in a file without embeddings, "
+    "where Edge-Pruning gives them to every node, if a path leads from it to resid_post. An edge into a key/value head is one into "
+    "every query head of its group, for each of them reads it."
+)
+IF_EMPTY = "no path of its edges ends at resid_post"
+_EMBEDDINGS = ("embeds", "tok_embeds", "pos_embeds")
+_HEAD = re.compile(r"(a\d+\.h\d+)\.([qkv])")
+
+
+def recognises(data: Any) -> bool:
+    """Whether parsed JSON is meant to be such a list."""
+    return isinstance(data, list)
+
+
+def read(data: Sequence[Any], shapes: Sequence[LayerShape], source: str) -> KeptNodes:
+    """The nodes that a list of edges keeps. Raises UserError naming `source` and the edge, counted from 1."""
+    edges = [edge for number, entry in enumerate(data, 1) for edge in _edges(entry, shapes, f"{source}: edge {number}")]
+    if all(writer != START for writer, _ in edges):
+        edges += [(START, writer) for writer in {writer for writer, _ in edges}]
+    return KeptNodes(on_paths(edges))
+
+
+def _edges(entry: Any, shapes: Sequence[LayerShape], where: str) -> list[Edge]:
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(name, str) for name in entry):
+        raise UserError(
+            f"{where}: {str(entry)[:60]} is no pair of names; write edges.json with vis_fpt2.py or vis_fllama.py"
+        )
+    writer = START if entry[0] in _EMBEDDINGS else named(entry[0], shapes)
+    edges = [(writer, reader) for reader in _readers(entry[1], shapes) if writer and writer.place < reader.place]
+    if not edges:
+        raise UserError(
+            f"{where}: {' -> '.join(entry)} is no edge; {names(shapes)}, {shapes[0].kv_heads} key/value heads a layer, and edges "
+            "are like [embeds, a0.h0.q], [a0.h0, m0], [m0, resid_post]"
+        )
+    return edges
+
+
+def _readers(name: str, shapes: Sequence[LayerShape]) -> list[Node]:
+    """The nodes that read at this place; none where the model has no such place."""
+    if name == "resid_post":
+        return [END]
+    found = _HEAD.fullmatch(name)
+    node = named(found[1] if found else name, shapes)
+    if node is None or (node.head is not None) != (found is not None):
+        return []
+    if node.head is None or found[2] == "q":
+        return [node]
+    shape = shapes[node.layer]
+    group = shape.heads // shape.kv_heads
+    return [Node(node.layer, node.head * group + i) for i in range(group)] if node.head < shape.kv_heads else []

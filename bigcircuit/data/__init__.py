@@ -1,0 +1,1 @@
+"""Pairs of prompts: read or built, tokenised, divided and laid out in batches."""

@@ -1,0 +1,28 @@
+"""Sums and differences of small numbers; the answer may be several tokens long and is scored as a whole."""
+
+import random
+from typing import Any
+
+from bigcircuit.data.builders.words import collect
+from bigcircuit.data.pair import Pair
+
+
+def draw(rng: random.Random) -> Pair:
+    """One pair; corrupted changes the second number, and its answer is the wrong one."""
+    sign = rng.choice("+-")
+    first, second, other = rng.randint(1, 99), rng.randint(1, 99), rng.randint(1, 99)
+    if sign == "-":
+        first = max(second, other) + rng.randint(1, 99)  # so that no result is negative
+    results = [first + n if sign == "+" else first - n for n in (second, other)]
+    return Pair(
+        f"{first} {sign} {second} =",
+        f"{first} {sign} {other} =",
+        (f" {results[0]}",),
+        (f" {results[1]}",),
+        template=sign,
+    )
+
+
+def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
+    """Up to `size` pairs whose numbers have as many tokens. Raises UserError if none align."""
+    return collect("arithmetic", tokenizer, size, rng, draw, distinct_first=False)

@@ -1,0 +1,32 @@
+"""Induction (Olsson et al. 2022, arXiv 2209.11895): a sequence of random words repeats and the next word is known."""
+
+import random
+from typing import Any
+
+from bigcircuit.data.builders.words import NOUNS, collect, single
+from bigcircuit.data.pair import Pair
+
+SHORTEST, LONGEST = 4, 8
+"""Words before the repetition."""
+
+
+def draw(rng: random.Random, nouns: list[str]) -> Pair:
+    """One pair; in the corrupted prompt another word followed at the first occurrence."""
+    length = rng.randint(SHORTEST, LONGEST)
+    *words, other = rng.sample(nouns, length + 1)
+    shown = rng.randint(2, length - 1)
+    changed = [*words[:shown], other, *words[shown + 1 :]]
+    repeated = words[:shown]
+    return Pair(
+        " ".join([*words, *repeated]),
+        " ".join([*changed, *repeated]),
+        (f" {words[shown]}",),
+        (f" {other}",),
+        template=f"{length} words",
+    )
+
+
+def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
+    """Up to `size` pairs of single-token words. Raises UserError if the tokenizer has too few."""
+    nouns = single(tokenizer, NOUNS, LONGEST + 1, "nouns")
+    return collect("induction", tokenizer, size, rng, lambda r: draw(r, nouns))

@@ -1,0 +1,37 @@
+"""Indirect-object identification (Wang et al. 2022, arXiv 2211.00593): who receives, when one of two names repeats."""
+
+import random
+from typing import Any
+
+from bigcircuit.data.builders.words import MEN, OBJECTS, PLACES, WOMEN, collect, single
+from bigcircuit.data.pair import Pair
+
+FRAMES = (
+    "When {first} and {second} went to the {place}, {giver} gave a {object} to",
+    "Then, {first} and {second} went to the {place}. {giver} gave a {object} to",
+    "While {first} and {second} were working at the {place}, {giver} gave a {object} to",
+    "After {first} and {second} had lunch at the {place}, {giver} gave a {object} to",
+    "Friends {first} and {second} found a {object} at the {place}. {giver} gave it to",
+)
+
+
+def draw(rng: random.Random, names: list[str], places: list[str], objects: list[str]) -> Pair:
+    """One pair; the giver is named first (BABA) or second (ABBA). Corrupted: the other one gives."""
+    first, second = rng.sample(names, 2)
+    giver, receiver = rng.sample([first, second], 2)
+    fill = {"first": first, "second": second, "place": rng.choice(places), "object": rng.choice(objects)}
+    frame = rng.choice(FRAMES)
+    return Pair(
+        frame.format(giver=giver, **fill),
+        frame.format(giver=receiver, **fill),
+        (f" {receiver}",),
+        (f" {giver}",),
+        template=frame,
+    )
+
+
+def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
+    """Up to `size` pairs with single-token names. Raises UserError if the tokenizer has too few."""
+    names = single(tokenizer, WOMEN + MEN, 4, "names")
+    places, objects = single(tokenizer, PLACES, 1, "places"), single(tokenizer, OBJECTS, 1, "objects")
+    return collect("ioi", tokenizer, size, rng, lambda r: draw(r, names, places, objects))

@@ -1,0 +1,93 @@
+"""From a task config to tokenised, checked and divided examples, before any weight is loaded."""
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bigcircuit.config.schema import Config, TaskConfig
+from bigcircuit.data.builders import BUILDERS
+from bigcircuit.data.pair import Example, Pair
+from bigcircuit.data.readers.read import read_pairs
+from bigcircuit.data.splits import split
+from bigcircuit.data.tokenize import tokenize_pairs
+from bigcircuit.errors import UserError
+
+
+class TaskData(NamedTuple):
+    """The examples of each split and what identifies the data."""
+
+    splits: Mapping[str, list[Example]]
+    """"train", "validation" and "test"; and "off_distribution", where templates are held out."""
+    pairs: list[Pair]
+    """The pairs before tokenisation; `Example.id` is an index into them."""
+    sha256: str
+    """Hash of all pairs in order."""
+    bad: tuple[str, ...] = ()
+    """What was wrong with each pair that `task.bad_pairs: drop` left out."""
+    unsolved: int = 0
+    """Pairs left out because the full model gets them wrong."""
+
+
+def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
+    """Read or build the pairs, tokenise, check and divide them. Raises UserError naming file, row and remedy."""
+    pairs = make_pairs(task, tokenizer)
+    examples, bad = _examples(task, pairs, tokenizer, hf_config)
+    return TaskData(split(examples, pairs, task.split.model_dump(), task.seed), pairs, _sha256(pairs), bad)
+
+
+class AblationData(NamedTuple):
+    """The pairs whose prompts means are taken over."""
+
+    examples: list[Example]
+    sha256: str
+    """Hash of all pairs in order, as TaskData.sha256."""
+
+
+def load_ablation_data(config: Config, tokenizer: Any | None, hf_config: Any) -> AblationData | None:
+    """All pairs that `ablation.data` names, a task builder or a pair file; None where it is not set. Raises UserError.
+
+    What a file does not say (size, seed, special tokens, longest prompt, what to do with bad pairs) is as for the task.
+    """
+    name = config.ablation.data
+    if name is None:
+        return None
+    where = {"name": name, "path": None} if name in BUILDERS else {"name": "pairs", "path": name}
+    task = config.task.model_copy(update={**where, "format": None, "columns": {}})
+    try:
+        pairs = make_pairs(task, tokenizer)
+        return AblationData(_examples(task, pairs, tokenizer, hf_config)[0], _sha256(pairs))
+    except UserError as error:
+        message = str(error).replace("task.path", "ablation.data")  # the key that is to be mended here
+        raise UserError(f"ablation.data: {message}") from error
+
+
+def _examples(
+    task: TaskConfig, pairs: list[Pair], tokenizer: Any | None, hf_config: Any
+) -> tuple[list[Example], tuple[str, ...]]:
+    """Tokenised pairs, and what was wrong with those that are left out."""
+    limit = min(task.max_tokens, getattr(hf_config, "max_position_embeddings", None) or task.max_tokens)
+    bad: list[str] | None = [] if task.bad_pairs == "drop" else None
+    examples = tokenize_pairs(pairs, tokenizer, limit, task.special_tokens, hf_config.vocab_size, bad)
+    if not examples:
+        raise UserError(f"{task.path or task.name}: every pair is bad, the first because {(bad or ['?'])[0]}")
+    return examples, tuple(bad or ())
+
+
+def _sha256(pairs: list[Pair]) -> str:
+    return hashlib.sha256(json.dumps([(*pair[:5], "") for pair in pairs]).encode()).hexdigest()
+
+
+def make_pairs(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
+    """The pairs of a file, or of a builder with the tokenizer's words. Raises UserError."""
+    if task.name == "pairs":
+        assert task.path is not None
+        return read_pairs(task.path, task.format, task.columns)
+    if task.name not in BUILDERS:
+        raise UserError(f"task.name {task.name!r} is not a task; known: pairs, {', '.join(sorted(BUILDERS))}")
+    if tokenizer is None:
+        raise UserError(
+            f"task.name {task.name} needs a tokenizer, and the model has none; use a pair file with token ids"
+        )
+    return BUILDERS[task.name](tokenizer, task.size, random.Random(task.seed))

@@ -1,0 +1,88 @@
+"""Checked access to the cells of a row. Everything raises ValueError with a message that names the column."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bigcircuit.data.pair import Text
+
+Values = Mapping[str, Any]
+
+
+def text(values: Values, column: str) -> str:
+    """A cell that must be text."""
+    value = values.get(column)
+    if not isinstance(value, str):
+        raise ValueError(f"{column} must be text, not {value!r:.60}")
+    return _sound(value, column)
+
+
+def prompt(values: Values, column: str) -> Text:
+    """Text, kept exactly, or a list of token ids for models without a tokenizer."""
+    value = values.get(column)
+    if isinstance(value, str):
+        return _sound(value, column)
+    if _are_ids(value):
+        return tuple(value)
+    raise ValueError(f"{column} must be text or a list of token ids, not {value!r:.60}")
+
+
+def answers(values: Values, column: str) -> tuple[Text, ...]:
+    """One text, a list of texts, or a list of lists of token ids. A flat list of numbers is ONE answer of several ids."""
+    value = values.get(column)
+    if isinstance(value, str):
+        return (_sound(value, column),)
+    if value == []:
+        raise ValueError(f"{column} is an empty list; give at least one answer and one wrong answer")
+    if _are_ids(value):
+        return (tuple(value),)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(_sound(item, column) for item in value)
+    if isinstance(value, list) and all(map(_are_ids, value)):
+        return tuple(map(tuple, value))
+    raise ValueError(f"{column} must be text, a list of texts or a list of token ids, not {value!r:.60}")
+
+
+def token_id(values: Values, column: str) -> int:
+    """A whole number, also written as text."""
+    value = values.get(column)
+    if _is_id(value):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,12}\s*", value):
+        return int(value)
+    raise ValueError(f"{column} must be a token id (a whole number), not {value!r:.60}")
+
+
+def two_digits(values: Values, column: str) -> int:
+    """A number from 0 to 98; at 99 nothing would be greater."""
+    value = values.get(column)
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,2}", str(value)):
+        raise ValueError(f"{column} must be the two digits of a year, not {value!r:.60}")
+    if int(value) == 99:
+        raise ValueError(f"{column} is 99 and nothing is greater; remove the row")
+    return int(value)
+
+
+def part(values: Values, column: str) -> Values:
+    """A cell that must be an object with columns of its own."""
+    value = values.get(column)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{column} must be an object, not {value!r:.60}")
+    return value
+
+
+def _sound(value: str, column: str) -> str:
+    """JSON can spell half a character (a lone surrogate), which no tokenizer reads."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{column} holds half a character, {value[error.start]!r}; write it as UTF-8 text") from None
+    return value
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_id, value))

@@ -1,0 +1,160 @@
+"""The formats of pair files, as a table: which columns tell a format, and how one of its rows becomes a pair.
+
+A converter takes the cells of a row and returns a Pair, or raises ValueError saying what is wrong with the row.
+One more format is one more entry. A `split` column is read in every format.
+"""
+
+import re
+from collections.abc import Callable
+from fnmatch import filter as matching
+from typing import NamedTuple
+
+from bigcircuit.data.pair import Pair
+from bigcircuit.data.readers.cells import Values, answers, part, prompt, text, token_id, two_digits
+
+
+class Format(NamedTuple):
+    """How to know a format and read its rows."""
+
+    columns: tuple[str, ...]
+    """Columns that must be there; `*` stands for any part of a name."""
+    convert: Callable[[Values], Pair]
+
+
+def canonical(values: Values) -> Pair:
+    """Ours: prompts are text or token ids, answers one or several of either."""
+    return Pair(
+        prompt(values, "clean"),
+        prompt(values, "corrupted"),
+        answers(values, "answers"),
+        answers(values, "wrong_answers"),
+    )
+
+
+def auto_circuit(values: Values) -> Pair:
+    """auto-circuit: as ours, but the corrupted prompt is called `corrupt`."""
+    return canonical({**values, "corrupted": values.get("corrupt")})
+
+
+def eap_ids(values: Values) -> Pair:
+    """EAP-IG and MIB: the answers are ids of single tokens of one tokenizer, after a text."""
+    right, wrong = token_id(values, "correct_idx"), token_id(values, "incorrect_idx")
+    return Pair(text(values, "clean"), text(values, "corrupted"), ((right,),), ((wrong,),))
+
+
+def eap_greater_than(values: Values) -> Pair:
+    """EAP-IG and MIB greater-than: the answer continues the year directly and must exceed the two digits `label`."""
+    return Pair(text(values, "clean"), text(values, "corrupted"), *_years(two_digits(values, "label")))
+
+
+def mib(values: Values) -> Pair:
+    """MIB on the hub: one counterfactual's prompt is the corrupted one.
+
+    Of several counterfactuals MIB's own default is taken; task.columns.corrupted=<name>_counterfactual chooses another.
+    IOI has its names in `metadata`. Multiple choice has `choices.label`; the wrong answer is the label that the
+    counterfactual makes right, or all other labels where that is the same one.
+    """
+    other = part(values, _counterfactual(values))
+    clean, corrupted = text(values, "prompt"), text(other, "prompt")
+    names = values.get("metadata") or {}
+    if "indirect_object" in names and "subject" in names:
+        right, wrong = text(names, "indirect_object"), [text(names, "subject")]
+    else:
+        labels, key = _choices(values)
+        right = labels[key]
+        labels, key = _choices(other) if other.get("choices") else (labels, key)
+        wrong = [labels[key]] if labels[key] != right else [label for label in labels if label != right]
+    return Pair(clean, corrupted, (_word_after(clean, right),), tuple(_word_after(clean, word) for word in wrong))
+
+
+def edge_pruning_custom(values: Values) -> Pair:
+    """Edge-Pruning: either prompt ends where its `<predict>target</predict>` begins.
+
+    The target of the corrupted prompt is the wrong answer. A space before `<predict>` goes with the answer, because
+    that is where tokenizers put it; text after `</predict>` is not used.
+    """
+    (clean, right), (corrupted, wrong) = _predicted(values, "clean"), _predicted(values, "corrupted")
+    return Pair(clean, corrupted, (right,), (wrong,))
+
+
+def edge_pruning_ioi(values: Values) -> Pair:
+    """Edge-Pruning IOI: whole sentences that end with a name, so both prompts are cut before their last word.
+
+    Right is `a` and wrong is `b`, the names of the clean sentence. The corrupted sentence is about other people and
+    ends with a name of its own, which is not used.
+    """
+    right = text(values, "a")
+    clean, _, last = text(values, "ioi_sentences").rpartition(" ")
+    if last != right:
+        raise ValueError(f"ioi_sentences must end with a, {right!r:.60}, but ends with {last!r:.60}")
+    corrupted = text(values, "corr_ioi_sentences").rpartition(" ")[0]
+    return Pair(clean, corrupted, (" " + right,), (" " + text(values, "b"),))
+
+
+def edge_pruning_greater_than(values: Values) -> Pair:
+    """Edge-Pruning greater-than: the answer continues the year directly, must exceed `digits` of the clean one."""
+    return Pair(text(values, "prefix"), text(values, "corr_prefix"), *_years(two_digits(values, "digits")))
+
+
+def edge_pruning_pronoun(values: Values) -> Pair:
+    """Edge-Pruning gendered pronoun: the corrupted prompt's pronoun is the wrong answer."""
+    right, wrong = text(values, "pronoun"), text(values, "corr_pronoun")
+    return Pair(text(values, "prefix"), text(values, "corr_prefix"), (" " + right,), (" " + wrong,))
+
+
+FORMATS: dict[str, Format] = {
+    "pairs": Format(("clean", "corrupted", "answers", "wrong_answers"), canonical),
+    "auto-circuit": Format(("clean", "corrupt", "answers", "wrong_answers"), auto_circuit),
+    "eap-ig": Format(("clean", "corrupted", "correct_idx", "incorrect_idx"), eap_ids),
+    "eap-ig-greater-than": Format(("clean", "corrupted", "label"), eap_greater_than),
+    "mib": Format(("prompt", "*_counterfactual"), mib),
+    "edge-pruning": Format(("clean", "corrupted"), edge_pruning_custom),
+    "edge-pruning-ioi": Format(("ioi_sentences", "corr_ioi_sentences", "a", "b"), edge_pruning_ioi),
+    "edge-pruning-greater-than": Format(("prefix", "corr_prefix", "digits"), edge_pruning_greater_than),
+    "edge-pruning-pronoun": Format(("prefix", "corr_prefix", "pronoun", "corr_pronoun"), edge_pruning_pronoun),
+}
+"""The first one whose columns are all in the file is chosen, so the one with the fewest of the same columns is last."""
+
+_PREDICT = re.compile(r"(.*?)( ?)<predict>(.+?)</predict>", re.DOTALL)
+_MIB_DEFAULTS = ("s2_io_flip_counterfactual", "symbol_counterfactual")
+
+
+def _years(year: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The two-digit texts above a year, and the year with all below it."""
+    numbers = tuple(f"{number:02d}" for number in range(100))
+    return numbers[year + 1 :], numbers[: year + 1]
+
+
+def _predicted(values: Values, column: str) -> tuple[str, str]:
+    whole = text(values, column)
+    match = _PREDICT.match(whole)
+    if match is None or whole.count("<predict>") != 1:
+        raise ValueError(f"{column} must hold <predict>target</predict> once; mark the target, or give answers columns")
+    before, space, target = match.groups()
+    return before, space + target
+
+
+def _counterfactual(values: Values) -> str:
+    if "corrupted" in values:
+        return "corrupted"
+    there = [name for name in matching(values, "*_counterfactual") if values[name] is not None]
+    chosen = next((name for name in _MIB_DEFAULTS if name in there), there[0] if len(there) == 1 else None)
+    if chosen is None:
+        raise ValueError(f"{len(there)} counterfactuals ({', '.join(there)}); name one with task.columns.corrupted")
+    return chosen
+
+
+def _choices(values: Values) -> tuple[list[str], int]:
+    """The labels and the index of the right one."""
+    labels = part(values, "choices").get("label")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"choices.label must be a list of texts, not {labels!r:.60}")
+    key = token_id(values, "answerKey")
+    if not 0 <= key < len(labels):
+        raise ValueError(f"answerKey is {key} but there are {len(labels)} choices")
+    return labels, key
+
+
+def _word_after(before: str, word: str) -> str:
+    """The word with the space that parts it from the prompt, unless one of them brings it."""
+    return word if word[:1].isspace() or before[-1:].isspace() else " " + word

@@ -1,0 +1,108 @@
+"""Choose the format of a pair file and read it."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from fnmatch import filter as matching
+
+from bigcircuit.data.pair import Pair
+from bigcircuit.data.readers.formats import FORMATS, Format
+from bigcircuit.data.readers.rows import Row, read_rows
+from bigcircuit.data.splits import OFF, SPLITS
+from bigcircuit.errors import UserError
+
+_ANYWHERE = ("split", "template")
+"""Columns that are read in every format."""
+
+
+def read_pairs(path: str, format: str | None = None, columns: Mapping[str, str] | None = None) -> list[Pair]:
+    """All pairs of a file or data set, prompts exactly as they are written there.
+
+    path: a JSONL, JSON, CSV or Parquet file, a folder saved by datasets' save_to_disk, or `hf://org/name`.
+    format: a key of FORMATS; found out from the columns of the first row when None.
+    columns: canonical column -> the file's column, such as {"clean": "prompt"}.
+    Raises UserError, one line that names the file, the row or column, and what to do.
+    """
+    columns = columns or {}
+    if format is not None and format not in FORMATS:
+        raise UserError(f"task.format {format!r} is unknown{_nearest(format, FORMATS)}; known: {', '.join(FORMATS)}")
+    _check_columns(columns)
+    rows = [_rename(row, columns) for row in read_rows(str(path))]
+    chosen = FORMATS[format or _recognise(path, rows[0])]
+    return [_convert(row, chosen) for row in rows]
+
+
+def _check_columns(columns: Mapping[str, str]) -> None:
+    known = dict.fromkeys(name for entry in FORMATS.values() for name in entry.columns if "*" not in name)
+    for name in columns:
+        if name not in (*known, *_ANYWHERE):
+            near = _nearest(name, (*known, *_ANYWHERE))
+            raise UserError(
+                f"task.columns.{name}: no format has a column {name}{near}; known: {', '.join((*known, *_ANYWHERE))}"
+            )
+
+
+def _rename(row: Row, columns: Mapping[str, str]) -> Row:
+    for ours, theirs in columns.items():
+        if theirs not in row.values:
+            near = _nearest(theirs, row.values)
+            raise UserError(f"{row.source}: no column {theirs}, which task.columns.{ours} names{near}; {_has(row)}")
+    return row._replace(values={**row.values, **{ours: row.values[theirs] for ours, theirs in columns.items()}})
+
+
+def _recognise(path: str, first: Row) -> str:
+    """The format whose columns are there, or an error against the canonical ones."""
+    for name, known in FORMATS.items():
+        if _missing(first, known) is None and _plausible(name, first):
+            return name
+    absent = [column for column in FORMATS["pairs"].columns if column not in first.values]
+    free = [name for name in first.values if name not in FORMATS["pairs"].columns]
+    near = get_close_matches(absent[0], map(_shown, free), n=1, cutoff=0.4)
+    remedy = (
+        f"is {near[0]} {absent[0]}? then set task.columns.{absent[0]}={near[0]}"
+        if near
+        else "name yours in task.columns"
+    )
+    plural = "columns" if len(absent) > 1 else "column"
+    raise UserError(f"{path}: no {plural} {', '.join(absent)}; {_has(first)}; {remedy}, or set task.format")
+
+
+def _plausible(name: str, first: Row) -> bool:
+    """A file that lost its answers must not pass for the format whose answers stand inside the prompts."""
+    return name != "edge-pruning" or any("<predict>" in str(first.values[column]) for column in ("clean", "corrupted"))
+
+
+def _convert(row: Row, chosen: Format) -> Pair:
+    missing = _missing(row, chosen)
+    if missing is not None:
+        near = _nearest(missing, row.values)
+        raise UserError(
+            f"{row.source}: no column {missing}{near}; {_has(row)}; fill it in, or name yours in task.columns"
+        )
+    try:
+        pair = chosen.convert(row.values)
+    except ValueError as error:
+        raise UserError(f"{row.source}: {error}") from error
+    split = row.values.get("split") or ""
+    if split not in ("", *SPLITS, OFF):
+        raise UserError(f"{row.source}: split is {split!r:.60}; use {', '.join(SPLITS)} or {OFF}")
+    return pair._replace(split=split, source=row.source, template=str(row.values.get("template") or ""))
+
+
+def _missing(row: Row, known: Format) -> str | None:
+    return next((column for column in known.columns if not matching(row.values, column)), None)
+
+
+def _has(row: Row) -> str:
+    names = [_shown(name) for name in row.values]
+    return f"it has {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+
+
+def _shown(name: object) -> str:
+    """A column name as it is, or quoted where it could not stand in a line."""
+    text = str(name)
+    return text if text and text.isprintable() else repr(text)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, map(_shown, known), n=1, cutoff=0.5)
+    return f" (nearest: {near[0]})" if near else ""

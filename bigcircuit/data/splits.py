@@ -1,0 +1,127 @@
+"""Divide examples into train, validation and test so that no prompt, clean or corrupted, is in two of them.
+
+Where it is asked for, whole templates are held out first, as a split of their own.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from bigcircuit.data.pair import Example, Pair
+from bigcircuit.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+OFF = "off_distribution"
+"""Pairs of templates that are in no other split."""
+_PLACE = r"(:| row | #)\d+$"
+
+
+def split(
+    examples: Sequence[Example], pairs: Sequence[Pair], settings: Mapping[str, Any], seed: int
+) -> dict[str, list[Example]]:
+    """Examples by split, in the order of the data set; settings: as in SplitConfig.
+
+    Splits given by the pairs win; then they must not share a prompt. Otherwise groups of examples that share prompts are
+    dealt out in a seeded order, each to the split that is furthest below its fraction; with `by: template` those of some
+    templates are first held out. Raises UserError when a given split overlaps another, when only some pairs have one, when a
+    template is missing or shares a prompt with one that is held out, or when train or test would be empty.
+    """
+    given = [pairs[example.id].split for example in examples]
+    if any(given):
+        chosen = _given(examples, given)
+    else:
+        held = (
+            _held_out(examples, pairs, settings["off_distribution"], seed) if settings.get("by") == "template" else {}
+        )
+        groups = _groups([example for example in examples if example.id not in held])
+        chosen = held | _drawn(groups, settings, seed)
+    names = (*SPLITS, OFF) if OFF in chosen.values() else SPLITS
+    result: dict[str, list[Example]] = {name: [] for name in names}
+    for example in sorted(examples, key=lambda e: e.id):
+        result[chosen[example.id]].append(example)
+    for name in ("train", "test"):
+        if not result[name]:
+            raise UserError(
+                f"{re.sub(_PLACE, '', examples[0].source)}: the {name} split is empty "
+                f"({len(examples)} pairs in {len(_groups(examples))} groups that share prompts); add pairs or "
+                "change task.split"
+            )
+    return result
+
+
+def _given(examples: Sequence[Example], given: Sequence[str]) -> dict[int, str]:
+    owner: dict[tuple[int, ...], tuple[str, str]] = {}
+    for example, name in zip(examples, given, strict=True):
+        if not name:
+            raise UserError(f"{example.source}: the row has no split while others have; fill in the column or drop it")
+        for prompt in (example.clean, example.corrupted):
+            other, source = owner.setdefault(prompt, (name, example.source))
+            if other != name:
+                raise UserError(
+                    f"{example.source}: its prompt is in split {name} and, at {source}, in split {other}; remove one"
+                )
+    return {example.id: name for example, name in zip(examples, given, strict=True)}
+
+
+def _held_out(examples: Sequence[Example], pairs: Sequence[Pair], share: float, seed: int) -> dict[int, str]:
+    """The examples of the templates that are held out, chosen by seed."""
+    source = re.sub(_PLACE, "", examples[0].source)
+    for example in examples:
+        if not pairs[example.id].template:
+            raise UserError(
+                f"{example.source}: the pair has no template and task.split.by is template; add a column template or set "
+                "task.split.by to prompt"
+            )
+    templates = sorted({pairs[example.id].template for example in examples})
+    if len(templates) < 2:
+        raise UserError(
+            f"{source}: all pairs are of one template, so none can be held out; set task.split.by to prompt"
+        )
+    order = torch.randperm(len(templates), generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(max(1, round(share * len(templates))), len(templates) - 1)
+    held = {templates[index] for index in order[:count]}
+    found = {e.id: OFF if pairs[e.id].template in held else "" for e in examples}
+    for group in _groups(examples):
+        if len({found[index] for index in group}) > 1:
+            inside = next(e for e in examples if e.id in group and found[e.id])
+            raise UserError(
+                f"{inside.source}: its template is held out but it shares a prompt with a pair of another one; give both the "
+                "same template or set task.split.by to prompt"
+            )
+    return {index: name for index, name in found.items() if name}
+
+
+def _groups(examples: Sequence[Example]) -> list[list[int]]:
+    """Ids of examples connected by shared prompts (union-find), groups in order of their first example."""
+    parent = {example.id: example.id for example in examples}
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    first: dict[tuple[int, ...], int] = {}
+    for example in examples:
+        for prompt in (example.clean, example.corrupted):
+            parent[root(example.id)] = root(first.setdefault(prompt, example.id))
+    groups: dict[int, list[int]] = {}
+    for example in examples:
+        groups.setdefault(root(example.id), []).append(example.id)
+    return list(groups.values())
+
+
+def _drawn(groups: Sequence[list[int]], fractions: Mapping[str, Any], seed: int) -> dict[int, str]:
+    """Deal the groups out, large ones first so that small ones can even out the sizes."""
+    shuffled = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = sorted(shuffled, key=lambda index: -len(groups[index]))
+    everything = sum(map(len, groups))
+    missing = {name: fractions[name] * everything for name in SPLITS if fractions[name]}
+    chosen: dict[int, str] = {}
+    for index in order:
+        name = max(missing, key=lambda split: missing[split])
+        missing[name] -= len(groups[index])
+        chosen.update(dict.fromkeys(groups[index], name))
+    return chosen

@@ -1,0 +1,210 @@
+"""Tokenise pairs, each prompt together with its answers, and refuse the ones that could not be scored.
+
+Prompt and answer are tokenised as one text, because a tokenizer may merge over their boundary. The context is what all
+continuations share; everything after it is scored. Where some continuations leave the prompt's own tokens alone and others
+merge into them (13|53 but 1300), all follow the prompt's own tokens, so that they compete at the same place.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from os.path import commonprefix
+from typing import Any, NamedTuple
+
+from bigcircuit.data.pair import Example, Pair, Text
+from bigcircuit.errors import UserError
+
+Ids = tuple[int, ...]
+
+
+class _Tokens(NamedTuple):
+    joined: dict[str, Ids]
+    """Every prompt, and every prompt with an answer appended."""
+    own: dict[str, Ids]
+    """Answers tokenised by themselves, those that read the same after a prompt."""
+
+
+def tokenize_pairs(
+    pairs: Sequence[Pair],
+    tokenizer: Any | None,
+    max_tokens: int,
+    special_tokens: bool = True,
+    vocab_size: int | None = None,
+    left_out: list[str] | None = None,
+) -> list[Example]:
+    """One Example a pair, in order; `Example.id` is the index of its pair.
+
+    tokenizer may be None when prompts and answers are token ids. max_tokens counts prompt and answer together. left_out: a
+    list to which the problem of every bad pair is appended, and the pair is left out. Without one the first bad pair raises
+    UserError naming file, row and reason.
+    """
+    sound: list[tuple[int, Pair]] = []
+    for index, pair in enumerate(pairs):
+        with _noting(left_out):
+            _check_text(pair, tokenizer)
+            sound.append((index, pair))
+    tokens = _tokenise([pair for _, pair in sound], tokenizer, special_tokens)
+    examples: list[Example] = []
+    seen: dict[tuple, str] = {}
+    for index, pair in sound:
+        with _noting(left_out):
+            example = _example(index, pair, tokens)
+            _check(example, max_tokens, vocab_size)
+            key = example[1:5]
+            if key in seen:
+                raise UserError(f"{pair.source}: the same pair as {seen[key]}; remove one")
+            seen[key] = pair.source
+            examples.append(example)
+    return examples
+
+
+@contextmanager
+def _noting(left_out: list[str] | None) -> Iterator[None]:
+    """Append a UserError to the list instead of raising it, if there is a list."""
+    try:
+        yield
+    except UserError as error:
+        if left_out is None:
+            raise
+        left_out.append(str(error))
+
+
+def _check_text(pair: Pair, tokenizer: Any | None) -> None:
+    if not pair.clean or not pair.corrupted:
+        raise UserError(f"{pair.source}: the {'corrupted' if pair.clean else 'clean'} prompt is empty; fill it in")
+    if pair.clean == pair.corrupted:
+        raise UserError(
+            f"{pair.source}: clean and corrupted prompt are the same; the corrupted one must change the answer"
+        )
+    if not pair.answers or not pair.wrong_answers or not all((*pair.answers, *pair.wrong_answers)):
+        raise UserError(f"{pair.source}: an answer is empty; give at least one answer and one wrong answer")
+    for group in (pair.answers, pair.wrong_answers):
+        twice = next((answer for place, answer in enumerate(group) if answer in group[:place]), None)
+        if twice is not None:
+            raise UserError(f"{pair.source}: {twice!r} is given twice and would count twice; remove one")
+    for answer in pair.answers:
+        if answer in pair.wrong_answers:
+            raise UserError(f"{pair.source}: {answer!r} is both an answer and a wrong answer; remove it from one")
+    has_text = any(isinstance(text, str) for text in (pair.clean, pair.corrupted, *pair.answers, *pair.wrong_answers))
+    if has_text and tokenizer is None:
+        raise UserError(f"{pair.source}: the row is text but the model has no tokenizer; write token ids instead")
+
+
+def _tokenise(pairs: Sequence[Pair], tokenizer: Any | None, special_tokens: bool) -> _Tokens:
+    """Each distinct text once, in batched calls."""
+    texts: dict[str, None] = {}
+    answers: dict[str, None] = {}
+    for pair in pairs:
+        added = [answer for answer in _continuations(pair) if isinstance(answer, str)]
+        for prompt in (pair.clean, pair.corrupted):
+            if isinstance(prompt, str):
+                answers.update(dict.fromkeys(added))
+                texts.update(dict.fromkeys((prompt, *(prompt + answer for answer in added))))
+    if not texts:
+        return _Tokens({}, {})
+    assert tokenizer is not None
+    rows = tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)["input_ids"]
+    end = tokenizer.eos_token_id if special_tokens else None
+    # A tokenizer that closes every text would put the end between prompt and answer.
+    joined = {text: tuple(row[:-1] if row and row[-1] == end else row) for text, row in zip(texts, rows, strict=True)}
+    return _Tokens(joined, _own(list(answers), next(iter(joined.values())), tokenizer))
+
+
+def _own(answers: Sequence[str], before: Ids, tokenizer: Any) -> dict[str, Ids]:
+    """Ids of the answers alone, without those to which the tokenizer adds a space of its own (SentencePiece)."""
+    if not answers:
+        return {}
+    rows = tokenizer(list(answers), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    read = tokenizer.batch_decode(
+        [list(before), *([*before, *row] for row in rows)], clean_up_tokenization_spaces=False
+    )
+    return {a: tuple(row) for a, row, text in zip(answers, rows, read[1:], strict=True) if text == read[0] + a}
+
+
+def _continuations(pair: Pair) -> tuple[Text, ...]:
+    return (*pair.answers, *pair.wrong_answers)
+
+
+def _example(index: int, pair: Pair, tokens: _Tokens) -> Example:
+    clean, after_clean = _divide(pair, pair.clean, tokens)
+    corrupted, after_corrupted = _divide(pair, pair.corrupted, tokens)
+    if len(clean) != len(corrupted):
+        raise UserError(
+            f"{pair.source}: clean has {len(clean)} tokens and corrupted {len(corrupted)}; "
+            "reword one, a pair must have equal token length"
+        )
+    if after_clean != after_corrupted:
+        raise UserError(
+            f"{pair.source}: an answer is tokenised differently after clean and after corrupted; reword the end"
+        )
+    right = len(pair.answers)
+    return Example(index, clean, corrupted, after_clean[:right], after_clean[right:], pair.source)
+
+
+def _divide(pair: Pair, prompt: Text, tokens: _Tokens) -> tuple[Ids, tuple[Ids, ...]]:
+    """The context that all continuations share, and what each continuation adds to it."""
+    if not isinstance(prompt, str):
+        return prompt, tuple(_ids(pair, answer) for answer in _continuations(pair))
+    alone = tokens.joined[prompt]
+    whole = [tokens.joined[prompt + a] if isinstance(a, str) else alone + a for a in _continuations(pair)]
+    if any(ids[: len(alone)] == alone for ids in whole):
+        for place, answer in enumerate(_continuations(pair)):
+            if whole[place][: len(alone)] != alone and answer in tokens.own:
+                whole[place] = alone + tokens.own[answer]
+    context = commonprefix([alone, *whole])
+    return context, tuple(ids[len(context) :] for ids in whole)
+
+
+def _ids(pair: Pair, answer: Text) -> Ids:
+    if isinstance(answer, str):
+        raise UserError(
+            f"{pair.source}: the prompt is token ids but the answer {answer!r} is text; write both the same way"
+        )
+    return answer
+
+
+def _check(example: Example, max_tokens: int, vocab_size: int | None) -> None:
+    """Raise UserError for what can only be seen in tokens."""
+    if not example.clean:
+        raise UserError(f"{example.source}: nothing is left before the answer; lengthen the prompt")
+    if example.clean == example.corrupted:
+        raise UserError(f"{example.source}: clean and corrupted prompt have the same tokens; change the corrupted one")
+    alike = _indistinct(example)
+    if alike:
+        right, wrong = map(len, alike)
+        raise UserError(
+            f"{example.source}: an answer and a wrong answer share all scored tokens ({min(right, wrong)} of "
+            f"{right} and {wrong}); nothing tells them apart, make them differ within that length"
+        )
+    # The last token of an answer is predicted and never read.
+    longest = len(example.clean) + max(map(len, (*example.answers, *example.wrong_answers))) - 1
+    if longest > max_tokens:
+        raise UserError(
+            f"{example.source}: {longest} tokens with the answer, more than {max_tokens}; shorten it, or raise "
+            "task.max_tokens if the model reads that far"
+        )
+    if vocab_size is not None:
+        _check_vocabulary(example, vocab_size)
+
+
+def _indistinct(example: Example) -> tuple[Ids, Ids] | None:
+    """A right and a wrong answer, one of which begins with all of the other; looks up prefixes instead of trying pairs."""
+    rights, wrongs = set(example.answers), set(example.wrong_answers)
+    for right in example.answers:
+        for end in range(len(right) + 1):
+            if right[:end] in wrongs:
+                return right, right[:end]
+    for wrong in example.wrong_answers:
+        for end in range(len(wrong) + 1):
+            if wrong[:end] in rights:
+                return wrong[:end], wrong
+    return None
+
+
+def _check_vocabulary(example: Example, vocab_size: int) -> None:
+    every: Iterable[Ids] = (example.clean, example.corrupted, *example.answers, *example.wrong_answers)
+    bad = next((token for ids in every for token in ids if not 0 <= token < vocab_size), None)
+    if bad is not None:
+        raise UserError(
+            f"{example.source}: token id {bad} is outside the model's vocabulary of {vocab_size}; "
+            "the ids were made with another tokenizer"
+        )

@@ -1,0 +1,1 @@
+"""Forward passes of a frozen model with masks at its sites."""

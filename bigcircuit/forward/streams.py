@@ -1,0 +1,280 @@
+"""The two-stream pass: a frozen model with the effective masks of P members interpolated at its sites.
+
+Each decoder layer runs twice before the next one starts: on the corrupted hidden state, unmasked and without a graph, to
+leave its site inputs behind, then on the masked hidden states of all members. The layer's own `forward` does both, so
+that under ZeRO-3 one gather of its weights serves both streams. Ablations that need no corrupted run have one stream: then
+what closed nodes output is nothing or constants.
+
+Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bigcircuit.ablation.ablation import INTERCHANGE, Ablation
+from bigcircuit.data.collate import Batch
+from bigcircuit.forward.interpolate import Interpolate
+from bigcircuit.model.granularity import ATTENTION, MLP, MLP_OUTPUT
+from bigcircuit.model.sites import FrozenModel
+
+SiteMasks = dict[str, Tensor]
+"""Effective masks of one layer by site, each [P, R or 1, n]; an absent site is open."""
+MaskSource = Callable[[int], SiteMasks]
+"""Layer index -> its effective masks. Called again, and must answer the same, when a layer is recomputed."""
+Watcher = Callable[[int, str, Tensor], None]
+"""Is handed layer index, site and the site's activations [R, T, n] on their way; is to keep no more than it needs."""
+
+
+class _Rows(NamedTuple):
+    masked: int
+    """P * R rows of the masked stream; they come first in everything the outer model makes for the batch."""
+    corrupted: int
+    """R rows of the corrupted stream, 0 without one."""
+
+
+@dataclass
+class _Pass:
+    """What the hooks of one forward pass share. `recorded` holds the corrupted site inputs of the layer in progress."""
+
+    batch: Batch
+    masks: MaskSource | None
+    members: int
+    rows: _Rows
+    ablation: Ablation
+    watch: Watcher | None = None
+    corrupted: Tensor | None = None
+    recording: bool = False
+    recorded: SiteMasks = field(default_factory=dict)
+    site_masks: SiteMasks = field(default_factory=dict)
+
+
+class Streams:
+    """Runs a frozen model masked. Use as a context manager: hooks are installed on entry and removed on exit.
+
+    With checkpointing the backward pass must happen before the exit, because it runs the layers again.
+    """
+
+    def __init__(self, frozen: FrozenModel, ablation: Ablation, checkpointing: bool | str = False) -> None:
+        """ablation: what closed nodes output; checkpointing: keep only layer inputs and recompute each layer backward.
+
+        With checkpointing "cpu" the layer inputs wait in the memory of the host.
+        """
+        self.frozen = frozen
+        self.ablation = ablation.to(frozen.device)
+        self.checkpointing = checkpointing
+        self._undo: list[Callable[[], None]] = []
+        self._pass: _Pass | None = None
+
+    def __enter__(self) -> "Streams":
+        for index, layer in enumerate(self.frozen.layers):
+            self._hook(layer.attention.register_forward_pre_hook(partial(self._at_input, index, ATTENTION)))
+            self._hook(layer.mlp.register_forward_pre_hook(partial(self._at_input, index, MLP)))
+            self._hook(layer.mlp.register_forward_hook(partial(self._at_output, index)))
+            plain = layer.module.forward
+            self._undo.append(partial(_put_back, layer.module, layer.module.__dict__.get("forward")))
+            layer.module.forward = partial(self._layer_forward, index, plain)
+        self._hook(self.frozen.head.register_forward_pre_hook(self._at_head))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _hook(self, handle: Any) -> None:
+        self._undo.append(handle.remove)
+
+    @property
+    def corrupted_stream(self) -> bool:
+        """Whether masked passes run the corrupted prompts too."""
+        return self.ablation.name == INTERCHANGE.name
+
+    @contextmanager
+    def under(self, ablation: Ablation | None) -> Iterator[None]:
+        """Masked passes inside are under another ablation; None changes nothing. Its constants may carry a graph."""
+        before = self.ablation
+        self.ablation = before if ablation is None else ablation.to(self.frozen.device)
+        try:
+            yield
+        finally:
+            self.ablation = before
+
+    def reference(self, batch: Batch) -> Tensor:
+        """Logits of the full model on the clean prompts at the scored positions, [S, V], without a graph."""
+        with torch.no_grad():
+            return self._forward(self._plain(batch), batch.clean)[0]
+
+    def watch(self, batch: Batch, tokens: Tensor, watcher: Watcher) -> None:
+        """Run the full model without a graph on prompts laid out as in `batch`, [R, T], and show its activations.
+
+        The watcher sees the inputs of both projections of every layer and the output of the MLP.
+        """
+        with torch.no_grad():
+            self._forward(self._plain(batch, watcher), tokens)
+
+    def _plain(self, batch: Batch, watcher: Watcher | None = None) -> _Pass:
+        return _Pass(batch, None, 1, _Rows(len(batch.clean), 0), self.ablation, watcher)
+
+    def masked(self, batch: Batch, masks: MaskSource, members: int) -> Tensor:
+        """Logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]."""
+        tokens = batch.clean.repeat(members, 1)
+        rows = _Rows(len(tokens), len(batch.corrupted) if self.corrupted_stream else 0)
+        if self.corrupted_stream:
+            tokens = torch.cat([tokens, batch.corrupted])
+        return self._forward(_Pass(batch, masks, members, rows, self.ablation), tokens)
+
+    def _forward(self, state: _Pass, tokens: Tensor) -> Tensor:
+        assert self._undo, "enter the context manager first"
+        copies = len(tokens) // len(state.batch.clean)
+        with self._during(state):
+            # use_cache=False is vital: with a cache the second stream attends to the keys of the first one, silently.
+            output = self.frozen.model(
+                input_ids=tokens,
+                attention_mask=_repeat(state.batch.attention_mask, copies),
+                position_ids=_repeat(state.batch.position_ids, copies),
+                use_cache=False,
+            )
+        return output.logits
+
+    @contextmanager
+    def _during(self, state: _Pass) -> Iterator[None]:
+        """Hooks act on this pass inside the context and on nothing outside any."""
+        before, self._pass = self._pass, state
+        try:
+            yield
+        finally:
+            self._pass = before
+
+    def _layer_forward(self, index: int, plain: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        state = self._pass
+        if state is None or state.masks is None:
+            return plain(hidden, *args, **kwargs)
+        if index == 0 and state.rows.corrupted:
+            hidden, state.corrupted = hidden.split([state.rows.masked, state.rows.corrupted])
+        run = partial(self._both, state, index, plain, args, kwargs)
+        if self.checkpointing and torch.is_grad_enabled():
+            with self._keeping(hidden):
+                output, state.corrupted = checkpoint(
+                    run, hidden, state.corrupted, use_reentrant=False, preserve_rng_state=False
+                )
+        else:
+            output, state.corrupted = run(hidden, state.corrupted)
+        return output
+
+    def _keeping(self, hidden: Tensor) -> AbstractContextManager[Any]:
+        """Where the inputs of a checkpointed layer wait for the backward pass."""
+        if self.checkpointing == "cpu" and hidden.is_cuda:
+            return torch.autograd.graph.save_on_cpu(pin_memory=True)
+        return nullcontext()
+
+    def _both(
+        self,
+        state: _Pass,
+        index: int,
+        plain: Callable[..., Any],
+        args: tuple,
+        kwargs: dict,
+        masked: Tensor,
+        corrupted: Any,
+    ) -> tuple[Any, Tensor | None]:
+        """One layer: the corrupted stream first (the other order keeps ZeRO-3 weights gathered), then the masked one."""
+        with self._during(state):  # again, because a recomputation comes when the forward pass is long over
+            state.site_masks = state.masks(index)
+            if corrupted is not None:
+                with torch.no_grad(), _recording(state):
+                    side = _take(state.rows, "corrupted")
+                    corrupted = _hidden(plain(corrupted, *side(args), **side(kwargs)))
+            side = _take(state.rows, "masked")
+            output = plain(masked, *side(args), **side(kwargs))
+        state.recorded, state.site_masks = {}, {}
+        return output, corrupted
+
+    def _at_input(self, index: int, site: str, _module: nn.Module, args: tuple) -> tuple | None:
+        value = self._at_site(index, site, args[0])
+        return None if value is None else (value, *args[1:])
+
+    def _at_output(self, index: int, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
+        return self._at_site(index, MLP_OUTPUT, output)
+
+    def _at_site(self, index: int, site: str, value: Tensor) -> Tensor | None:
+        """What is to be there instead of `value`; None for itself."""
+        state = self._pass
+        if state is None:
+            return None
+        # Some architectures flatten rows and tokens before the MLP, so the shape comes from the batch.
+        rows, width = len(state.batch.clean), value.shape[-1]
+        if state.watch is not None:
+            state.watch(index, site, value.reshape(rows, -1, width))
+        if site not in state.site_masks:
+            return None
+        if state.recording:
+            # Falcon adds to the output of its MLP in place.
+            state.recorded[site] = value.clone() if site == MLP_OUTPUT else value
+            return None
+        masked = value.reshape(state.members, rows, -1, width)
+        if state.rows.corrupted:
+            ablated = state.recorded[site].reshape(1, rows, -1, width)
+        else:
+            ablated = state.ablation.at(site, index, width, _positions(state.batch))
+        return Interpolate.apply(masked, ablated, state.site_masks[site].unsqueeze(2)).reshape(value.shape)
+
+    def _at_head(self, _module: nn.Module, args: tuple) -> tuple | None:
+        """Keep only the scored positions before the vocabulary projection: [P * R, T, D] -> [P, S, D]."""
+        state = self._pass
+        if state is None:
+            return None
+        hidden = args[0].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
+        return (hidden[:, state.batch.score_row, state.batch.score_position], *args[1:])
+
+
+@contextmanager
+def _recording(state: _Pass) -> Iterator[None]:
+    state.recording = True
+    try:
+        yield
+    finally:
+        state.recording = False
+
+
+def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward  # of streams around these
+
+
+def _positions(batch: Batch) -> Tensor:
+    if batch.position_ids is not None:
+        return batch.position_ids
+    return torch.arange(batch.clean.shape[1], device=batch.clean.device).unsqueeze(0)
+
+
+def _repeat(tensor: Tensor | None, copies: int) -> Tensor | None:
+    return None if tensor is None else tensor.repeat(copies, *[1] * (tensor.ndim - 1))
+
+
+def _hidden(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _take(rows: _Rows, stream: str) -> Callable[[Any], Any]:
+    """Select one stream's rows from what the outer model made for all rows: masks, positions, rotary tables."""
+    total = rows.masked + rows.corrupted
+    part = slice(0, rows.masked) if stream == "masked" else slice(rows.masked, total)
+
+    def take(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[part] if rows.corrupted and value.ndim >= 2 and value.shape[0] == total else value
+        if isinstance(value, (tuple, list)):
+            return type(value)(take(item) for item in value)
+        if isinstance(value, dict):
+            return {key: take(item) for key, item in value.items()}
+        return value
+
+    return take

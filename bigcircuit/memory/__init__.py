@@ -1,0 +1,1 @@
+"""Predict the memory of a rank, and the settings with which a run fits."""

@@ -1,0 +1,64 @@
+"""Faithfulness terms and scores, as pure functions of logits at the scored positions.
+
+Shapes: P members, B examples, S scored positions, C continuations, K continuation tokens, V vocabulary (see tasks/batch.py).
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from bigcircuit.data.collate import Batch
+
+
+def kl_divergence(reference: Tensor, logits: Tensor, batch: Batch) -> Tensor:
+    """KL(reference || circuit) in nats, mean over the answer positions of an example.
+
+    reference [S, V], logits [P, S, V]. Returns float32 [P, B].
+    """
+    expected = reference.float().log_softmax(-1)
+    found = logits.float().log_softmax(-1)
+    per_position = (expected.exp() * (expected - found)).sum(-1) * batch.kl_weight
+    return _sum_by(per_position, batch.example_of_score, len(batch.ids))
+
+
+def continuation_log_probability(logits: Tensor, batch: Batch) -> Tensor:
+    """log p of every continuation as a whole, the sum over its tokens; logits [P, S, V] -> float32 [P, C]."""
+    log_p = logits.float().log_softmax(-1)[:, batch.token_score, batch.token_id]
+    return _sum_by(log_p, batch.continuation_of_token, len(batch.correct))
+
+
+class Contrast(NamedTuple):
+    """Right against wrong answers, float32 [P, B] each."""
+
+    logit_difference: Tensor
+    """log p(any right answer) - log p(any wrong one); for single-token answers the difference of their logits."""
+    probability_difference: Tensor
+    """p(any right answer) - p(any wrong one)."""
+    cross_entropy: Tensor
+    """- log p(any right answer), nats."""
+
+
+def contrast(logits: Tensor, batch: Batch) -> Contrast:
+    """Compare right and wrong continuations; logits [P, S, V]."""
+    log_p = continuation_log_probability(logits, batch)
+    right = _log_sum_by(log_p[:, batch.correct], batch.example_of_continuation[batch.correct], len(batch.ids))
+    wrong = _log_sum_by(log_p[:, ~batch.correct], batch.example_of_continuation[~batch.correct], len(batch.ids))
+    return Contrast(right - wrong, right.exp() - wrong.exp(), -right)
+
+
+def exact_match(reference: Tensor, logits: Tensor, batch: Batch) -> Tensor:
+    """Whether circuit and full model predict the same token at every answer position; bool [P, B]."""
+    differs = (reference.argmax(-1) != logits.argmax(-1)) & (batch.kl_weight > 0)
+    return _sum_by(differs.float(), batch.example_of_score, len(batch.ids)) == 0
+
+
+def _sum_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Sum [P, X] over the items of each owner -> [P, count]."""
+    return values.new_zeros(len(values), count).index_add(1, owner, values)
+
+
+def _log_sum_by(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """log of the sum of exp of [P, X] over the items of each owner -> [P, count], stable."""
+    index = owner.expand(len(values), -1)
+    highest = values.new_full((len(values), count), -float("inf")).scatter_reduce(1, index, values.detach(), "amax")
+    return _sum_by((values - highest.gather(1, index)).exp(), owner, count).log() + highest

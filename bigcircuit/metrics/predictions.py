@@ -1,0 +1,88 @@
+"""What the full model, each circuit and each complement predict on a few held-out prompts, for a person to look at."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigcircuit.ablation.ablation import Ablation
+from bigcircuit.data.collate import collate
+from bigcircuit.data.dataset import TaskData
+from bigcircuit.data.pair import Example, Pair
+from bigcircuit.forward.streams import Streams
+from bigcircuit.metrics.score import mask_source
+
+_EXAMPLES, _TOP = 12, 3
+
+
+@torch.no_grad()
+def example_predictions(
+    streams: Streams,
+    circuits: Sequence[Mapping[str, Tensor]],
+    ablation: Ablation,
+    data: TaskData,
+    tokenizer: Any,
+    size: int,
+) -> dict[str, Any]:
+    """The content of examples.json.
+
+    ablation: constants, where it has them, with a row a circuit. size: examples that go through the model at once. Every rank
+    does all passes: they are few, and the ranks that share weights must do the same ones. For each circuit and prompt:
+    `prompt`, `corrupted`, `answers` (only their first tokens are predicted here), and for `full`, `circuit` and `complement`
+    the likeliest next tokens as {token, probability, right}.
+    """
+    chosen = data.splits["test"][:_EXAMPLES]
+    members = []
+    for index, masks in enumerate(circuits):
+        pair_of_masks = [masks, {name: ~mask for name, mask in masks.items()}]
+        rows: list[dict[str, Any]] = []
+        with streams.under(ablation.of([index, index])):
+            for start in range(0, len(chosen), size):
+                piece = chosen[start : start + size]
+                for example, best in zip(piece, _likeliest(streams, pair_of_masks, piece), strict=True):
+                    rows.append(_row(example, data.pairs[example.id], best, tokenizer))
+        members.append(rows)
+    return {"members": members}
+
+
+def _likeliest(
+    streams: Streams, masks: Sequence[Mapping[str, Tensor]], piece: Sequence[Example]
+) -> list[list[list[tuple[int, float]]]]:
+    """By example, then by full model, circuit and complement: the likeliest first tokens with their probabilities."""
+    batch = collate(piece, full=False).to(streams.frozen.device)
+    owners = batch.example_of_score.tolist()
+    first = [owners.index(index) for index in range(len(piece))]
+    reference = streams.reference(batch).unsqueeze(0)
+    logits = torch.cat([reference, streams.masked(batch, mask_source(masks, streams), len(masks))])[:, first]
+    found = logits.float().softmax(-1).topk(min(_TOP, logits.shape[-1]))
+    ids, shares = found.indices.transpose(0, 1).tolist(), found.values.transpose(0, 1).tolist()
+    return [
+        [list(zip(*column, strict=True)) for column in zip(*one, strict=True)] for one in zip(ids, shares, strict=True)
+    ]
+
+
+def _row(example: Example, pair: Pair, best: Sequence[Sequence[tuple[int, float]]], tokenizer: Any) -> dict[str, Any]:
+    right = {answer[0] for answer in example.answers}
+
+    def shown(token: int) -> str:
+        if tokenizer is None:
+            return str(token)
+        # A token by itself may lose its space, so it is what it adds to the prompt.
+        before, after = (tokenizer.decode(ids) for ids in (example.clean, (*example.clean, token)))
+        return after.removeprefix(before) if after.startswith(before) else tokenizer.decode([token])
+
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else " ".join(map(str, value))
+
+    columns = {
+        name: [{"token": shown(t), "probability": round(p, 6), "right": t in right} for t, p in tokens]
+        for name, tokens in zip(("full", "circuit", "complement"), best, strict=True)
+    }
+    return {
+        "prompt": text(pair.clean),
+        "corrupted": text(pair.corrupted),
+        "answers": [text(answer) for answer in pair.answers],
+        "wrong_answers": [text(answer) for answer in pair.wrong_answers],
+        **columns,
+    }

@@ -1,0 +1,44 @@
+"""The pages of runs, circuits and sweeps, from their files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bigcircuit.errors import UserError
+from bigcircuit.report import charts, page_content
+from bigcircuit.report.page import write_page
+from bigcircuit.report.svg import write_figures
+from bigcircuit.report.sweep_page import render_sweep
+from bigcircuit.results.run import Json, open_source
+from bigcircuit.results.sweep import is_sweep, read_sweep
+
+
+def render_run(folder: Path, summary: Json | None = None) -> Path:
+    """Write report.html of a run folder, or of a folder with an evaluation or a comparison; returns its path.
+
+    summary: what summary.json is going to hold; a run writes it last. Raises UserError naming the file that is missing or
+    damaged.
+    """
+    return write_page("page.html", page_content.page_content([open_source(folder, summary)]), folder / "report.html")
+
+
+def write_report(names: Sequence[str], output: Path | None = None, figures: Path | None = None) -> list[Path]:
+    """Verb `report`: the page of one run, sweep or circuit file, or the comparison of several; what was written.
+
+    figures: folder for every figure of the page as SVG, PNG and PDF. Raises UserError.
+    """
+    if not names:
+        raise UserError("report needs a run folder or a circuit file: bigcircuit report runs/quickstart")
+    paths = [Path(name) for name in names]
+    if sweeps := [path for path in paths if is_sweep(path)]:
+        if len(paths) > 1:
+            raise UserError(f"{sweeps[0]}: a sweep has a page of its own; name it alone, or its circuits/*.safetensors")
+        return render_sweep(read_sweep(paths[0]), output, figures)
+    sources = [open_source(path) for path in paths]
+    first = sources[0].path
+    usual = Path("comparison.html") if len(names) > 1 else first / "report.html"
+    page = page_content.page_content(sources)
+    output = output or (usual if first.is_dir() or len(names) > 1 else first.with_suffix(".html"))
+    written = [write_page("page.html", page, output)]
+    if figures is not None:
+        written += write_figures([*page.all_charts(), *charts.maps(page.drawings())], figures)
+    return written

@@ -1,0 +1,1 @@
+"""Read what runs, evaluations and sweeps wrote. No weights are loaded."""

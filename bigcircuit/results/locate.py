@@ -1,0 +1,38 @@
+"""Find the circuit files of a run, the run of a circuit file, and short names for both."""
+
+from collections.abc import Container
+from itertools import chain, count
+from pathlib import Path
+
+from bigcircuit.errors import UserError
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder that a circuit file lies in."""
+    return next((folder for folder in (path.parent, path.parent.parent) if (folder / "config.json").is_file()), None)
+
+
+def circuit_files(folder: Path) -> list[Path]:
+    """The circuits of a finished run, in the order of its members. Raises UserError if it has none."""
+    alone = folder / "circuit.safetensors"
+    files = [alone] if alone.exists() else sorted((folder / "circuits").glob("*.safetensors"), key=_order)
+    if not files:
+        raise UserError(f"{folder}: has no circuit yet; finish the run first (the same command goes on)")
+    return files
+
+
+def _order(path: Path) -> tuple[int, str]:
+    return (int(path.stem), "") if path.stem.isdigit() else (1 << 30, path.stem)
+
+
+def name_of(folder: Path | None, file: Path) -> str:
+    """A short name of a circuit: that of its run, with the member where there are several; else that of its file."""
+    if folder is None:
+        return file.stem
+    run = folder.resolve().name
+    return run if file.stem == "circuit" else f"{run}/{file.stem}"
+
+
+def unique(label: str, taken: Container[str]) -> str:
+    """The label, or the first of label-2, label-3, ... that is not taken."""
+    return next(name for name in chain([label], (f"{label}-{n}" for n in count(2))) if name not in taken)

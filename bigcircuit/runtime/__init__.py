@@ -1,0 +1,1 @@
+"""What surrounds a run: progress, trackers, memory of the host."""

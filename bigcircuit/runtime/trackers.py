@@ -1,0 +1,50 @@
+"""Experiment trackers of accelerate, fed with the rows that go to metrics.jsonl."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bigcircuit.config.load import flatten
+from bigcircuit.config.schema import Config
+from bigcircuit.errors import UserError
+from bigcircuit.io.run_dir import RunDir
+
+
+class Trackers:
+    """The trackers that the config names; none by default. Only the first rank makes one."""
+
+    def __init__(self, config: Config, folder: RunDir) -> None:
+        """Raises UserError naming the package to install when a tracker's library is absent."""
+        self._trackers = [_open(name, config, folder) for name in config.tracking.trackers]
+        values = {key: value if isinstance(value, (int, float, str, bool)) else str(value)
+                  for key, value in flatten(config.model_dump(mode="json"))}  # fmt: skip
+        for tracker in self._trackers:
+            tracker.store_init_configuration(values)
+
+    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send the numbers of one step; with several members the name of each is prefixed by its member."""
+        for row in rows:
+            prefix = f"{row['member']}/" if len(rows) > 1 else ""
+            numbers = {prefix + key: value for key, value in row.items() if isinstance(value, float)}
+            for tracker in self._trackers:
+                tracker.log(numbers, step=row["step"])
+
+    def close(self) -> None:
+        """Flush and finish all trackers."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def _open(name: str, config: Config, folder: RunDir) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in [str(tracker) for tracker in get_available_trackers()]:
+        raise UserError(f"tracking.trackers: {name} is not installed; `pip install {name}` or remove it")
+    PartialState(cpu=True)  # accelerate's trackers refuse to work before some state exists
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    if kind.requires_logging_directory:
+        tracker = kind(config.tracking.project, logging_dir=str(folder.path / "tracking"))
+    else:
+        tracker = kind(config.tracking.project)
+    tracker.start()
+    return tracker

@@ -1,0 +1,184 @@
+"""The section `sweep` of a sweep's config: what is searched, how, and on which machines.
+
+Light, so that a mistake is answered at once; the rest of the file is an ordinary config that all trials start from.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, field_validator, model_validator
+
+from bigcircuit.config.load import check_key, dotted_keys, flatten, members, override, read_yaml, set_dotted, validate
+from bigcircuit.config.schema import MEMBER_KEYS, Config, Count, Positive, Section
+from bigcircuit.errors import UserError
+from bigcircuit.io.run_dir import free_path
+
+_ELSEWHERE = ("output", "deepspeed", "population.", "tracking.")
+"""What belongs to the sweep and not to a trial."""
+_OWN = ("output", "gates.parametrisation")
+
+
+class Range(Section):
+    """Numbers to draw from: exactly one of these, as [lowest, highest]."""
+
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[float, float] | None = None
+    integer: tuple[int, int] | None = None
+    """Both ends included."""
+    log_integer: tuple[int, int] | None = None
+
+    @property
+    def chosen(self) -> tuple[str, tuple[float, float]]:
+        """Kind and ends."""
+        return next((name, ends) for name, ends in self if ends is not None)
+
+    @model_validator(mode="after")
+    def _one(self) -> "Range":
+        given = [(name, ends) for name, ends in self if ends is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(Range.model_fields)}")
+        name, (low, high) = given[0]
+        if low >= high or (name.startswith("log") and low <= 0):
+            raise ValueError(f"{name} [{low:g}, {high:g}]: give the lowest first{', above 0' if low <= 0 else ''}")
+        return self
+
+
+Domain = Range | tuple[Any, ...]
+
+
+class SweepSettings(Section):
+    """The search."""
+
+    space: dict[str, Domain]
+    """Dotted config key -> a list of values, or {uniform: [a, b]}, {log_uniform: ...}, {integer: ...}, {log_integer: ...}."""
+    search: Literal["grid", "random", "optuna"] = "random"
+    """`grid`: every combination of lists; `random`: independent draws; `optuna`: draws that learn from the trials so far
+    which settings give few neurons and a low KL together."""
+    trials: Positive = 16
+    """Draws of `random` and `optuna`."""
+    seed: Count = 0
+    """Seed of the draws."""
+    scheduler: Literal["none", "asha", "pbt"] = "none"
+    """`asha` stops the worse trials early; `pbt` (population-based training) lets them go on from the state of better ones,
+    with settings that are changed a little."""
+    metric: Literal["objective", "kl", "neurons"] = "objective"
+    """What the scheduler compares trials by, on the validation pairs: the loss with full penalties, KL, or size."""
+    grace: Positive = 2
+    """Validations that every trial gets before `asha` may stop it, and between two changes of `pbt`."""
+    reduction: Annotated[int, Field(ge=2)] = 2
+    """`asha` lets one of so many go on at each of its rungs."""
+    slots: Positive = 8
+    """Trials that train at once on one copy of the model."""
+    workers: Positive | None = None
+    """Copies of the model; by default as many as the machines have room for and the trials need."""
+    ranks: Positive = 1
+    """Processes that share one copy, its weights divided between them under ZeRO-3."""
+    cpus: Positive | None = None
+    """CPU cores of a process; by default one, and without GPUs on a single machine its share of all cores."""
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of a process; by default one where there are any."""
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping) or not value:
+            raise ValueError("sweep.space: name at least one setting to search, such as penalty.head: [1, 10]")
+        return dict(_domains(value))
+
+    @model_validator(mode="after")
+    def _searchable(self) -> "SweepSettings":
+        if (self.search, self.scheduler) == ("optuna", "pbt"):
+            raise ValueError(
+                "sweep.search is optuna and sweep.scheduler is pbt, which would change what optuna learns from; use one of them"
+            )
+        for key, domain in self.space.items():
+            check_key(key, "sweep.space")
+            if key.startswith(_ELSEWHERE):
+                raise ValueError(f"sweep.space: {key} is one for all trials; set it beside the section sweep")
+            if domain == ():
+                raise ValueError(f"sweep.space.{key} is an empty list; name values")
+            if self.search == "grid" and isinstance(domain, Range):
+                raise ValueError(
+                    f"sweep.space.{key} is a range and sweep.search is grid; list its values or search otherwise"
+                )
+            if self.scheduler == "pbt" and not key.startswith(MEMBER_KEYS[:2]) and key not in MEMBER_KEYS:
+                raise ValueError(f"sweep.space: {key} cannot change while a trial runs; leave it out or do without pbt")
+        return self
+
+
+def _domains(value: Mapping[str, Any], prefix: str = "") -> Any:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and not set(inner) <= set(Range.model_fields):
+            yield from _domains(inner, f"{prefix}{key}.")
+        elif isinstance(inner, Mapping):
+            yield prefix + key, validate(inner, f"sweep.space.{prefix}{key}", Range)
+        elif isinstance(inner, (list, tuple, Range)):
+            yield prefix + key, inner
+        else:
+            raise ValueError(
+                f"sweep.space.{prefix}{key} is {inner!r}; give a list or a range, or set it outside of space"
+            )
+
+
+class Sweep(NamedTuple):
+    """A sweep's file, validated."""
+
+    config: Config
+    """What all trials start from; its output is the folder of the sweep."""
+    settings: SweepSettings
+
+    def fresh(self) -> "Sweep":
+        """The same one in a new folder beside what its output names."""
+        return self._replace(config=override(self.config, {"output": str(free_path(self.config.output))}, "--fresh"))
+
+    def trial(self, settings: Mapping[str, Any], number: int) -> Config:
+        """The config of one trial as a run of its own. Raises UserError if the settings do not fit together."""
+        own = {**settings, "output": str(Path(self.config.output) / "trials" / f"{number:03d}")}
+        return members(override(self.config, own, f"trial {number}"))[0]
+
+
+def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:
+    """Read a sweep's config with dotted overrides. Raises UserError naming file and key."""
+    source = str(path or "command line")
+    raw = read_yaml(Path(path)) if path else {}
+    for key, value in overrides.items():
+        set_dotted(raw, key, value)
+    search = raw.pop("sweep", None)
+    if not isinstance(search, dict):
+        raise UserError(f"{source}: no section sweep; see configs/sweeps/penalties.yaml for an example")
+    config = validate(raw, source)
+    if config.tracking.trackers:
+        raise UserError(
+            f"{source}: tracking.trackers is set, and a sweep feeds none; leave it out: each trial has its metrics.jsonl"
+        )
+    if config.population.members or config.population.seeds > 1:
+        raise UserError(f"{source}: population is set; a sweep makes its own: search train.seed or the members' keys")
+    return Sweep(config, validate({"space": {}} | search, source, SweepSettings, "sweep."))
+
+
+def sweep_keys() -> list[str]:
+    """Every dotted key that a sweep's command line knows, but those of the space."""
+    return [*dotted_keys(), *(f"sweep.{key}" for key in dotted_keys(SweepSettings))]
+
+
+def shared_part(config: Config) -> str:
+    """As text, what trials on the same model and pairs have in common; they may differ in what members may differ in."""
+    values = dict(flatten(config.model_dump(mode="json")))
+    own = [key for key in values if key.startswith(MEMBER_KEYS[:2]) or key in (*MEMBER_KEYS, *_OWN)]
+    return repr(sorted((key, repr(value)) for key, value in values.items() if key not in own))
+
+
+def kind_of_gates(config: Config) -> tuple[str, ...]:
+    """What members must have in common, beyond this, to share a pass."""
+    return config.gates.parametrisation, *config.target.sizes()
+
+
+def shares_data(settings: SweepSettings) -> bool:
+    """Whether all trials have the model and the pairs of the base config."""
+    return not any(key.startswith(("task.", "model.")) for key in settings.space)
+
+
+def is_known_ahead(settings: SweepSettings) -> bool:
+    """Whether which trials there are, and that each runs to its end, is known before the first one begins."""
+    return settings.search != "optuna" and settings.scheduler == "none"

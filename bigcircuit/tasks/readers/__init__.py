@@ -1,5 +1,0 @@
-"""Read clean/corrupted pairs from the files of this project and of its neighbours."""
-
-from bigcircuit.tasks.readers.read import read_pairs
-
-__all__ = ["read_pairs"]

@@ -1,0 +1,1 @@
+"""Training of the gates, from the resolved settings to the final circuits."""

@@ -1,0 +1,32 @@
+"""What a run stands on: hashes of the base model and of the pairs, compared at resume and between ranks; a circuit's model."""
+
+import os
+from collections.abc import Mapping
+
+from bigcircuit.config.schema import Config
+from bigcircuit.data.dataset import AblationData, TaskData
+from bigcircuit.errors import UserError
+from bigcircuit.io.run_dir import RunDir
+from bigcircuit.model.fingerprint import fingerprint
+
+
+def run_fingerprint(config: Config, data: TaskData, reference: AblationData | None = None) -> dict[str, str]:
+    """sha256 of model config, weights, tokenizer and adapter, of the pairs, and of those that `ablation.data` names, by name.
+
+    Weights are read once a host: other ranks leave the hashes of the model empty.
+    """
+    first_on_host = os.environ.get("LOCAL_RANK", "0") == "0"
+    found = fingerprint(config.model) if first_on_host else {}
+    names = ("config", "weights", "tokenizer", "adapter")
+    pairs = {"pairs": data.sha256} | ({} if reference is None else {"ablation data": reference.sha256})
+    return {f"model {name}": found.get(name, "") for name in names} | pairs
+
+
+def check_same_fingerprint(folder: RunDir, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises UserError naming what has changed since the checkpoint was written."""
+    for name, value in now.items():
+        if value and before.get(name) and before[name] != value:
+            raise UserError(
+                f"{folder.path}: its checkpoint was made with another {name} (sha256 {before[name][:12]}, now {value[:12]}); "
+                "put the files back, name another output or use --fresh"
+            )

@@ -1,0 +1,159 @@
+"""What training changes: gates, Adam moments, dual variables and the best validated gates of every member."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigcircuit.gates.members import Member
+from bigcircuit.gates.population import Population
+from bigcircuit.io.checkpoint import State
+from bigcircuit.train.penalty import Duals
+
+
+@dataclass
+class Best:
+    """The gates of the best validated step so far, and the constants they were validated with."""
+
+    objective: float = float("inf")
+    step: int = 0
+    log_alpha: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    """By site, float32 [L, n]; empty unless they are learned."""
+
+
+@dataclass
+class MemberState:
+    """A member with all that training keeps for it, and for nobody else: it can leave a population and join another.
+
+    Noise and the order of the data are functions of seeds and steps, so no generator has a state of its own.
+    """
+
+    member: Member
+    optimizer: torch.optim.Adam
+    """A group for its gates, then, under optimal ablation, one for its constants."""
+    duals: Duals
+    best: Best = field(default_factory=Best)
+
+    @classmethod
+    def new(cls, member: Member, nodes: dict[str, int]) -> "MemberState":
+        """At step 0; nodes: how many the model has, by granularity and as `total`."""
+        kinds = [list(kind.values()) for kind in (member.log_alpha, member.offset) if kind]
+        optimizer = torch.optim.Adam([{"params": parameters, "lr": 0.0} for parameters in kinds])
+        return cls(member, optimizer, Duals(member.config, nodes))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last update of its gates."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has made all its updates."""
+        return self.member.step >= self.member.config.train.steps
+
+    @property
+    def done(self) -> float:
+        """The share of its updates that is made."""
+        return self.member.step / self.member.config.train.steps
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain data that `restore` needs."""
+        tensors: dict[str, Tensor] = {}
+        updates = 0
+        for name, parameter in self.member.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors[name] = parameter.detach()
+            if moments:
+                tensors[f"exp_avg.{_short(name)}"] = moments["exp_avg"]
+                tensors[f"exp_avg_sq.{_short(name)}"] = moments["exp_avg_sq"]
+                updates = int(moments["step"])
+        tensors |= {f"best.{name}": values for name, values in self.best.log_alpha.items()}
+        tensors |= {f"best_constants.{site}": values for site, values in self.best.constants.items()}
+        best = [self.best.objective, self.best.step]
+        data = {"step": self.member.step, "updates": updates, "lr": self.lr, "duals": self.duals.value, "best": best}
+        return tensors, data
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+        """Continue exactly where `export` was called; the granularities must be the same."""
+        self.member.step, self.duals.value = data["step"], dict(data["duals"])
+        self.optimizer.param_groups[0]["lr"] = data["lr"]
+        device = next(self.member.parameters()).device
+        for name, parameter in self.member.named_parameters():
+            parameter.copy_(tensors[name])
+            if data["updates"]:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(data["updates"])),
+                    "exp_avg": tensors[f"exp_avg.{_short(name)}"].to(device, copy=True),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{_short(name)}"].to(device, copy=True),
+                }
+        gates, constants = (_below(tensors, prefix, device) for prefix in ("best.", "best_constants."))
+        self.best = Best(*data["best"], gates, constants)
+
+
+def metric_rows(
+    learners: Sequence[MemberState], step: int, columns: Mapping[str, Sequence[Any]]
+) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl, one a learner; columns: what to say of each, by name."""
+    return [
+        {"step": step, "member": index, "lr": learner.lr}
+        | {f"dual.{name}": value for name, value in learner.duals.value.items()}
+        | {name: values[index] for name, values in columns.items()}
+        for index, learner in enumerate(learners)
+    ]
+
+
+@dataclass
+class TrainState:
+    """The learners of a run, and the population that they are in a pass."""
+
+    population: Population
+    learners: Sequence[MemberState]
+    step: int = 0
+    """Updates made by the run; a member with fewer steps than the longest stops earlier."""
+    validated: int = 0
+    """The step of the last validation."""
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All that is trained, gates and learned constants, in a fixed order."""
+        return list(self.population.parameters())
+
+    @classmethod
+    def new(cls, population: Population, nodes: dict[str, int]) -> "TrainState":
+        """State at step 0."""
+        return cls(population, [MemberState.new(member, nodes) for member in population.members])
+
+    def export(self, base: Mapping[str, str]) -> State:
+        """Tensors and plain data that `restore` needs, beside the hashes of what the run stands on."""
+        tensors: dict[str, Tensor] = {}
+        data: dict[str, Any] = {"step": self.step, "validated": self.validated, "members": []}
+        for index, learner in enumerate(self.learners):
+            own, plain = learner.export()
+            tensors |= {f"{index}.{name}": values for name, values in own.items()}
+            data["members"].append(plain)
+        for site, centre in self.population.centre.items():
+            tensors |= {f"constants.centre.{site}": centre, f"constants.spread.{site}": self.population.spread[site]}
+        return State(tensors, data, dict(base))
+
+    def restore(self, state: State) -> None:
+        """Continue exactly where `export` was called; the population must be of the same config."""
+        self.step, self.validated = state.data["step"], state.data["validated"]
+        device = self.population.device
+        for index, (learner, plain) in enumerate(zip(self.learners, state.data["members"], strict=True)):
+            learner.restore(_below(state.tensors, f"{index}.", device), plain)
+        self.population.centre = _below(state.tensors, "constants.centre.", device)
+        self.population.spread = _below(state.tensors, "constants.spread.", device)
+
+
+def _short(name: str) -> str:
+    """The name of a parameter of a member without the word that all gates share."""
+    return name.removeprefix("log_alpha.")
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    """The tensors whose names start with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): t.to(device) for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,32 @@
+"""Whether the sizes that were asked for can be met at all."""
+
+from bigcircuit.config.load import members
+from bigcircuit.config.schema import Config
+from bigcircuit.errors import UserError
+from bigcircuit.model.granularity import ATTENTION, MLP, finest
+
+
+def check_targets(config: Config, nodes: dict[str, int]) -> None:
+    """Raises UserError for a target above what the model has, or for targets that no circuit can meet together."""
+    for member in members(config):
+        sizes = member.target.sizes()
+        for site in (ATTENTION, MLP) if "total" in sizes else ():
+            if finest(member.gates.granularities, site) is None:
+                raise UserError(
+                    f"target.total counts attention and MLP neurons but gates.granularities has no gate on the {site} side; "
+                    f"add {site} to it or ask for a size of what has gates"
+                )
+        for name, size in sizes.items():
+            if size > nodes[name]:
+                raise UserError(f"target.{name} is {size} but the model has {nodes[name]}; ask for fewer")
+        for fine, coarse in (
+            ("attention_neuron", "head"),
+            ("head", "attention"),
+            ("mlp_neuron", "mlp"),
+            ("total", "head"),
+        ):
+            if fine in sizes and coarse in sizes and sizes[fine] < sizes[coarse]:
+                raise UserError(
+                    f"target.{fine} {sizes[fine]} is below target.{coarse} {sizes[coarse]}, and every {coarse} needs one; "
+                    f"raise target.{fine} or lower target.{coarse}"
+                )

@@ -1,0 +1,83 @@
+"""The direction of imports: a package imports only packages that stand above it in ORDER, and no file is in a circle."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import bigcircuit
+
+ROOT = Path(bigcircuit.__file__).parent
+ORDER = (
+    "errors seeding config distributed io runtime model data ablation gates forward metrics circuit attribution train memory "
+    "results report evaluation export convert sweep planted check prune cli __main__"
+).split()
+"""Packages and modules of the root, each above those that may import it."""
+TABLES = ("model.granularity", "ablation.kinds", "gates.parametrisation", "metrics.registry")
+"""Plain data that any file may import, because they import none of ours but each other and `errors`, and no torch."""
+LARGEST_FILE, IN_ROOT = 400, 6
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below `bigcircuit` -> file; a package by its own name."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """Our own modules that a file imports, wherever in it, those for type checkers included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name}: relative import in line {node.lineno}"
+            candidates = [f"{node.module}.{alias.name}" for alias in node.names] + [str(node.module)]
+        elif isinstance(node, ast.Import):
+            candidates = [alias.name for alias in node.names]
+        else:
+            continue
+        for candidate in candidates:
+            short = candidate.removeprefix("bigcircuit").lstrip(".")
+            if candidate.startswith("bigcircuit") and short in known and short not in ("", name):
+                yield short
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> modules that it imports. The lazily loaded names of the package itself are left out."""
+    known = modules()
+    return {name: set(imports(name, path, known)) for name, path in known.items() if name}
+
+
+def test_no_package_imports_one_that_stands_below_it():
+    upward = [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        for other in others
+        if other not in TABLES and ORDER.index(name.split(".")[0]) < ORDER.index(other.split(".")[0])
+    ]
+    assert not upward, upward
+
+
+def test_no_two_files_import_each_other_along_any_path():
+    within = {name: {o for o in others if not name.startswith(f"{o}.")} for name, others in graph().items()}
+    try:
+        TopologicalSorter(within).prepare()
+    except CycleError as error:
+        raise AssertionError(f"a circle: {' -> '.join(error.args[1])}") from error
+
+
+def test_tables_import_nothing_but_each_other():
+    found = graph()
+    assert {
+        table: found[table] - {"errors", *TABLES, *(t.split(".")[0] for t in TABLES)} for table in TABLES
+    } == dict.fromkeys(TABLES, set())
+
+
+def test_no_file_is_too_long_and_the_root_is_small():
+    long = {
+        name: lines for name, path in modules().items() if (lines := len(path.read_text().splitlines())) > LARGEST_FILE
+    }
+    assert not long
+    beside = [path.stem for path in ROOT.glob("*.py") if path.stem != "__init__"]
+    assert len(beside) <= IN_ROOT, beside
