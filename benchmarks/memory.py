@@ -23,7 +23,7 @@ from bigcircuit.memory.fit import needs
 from bigcircuit.model.load import load_config
 from bigcircuit.model.zero3 import read_deepspeed
 from bigcircuit.runtime.host_memory import Memory
-from tests.faults import free_port
+from tests.helpers.interrupted_runs import free_port
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = Path(__file__).with_suffix(".md")

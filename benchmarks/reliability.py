@@ -22,10 +22,10 @@ import torch
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.distributed.watchdog import SILENCE
 from bigcircuit.io import checkpoint
-from tests import faults
-from tests.crashes import crash_everywhere
-from tests.disks import damages, disk
-from tests.faults import Interruption, Job, Result, Stop, once, states_equal, states_of
+from tests.helpers import interrupted_runs as faults
+from tests.helpers.bad_disks import damages, disk
+from tests.helpers.crash_points import crash_everywhere
+from tests.helpers.interrupted_runs import Interruption, Job, Result, Stop, once, states_equal, states_of
 
 OUTPUT = Path(__file__).with_suffix(".md")
 HEAD = (

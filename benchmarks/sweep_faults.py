@@ -20,7 +20,17 @@ from typing import NamedTuple
 import psutil
 
 from bigcircuit.results.trial_record import read_trial_records
-from tests.sweeping import named, ranks_of, safely_read, start, table, to_the_end, until, what_was_found, written
+from tests.helpers.sweep_processes import (
+    named,
+    ranks_of,
+    safely_read,
+    start,
+    table,
+    to_the_end,
+    until,
+    what_was_found,
+    written,
+)
 
 OUTPUT = Path(__file__).with_suffix(".md")
 SPACE = {"penalty.mlp_neuron": [0.5, 4.0], "train.seed": [0, 1, 2, 3]}

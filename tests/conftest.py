@@ -47,7 +47,7 @@ def gpt2_tokenizer(shared):
 @pytest.fixture(scope="module")
 def browser():
     """A real headless Chromium; tests that need it skip without it. Its event loop is in nobody's way afterwards."""
-    from tests.browser import chromium
+    from tests.helpers.browser import chromium
 
     with chromium() as found:
         yield found
@@ -56,7 +56,7 @@ def browser():
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory):
     """Short runs with their reports."""
-    from tests.reports import make_reports
+    from tests.helpers.short_reports import make_reports
 
     return make_reports(tmp_path_factory.mktemp("reported"))
 
@@ -65,7 +65,7 @@ def reported(tmp_path_factory):
 def swept(tmp_path_factory):
     """The folder of a sweep, with all that is made of it."""
     from bigcircuit.report.sweep_outputs import write_sweep_outputs
-    from tests.sweeps import make_sweep
+    from tests.helpers.sweep_dir import make_sweep
 
     folder = make_sweep(tmp_path_factory.mktemp("swept") / "s")
     write_sweep_outputs(folder)

@@ -1,0 +1,244 @@
+"""Baselines against captum, finite differences, an exactly linear model and formulas by hand."""
+
+import captum.attr
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from bigcircuit.ablation.ablation import INTERCHANGE, ZERO
+from bigcircuit.attribution.baselines import BASELINES, by_chance, by_integrated_gradients
+from bigcircuit.attribution.node_scores import aggregate, flat, level_size
+from bigcircuit.data.collate import collate
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.evaluation.ranking import circuits_of
+from bigcircuit.forward.streams import Streams
+from bigcircuit.metrics.logit_metrics import contrast, kl_divergence
+from bigcircuit.metrics.score import score
+from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT, SITE_WIDTH, expand
+from bigcircuit.model.sites import find_sites
+from tests.model.test_architectures import IDS, SMALL, build, examples
+from tests.model.test_zero3 import CONFIGS, launch
+
+NAMES = [name for name in BASELINES if name != "random"]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return build("llama", SMALL)
+
+
+def site_rows(frozen, vector, sites=(ATTENTION, MLP)):
+    """[P, all neurons] -> what Streams asks for, by layer."""
+    widths = [SITE_WIDTH[site](shape) for site in sites for shape in frozen.shapes]
+    parts = iter(vector.split(widths, dim=-1))
+    rows = {site: [next(parts).unsqueeze(1) for _ in frozen.shapes] for site in sites}
+    return lambda index: {site: rows[site][index] for site in sites}
+
+
+@pytest.mark.parametrize("ablation", [INTERCHANGE, ZERO], ids=lambda a: a.name)
+def test_integrated_gradients_are_those_of_captum(llama, ablation):
+    chosen = examples(3)
+    batch = collate(chosen, full=False)
+    count = level_size("neuron", llama.shapes)
+    with Streams(llama, ablation) as streams:
+        reference = streams.reference(batch)
+
+        def lowered(masks):
+            logits = streams.masked(batch, site_rows(llama, masks), len(masks))
+            return -kl_divergence(reference, logits, batch).mean(1)
+
+        wanted = captum.attr.IntegratedGradients(lowered).attribute(
+            torch.ones(1, count), n_steps=10, method="riemann_middle"
+        )
+        found = by_integrated_gradients(streams, chosen, MicroBatches(2))
+    torch.testing.assert_close(flat(found, "neuron", llama.shapes), wanted[0].float(), atol=1e-6, rtol=1e-4)
+
+
+def test_integrated_gradients_sum_to_the_change_of_kl_at_every_granularity(llama):
+    chosen, passes = examples(3), MicroBatches(2)
+    with Streams(llama, INTERCHANGE) as streams:
+        found = by_integrated_gradients(streams, chosen, passes, points=60)
+        ends = circuits_of(found, "neuron", [0, level_size("neuron", llama.shapes)], llama.shapes)
+        empty, full = score(streams, chosen, ends, passes).kl.mean(1).tolist()
+    for name in ("block", "head", "attention_neuron"):
+        other = 0 if name == "block" else found["mlp"].sum().item()
+        assert found[name].sum().item() + other == pytest.approx(empty - full, rel=0.02)
+
+
+def at_full(frozen, chosen, streams, direction, step=5e-3):
+    """Contrast of the full model with all masks moved along `direction`, divided difference, [1, B] each."""
+    batch = collate(chosen, full=False)
+    sites = (ATTENTION, MLP, MLP_OUTPUT)
+    moved = torch.stack([1 + step * direction, 1 - step * direction])
+    with torch.no_grad():
+        found = contrast(streams.masked(batch, site_rows(frozen, moved, sites), 2), batch)
+    return [(values[0] - values[1]) / (2 * step) for values in found]
+
+
+def direction_of(frozen, name, layer, node):
+    """One node's neurons, over all neurons of all sites."""
+    parts = []
+    for site in (ATTENTION, MLP, MLP_OUTPUT):
+        for index, shape in enumerate(frozen.shapes):
+            own = torch.zeros(GRANULARITIES[name].width(shape), dtype=torch.float64)
+            if index == layer and site in GRANULARITIES[name].sites and (site != MLP_OUTPUT or name == "mlp_output"):
+                own[node] = 1
+                parts.append(expand(own, site, shape))
+            else:
+                parts.append(torch.zeros(SITE_WIDTH[site](shape), dtype=torch.float64))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("name", list(GRANULARITIES))
+def test_gradients_at_the_full_model_equal_divided_differences(llama, name):
+    """Attribution patching: mean of the logit difference's; head importance: mean of the cross-entropy's absolute ones."""
+    chosen, passes = examples(3), MicroBatches(2)
+    model = llama.model.double()
+    try:
+        with Streams(llama, INTERCHANGE) as streams:
+            patching = BASELINES["attribution_patching"](streams, chosen, passes)[name]
+            importance = BASELINES["head_importance"](streams, chosen, passes)[name]
+            for layer in range(3):
+                node = GRANULARITIES[name].width(llama.shapes[layer]) - 1
+                direction = direction_of(llama, name, layer, node)
+                difference, _, entropy = at_full(llama, chosen, streams, direction)
+                # Scores are computed from float32 logits, which bounds what a divided difference can show.
+                assert patching[layer, node].item() == pytest.approx(difference.mean().item(), rel=0.01, abs=1e-4)
+                assert importance[layer, node].item() == pytest.approx(entropy.abs().mean().item(), rel=0.01, abs=1e-4)
+    finally:
+        model.float()
+
+
+def linear_model():
+    """OPT of one layer without final norm and with a constant MLP: logits are linear in the attention, and in the MLP, masks."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "opt", vocab_size=96, hidden_size=32, ffn_dim=48, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=64, word_embed_proj_dim=32, do_layer_norm_before=True, _remove_final_layer_norm=True,
+        **IDS,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    model.model.decoder.layers[0].fc1.weight.zero_()
+    return find_sites(model)
+
+
+def one_token_answers(count):
+    return [e._replace(answers=(e.answers[0][:1],)) for e in examples(count)]
+
+
+@pytest.mark.parametrize("ablation", [INTERCHANGE, ZERO], ids=lambda a: a.name)
+@pytest.mark.parametrize("name", ["attention_neuron", "head", "attention", "mlp_neuron"])
+def test_attribution_patching_is_exact_where_the_model_is_linear(name, ablation):
+    frozen = linear_model()
+    chosen, passes = one_token_answers(3), MicroBatches(2)
+    with Streams(frozen, ablation) as streams:
+        found = BASELINES["attribution_patching"](streams, chosen, passes)[name][0]
+        full = score(streams, chosen, None, passes).logit_difference.mean()
+        (everything,) = circuits_of({name: torch.ones(1, len(found))}, name, [len(found)], frozen.shapes)
+        for node in range(len(found)):
+            without = {key: mask.clone() for key, mask in everything.items()}
+            leaf = "mlp_neuron" if name.startswith("mlp") else "attention_neuron"
+            width = without[leaf].shape[1] // len(found)
+            without[leaf][0, node * width : (node + 1) * width] = False
+            effect = full - score(streams, chosen, [without], passes).logit_difference.mean()
+            assert found[node].item() == pytest.approx(effect.item(), abs=2e-5)
+    assert (found.abs().max() > 0.01) == (ablation is ZERO or name != "mlp_neuron")
+
+
+def by_hand(frozen, chosen, weight_of):
+    """Wanda scores of both projections, weight by weight [L][D, n], from the plain model's own activations."""
+    inputs = {}
+    hooks = []
+    for index, layer in enumerate(frozen.layers):
+        for site, projection in ((ATTENTION, layer.attention), (MLP, layer.mlp)):
+            rows = inputs.setdefault((site, index), [])
+            hooks.append(projection.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(args[0][0])))
+    for example in chosen:
+        frozen.model(input_ids=torch.tensor([example.clean + example.answers[0][:-1]]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    rms = {key: torch.cat(rows).square().mean(0).sqrt() for key, rows in inputs.items()}
+    return {(site, index): weight_of(site, index).abs() * values for (site, index), values in rms.items()}
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "lora"])
+def test_activation_magnitude_is_the_norm_of_wanda_scores(kind):
+    if kind == "conv1d":
+        frozen = build("gpt2", {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, **IDS})
+
+        def weights(site, index):
+            return getattr(frozen.layers[index], {ATTENTION: "attention", MLP: "mlp"}[site]).weight.T
+    else:
+        frozen = build("llama", SMALL)
+        if kind == "lora":
+            lora = LoraConfig(r=2, lora_alpha=8, target_modules=["o_proj", "down_proj"], init_lora_weights=False)
+            adapted = get_peft_model(frozen.model, lora).eval().requires_grad_(False)
+            frozen = find_sites(adapted.get_base_model())
+
+        def weights(site, index):
+            projection = frozen.layers[index].attention if site == ATTENTION else frozen.layers[index].mlp
+            if kind == "linear":
+                return projection.weight
+            added = projection.lora_B["default"].weight @ projection.lora_A["default"].weight
+            return projection.base_layer.weight + 4 * added
+
+    chosen = examples(3)
+    wanted = by_hand(frozen, chosen, weights)
+    with Streams(frozen, INTERCHANGE) as streams:
+        found = BASELINES["activation_magnitude"](streams, chosen, MicroBatches(2))
+    for index, shape in enumerate(frozen.shapes):
+        attention, mlp = wanted[ATTENTION, index], wanted[MLP, index]
+        norms = {
+            "attention_neuron": attention.norm(dim=0),
+            "mlp_neuron": mlp.norm(dim=0),
+            "mlp_output": mlp.norm(dim=1),
+            "head": attention.unflatten(1, (shape.heads, -1)).norm(dim=(0, 2)),
+            "block": (attention.norm() ** 2 + mlp.norm() ** 2).sqrt().reshape(1),
+        }
+        for name, values in norms.items():
+            torch.testing.assert_close(found[name][index], values, rtol=1e-3, atol=1e-5)
+
+
+def test_coarse_scores_add_up_their_neurons():
+    shapes = build("llama", SMALL).shapes
+    ones = {site: [torch.ones(3, SITE_WIDTH[site](s)) for s in shapes] for site in SITE_WIDTH}
+    counts = aggregate(ones, shapes, lambda neurons: neurons.sum(-1))
+    assert {name: rows[0].shape[-1] * rows[0][0, 0].item() for name, rows in counts.items()} == {
+        "block": 32 + 48, "attention": 32, "mlp": 48, "kv_group": 32, "head": 32, "attention_neuron": 32, "mlp_neuron": 48,
+        "mlp_output": 32,
+    }  # fmt: skip
+
+
+def test_random_scores_depend_on_their_seed_alone(llama):
+    with Streams(llama, INTERCHANGE) as streams:
+        first, again, other = (by_chance(streams, (), MicroBatches(1), seed) for seed in (0, 0, 1))
+    assert first.keys() == GRANULARITIES.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head"], other["head"])
+
+
+def test_padding_and_micro_batches_change_no_score(llama):
+    with Streams(llama, INTERCHANGE) as streams:
+        for name in NAMES:
+            one, other = (
+                BASELINES[name](streams, examples(4), p) for p in (MicroBatches(4), MicroBatches(1, padding="left"))
+            )  # fmt: skip
+            assert LEAVES[ATTENTION] in one
+            for node, values in one.items():
+                torch.testing.assert_close(values, other[node], rtol=1e-3, atol=1e-6, msg=f"{name} {node}")
+
+
+def test_two_ranks_with_weights_in_pieces_score_as_one_does(tmp_path):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in SMALL.items() if k != "use_cache"}))
+    model.save_pretrained(tmp_path)
+    launch(2, 29641, "tests.helpers.zero3_baselines", str(tmp_path), str(CONFIGS / "zero3.json"))
+    found = load_file(tmp_path / "scores.safetensors")
+    with Streams(find_sites(model.eval().requires_grad_(False)), INTERCHANGE) as streams:
+        for name, baseline in BASELINES.items():
+            for node, values in baseline(streams, examples(3), MicroBatches(1)).items():
+                torch.testing.assert_close(found[f"{name}.{node}"], values, rtol=1e-4, atol=1e-8, msg=f"{name} {node}")

@@ -1,0 +1,134 @@
+"""Circuits of the best nodes, their order, and the ends of the curve."""
+
+import numpy as np
+import pytest
+import torch
+
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.attribution.node_scores import LEVELS, flat, level_size, strengths
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.evaluation.ranking import Sized, circuits_of, sized
+from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.discretise import count, discretise
+from bigcircuit.metrics.mib import areas
+from bigcircuit.metrics.score import score
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from tests.model.test_architectures import SMALL, build, examples
+
+SHAPES = (LayerShape(4, 2, 2, 6, 5), LayerShape(4, 2, 2, 3, 5))
+"""Two layers of different MLP widths."""
+
+
+def drawn(seed: int = 0, shapes=SHAPES):
+    """Scores around 0, so that many of the best are negative."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(len(shapes), max(g.width(s) for s in shapes), generator=generator)
+        for name, g in GRANULARITIES.items()
+    }
+
+
+@pytest.mark.parametrize("ranking", ["signed", "absolute"])
+@pytest.mark.parametrize("level", list(LEVELS))
+def test_the_best_nodes_of_a_level_are_kept_and_everything_else(level, ranking):
+    scores = drawn()
+    nodes = level_size(level, SHAPES)
+    order = flat(scores, level, SHAPES)
+    order = (order.abs() if ranking == "absolute" else order).argsort(descending=True)
+    sites = {"attention_neuron": "attention", "mlp_neuron": "mlp"}
+    ranked = {site for name in LEVELS[level] for site in GRANULARITIES[name].sites}
+    circuits = circuits_of(scores, level, range(nodes + 1), SHAPES, ranking)
+    for size, masks in enumerate(circuits):
+        opened = flat(masks, level, SHAPES).nonzero().flatten().tolist()
+        assert sorted(opened) == sorted(order[:size].tolist())
+        for leaf, site in sites.items():
+            if site not in ranked and level != "mlp_output":
+                assert count(masks)[leaf] == level_size(leaf, SHAPES)
+
+
+def test_coarse_nodes_are_closed_whole_and_open_whole():
+    (masks,) = circuits_of({"block": torch.tensor([[-2.0], [-1.0]])}, "block", [1], SHAPES)
+    assert masks["attention_neuron"].tolist() == [[False] * 8, [True] * 8]
+    assert masks["mlp_neuron"].tolist() == [[False] * 6, [True] * 3 + [False] * 3]  # padded
+    (masks,) = circuits_of({"kv_group": torch.tensor([[0.0, 1.0], [-1.0, 2.0]])}, "kv_group", [2], SHAPES)
+    assert masks["head"].tolist() == [[False, False, True, True]] * 2
+    assert count(masks)["mlp_neuron"] == 9
+
+
+def test_scores_of_any_scale_keep_their_order():
+    scores = {"attention_neuron": 1e-30 * drawn()["attention_neuron"], "mlp_neuron": 1e30 * drawn()["mlp_neuron"]}
+    (masks,) = circuits_of(scores, "neuron", [7], SHAPES)
+    assert torch.equal(flat(masks, "neuron", SHAPES).nonzero().flatten(),
+                       flat(scores, "neuron", SHAPES).topk(7).indices.sort().values)  # fmt: skip
+
+
+def test_strengths_rank_as_discretise_does():
+    log_alpha = {name: values for name, values in drawn(3).items() if name != "mlp_output"}
+    scores = strengths(log_alpha, SHAPES)
+    for size in range(26):
+        asked = discretise(log_alpha, SHAPES, {"total": size})
+        (found,) = circuits_of(scores, "neuron", [size], SHAPES)
+        for name, mask in asked.items():
+            assert torch.equal(mask, found[name]), (name, size)
+
+
+def test_coarse_nodes_are_as_strong_as_all_their_neurons():
+    """A head with one strong neuron ranks below one with two fairly strong ones."""
+    log_alpha = {
+        "attention_neuron": torch.tensor([[5.0, -4, -4, -4, 1, 1, 1, -1], [2, 2, -3, -3, -5, -5, -5, -5]]),
+        "head": torch.tensor([[9.0, 9, 0.5, 9], [9, 9, 9, 9]]),
+    }
+    found = strengths(log_alpha, SHAPES)
+    weakest = torch.tensor([[5.0, -4, -4, -4, 0.5, 0.5, 1, -1], [2, 2, -3, -3, -5, -5, -5, -5]])
+    heads = weakest.sigmoid().view(2, 4, 2).sum(-1)
+    torch.testing.assert_close(found["head"], heads)
+    torch.testing.assert_close(found["attention"], heads.sum(1, keepdim=True))
+    assert found["head"][0].argmax() == 2 and found["mlp"].tolist() == [[6], [3]], "without gates all are open"
+
+
+@pytest.mark.parametrize("level", ["neuron", "head", "mlp"])
+def test_curve_ends_at_the_empty_and_the_full_circuit(level):
+    frozen = build("llama", SMALL)
+    nodes = level_size(level, frozen.shapes)
+    chosen, passes = examples(4), MicroBatches(2)
+    scores = drawn(shapes=frozen.shapes)
+    with Streams(frozen, INTERCHANGE) as streams:
+        found = sized(streams, chosen, [scores], level, [0, nodes // 2, nodes], passes, at_once=2)
+        first, middle, last = found.points()
+        closed = circuits_of(scores, level, [0], frozen.shapes)
+        empty, full = score(streams, chosen, closed, passes), score(streams, chosen, None, passes)
+    assert count(closed[0])[level if level != "neuron" else "total"] == 0
+    assert first.kl == pytest.approx(empty.kl.mean().item(), rel=1e-5)
+    assert first.logit_difference == pytest.approx(empty.logit_difference.mean().item(), rel=1e-5)
+    for point, end in ((first, 0), (last, 1)):
+        assert (point.faithfulness, point.low, point.high) == pytest.approx((end, end, end), abs=1e-4)
+    assert middle.kl_low <= middle.kl <= middle.kl_high and middle.low <= middle.faithfulness <= middle.high
+    assert middle.sd == middle.kl_sd == 0
+    assert last.kl == pytest.approx(0, abs=1e-6)
+    assert last.exact_match == 1
+    assert last.logit_difference == pytest.approx(full.logit_difference.mean().item(), rel=1e-5)
+    assert (middle.fraction, middle.size) == ((nodes // 2) / nodes, nodes // 2)
+    assert last.neurons == level_size("neuron", frozen.shapes) > middle.neurons
+    assert middle.kl > 1e-4
+
+
+def test_random_rankings_are_averaged_with_their_spread():
+    """By hand from the scores of every example: means over draws, deviations between them, areas of each."""
+    rng = np.random.default_rng(0)
+    draws, count, examples_ = 3, 10, 6
+    difference, ends = (
+        rng.normal(size=(draws, count, examples_)),
+        np.stack([np.zeros(examples_), rng.gamma(5, size=examples_)]),
+    )
+    found = Sized(10, range(count), [0] * count, difference**2, difference, difference > 0, ends)
+    f = difference.mean(-1) / ends[1].mean()
+    points = found.points()
+    assert [p.faithfulness for p in points] == pytest.approx(f.mean(0))
+    assert [p.sd for p in points] == pytest.approx(f.std(0))
+    assert [p.kl for p in points] == pytest.approx((difference**2).mean((0, 2)))
+    assert [p.kl_sd for p in points] == pytest.approx((difference**2).mean(2).std(0))
+    both, apart = found.areas()
+    each = np.array([areas(row) for row in f])
+    assert apart == pytest.approx(each)
+    assert both.mean == pytest.approx(each.mean(0))
+    assert (both.low < both.mean).all() and (both.mean < both.high).all()

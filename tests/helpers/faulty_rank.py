@@ -1,0 +1,117 @@
+"""One rank of a run with a fault built in: `torchrun ... -m tests.helpers.faulty_rank FAULT JSON WORDS...`.
+
+FAULT is a function of this module, JSON its arguments, WORDS what `bigcircuit prune` takes. `stops` is a whole series of runs.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bigcircuit import prune
+from bigcircuit.cli import answer, run_prune
+from bigcircuit.distributed import watchdog
+from bigcircuit.distributed.ranks import joined_ranks
+from bigcircuit.io.files import tensor_sha256
+from bigcircuit.train import step
+from bigcircuit.train.state import TrainState
+from tests.helpers import bad_disks as disks
+from tests.helpers import interrupted_runs as faults
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+def around_update(before: Callable[[TrainState], None], after: Callable[[TrainState], None] = lambda _: None) -> None:
+    """Call these before and after every update of the run."""
+
+    def update(state: TrainState, *arguments: Any) -> Any:
+        before(state)
+        logged = step.update(state, *arguments)
+        after(state)
+        return logged
+
+    prune.update = update
+
+
+def sleep(rank: int, step: int, silence: float) -> None:
+    """One rank falls asleep before the update that follows `step`; silence: in place of the 15 s of watch.py."""
+    watchdog.SILENCE = silence
+    around_update(lambda state: time.sleep(1e6) if (RANK, state.step) == (rank, step) else None)
+
+
+def slow(seconds: float, silence: float) -> None:
+    """Every update takes longer."""
+    watchdog.SILENCE = silence
+    around_update(lambda _: time.sleep(seconds))
+
+
+def not_a_number(rank: int, step: int, folder: str) -> Callable[[], None]:
+    """The loss of one rank is not a number in the update after `step`; every rank reports where it stopped."""
+    plain, poisoned, states = step.kl_divergence, [], []
+
+    def kl_divergence(*arguments: Any) -> Any:
+        return plain(*arguments) * (float("nan") if poisoned and rank == RANK else 1.0)
+
+    def before(state: TrainState) -> None:
+        states[:] = [state]
+        if state.step == step:
+            poisoned.append(step)
+
+    step.kl_divergence = kl_divergence
+    around_update(before)
+
+    def report() -> None:
+        (member,) = states[0].population.members
+        gates = {name: tensor_sha256(values) for name, values in member.log_alpha.items()}
+        Path(folder, f"rank-{RANK}.json").write_text(json.dumps({"step": states[0].step, "gates": gates}))
+
+    return report
+
+
+def memory(steps: list[int], folder: str) -> None:
+    """Report this rank's resident set, MiB, after each of these steps."""
+    seen: dict[int, float] = {}
+
+    def after(state: TrainState) -> None:
+        if state.step in steps:
+            seen[state.step] = psutil.Process().memory_info().rss / 2**20
+            Path(folder, f"rank-{RANK}.json").write_text(json.dumps(seen))
+
+    around_update(lambda _: None, after)
+
+
+def full_disk(step: int, folder: str) -> None:
+    """After `step` updates nothing more fits on the disk of `folder`."""
+    around_update(lambda state: disks.fill(Path(folder, "filler")) if (RANK, state.step) == (0, step) else None)
+
+
+def stops(folder: str, steps: list[int], mixed: bool) -> None:
+    """Stop and resume at every one of `steps` on all ranks; rank 0 writes what came of it to stops.json."""
+    target = Path(folder)
+    with joined_ranks() as ranks:
+        seen = {"stops": faults.stop_and_resume(ranks, target, steps)}
+        if mixed:
+            seen["mixed"] = faults.change_ranks(ranks, target)
+    if RANK == 0:
+        (target / "stops.json").write_text(json.dumps(seen))
+
+
+def main() -> None:
+    """Put the fault in, run, report."""
+    name, arguments, *words = sys.argv[1:]
+    report = globals()[name](**json.loads(arguments))
+    if name == "stops":
+        return
+    code = answer(run_prune, words)
+    if report is not None:
+        report()
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

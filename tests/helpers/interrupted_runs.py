@@ -1,0 +1,355 @@
+"""Faults made on purpose in short real runs on the embedded model, and what came of them.
+
+The tests make each a few times, benchmarks/reliability.py as often as it takes to trust the figure.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from bigcircuit import prune
+from bigcircuit.config.load import load
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.errors import Stopped
+from bigcircuit.io import checkpoint
+from bigcircuit.io.run_dir import RunDir
+from tests.helpers.short_runs import QUICK
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+SETTINGS: dict[str, Any] = {
+    **QUICK,
+    "task.size": 40,
+    "train.steps": 30,
+    "train.micro_batch_size": 4,
+    "train.log_every": 1,
+    "train.save_every": 4,
+    "train.validate_every": 10,
+}
+"""A run of a few seconds whose result is the same to the bit on one and on two ranks."""
+
+
+class Result(NamedTuple):
+    """What a finished run has found."""
+
+    circuit: str
+    """sha256 of the circuit file, or of those of all members."""
+    metrics: str
+    """All of metrics.jsonl."""
+    state: checkpoint.State
+    """The last checkpoint."""
+
+    @classmethod
+    def of(cls, folder: Path) -> "Result":
+        """Read a finished run."""
+        run = RunDir(folder)
+        assert run.finished, f"{folder} has not finished"
+        state = checkpoint.newest(run.checkpoints, unexpected)
+        assert state is not None
+        return cls(circuit_sha256(folder), run.metrics.read_text(), state)
+
+    def difference(self, other: "Result") -> float:
+        """The largest between any two numbers of the last checkpoints: gates, moments, best gates, duals."""
+        mine, theirs = (_numbers(result.state) for result in (self, other))
+        return float((mine - theirs).abs().max())
+
+
+def _numbers(state: checkpoint.State) -> torch.Tensor:
+    duals = [value for member in state.data["members"] for value in [*member["duals"].values(), *member["best"]]]
+    parts = [state.tensors[name].double().flatten() for name in sorted(state.tensors)]
+    return torch.cat([*parts, torch.tensor(duals, dtype=torch.float64)])
+
+
+def unexpected(message: str) -> None:
+    raise AssertionError(message)
+
+
+def circuit_sha256(folder: Path) -> str:
+    """sha256 of what a run has found."""
+    files = [*folder.glob("circuit.safetensors"), *sorted(folder.glob("circuits/*.safetensors"))]
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def states_of(folder: Path) -> dict[str, checkpoint.State]:
+    """Every checkpoint of a folder of checkpoints, by name."""
+    states = {}
+    for path in sorted(folder.iterdir()):
+        with TemporaryDirectory() as alone:
+            (Path(alone) / path.name).symlink_to(path.resolve())
+            states[path.name] = checkpoint.newest(Path(alone), unexpected)
+    return states
+
+
+def states_equal(one: checkpoint.State | None, other: checkpoint.State | None) -> bool:
+    """Whether every tensor and every number is the same."""
+    if one is None or other is None:
+        return one is other
+    return (
+        one.tensors.keys() == other.tensors.keys()
+        and all(torch.equal(values, other.tensors[name]) for name, values in one.tensors.items())
+        and (one.data, one.base) == (other.data, other.base)
+    )
+
+
+# Stopping and resuming, all within one process or one start of the ranks.
+
+
+def once(output: Path, ranks: Ranks, **overrides: Any) -> Path:
+    """Run, or go on with, the short run in this folder; overrides are dotted keys with `__` for the dot."""
+    values = {key.replace("__", "."): value for key, value in overrides.items()}
+    prune.prune(load(None, {**SETTINGS, "output": str(output), **values}), ranks)
+    ranks.wait()  # before another rank looks into the folder
+    return output
+
+
+@contextmanager
+def stopping_at(step: int, ranks: Ranks) -> Iterator[None]:
+    """Inside, the last rank is asked to stop once the run has made so many updates."""
+
+    def update(state: Any, *arguments: Any) -> Any:
+        logged = step.update(state, *arguments)
+        if state.step == step and ranks.rank == ranks.size - 1:
+            ranks.stop.number = signal.SIGTERM
+        return logged
+
+    plain, prune.update = prune.update, update
+    try:
+        yield
+    finally:
+        prune.update, ranks.stop.number = plain, 0
+
+
+def stop(output: Path, ranks: Ranks, step: int, **overrides: Any) -> None:
+    """Run until it stops, as asked, after `step` updates."""
+    with stopping_at(step, ranks):
+        try:
+            once(output, ranks, **overrides)
+        except Stopped:
+            ranks.wait()
+            return
+    raise AssertionError(f"{output} did not stop at step {step}")
+
+
+class Stop(NamedTuple):
+    """A run that was stopped and resumed, against the one that was not."""
+
+    step: int
+    difference: float
+    same_circuit: bool
+    same_metrics: bool
+
+
+def stop_and_resume(ranks: Ranks, folder: Path, steps: Sequence[int], **overrides: Any) -> list[Stop]:
+    """Stop and resume a run at each of these steps."""
+    whole = Result.of(once(folder / "whole", ranks, **overrides))
+    seen = []
+    for step in steps:
+        cut = folder / f"cut-{step}"
+        stop(cut, ranks, step, **overrides)
+        found = Result.of(once(cut, ranks, **overrides))
+        seen.append(Stop(step, whole.difference(found), whole.circuit == found.circuit, whole.metrics == found.metrics))
+    return seen
+
+
+def change_ranks(ranks: Ranks, folder: Path, **overrides: Any) -> Stop:
+    """A run of 30 steps on all ranks, stopped at 10, continued by one until 20, and by all again; against all the time."""
+    whole, mixed = Result.of(once(folder / "whole", ranks, **overrides)), folder / "mixed"
+    stop(mixed, ranks, 10, **overrides)
+    if ranks.first:
+        stop(mixed, Ranks(), 20, **overrides)
+    ranks.wait()
+    found = Result.of(once(mixed, ranks, **overrides))
+    return Stop(10, whole.difference(found), whole.circuit == found.circuit, whole.metrics == found.metrics)
+
+
+# Jobs of two processes.
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Ending(NamedTuple):
+    """How a job ended."""
+
+    code: int
+    seconds: float
+    """Since the last signal that was sent, or since the start."""
+    text: str
+    """All it said."""
+
+    @property
+    def lines(self) -> list[str]:
+        """What bigcircuit itself said to explain it."""
+        return [line[line.index("bigcircuit: ") :] for line in self.text.splitlines() if "bigcircuit: " in line]
+
+
+class Job:
+    """Two ranks under a launcher, or with the launcher "none" one process; as a context manager it leaves nothing behind.
+
+    fault: a function of tests/faulty.py and its arguments. inside: a command that runs another one somewhere else.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        *,
+        launcher: str = "torchrun",
+        fault: tuple[str, Mapping[str, Any]] | None = None,
+        inside: Sequence[str] = (),
+        log: Path | None = None,
+        **overrides: Any,
+    ) -> None:
+        values = {**SETTINGS, **{key.replace("__", "."): value for key, value in overrides.items()}}
+        words = [f"--{key}={json.dumps(value)}" for key, value in {**values, "output": str(output)}.items()]
+        program = (
+            ["-m", "tests.helpers.faulty_rank", fault[0], json.dumps(fault[1])] if fault else ["launchers/prune.py"]
+        )
+        python = [] if launcher == "deepspeed" else [sys.executable]
+        command = [*inside, *python, *_launcher(launcher), *program, *words]
+        self.output, self._log = output, log or output.with_name(f"{output.name}.log")
+        with self._log.open("w") as file:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
+            )
+        self._since = time.monotonic()
+        self._known: dict[int, psutil.Process] = {}
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        left = [*self._known.values()]
+        with suppress(psutil.NoSuchProcess):
+            left += self.all()
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+
+    def rank(self, number: int) -> psutil.Process:
+        """The process of a rank; waits until the launcher has started it."""
+        while number not in self._known:
+            self._look()
+            for process in self.all()[1:]:
+                with suppress(psutil.Error, KeyError):
+                    self._known.setdefault(int(process.environ()["RANK"]), process)
+        return self._known[number]
+
+    def step(self) -> int:
+        """The last step that metrics.jsonl has a line of."""
+        with suppress(OSError, ValueError, IndexError):
+            return json.loads((self.output / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+        return 0
+
+    def wait_for(self, step: int) -> None:
+        """Hold until the run has made so many updates."""
+        self.rank(0), self.rank(1)
+        while self.step() < step:
+            self._look()
+
+    def _look(self) -> None:
+        if self._process.poll() is not None:
+            raise AssertionError(f"ended with {self._process.returncode} too early:\n{self._log.read_text()}")
+        if time.monotonic() - self._since > 120:
+            raise AssertionError(f"nothing happens:\n{self._log.read_text()}")
+        time.sleep(0.002)
+
+    def all(self) -> list[psutil.Process]:
+        """The launcher and what it has started."""
+        launcher = psutil.Process(self._process.pid)
+        return [launcher, *launcher.children(recursive=True)]
+
+    def signal(self, number: int, *processes: psutil.Process, again: bool = False) -> None:
+        """Send a signal to processes of this job. again: the clock runs on."""
+        if not again:
+            self._since = time.monotonic()
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def end(self, timeout: float = 180) -> Ending:
+        """Wait for the end of the launcher and of the ranks. timeout: seconds."""
+        code = self._process.wait(timeout)
+        psutil.wait_procs(self._known.values(), timeout=60)
+        return Ending(code, time.monotonic() - self._since, self._log.read_text())
+
+    def interruption(self) -> "Interruption":
+        """Wait for the end of a run that has been disturbed."""
+        ending = self.end()
+        state = checkpoint.newest(RunDir(self.output).checkpoints, unexpected)
+        return Interruption(self.step(), ending, "\n".join(ending.lines), state.data["step"] if state else 0)
+
+
+def _launcher(name: str) -> list[str]:
+    if name == "none":
+        return []
+    port = str(free_port())
+    if name == "deepspeed":
+        program = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
+        return [str(program), "--num_accelerators", "2", "--master_port", port]
+    return ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+
+
+def finish(output: Path, **options: Any) -> Result:
+    """Run the same command again until its end."""
+    with Job(output, **options) as job:
+        ending = job.end()
+    assert (output / "summary.json").exists(), ending.text
+    return Result.of(output)
+
+
+class Interruption(NamedTuple):
+    """A run that was disturbed."""
+
+    step: int
+    """The last one it had made."""
+    ending: Ending
+    text: str
+    """What bigcircuit itself said to explain it."""
+    saved: int
+    """The step of the newest checkpoint."""
+
+
+def lose(
+    output: Path, rank: int, step: int, number: int = signal.SIGKILL, pause: float = 0.0, **options: Any
+) -> Interruption:
+    """Send a signal to one rank a moment after a step and wait for the job to end.
+
+    pause: seconds after the step, so that any place of an update can be hit.
+    """
+    with Job(output, **options) as job:
+        job.wait_for(step)
+        time.sleep(pause)
+        job.signal(number, job.rank(rank))
+        return job.interruption()
+
+
+def terminate(output: Path, step: int, everybody: bool = False, times: int = 1, **options: Any) -> Interruption:
+    """Send SIGTERM to the launcher after a step, or to all processes of the job as batch systems do, perhaps repeatedly."""
+    with Job(output, **options) as job:
+        job.wait_for(step)
+        for again in range(times):
+            time.sleep(0.05 * again)
+            job.signal(signal.SIGTERM, *(job.all() if everybody else job.all()[:1]), again=again > 0)
+        return job.interruption()

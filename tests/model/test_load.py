@@ -1,0 +1,134 @@
+"""Opening checkpoints: local folders, fine-tuned weights, adapters, and what cannot be opened."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.config.schema import ModelConfig
+from bigcircuit.data.collate import collate
+from bigcircuit.errors import UserError
+from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.discretise import discretise
+from bigcircuit.model.fingerprint import fingerprint
+from bigcircuit.model.load import EMBEDDED as PATH
+from bigcircuit.model.load import load_config, load_frozen, load_tokenizer, skeleton
+from bigcircuit.model.parameter_count import parameters_kept
+from tests.helpers.short_runs import run
+from tests.model.test_architectures import constant, examples
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A LoRA adapter on both sites and on what feeds them, with weights that do something."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(PATH)
+    names = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=names, init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter"), model.eval()
+
+
+def test_open_gates_on_an_adapted_model_are_the_adapted_model(adapter):
+    path, expected = adapter
+    frozen = load_frozen(ModelConfig(adapter=path))
+    batch = collate(examples(), full=True)
+    with torch.no_grad():
+        logits = expected(
+            input_ids=batch.clean, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
+        ).logits[batch.score_row, batch.score_position]
+        plain = load_frozen(ModelConfig()).model(input_ids=batch.clean).logits
+        with Streams(frozen, INTERCHANGE) as streams:
+            assert torch.equal(streams.masked(batch, constant(frozen, 1.0), 1)[0], logits)
+    assert not torch.allclose(plain[batch.score_row, batch.score_position], logits, atol=1e-2)
+    assert not any(parameter.requires_grad for parameter in frozen.model.parameters())
+
+
+def test_parameters_of_an_adapter_are_counted_once(adapter):
+    frozen = load_frozen(ModelConfig(adapter=adapter[0]))
+    everything = discretise({"block": torch.ones(len(frozen.shapes), 1)}, frozen.shapes, {})
+    kept = parameters_kept(frozen, everything)
+    assert kept.kept == kept.total
+
+
+def test_a_run_with_an_adapter(adapter, tmp_path):
+    folder = run(tmp_path / "run", model__adapter=adapter[0], train__steps=2)
+    assert json.loads(folder.summary.read_text())["members"][0]["kept"]["total"] == 200
+
+
+def test_fine_tuned_weights_in_a_local_folder(tmp_path):
+    folder = tmp_path / "tuned"
+    shutil.copytree(PATH, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1.5
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    tuned = load_frozen(ModelConfig(path=str(folder)))
+    assert torch.equal(tuned.model.model.norm.weight, weights["model.norm.weight"])
+    before, after = fingerprint(ModelConfig()), fingerprint(ModelConfig(path=str(folder)))
+    assert before["weights"] != after["weights"]
+    assert before["config"] == after["config"]
+
+
+def test_skeleton_has_the_shapes_and_no_data():
+    meta = skeleton(ModelConfig())
+    assert meta.shapes == load_frozen(ModelConfig()).shapes
+    assert all(parameter.is_meta for parameter in meta.model.parameters())
+
+
+def test_model_without_a_tokenizer(shared):
+    assert load_tokenizer(ModelConfig(path=str(shared / "models/induction_2L1H"))) is None
+    assert load_tokenizer(ModelConfig()).bos_token == "<s>"
+
+
+def broken(tmp_path, change):
+    folder = tmp_path / "model"
+    shutil.copytree(PATH, folder)
+    change(folder)
+    return ModelConfig(path=str(folder))
+
+
+def test_no_weights_and_pickled_weights_are_refused(tmp_path):
+    def pickle_only(folder):
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+
+    with pytest.raises(UserError, match=r"model\.path .*no file named model\.safetensors"):
+        load_frozen(broken(tmp_path, pickle_only))
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    config = broken(tmp_path, lambda folder: (folder / "model.safetensors").write_bytes(b"1234567890"))
+    with pytest.raises(UserError, match=r"model\.path .*model"):
+        load_frozen(config)
+
+
+def test_folder_without_config(tmp_path):
+    config = broken(tmp_path, lambda folder: (folder / "config.json").unlink())
+    with pytest.raises(UserError, match=r"model\.path .*model"):
+        load_config(config)
+
+
+def test_architecture_that_is_not_listed(tmp_path):
+    config = broken(tmp_path, lambda folder: (folder / "config.json").write_text('{"model_type": "mamba"}'))
+    with pytest.raises(UserError, match="add one row to ARCHITECTURES"):
+        load_config(config)
+
+
+def test_hub_model_without_network():
+    with pytest.raises(UserError, match="model.path nobody/nothing: "):
+        load_config(ModelConfig(path="nobody/nothing"))
+
+
+def test_adapters_that_cannot_be_used(tmp_path):
+    with pytest.raises(UserError, match="model.adapter .*nowhere: no PEFT adapter could be opened"):
+        load_frozen(ModelConfig(adapter=str(tmp_path / "nowhere")))
+    base = AutoModelForCausalLM.from_pretrained(PATH)
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(base, prompt).save_pretrained(tmp_path / "prompt")
+    with pytest.raises(UserError, match="adds virtual tokens; use an adapter on the weights"):
+        load_frozen(ModelConfig(adapter=str(tmp_path / "prompt")))

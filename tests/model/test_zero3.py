@@ -1,0 +1,208 @@
+"""Weights in pieces: what each rank holds, how often a layer is gathered, and that no stage changes the gates."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bigcircuit.errors import UserError
+from bigcircuit.model.zero3 import read_deepspeed
+from tests.helpers.short_runs import QUICK
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs/deepspeed"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+LAYERS = 6
+
+
+def launch(ranks: int, port: int, *words: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(ranks),
+        "--master-port",
+        str(port),
+    ]
+    done = subprocess.run(
+        [*command, "-m", *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What both ranks report of a bfloat16 Llama of 60M parameters."""
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=768, intermediate_size=3072, num_hidden_layers=LAYERS, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=128,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    launch(2, 29621, "tests.helpers.zero3_rank", str(folder), str(CONFIGS / "zero3.json"), "bfloat16")
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_each_rank_holds_half_and_never_had_the_whole(seen):
+    for rank in seen:
+        assert rank["mine"] == pytest.approx(rank["whole"] / 2, rel=1e-3)
+        assert rank["held"] == rank["held_after"] == 0, "nothing stays gathered between passes"
+        assert rank["peak_loading"] < 0.85 * rank["whole"], (
+            "loading keeps this rank's pieces and one parameter at a time"
+        )
+        assert rank["peak_update"] < 0.85 * rank["whole"], "an update holds two gathered layers at most"
+
+
+def test_a_layer_is_gathered_once_forward_and_once_backward_for_both_streams_and_all_members(seen):
+    for rank in seen:
+        layers = {name: count for name, count in rank["gathers"].items() if ".layers." in name}
+        assert len(layers) == LAYERS * 9
+        assert set(layers.values()) == {2}
+
+
+def test_gates_stay_whole_in_float32_and_nothing_else_is_trained(seen):
+    for rank in seen:
+        assert rank["model_dtypes"] == ["torch.bfloat16"]
+        assert rank["gates"]["dtypes"] == ["torch.float32"] and rank["gates"]["whole"]
+        assert rank["trained"] == []
+        assert rank["engine_optimizer"] == "DeepSpeedZeRoOffload", "ZeRO keeps no optimizer state"
+    assert seen[0]["gates"] == seen[1]["gates"]
+
+
+# Hard-concrete gates draw noise, which must not depend on the ranks either.
+RUN = {
+    **QUICK,
+    "gates.parametrisation": "hard_concrete",
+    "train.steps": 30,
+    "train.save_every": 30,
+    "train.validate_every": 30,
+    "train.micro_batch_size": 2,
+}
+STAGES = ["zero0", "zero1", "zero2", "zero3", "zero3_offload_cpu"]
+
+
+def gates_after(folder: Path) -> dict[str, torch.Tensor]:
+    state = load_file(folder / "checkpoints/step-000030/state.safetensors")
+    return {name: values for name, values in state.items() if ".log_alpha." in name}
+
+
+@pytest.mark.parametrize(("ranks", "stages"), [(2, STAGES), (4, ["zero0", "zero3"])])
+def test_neither_ranks_nor_stages_change_the_gates(tmp_path, alone, ranks, stages):
+    runs = [{**RUN, "output": str(tmp_path / name), "deepspeed": str(CONFIGS / f"{name}.json")} for name in stages]
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    launch(ranks, 29622 + ranks, "tests.helpers.run_series", str(tmp_path / "runs.json"))
+    for name in stages:
+        found = gates_after(tmp_path / name)
+        assert found.keys() == alone.keys()
+        for gate, values in alone.items():
+            assert torch.equal(values, found[gate]), f"{name}: {gate}"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Gates after 30 steps in one process, and the same under ZeRO-3 without a launcher, where nothing is compiled."""
+    folder = tmp_path_factory.mktemp("alone")
+    plain = {name: value for name, value in ENVIRONMENT.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    for name, more in (("whole", {}), ("pieces", {"deepspeed": str(CONFIGS / "zero3.json")})):
+        words = [f"--{key}={json.dumps(value)}" for key, value in {**RUN, **more, "output": str(folder / name)}.items()]
+        done = subprocess.run(
+            [sys.executable, "-m", "bigcircuit", "prune", *words], cwd=ROOT, capture_output=True, text=True,
+            env={**plain, "TORCH_EXTENSIONS_DIR": str(folder / "compiled"), "PATH": str(Path(sys.executable).parent)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert not (folder / "compiled").exists()
+    whole, pieces = gates_after(folder / "whole"), gates_after(folder / "pieces")
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    return whole
+
+
+def compiled(extension: str) -> bool:
+    """Whether a C++ extension of DeepSpeed's is there and newer than the headers of the torch in use."""
+    built = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache/torch_extensions"))
+    for recipe in built.glob(f"*/{extension}/build.ninja"):
+        command = [sys.executable, "-m", "ninja", "-C", str(recipe.parent), "-n"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if str(Path(torch.__file__).parent) in recipe.read_text() and "no work to do" in done.stdout:
+            return True
+    return False
+
+
+def test_nvme(tmp_path, alone):
+    if not all(map(compiled, ("async_io", "pin_memory"))):
+        pytest.skip("DeepSpeed's async_io, which needs libaio and minutes of a compiler, was not built with this torch")
+    settings = json.loads((CONFIGS / "zero3_offload_nvme.json").read_text())
+    settings["zero_optimization"]["offload_param"]["nvme_path"] = str(tmp_path)
+    (tmp_path / "nvme.json").write_text(json.dumps(settings))
+    runs = [{**RUN, "output": str(tmp_path / "run"), "deepspeed": str(tmp_path / "nvme.json")}]
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    launch(2, 29630, "tests.helpers.run_series", str(tmp_path / "runs.json"))
+    assert (tmp_path / "zero_stage_3").is_dir(), "the weights lay on the disk"
+    found = gates_after(tmp_path / "run")
+    assert all(torch.equal(values, found[gate]) for gate, values in alone.items())
+
+
+def test_an_adapter_is_divided_too(tmp_path):
+    config = LlamaConfig(
+        vocab_size=1030, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    adapted = get_peft_model(
+        LlamaForCausalLM.from_pretrained(tmp_path / "model"),
+        LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).write_bytes((ROOT / "bigcircuit/embedded/model" / name).read_bytes())
+    shared = {
+        **RUN,
+        "model.path": str(tmp_path / "model"),
+        "model.adapter": str(tmp_path / "adapter"),
+        "target.total": 40,
+    }
+    runs = [{**shared, "output": str(tmp_path / name), "deepspeed": str(CONFIGS / f"{name}.json")}
+            for name in ("zero0", "zero3")]  # fmt: skip
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    launch(2, 29631, "tests.helpers.run_series", str(tmp_path / "runs.json"))
+    whole, pieces = gates_after(tmp_path / "zero0"), gates_after(tmp_path / "zero3")
+    assert all(torch.equal(values, pieces[gate]) for gate, values in whole.items())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.json")))
+def test_every_config_that_comes_with_us_is_read(name, monkeypatch):
+    monkeypatch.setattr("bigcircuit.model.zero3._check_nvme", lambda *_: None)
+    settings = read_deepspeed(str(CONFIGS / f"{name}.json"))
+    assert (settings is not None) == name.startswith("zero3")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a JSON file"),
+        ("[]", "zero_optimization.stage is None; set it to 0, 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 4}}', "zero_optimization.stage is 4"),
+        ('{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}}', "take bf16 out, .*set model.dtype"),
+        ('{"zero_optimization": {"stage": 0}, "optimizer": {}}', "take optimizer out, .*train.lr"),
+        ('{"zero_optimization": {"stage": 3}, "train_batch_size": 8}', "take train_batch_size out"),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/nowhere"}}}',
+            "nvme_path /nowhere is no folder to write to",
+        ),
+    ],
+)
+def test_a_wrong_config_is_one_line(tmp_path, content, message):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_deepspeed(str(path))
+    with pytest.raises(UserError, match="no such file; configs/deepspeed/ holds six"):
+        read_deepspeed(str(tmp_path / "missing.json"))

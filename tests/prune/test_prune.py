@@ -1,0 +1,266 @@
+"""Whole runs on the embedded model: outputs, determinism, resuming, refusing, stopping."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from bigcircuit import prune
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.config.load import load
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.errors import DivergedError, UserError
+from bigcircuit.io import checkpoint
+from bigcircuit.io.files import tensor_sha256
+from bigcircuit.io.run_dir import RunDir
+from bigcircuit.train import step
+from tests.helpers.short_runs import run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("run") / "a")
+
+
+def test_run_folder_is_complete(finished):
+    assert {path.name for path in finished.path.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "circuit.safetensors",
+        "summary.json",
+        "examples.json",
+        "report.html",
+        "checkpoints",
+    }
+    assert [path.name for path in sorted(finished.checkpoints.iterdir())] == ["step-000006", "step-000012"]
+    assert not list(finished.path.rglob("*.tmp"))
+
+
+def test_summary_counts_what_the_file_holds(finished):
+    summary = json.loads(finished.summary.read_text())
+    (member,) = summary["members"]
+    circuit = Circuit.load(finished.path / member["circuit"])
+    assert member["kept"] == circuit.sizes()
+    assert member["kept"]["total"] == 200
+    assert summary["nodes"]["total"] == 1792
+    assert 0 < member["parameters_kept"] < 0.5
+    assert summary["full"]["kl"]["mean"] == 0
+    assert summary["full"]["accuracy"]["mean"] > 0.99
+    assert summary["empty"]["accuracy"]["mean"] < 0.01
+    for scores in (member["scores"], summary["full"], summary["empty"]):
+        assert set(scores) == {
+            "kl",
+            "cross_entropy",
+            "logit_difference",
+            "recovered",
+            "probability_difference",
+            "accuracy",
+            "exact_match",
+        }
+        assert all(s["low"] <= s["mean"] + 1e-6 and s["mean"] <= s["high"] + 1e-6 for s in scores.values())
+    assert summary["seconds"] > 0
+    assert summary["peak_memory_bytes"] > 1e7
+
+
+def test_circuit_file_opens_without_this_project(finished):
+    with safe_open(str(finished.path / "circuit.safetensors"), framework="pt") as file:
+        metadata = file.metadata()
+        names = set(file.keys())
+        masks = {name: file.get_tensor(name) for name in names}
+    assert metadata["format"] == "bigcircuit/1"
+    assert masks["mask.head"].dtype == torch.bool
+    assert masks["mask.head"].shape == (4, 8)
+    assert masks["log_alpha.mlp_neuron"].dtype == torch.float32
+    hashes = json.loads(metadata["sha256"])
+    assert {name: tensor_sha256(mask) for name, mask in masks.items()} == hashes
+    for key in (
+        "model",
+        "model_config_sha256",
+        "model_weights_sha256",
+        "tokenizer_sha256",
+        "task",
+        "task_sha256",
+        "seed",
+    ):
+        assert metadata[key], key
+    assert json.loads(metadata["scores"])["interchange"]["kl"]["mean"] > 0
+
+
+def test_metrics_have_a_line_a_logged_step(finished):
+    rows = [json.loads(line) for line in finished.metrics.read_text().splitlines()]
+    assert [row["step"] for row in rows if "kl" in row] == [4, 8, 12]
+    assert [row["step"] for row in rows if "validation.kl" in row] == [6, 12]
+    assert all(row["validation.kept.total"] == 200 for row in rows if "validation.kl" in row)
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(finished, tmp_path):
+    first = (finished.path / "circuit.safetensors").read_bytes()
+    again = run(tmp_path / "b")
+    other = run(tmp_path / "c", train__seed=1)
+    assert (again.path / "circuit.safetensors").read_bytes() == first
+    assert (other.path / "circuit.safetensors").read_bytes() != first
+
+
+def test_finished_run_is_left_alone(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*")}
+    run(finished.path)
+    assert "finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.path.rglob("*")} == before
+
+
+def test_another_config_in_the_same_folder_is_refused_by_field(finished):
+    with pytest.raises(UserError, match=r"train\.lr 0\.1, not 0\.2; name another output or use --fresh"):
+        run(finished.path, train__lr=0.2)
+
+
+def test_fresh_takes_a_new_name(finished):
+    from bigcircuit.io.run_dir import choose_run_dir
+
+    assert choose_run_dir(load(None, {"output": str(finished.path)}), fresh=True).path.name == "a-2"
+
+
+def test_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files and no run"):
+        run(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_not_a_number_stops_before_the_update(tmp_path, monkeypatch):
+    def poisoned(reference, logits, batch):
+        kl = real(reference, logits, batch)
+        return kl * float("nan") if poison["on"] else kl
+
+    real, poison = step.kl_divergence, {"on": False}
+    monkeypatch.setattr(step, "kl_divergence", poisoned)
+    calls = []
+
+    def counting(state, *arguments):
+        poison["on"] = state.step == 7
+        calls.append({name: v.detach().clone() for name, v in state.population.named_parameters()})
+        try:
+            return step.update(state, *arguments)
+        except DivergedError:
+            now = dict(state.population.named_parameters())
+            assert all(torch.equal(now[name], value) for name, value in calls[-1].items())
+            raise
+
+    monkeypatch.setattr(prune, "update", counting)
+    with pytest.raises(DivergedError, match="member 0, step 8: .*not finite.*lower train.lr"):
+        run(tmp_path / "nan")
+    assert len(calls) == 8
+    assert checkpoint.newest(tmp_path / "nan/checkpoints", pytest.fail).data["step"] == 6
+
+
+def test_population_writes_one_file_a_member(tmp_path):
+    folder = run(tmp_path / "p", population__members=[{"train.seed": 0}, {"train.seed": 5, "target.total": 99}])
+    summary = json.loads(folder.summary.read_text())
+    assert [row["kept"]["total"] for row in summary["members"]] == [200, 99]
+    assert [row["circuit"] for row in summary["members"]] == ["circuits/0.safetensors", "circuits/1.safetensors"]
+    alone = run(tmp_path / "alone")
+    ours, theirs = (
+        Circuit.load(folder.path / "circuits/0.safetensors"),
+        Circuit.load(alone.path / "circuit.safetensors"),
+    )
+    for name, values in ours.log_alpha.items():
+        torch.testing.assert_close(values, theirs.log_alpha[name], atol=1e-5, rtol=0)
+
+
+def test_damaged_circuit_file_is_refused(finished, tmp_path):
+    path = tmp_path / "c.safetensors"
+    shutil.copy(finished.path / "circuit.safetensors", path)
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"c\.safetensors: tensor .* is damaged"):
+        Circuit.load(path)
+
+
+def test_unsolved_pairs_are_counted(tmp_path, capsys):
+    folder = run(tmp_path / "k", task__keep="solved", task__name="induction", train__steps=2)
+    left_out = json.loads(folder.summary.read_text())["left_out"]["unsolved"]
+    assert f"{left_out} of 80 pairs left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"ablation__kind": "zero"},
+        {"gates__warm_start": "integrated_gradients"},
+        {"gates__parametrisation": "straight_through", "train__hinge": 1.0},
+        {
+            "gates__granularities": [
+                "block",
+                "attention",
+                "mlp",
+                "kv_group",
+                "head",
+                "attention_neuron",
+                "mlp_neuron",
+                "mlp_output",
+            ]
+        },  # fmt: skip
+        {"gates__granularities": ["head", "mlp"]},
+        {"train__checkpointing": True, "task__padding": "left"},
+    ],
+    ids=str,
+)
+def test_settings_run_to_the_end(tmp_path, overrides):
+    folder = run(tmp_path / "s", **overrides, train__steps=4)
+    (member,) = json.loads(folder.summary.read_text())["members"]
+    width = 320 if overrides.get("gates__granularities") == ["head", "mlp"] else 1
+    assert abs(member["kept"]["total"] - 200) < width
+
+
+def test_paper_preset_runs(tmp_path):
+    preset = load(Path(__file__).parents[2] / "configs/presets/paper.yaml").model_dump()
+    values = {
+        f"{section}.{key}": value for section in ("gates", "penalty", "train") for key, value in preset[section].items()
+    }
+    quick = {"train.steps": 4, "train.validate_every": 2, "task.size": 60, "output": str(tmp_path / "paper")}
+    folder = prune.prune(load(None, {**values, **quick}), Ranks())
+    (member,) = json.loads(folder.summary.read_text())["members"]
+    assert member["penalties"]["mlp_output"] == 0.95
+    assert member["kept"]["mlp_output"] > 0
+
+
+def test_bad_pairs_can_be_dropped_and_are_counted(tmp_path, capsys):
+    rows = [
+        {
+            "clean": f"So {a} likes {thing}",
+            "corrupted": f"So {b} likes {thing}",
+            "answers": " she",
+            "wrong_answers": " he",
+        }
+        for a, b in (("Mary", "John"), ("Anna", "James"), ("Emma", "Tom"))
+        for thing in ("a book", "a cake", "a ball")
+    ]
+    rows[4]["corrupted"] += " and more"
+    rows.append(rows[0])
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"task__name": "pairs", "task__path": str(path), "train__steps": 2}
+    with pytest.raises(UserError, match=r"pairs\.jsonl:5: clean has \d+ tokens"):
+        run(tmp_path / "stop", **settings)
+    folder = run(tmp_path / "drop", **settings, task__bad_pairs="drop")
+    summary = json.loads(folder.summary.read_text())
+    pairs = summary["pairs"]
+    assert summary["left_out"] == {"bad": 2, "unsolved": 0}
+    assert pairs["train"] + pairs["validation"] + pairs["test"] == 8
+    assert "2 of 10 pairs left out; the first: " in capsys.readouterr().out
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    folder = RunDir(tmp_path / "r")
+    with folder.locked(), pytest.raises(UserError, match="another process is running in this folder; wait for it"):
+        run(tmp_path / "r")
+    assert run(tmp_path / "r", train__steps=2).finished
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/run: cannot be made .*; name another output"):
+        run(tmp_path / "file/run")

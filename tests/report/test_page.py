@@ -1,0 +1,188 @@
+"""report.html is safe to open, small, the same from the same files, and can be read by everybody."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.cli import answer, run_report
+from bigcircuit.report.page import visible
+from bigcircuit.report.render import render_run, write_report
+from tests.helpers.browser import CONTRAST, Opened
+from tests.helpers.short_reports import expected, listed
+
+HOSTILE = (
+    "<script>window.hacked=1;alert(1)</script> \"'><img src=x onerror=window.hacked=1> שלום עולם 👩‍🔬 " + "x" * 3000
+)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_follow_the_system_and_the_button_and_can_be_read(browser, reported, scheme):
+    for path in (reported.one.report, reported.many.report, reported.pair):
+        opened = Opened(browser, path, scheme=scheme)
+        page = opened.page
+        paper = "getComputedStyle(document.body).backgroundColor"
+        before = page.evaluate(paper)
+        assert before == {"light": "rgb(255, 255, 255)", "dark": "rgb(19, 22, 27)"}[scheme]
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert page.evaluate(CONTRAST) == []
+        page.locator("#theme").click()
+        assert page.evaluate(paper) != before
+        assert page.evaluate(CONTRAST) == []
+        opened.assert_quiet()
+
+
+def test_a_phone_scrolls_in_one_direction(browser, reported):
+    for path in (reported.one.report, reported.many.report, reported.pair):
+        opened = Opened(browser, path, width=380)
+        opened.page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert opened.overflow() <= 0
+        opened.assert_quiet()
+
+
+def test_text_is_never_markup(browser, reported, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(reported.one.path, folder)
+    shown = json.loads((folder / "examples.json").read_text())
+    shown["members"][0][0] |= {"prompt": HOSTILE, "corrupted": HOSTILE}
+    shown["members"][0][0]["full"][0]["token"] = "</bdi><script>window.hacked=1</script>"
+    (folder / "examples.json").write_text(json.dumps(shown))
+    for name in ("summary.json", "config.json", "evaluation.json"):
+        content = json.loads((folder / name).read_text())
+        if name == "summary.json":
+            content |= {"task": HOSTILE[:60], "model": HOSTILE[:60]}
+        elif name == "config.json":
+            content["config"]["output"] = HOSTILE
+        else:
+            content["circuits"][0]["name"] = content["verdict"] = HOSTILE
+            for curve in content["curves"]["zero"]:
+                curve["circuit"] = curve["method"] = HOSTILE[:100]
+        (folder / name).write_text(json.dumps(content))
+    opened = Opened(browser, render_run(folder), width=380)
+    page = opened.page
+    assert page.locator(".prompt").first.text_content() == HOSTILE
+    assert page.locator(".prompt").first.get_attribute("dir") == "auto"
+    assert page.locator(".answers bdi").first.text_content() == "</bdi><script>window.hacked=1</script>"
+    assert page.locator("#asked dd").nth(1).text_content() == HOSTILE[:60]
+    assert page.evaluate("window.hacked") is None
+    assert opened.overflow() <= 0
+    opened.assert_quiet()
+
+
+@pytest.mark.parametrize(
+    ("token", "seen"),
+    [(" ", "␣"), ("  ", "␣␣"), ("\n\n", "↵↵"), (" \t", "␣⇥"), ("\u00a0", "⍽"), ("\u200b", "U+200B"), ("", "∅"), ("\r", "U+000D"),
+     ("\u3000", "U+3000"), (" he", " he"), ("a\u00a0b", "a⍽b"), ("né", "né")],
+)  # fmt: skip
+def test_a_token_without_ink_can_be_seen(token, seen):
+    assert visible(token) == seen
+
+
+def test_nothing_may_leave_the_page(browser, reported):
+    text = reported.one.report.read_text()
+    script = text[text.rindex("<script>") + 8 : text.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy.startswith("default-src &#39;none&#39;;")
+    assert f"script-src &#39;sha256-{digest}&#39;;" in policy
+    page = Opened(browser, reported.one.report).page
+    refused = page.evaluate(
+        """async () => {
+          const found = [];
+          document.addEventListener("securitypolicyviolation", event => found.push(event.effectiveDirective));
+          const script = document.createElement("script"); script.textContent = "window.hacked = 1"; document.body.append(script);
+          const image = new Image(); image.src = "http://127.0.0.1:9/x.png"; document.body.append(image);
+          await fetch("http://127.0.0.1:9/").catch(() => null);
+          await new Promise(done => setTimeout(done, 50));
+          return found;
+        }"""
+    )
+    assert sorted(refused) == ["connect-src", "img-src", "script-src-elem"]
+    assert page.evaluate("window.hacked") is None
+
+
+def test_a_model_of_8b_fits_on_a_small_page(browser, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    layers, heads, dimension, ffn = 32, 32, 128, 14336
+    attention = torch.rand(layers, heads * dimension, generator=generator) < 0.05
+    mlp = torch.rand(layers, ffn, generator=generator) < 0.15
+    by_head = attention.view(layers, heads, dimension).any(-1)
+    masks = {
+        "block": (attention.any(1) | mlp.any(1)).unsqueeze(1),
+        "attention": attention.any(1, keepdim=True),
+        "mlp": mlp.any(1, keepdim=True),
+        "kv_group": by_head.view(layers, 8, 4).any(-1),
+        "head": by_head,
+        "attention_neuron": attention,
+        "mlp_neuron": mlp,
+    }
+    path = tmp_path / "large.safetensors"
+    widths = {name: [mask.shape[1]] * layers for name, mask in masks.items()}
+    Circuit(masks, {}, {"model": "large", "task": "a task", "ablation": "zero", "widths": json.dumps(widths)}).save(
+        path
+    )
+    (written,) = write_report([str(path)])
+    assert written == tmp_path / "large.html"
+    assert written.stat().st_size < 1_000_000
+    opened = Opened(browser, written, width=380)
+    assert opened.page.locator("details.layer").count() == layers
+    assert opened.page.locator(".heads .node").count() == layers * heads
+    for texts, names in zip(listed(opened.page, 31), expected(masks, 31), strict=True):
+        assert texts[0].split(", ") == names
+    assert opened.overflow() <= 0
+    opened.assert_quiet()
+
+
+def test_figures_are_files_for_papers(reported, tmp_path, capsys):
+    assert (
+        answer(
+            run_report,
+            [str(reported.one.path), "--output", str(tmp_path / "page.html"), "--figures", str(tmp_path / "f")],
+        )
+        == 0
+    )
+    written = capsys.readouterr().out.split()
+    assert str(tmp_path / "page.html") in written
+    names = {path.stem for path in (tmp_path / "f").iterdir()}
+    assert {"training_kl", "training_size", "size_neuron_zero", "partial_zero", "model_one", "neurons_one"} <= names
+    for name in names:
+        assert (tmp_path / f"f/{name}.pdf").read_bytes().startswith(b"%PDF")
+        with Image.open(tmp_path / f"f/{name}.png") as image:
+            assert max(image.size) > 600
+            dark, light = image.convert("L").getextrema()
+            assert (dark < 130, light) == (True, 255)
+    svg = (tmp_path / "f/size_neuron_zero.svg").read_text()
+    assert ">held-out KL, nats</text>" in svg, "text stays text"
+    assert "var(--" not in svg, "the page's colours are the page's"
+
+
+def test_the_same_files_give_the_same_page(reported, tmp_path):
+    pages = [write_report([str(reported.one.path)], tmp_path / f"{index}.html")[0].read_bytes() for index in range(2)]
+    assert pages[0] == pages[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "report needs a run folder or a circuit file"),
+        (["RUN", "--colour", "red"], "report has no option --colour"),
+        (["ABSENT"], "no such circuit file"),
+        (["EMPTY"], "has no summary.json, so no finished run"),
+        (["DAMAGED"], "summary.json: not readable as JSON"),
+    ],
+)
+def test_mistakes_are_one_line(words, reason, reported, tmp_path, capsys):
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "DAMAGED").mkdir()
+    (tmp_path / "DAMAGED/summary.json").write_text("{")
+    places = {"RUN": reported.one.path, **{name: tmp_path / name for name in ("ABSENT", "EMPTY", "DAMAGED")}}
+    assert answer(run_report, [str(places.get(word, word)) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
