@@ -34,10 +34,10 @@ from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks, joined_ranks
 from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
-from bigcircuit.gates.members import node_counts
+from bigcircuit.model.granularity import node_counts
 from bigcircuit.gates.population import Population
 from bigcircuit.model.sites import FrozenModel, find_sites
-from bigcircuit.model.zero3 import DeepSpeedConfig, completed, loading_sharded, read_deepspeed, shard
+from bigcircuit.model.zero3 import DeepSpeedConfig, loading_sharded, read_deepspeed, shard, with_auto_values
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import update
 
@@ -102,7 +102,7 @@ def build(size: str, stage: int, device: torch.device, dtype: torch.dtype = torc
     disable_progress_bar()
     sharding = deepspeed(stage)
     if sharding is not None:
-        sharding = completed(sharding, build(size, 0, torch.device("meta"), dtype))
+        sharding = with_auto_values(sharding, build(size, 0, torch.device("meta"), dtype))
     config = AutoConfig.for_model(**dict(zip(_FIELDS, SIZES[size], strict=True)))
     torch.manual_seed(0)
     with loading_sharded(sharding, dtype), device:
@@ -142,9 +142,9 @@ def settings(case: Case, count: int, ranks: int = 1) -> Config:
     return load(None, values | {f"train.{name}": value for name, value in sizes.items()})
 
 
-def floor(frozen: FrozenModel, examples: Sequence[Example], passes: MicroBatches) -> Callable[[], None]:
+def floor(frozen: FrozenModel, examples: Sequence[Example], micro_batches: MicroBatches) -> Callable[[], None]:
     """The plain model's passes over the tokens of this rank, with logits at the last position only, as in an update."""
-    batch, model = next(passes.over(examples, full=False)).batch, frozen.model
+    batch, model = next(micro_batches.iterate(examples, full=False)).batch, frozen.model
 
     def run() -> None:
         with torch.no_grad():
@@ -154,7 +154,7 @@ def floor(frozen: FrozenModel, examples: Sequence[Example], passes: MicroBatches
             layer.module.training = True  # transformers checkpoints, where asked to, in training mode only
         logits = model(inputs_embeds=embedded, use_cache=False, logits_to_keep=1).logits
         logits.float().log_softmax(-1)[:, 0, 0].sum().backward()
-        frozen.settle()
+        frozen.release_gathered()
         for layer in frozen.layers:
             layer.module.training = False
 
@@ -199,16 +199,16 @@ def measure(case: Case, counts: Sequence[int], rounds: int, ranks: Ranks) -> Ite
         built(case, ranks.device) as frozen,
         Streams(frozen, INTERCHANGE, case.checkpointing) as streams,
     ):
-        passes = MicroBatches.of(settings(case, 1, ranks.size), ranks)
+        micro_batches = MicroBatches.of(settings(case, 1, ranks.size), ranks)
         examples = make_examples(case.batch * ranks.size, case.tokens, frozen.model.config.vocab_size)
-        references, base = ReferenceLogits(streams, examples, passes), floor(frozen, examples, passes)
+        references, base = ReferenceLogits(streams, examples, micro_batches), floor(frozen, examples, micro_batches)
         while left:
             state = new_state(frozen, settings(case, left[0].members, ranks.size))
             pairs = []
             for _ in range(rounds + 2):
                 plain = cost(base, ranks.device)
                 pairs.append(
-                    (plain, cost(lambda s=state: update(s, streams, references, examples, passes), ranks.device))
+                    (plain, cost(lambda s=state: update(s, streams, references, examples, micro_batches), ranks.device))
                 )
             yield filled(left[0], pairs[2:])
             left.pop(0)
@@ -307,16 +307,16 @@ def main() -> None:
     output = arguments.output or (OUTPUT if arguments.device == "cuda" else None)
     with joined_ranks() as ranks:
         rows = read(output)
-        if ranks.first:
+        if ranks.is_first:
             print(HEADER, flush=True)  # noqa: T201
         for size in arguments.sizes:
             for stage in sorted(arguments.stages):
                 case = Case(size, stage, arguments.batch, arguments.tokens, arguments.checkpointing)
                 for row in measure(case, arguments.members, arguments.rounds, ranks):
                     rows = merged(rows, row)
-                    if ranks.first:
+                    if ranks.is_first:
                         print(line(row, rows), flush=True)  # noqa: T201
-                    if ranks.first and output:
+                    if ranks.is_first and output:
                         write(output, rows)
 
 

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 
 from bigcircuit.ablation.ablation import INTERCHANGE
-from bigcircuit.attribution.baselines import BASELINES, by_chance
+from bigcircuit.attribution.baselines import BASELINES
 from bigcircuit.attribution.node_scores import LEVELS, NodeScores, flat, level_size, strengths
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.config.load import load
@@ -147,8 +146,9 @@ def compare(case: Case, seed: int, folder: Path, steps: int | None) -> Iterator[
     truth, shapes, test = case.planted.truth, case.frozen.shapes, split(case, "test")
     kept: list[tuple[str, str, Ranking, NodeScores, Masks]] = []
     with Streams(case.frozen, INTERCHANGE) as streams:
-        for method, baseline in (BASELINES | {"random": partial(by_chance, seed=seed)}).items():
-            scores = baseline(streams, split(case, "train"), MicroBatches(16))
+        for method, baseline in BASELINES.items():
+            seeded = {"seed": seed} if baseline.is_random else {}
+            scores = baseline.score(streams, split(case, "train"), MicroBatches(16), **seeded)
             for ranking in RANKINGS.get(method, ("signed",)):
                 for level in case.levels:
                     size = int(flat(truth, level, shapes).sum())
@@ -157,7 +157,7 @@ def compare(case: Case, seed: int, folder: Path, steps: int | None) -> Iterator[
                     kept.append((label, level, ranking, scores, masks))
         for method, level, circuit in learn(case, folder, steps):
             kept.append((method, level, "signed", strengths(circuit.log_alpha, shapes), dict(circuit.masks)))
-        kl = score(streams, test, [masks for *_, masks in kept], MicroBatches(80), at_once=8).kl.mean(1).tolist()
+        kl = score(streams, test, [masks for *_, masks in kept], MicroBatches(80), at_once=8)["kl"].mean(1).tolist()
     for (method, level, ranking, scores, masks), nats in zip(kept, kl, strict=True):
         names = LEVELS[level]
         yield Found(

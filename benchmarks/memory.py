@@ -22,8 +22,8 @@ from bigcircuit.memory.estimate import Workload
 from bigcircuit.memory.fit import needs
 from bigcircuit.model.load import load_config
 from bigcircuit.model.zero3 import read_deepspeed
-from bigcircuit.runtime.host_memory import Memory
-from tests.helpers.interrupted_runs import free_port
+from bigcircuit.runtime.host_memory import FreeMemory
+from tests.helpers.launch import free_port
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = Path(__file__).with_suffix(".md")
@@ -104,7 +104,7 @@ def predicted(case: Case, folder: Path) -> int:
     config = load(None, settings(case, folder))
     data = load_task(config.task, None, load_config(config.model))
     work = Workload.of(data.splits, 1 if case.stage == "whole" else 2)
-    return sum(needs(config, read_deepspeed(config.deepspeed), work, Memory.here()).values())
+    return sum(needs(config, read_deepspeed(config.deepspeed), work, FreeMemory.measure()).values())
 
 
 def predicted_afresh(case: Case, folder: Path) -> int:

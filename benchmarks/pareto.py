@@ -36,7 +36,7 @@ from bigcircuit.gates.discretise import Masks, count
 from bigcircuit.io.run_dir import RunDir
 from bigcircuit.metrics.score import score
 from bigcircuit.model.load import load_config, load_frozen, load_tokenizer
-from bigcircuit.model.parameter_count import parameters_kept
+from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.prune import prune
 
 ROWS = Path(__file__).with_name("pareto.jsonl")
@@ -152,7 +152,7 @@ def baseline(name: str) -> Callable[[Setting, Path, int], list[Measured]]:
         frozen = load_frozen(config.model, torch.device("cpu"), None)
         data = load_task(config.task, load_tokenizer(config.model), load_config(config.model))
         with Streams(frozen, INTERCHANGE) as streams:
-            scores = BASELINES[name](streams, data.splits["train"], MicroBatches(16))
+            scores = BASELINES[name].score(streams, data.splits["train"], MicroBatches(16))
         return _cut(scores, frozen.shapes, neurons, 0)
 
     return run
@@ -194,11 +194,11 @@ def measure(setting: Setting, method: str) -> Iterator[dict[str, Any]]:
     with Streams(frozen, INTERCHANGE) as streams:
         scores = score(streams, data.splits["test"], [one.masks for one in found], MicroBatches(16))
     for index, one in enumerate(found):
-        sizes, parameters = count(one.masks), parameters_kept(frozen, one.masks)
+        sizes, parameters = count(one.masks), count_parameters(frozen, one.masks)
         yield {
             "file": setting.name, "method": method, "seed": one.seed, "neurons": sizes["total"], "of": neurons,
             "heads": sizes["head"], "asked_heads": one.heads, "parameters": parameters.kept / parameters.total,
-            "kl": float(scores.kl[index].mean()), "exact_match": float(scores.exact_match[index].mean()),
+            "kl": float(scores["kl"][index].mean()), "exact_match": float(scores["exact_match"][index].mean()),
             "jaccard": [_jaccard(found, index, level) for level in ("head", "neuron")] if method == "default" else None,
         }  # fmt: skip
 

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 
 from bigcircuit.distributed.ranks import Ranks
-from bigcircuit.distributed.watchdog import SILENCE
+from bigcircuit.distributed.watchdog import TIMEOUT
 from bigcircuit.io import checkpoint
-from tests.helpers import interrupted_runs as faults
+from tests.helpers import interrupted_runs
 from tests.helpers.bad_disks import damages, disk
 from tests.helpers.crash_points import crash_everywhere
 from tests.helpers.interrupted_runs import Interruption, Job, Result, Stop, once, states_equal, states_of
@@ -63,7 +63,7 @@ class Bench:
 
     def stops_alone(self) -> list[Row]:
         """Every step of a run of 30, on one process."""
-        seen = faults.stop_and_resume(Ranks(), self._new(), range(1, 30))
+        seen = interrupted_runs.stop_and_resume(Ranks(), self._new(), range(1, 30))
         return [self._stops("stopped after every step of 30 and resumed, one process", seen)]
 
     def stops_on_two(self) -> list[Row]:
@@ -90,7 +90,13 @@ class Bench:
         for index in range(self.arguments.kills):
             folder, launcher = self._new() / "run", ("torchrun", "deepspeed")[index % 2]
             rank, step, pause = index // 2 % 2, self.rng.randint(1, 26), self.rng.random() / 10
-            seen.append((rank, faults.lose(folder, rank, step, pause=pause, launcher=launcher), faults.finish(folder)))
+            seen.append(
+                (
+                    rank,
+                    interrupted_runs.lose(folder, rank, step, pause=pause, launcher=launcher),
+                    interrupted_runs.finish(folder),
+                )
+            )
         steps = [lost.step for _, lost, _ in seen]
         name = f"`kill -9` of a rank after a random step, {min(steps)} to {max(steps)}; torchrun and deepspeed"
         return [self._losses(name, seen)]
@@ -101,12 +107,18 @@ class Bench:
         asleep: list[Lost] = []
         for rank in (0, 1, 0, 1):
             folder = self._new()
-            held.append((rank, faults.lose(folder / "a", rank, 20, signal.SIGSTOP), faults.finish(folder / "a")))
-            with Job(folder / "b", fault=("sleep", {"rank": rank, "step": 20, "silence": SILENCE})) as job:
+            held.append(
+                (
+                    rank,
+                    interrupted_runs.lose(folder / "a", rank, 20, signal.SIGSTOP),
+                    interrupted_runs.finish(folder / "a"),
+                )
+            )
+            with Job(folder / "b", fault=("sleep", {"rank": rank, "step": 20, "timeout": TIMEOUT})) as job:
                 job.wait_for(20)
                 job.signal(0, job.rank(rank))  # starts the clock
                 lost = job.interruption()
-            asleep.append((rank, lost, faults.finish(folder / "b")))
+            asleep.append((rank, lost, interrupted_runs.finish(folder / "b")))
         return [
             self._losses("a rank held by SIGSTOP", held),
             self._losses("a rank whose main thread sleeps for ever", asleep),
@@ -133,8 +145,10 @@ class Bench:
             seen = []
             for _ in range(5):
                 folder = self._new() / "run"
-                stopped = faults.terminate(folder, self.rng.randint(1, 24), everybody, times, launcher=launcher)
-                seen.append((stopped, faults.finish(folder)))
+                stopped = interrupted_runs.terminate(
+                    folder, self.rng.randint(1, 24), everybody, times, launcher=launcher
+                )
+                seen.append((stopped, interrupted_runs.finish(folder)))
             saved = sum(stopped.saved == stopped.step for stopped, _ in seen)
             same = sum(self._same(found) for _, found in seen)
             outcome = f"{saved} of {len(seen)} saved the step they had reached, {same} same sha256 after resuming"
@@ -153,7 +167,7 @@ class Bench:
 
         old = new = times = 0
         for _ in crash_everywhere(lambda: checkpoint.save(folder, 30, after, 2), prepare):
-            found = checkpoint.newest(folder, faults.unexpected)
+            found = checkpoint.load_newest(folder, interrupted_runs.unexpected)
             old, new, times = old + states_equal(found, before), new + states_equal(found, after), times + 1
         outcome = (
             f"loaded {old} times the state before and {new} times the new one, bit for bit; {times - old - new} other"
@@ -200,7 +214,7 @@ class Bench:
                 fault = ("full_disk", {"step": step, "folder": str(small.path)})
                 with Job(small.path / "run", fault=fault, **options) as job:
                     ending = job.end()
-                found = checkpoint.newest(small.seen / "run/checkpoints", faults.unexpected)
+                found = checkpoint.load_newest(small.seen / "run/checkpoints", interrupted_runs.unexpected)
                 kept = states_equal(found, self.states[f"step-{step // 4 * 4:06d}"])
                 (small.seen / "filler").unlink()
                 with Job(small.path / "run", **options) as job:
@@ -208,18 +222,18 @@ class Bench:
                 same = Result.of(small.seen / "run").circuit == self.result.circuit
             rows.append(self._refusal(name, small.path, ending, kept, same))
         folder = self._new()
-        faults.stop(folder / "run", Ranks(), 10)
+        interrupted_runs.stop(folder / "run", Ranks(), 10)
         with disk(folder / "disk", "3m") as small:
             shutil.copytree(folder / "run", small.seen / "run")
             small.make_read_only()
             with Job(small.path / "run", inside=small.inside, log=folder / "log") as job:
                 ending = job.end()
-            found = checkpoint.newest(small.seen / "run/checkpoints", faults.unexpected)
+            found = checkpoint.load_newest(small.seen / "run/checkpoints", interrupted_runs.unexpected)
             kept = states_equal(found, states_of(folder / "run/checkpoints")["step-000010"])
         same = Result.of(once(folder / "run", Ranks())).circuit == self.result.circuit
         return [*rows, self._refusal("read-only disk", small.path, ending, kept, same)]
 
-    def _refusal(self, name: str, where: Path, ending: faults.Ending, kept: bool, same: bool) -> Row:
+    def _refusal(self, name: str, where: Path, ending: interrupted_runs.Ending, kept: bool, same: bool) -> Row:
         (line,) = ending.lines
         said = line.removeprefix("bigcircuit: ").replace(f"{where}/", "")
         untouched, circuit = "untouched" if kept else "CHANGED", "same" if same else "ANOTHER"
@@ -241,7 +255,7 @@ class Bench:
             one, other = (json.loads((folder / f"rank-{number}.json").read_text()) for number in (0, 1))
             told = f"step {step + 1}: the loss or its gradient is not finite" in found.text
             stopped += one == other and one["step"] == step and found.ending.code != 0 and told
-            same += self._same(faults.finish(folder / "run"))
+            same += self._same(interrupted_runs.finish(folder / "run"))
         outcome = (
             f"{stopped} of {len(places)} stopped both ranks before the same update, gates equal; {same} same sha256 after "
             "resuming without it"
@@ -290,7 +304,7 @@ def main() -> None:
         f"# Faults, {date.today()}",
         "",
         "The model of the quickstart, runs of 30 steps on two processes on two cores unless said otherwise, one thread each. "
-        f"A rank counts as hung after {SILENCE:.0f} s.",
+        f"A rank counts as hung after {TIMEOUT:.0f} s.",
         "",
         *HEAD,
     ]

@@ -25,7 +25,7 @@ from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
-from bigcircuit.gates.members import node_counts
+from bigcircuit.model.granularity import node_counts
 from bigcircuit.gates.population import Population
 from bigcircuit.model.sites import FrozenModel, find_sites
 from bigcircuit.train.state import TrainState
@@ -81,9 +81,9 @@ def step(streams: Streams, examples: list[Example], count: int) -> Callable[[], 
     config = load(None, {"population.seeds": count, "train.steps": 100_000})
     shapes = streams.frozen.shapes
     state = TrainState.new(Population.new(members(config), shapes), node_counts(shapes, config.gates.granularities))
-    passes = MicroBatches.of(config, Ranks())
-    references = ReferenceLogits(streams, examples, passes)
-    return lambda: update(state, streams, references, examples, passes) and None
+    micro_batches = MicroBatches.of(config, Ranks())
+    references = ReferenceLogits(streams, examples, micro_batches)
+    return lambda: update(state, streams, references, examples, micro_batches) and None
 
 
 def seconds(run: Callable[[], None]) -> float:

@@ -1,12 +1,25 @@
 """bigcircuit: find circuits in large language models by training masks over frozen weights.
 
-The public names are loaded when they are first used, so that a mistake on the command line is answered before torch is imported.
+The public names are loaded on first use, so that a mistake on the command line is reported before torch is imported.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
+if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr__
+    from bigcircuit.circuit.circuit import Circuit
+    from bigcircuit.config.load import load
+    from bigcircuit.config.schema import Config
+    from bigcircuit.distributed.ranks import Ranks
+    from bigcircuit.errors import UserError
+    from bigcircuit.forward.streams import Streams
+    from bigcircuit.gates.population import Population
+    from bigcircuit.metrics.score import score
+    from bigcircuit.model.load import load_frozen
+
+__all__ = ["Circuit", "Config", "Population", "Ranks", "Streams", "UserError", "load", "load_frozen", "score"]
+
+_MODULES = {
     "Circuit": "bigcircuit.circuit.circuit",
     "Config": "bigcircuit.config.schema",
     "Population": "bigcircuit.gates.population",
@@ -17,11 +30,16 @@ _HOMES = {
     "load_frozen": "bigcircuit.model.load",
     "score": "bigcircuit.metrics.score",
 }
-
-__all__ = list(_HOMES)
+"""Public name -> module that defines the name."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    """Import a public name on first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'bigcircuit' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the names of the package, with the public names that are not imported yet."""
+    return sorted({*globals(), *__all__})

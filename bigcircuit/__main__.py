@@ -1,4 +1,4 @@
-"""`python -m bigcircuit` is the `bigcircuit` command."""
+"""Run the command `bigcircuit` as `python -m bigcircuit`."""
 
 from bigcircuit.cli import main
 

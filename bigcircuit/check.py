@@ -3,76 +3,69 @@
 import os
 import platform
 import sys
+from importlib import import_module
 
 from rich.console import Console
 from rich.table import Table
 
-from bigcircuit.config.load import members
 from bigcircuit.config.schema import Config
 from bigcircuit.data.builders import BUILDERS
-from bigcircuit.data.dataset import TaskData, load_ablation_data, load_task, make_pairs
+from bigcircuit.data.dataset import TaskData, make_pairs
 from bigcircuit.data.pair import Example
-from bigcircuit.gates.members import node_counts, trained_granularities
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.gates.members import trained_granularities
 from bigcircuit.io.provenance import versions
 from bigcircuit.memory.estimate import Workload
 from bigcircuit.memory.fit import needs, remedies
-from bigcircuit.model.granularity import GRANULARITIES
-from bigcircuit.model.load import load_config, load_tokenizer, skeleton
-from bigcircuit.model.sites import FrozenModel
-from bigcircuit.model.zero3 import read_deepspeed
-from bigcircuit.runtime.host_memory import Memory
-from bigcircuit.train.targets import check_targets
+from bigcircuit.model.load import load_tokenizer
+from bigcircuit.runtime.host_memory import FreeMemory
+from bigcircuit.train.resolve import ResolvedRun, resolve
 
 
-def check_config(config: Config, console: Console, ranks: int = 1, memory: Memory | None = None) -> None:
+def check_config(config: Config, console: Console, ranks: int = 1, memory: FreeMemory | None = None) -> None:
     """Validate model config, tokenizer, task and targets, and print what a run would do. Raises UserError.
 
-    ranks, memory: of the machines it is to run on; without them one rank here.
+    ranks, memory: of the machines that the run is planned for; by default one rank on this machine.
     """
-    hf_config = load_config(config.model)
-    data = load_task(config.task, load_tokenizer(config.model), hf_config)
-    load_ablation_data(config, load_tokenizer(config.model), hf_config)
-    frozen = skeleton(config.model)
-    check_targets(config, node_counts(frozen.shapes, config.gates.granularities))
-    console.print(_sites(config, frozen))
-    console.print(_pairs(data))
-    for problem in data.bad:
+    import_module("bigcircuit.prune")  # what a run imports counts as memory of its process
+
+    run = resolve(config, Ranks())
+    console.print(_sites(run))
+    console.print(_pairs(run.data))
+    for problem in run.data.bad:
         console.print(f"left out: {problem}", markup=False)
-    _memory(config, Workload.of(data.splits, ranks), memory or Memory.here(), console)
-    console.print(f"{len(members(config))} member(s), {config.train.steps} steps: the config is valid")
+    _memory(run, Workload.of(run.data.splits, ranks), memory or FreeMemory.measure(), console)
+    console.print(f"{len(run.members)} member(s), {config.train.steps} steps: the config is valid")
 
 
-def _memory(config: Config, work: Workload, memory: Memory, console: Console) -> None:
-    """What a rank needs at its peak, and, where that is more than there is, the settings that fit."""
-    settings = read_deepspeed(config.deepspeed)
-    parts = needs(config, settings, work, memory)
+def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, console: Console) -> None:
+    """Print what a rank needs at its peak, and, where that is more than there is, the settings that fit."""
+    parts = needs(run, work, memory)
     total = sum(parts.values())
-    title = (
-        f"peak memory of a rank, {work.ranks} rank(s), {config.train.micro_batch_size} x {work.tokens} tokens at once"
-    )
+    title = f"peak memory of a rank, {work.ranks} rank(s), {run.config.train.micro_batch_size} x {work.tokens} tokens at once"
     shown = Table(title=title)
     shown.add_column("what")
     shown.add_column("MiB", justify="right")
     for name, size in {**parts, "together": total}.items():
         shown.add_row(name, f"{size / 2**20:,.1f}")
     console.print(shown)
-    on_host = 1 if memory.accelerator else work.ranks
+    on_host = 1 if memory.is_gpu else work.ranks
     if total * on_host <= memory.free:
         console.print(f"it fits: {memory.free / 2**30:.2f} GiB are free")
         return
     console.print(
         f"it does not fit: {memory.free / 2**30:.2f} GiB are free{' for all ranks here' if on_host > 1 else ''}"
     )
-    for one in list(remedies(config, settings, work, memory)) or ["no other settings fit"]:
+    for one in list(remedies(run, work, memory)) or ["no other settings fit"]:
         console.print(f"  {one}", markup=False)
 
 
-def _sites(config: Config, frozen: FrozenModel) -> Table:
-    shown = Table(title=f"{config.model.path}: {len(frozen.layers)} layers, sites and gates")
+def _sites(run: ResolvedRun) -> Table:
+    shown = Table(title=f"{run.config.model.path}: {len(run.model.shapes)} layers, sites and gates")
     for heading in ("granularity", "nodes", "gates"):
         shown.add_column(heading, justify="left" if heading == "granularity" else "right")
-    gated = trained_granularities(members(config)[0])
-    for name, count in node_counts(frozen.shapes, list(GRANULARITIES)).items():
+    gated = trained_granularities(run.members[0])
+    for name, count in run.model.nodes.items():
         shown.add_row(
             "site neurons" if name == "total" else name,
             f"{count:,}",
@@ -98,7 +91,7 @@ def _pairs(data: TaskData) -> Table:
 
 
 def list_tasks(console: Console) -> None:
-    """The builders with the first line of their module's docstring."""
+    """Print the task builders, each with the first line of its module's docstring."""
     shown = Table(title="tasks (set task.name; `pairs` reads task.path)")
     shown.add_column("name")
     shown.add_column("what")
@@ -108,7 +101,7 @@ def list_tasks(console: Console) -> None:
 
 
 def show_pairs(config: Config, console: Console, count: int = 8) -> None:
-    """The first pairs that a config's task makes for its model."""
+    """Print the first pairs that a config's task makes for its model."""
     pairs = make_pairs(config.task, load_tokenizer(config.model))
     shown = Table(title=f"{config.task.path or config.task.name}: {count} of {len(pairs)} pairs", show_lines=True)
     for heading in ("clean", "corrupted", "answers", "wrong answers"):
@@ -123,7 +116,7 @@ def _few(answers: tuple) -> str:
 
 
 def show_environment(console: Console) -> None:
-    """Versions, devices, cores and the variables that launchers set."""
+    """Print versions, devices, cores and the variables that launchers set."""
     import torch
 
     shown = Table(title="environment")

@@ -1,34 +1,34 @@
-"""What ends a run for a reason that can be said in one line: shown on the terminal without a traceback."""
+"""Errors that end a run for a reason of one line: printed on the terminal without a traceback."""
 
 from collections.abc import Sequence
 
 
 class ReportedError(Exception):
-    """Base: the message is one line, `exit_code` tells scripts what happened."""
+    """Base of these errors: the message is one line, `exit_code` tells scripts what happened."""
 
     exit_code = 1
     show: bool | None = None
-    """Whether this rank shows it; set where ranks have agreed on who does."""
-    everywhere = False
-    """Whether all ranks raise it at the same place."""
+    """Whether this rank prints the error; None where only one process runs."""
+    on_all_ranks = False
+    """Whether all ranks raise the error at the same place."""
 
 
 class UserError(ReportedError, ValueError):
-    """A mistake of the user: the message is one line that names the file, row or key and says what to do."""
+    """Mistake of the user: the message is one line that names the file, row or key and says what to do."""
 
     exit_code = 2
 
 
 class DivergedError(ReportedError):
-    """The loss became NaN or infinite; raised before the update, so gates on disk and in memory are the last good ones."""
+    """The loss is NaN or infinite. Raised before the update, so gates on disk and in memory are the last good ones."""
 
     exit_code = 3
-    everywhere = True
+    on_all_ranks = True
 
     def __init__(self, message: str, members: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.members = members
-        """Which of the population."""
+        """Indices of the diverged members in the population."""
 
 
 class OutOfMemory(ReportedError):
@@ -38,10 +38,16 @@ class OutOfMemory(ReportedError):
 
 
 class Stopped(ReportedError):
-    """A signal asked the run to stop; raised on all ranks at the same place."""
+    """A signal asked the run to stop. Raised on all ranks at the same place."""
 
-    everywhere = True
+    on_all_ranks = True
 
     def __init__(self, number: int) -> None:
         super().__init__("stopped; the same command goes on from here")
         self.exit_code = 128 + number
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that is not empty, or the name of its class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

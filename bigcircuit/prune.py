@@ -7,23 +7,24 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from bigcircuit.config.load import members
 from bigcircuit.config.schema import Config
-from bigcircuit.data.collate import train_order
+from bigcircuit.data.collate import batch_indices
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import Stopped
 from bigcircuit.forward.reference_logits import Targets
-from bigcircuit.gates.members import node_counts, trained_granularities
+from bigcircuit.gates.members import trained_granularities
 from bigcircuit.io import checkpoint
 from bigcircuit.io.files import write_json
 from bigcircuit.io.provenance import versions
 from bigcircuit.io.run_dir import MetricsFile, RunDir, choose_run_dir, write_config
 from bigcircuit.memory.fit import check_fits, explain_out_of_memory
+from bigcircuit.model.granularity import node_counts
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.runtime.trackers import Trackers
 from bigcircuit.train.final_circuits import final_circuits
 from bigcircuit.train.fingerprint import check_same_fingerprint
-from bigcircuit.train.setup import RunContext, resolve, set_up
+from bigcircuit.train.resolve import resolve
+from bigcircuit.train.setup import RunContext, set_up
 from bigcircuit.train.state import TrainState, metric_rows
 from bigcircuit.train.step import update, validate
 from bigcircuit.train.summary_table import summary_sentence, summary_table
@@ -35,104 +36,111 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunDir:
     The same config and folder resume a stopped run; a finished one is left as it is. Raises UserError for what the user
     can mend, before weights are loaded where it can be known, and DivergedError when a loss is not finite.
     """
-    display = ProgressDisplay(ranks.first, ranks.note)
+    progress = ProgressDisplay(ranks.is_first, ranks.set_status)
     folder = choose_run_dir(config, fresh)
     if folder.finished:
-        display.say(f"{folder.path} holds a finished run with these settings; nothing to do (--fresh starts another)")
+        progress.print_line(
+            f"{folder.path} holds a finished run with these settings; nothing to do (--fresh starts another)"
+        )
         return folder
     started = time.monotonic()
-    prepared = resolve(config, ranks)
-    ranks.agree({**prepared.base, "settings": config.model_dump_json(), "versions": json.dumps(versions())})
-    check_fits(config, prepared.data, ranks)
-    with folder.locked() if ranks.first else nullcontext(), explain_out_of_memory(config, prepared.data, ranks):
-        if ranks.first:
+    run = resolve(config, ranks)
+    ranks.check_equal({**run.fingerprint, "settings": config.model_dump_json(), "versions": json.dumps(versions())})
+    check_fits(run, ranks)
+    with folder.locked() if ranks.is_first else nullcontext(), explain_out_of_memory(run, ranks):
+        if ranks.is_first:
             write_config(folder, config, sys.argv)
-        ground = set_up(prepared, display)
-        introduce(ground, display)
-        with ground.streams:
-            state = start_or_resume(ground, folder, display)
-            lessons = train(ground, state, folder, display)
-            finish(ground, state, lessons, folder, display, started)
+        context = set_up(run, progress)
+        introduce(context, progress)
+        with context.streams:
+            state = start_or_resume(context, folder, progress)
+            targets = train(context, state, folder, progress)
+            finish(context, state, targets, folder, progress, started)
     return folder
 
 
-def introduce(ground: RunContext, display: ProgressDisplay) -> None:
-    """Say in two lines what is about to be done."""
-    config, data = ground.config, ground.data
-    nodes = node_counts(ground.streams.frozen.shapes, trained_granularities(members(config)[0]))
+def introduce(context: RunContext, progress: ProgressDisplay) -> None:
+    """Print model, gates, pairs and members in two lines."""
+    config, data = context.config, context.data
+    nodes = node_counts(context.run.model.shapes, trained_granularities(context.run.members[0]))
     sizes = ", ".join(f"{len(examples)} {name}" for name, examples in data.splits.items())
-    display.say(
-        f"{config.model.path}: {len(ground.streams.frozen.layers)} layers, {nodes.pop('total')} site neurons; gates: "
+    progress.print_line(
+        f"{config.model.path}: {len(context.streams.frozen.layers)} layers, {nodes.pop('total')} site neurons; gates: "
         + ", ".join(f"{count} {name}" for name, count in nodes.items())
     )
     if data.bad:
-        display.say(
+        progress.print_line(
             f"task.bad_pairs drop: {len(data.bad)} of {len(data.pairs)} pairs left out; the first: {data.bad[0]}"
         )
-    display.say(
-        f"{config.task.path or config.task.name}: {sizes} pairs; {len(members(config))} member(s), {config.ablation.name} ablation"
+    progress.print_line(
+        f"{config.task.path or config.task.name}: {sizes} pairs; {len(context.run.members)} member(s), {config.ablation.name} ablation"
     )
 
 
-def start_or_resume(ground: RunContext, folder: RunDir, display: ProgressDisplay) -> TrainState:
-    """Fresh gates, warm-started if asked, and constants if they are learned, or the state of the newest checkpoint."""
-    population = ground.population(members(ground.config))
-    state = TrainState.new(population, ground.nodes)
-    saved = checkpoint.newest(folder.checkpoints, display.say)
+def start_or_resume(context: RunContext, folder: RunDir, progress: ProgressDisplay) -> TrainState:
+    """Make new gates (warm-started if asked) and learned constants, or load the state of the newest checkpoint."""
+    population = context.population(context.run.members)
+    state = TrainState.new(population, context.nodes)
+    saved = checkpoint.load_newest(folder.checkpoints, progress.print_line)
     if saved is None:
-        ground.warm(population)
+        context.warm_start(population)
         return state
-    check_same_fingerprint(folder, saved.base, ground.prepared.base)
+    check_same_fingerprint(folder, saved.base, context.run.fingerprint)
     state.restore(saved)
-    display.say(f"resuming {folder.path} at step {state.step}")
+    progress.print_line(f"resuming {folder.path} at step {state.step}")
     return state
 
 
-def train(ground: RunContext, state: TrainState, folder: RunDir, display: ProgressDisplay) -> tuple[Targets, Targets]:
-    """The loop: validate and save when it is time, choose examples, update, log. Raises Stopped, with the state saved.
+def train(context: RunContext, state: TrainState, folder: RunDir, progress: ProgressDisplay) -> tuple[Targets, Targets]:
+    """Run the loop: validate and save when due, choose examples, update, log. Raises Stopped, with the state saved.
 
-    Returns what was trained on and what was validated on.
+    Returns the targets of training and of validation.
     """
-    config, settings, passes, streams = ground.config, ground.config.train, ground.passes, ground.streams
-    ranks, examples = passes.ranks, ground.training_examples()
+    config, settings, micro_batches, streams = (
+        context.config,
+        context.config.train,
+        context.micro_batches,
+        context.streams,
+    )
+    ranks, examples = micro_batches.ranks, context.training_examples()
     if settings.both_ways:
-        turned = len(examples) - len(ground.data.splits["train"])
-        display.say(f"train.both_ways: {turned} pairs serve the other way round too")
+        turned = len(examples) - len(context.data.splits["train"])
+        progress.print_line(f"train.both_ways: {turned} pairs serve the other way round too")
     steps = max(member.config.train.steps for member in state.population.members)
 
     def due(every: int) -> bool:
         return state.step > 0 and (state.step % every == 0 or state.step == steps)
 
     def save() -> None:
-        if ranks.first:
+        if ranks.is_first:
             checkpoint.save(
-                folder.checkpoints, state.step, state.export(ground.prepared.base), settings.keep_checkpoints
+                folder.checkpoints, state.step, state.export(context.run.fingerprint), settings.keep_checkpoints
             )
 
-    record = Recorder(config, folder, state) if ranks.first else None
-    with ranks.stop.heeded(), display.training(steps, state.step):
+    record = Recorder(config, folder, state) if ranks.is_first else None
+    with ranks.stop.handling_signals(), progress.bar(steps, state.step):
         try:
-            training, validation = ground.training(examples, steps), ground.validation()
+            training, validation = context.training_targets(examples, steps), context.validation_targets()
             while True:
                 if due(settings.validate_every) and state.validated < state.step:
-                    rows = validate(state, streams, validation, passes)
+                    rows = validate(state, streams, validation, micro_batches)
                     if record:
                         record(state, {f"validation.{name}": [row[name] for row in rows] for name in rows[0]})
                 if due(settings.save_every):
                     save()
                 if state.step == steps:
                     break
-                order = train_order(len(examples), settings.batch_size, state.step, config.task.seed)
-                logged = update(state, streams, training.references, [examples[i] for i in order], passes)
-                display.step(
+                order = batch_indices(len(examples), settings.batch_size, state.step, config.task.seed)
+                logged = update(state, streams, training.references, [examples[i] for i in order], micro_batches)
+                progress.update(
                     state.step, {"kl": logged["kl"].mean().item(), "neurons": logged["open.total"].mean().item()}
                 )
                 if due(settings.log_every) and record:
                     record(state, {name: values.tolist() for name, values in logged.items()})
-                ranks.stop_if_asked()
+                ranks.stop_if_requested()
         except Stopped:
             save()
-            display.say(f"{folder.path}: stopped at step {state.step}, which is saved")
+            progress.print_line(f"{folder.path}: stopped at step {state.step}, which is saved")
             raise
     if record:
         record.close()
@@ -140,13 +148,13 @@ def train(ground: RunContext, state: TrainState, folder: RunDir, display: Progre
 
 
 class Recorder:
-    """Writes the numbers of a step to metrics.jsonl and to the trackers, one row a member."""
+    """Writer of the numbers of a step to metrics.jsonl and to the trackers, one row a member."""
 
     def __init__(self, config: Config, folder: RunDir, state: TrainState) -> None:
         self._metrics, self._trackers = MetricsFile(folder, state.step, state.validated), Trackers(config, folder)
 
     def __call__(self, state: TrainState, columns: dict[str, Sequence[Any]]) -> None:
-        rows = metric_rows(state.learners, state.step, columns)
+        rows = metric_rows(state.member_states, state.step, columns)
         self._metrics.write(rows)
         self._trackers.log(rows)
 
@@ -156,16 +164,16 @@ class Recorder:
 
 
 def finish(
-    ground: RunContext,
+    context: RunContext,
     state: TrainState,
-    lessons: tuple[Targets, Targets],
+    targets: tuple[Targets, Targets],
     folder: RunDir,
-    display: ProgressDisplay,
+    progress: ProgressDisplay,
     started: float,
 ) -> None:
-    """Write circuits, summary.json and report.html, and show the closing table. All ranks score, the first one writes."""
-    closing = final_circuits(ground, state, lessons, display)
-    if not ground.passes.ranks.first:
+    """Write circuits, summary.json and report.html, and print the closing table. All ranks score, rank 0 writes."""
+    closing = final_circuits(context, state, targets, progress)
+    if not context.micro_batches.ranks.is_first:
         return
     paths = [folder.circuit(str(index), len(closing.circuits)) for index in range(len(closing.circuits))]
     for circuit, path in zip(closing.circuits, paths, strict=True):
@@ -177,8 +185,8 @@ def finish(
 
     render_run(folder.path, summary)
     write_json(folder.summary, summary)
-    display.show(summary_table(summary, wide=display.console.width >= 130))
-    display.say(summary_sentence(summary))
-    display.say(
+    progress.print_table(summary_table(summary, wide=progress.console.width >= 130))
+    progress.print_line(summary_sentence(summary))
+    progress.print_line(
         f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; see {folder.report}"
     )

@@ -1,10 +1,10 @@
-"""Seeds from keys, so that each use of randomness has a stream of its own."""
+"""Derive seeds from keys, so that each use of randomness has its own stream of random numbers."""
 
 _MASK = (1 << 64) - 1
 
 
 def mix(*keys: int) -> int:
-    """Hash integers into 64 bits (splitmix64 finaliser, Steele et al. 2014, applied along the keys)."""
+    """Hash integers to a 64-bit seed (splitmix64 finaliser, Steele et al. 2014, applied to one key after the other)."""
     state = 0
     for key in keys:
         state = (state + key + 0x9E3779B97F4A7C15) & _MASK

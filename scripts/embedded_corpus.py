@@ -30,10 +30,10 @@ def held_out(prompt: str) -> bool:
 def documents(rng: random.Random) -> Iterator[Document]:
     """An endless stream."""
     draws = {
-        "ioi": lambda: ioi.draw(rng, WOMEN + MEN, PLACES, OBJECTS),
-        "greater_than": lambda: greater_than.draw(rng, EVENTS, list(greater_than.CENTURIES), greater_than.YEARS),
-        "gendered_pronoun": lambda: gendered_pronoun.draw(rng, WOMEN, MEN),
-        "induction": lambda: induction.draw(rng, NOUNS),
+        "ioi": lambda: ioi.draw_pair(rng, WOMEN + MEN, PLACES, OBJECTS),
+        "greater_than": lambda: greater_than.draw_pair(rng, EVENTS, list(greater_than.CENTURIES), greater_than.YEARS),
+        "gendered_pronoun": lambda: gendered_pronoun.draw_pair(rng, WOMEN, MEN),
+        "induction": lambda: induction.draw_pair(rng, NOUNS),
     }
     while True:
         kind = rng.choice([*draws, "induction", "ioi", "filler"])

@@ -116,7 +116,7 @@ def accuracy(model: LlamaForCausalLM, examples: Sequence[Example], corrupted: bo
     corrupted: the share of corrupted prompts on which it is the other way round, as it should be where they swap the answer.
     """
     won = []
-    for _, batch, _ in MicroBatches(64).over(examples, full=True):
+    for _, batch, _ in MicroBatches(64).iterate(examples, full=True):
         ids = batch.corrupted if corrupted else batch.clean
         logits = model(input_ids=ids, attention_mask=batch.attention_mask, use_cache=False).logits
         difference = contrast(logits[None, batch.score_row, batch.score_position], batch).logit_difference[0]

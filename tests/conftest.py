@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.model.load import load_frozen, load_tokenizer
+from tests.helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 SHARED = Path(__file__).parents[2] / "shared"
 torch.set_num_threads(1)
@@ -51,6 +52,31 @@ def browser():
 
     with chromium() as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """The folder of a short run on the embedded model; tests change nothing in it."""
+    from tests.helpers.short_runs import run
+
+    return run(tmp_path_factory.mktemp("run") / "a")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The folder of a run that nothing disturbed, with the checkpoint of every fourth step; tests copy what they change."""
+    from bigcircuit.distributed.ranks import Ranks
+    from tests.helpers.interrupted_runs import once
+
+    return once(tmp_path_factory.mktemp("undisturbed") / "run", Ranks(), train__keep_checkpoints=100)
+
+
+@pytest.fixture(scope="session")
+def stopped_run(tmp_path_factory):
+    """A run on files of its own, stopped; tests put back what they change."""
+    from tests.helpers.interrupted_runs import stopped_run_on_own_files
+
+    return stopped_run_on_own_files(tmp_path_factory.mktemp("stopped"))
 
 
 @pytest.fixture(scope="session")

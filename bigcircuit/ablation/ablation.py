@@ -1,60 +1,101 @@
-"""What closed nodes output instead, as a value: the name of an ablation and its constants, if it has any.
+"""An ablation as a value: what closed nodes output instead, with the tensors that its kind needs.
 
 Shapes: P members, L layers, T positions, R rows of a batch, n width of a site in the widest layer, w in one layer.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bigcircuit.config.schema import ABLATIONS
+from bigcircuit.ablation.gaussian import standard_normal
+from bigcircuit.ablation.kinds import KINDS, TENSORS, AblationKind
 from bigcircuit.model.granularity import SITE_WIDTH, LayerShape
+from bigcircuit.seeding import mix
+
+_NOISE_KEY = 0xAB1A
+"""Keeps the noise of closed nodes apart from other uses of a seed."""
+
+
+class Tokens(NamedTuple):
+    """The tokens of a batch, as far as what closed nodes output depends on them."""
+
+    positions: Tensor
+    """int64 [R or 1, T], counted from the first token that is not padding."""
+    examples: Tensor
+    """int64 [R], id of the example of every row."""
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """`interchange` and `zero` have no constants; `mean`, `mean_per_position` and `optimal` do.
-
-    Raises ValueError for a name that is not known, which would pass for zero ablation.
-    """
+    """A kind by its full name, and its tensors. Raises ValueError for an unknown name and for a kind without its tensors."""
 
     name: str
     constants: Mapping[str, Tensor] | None = None
     """By site, float32 [P or 1, L, T or 1, n], rows padded for layers of other widths. Where T > 1 the first T - 1 entries
     are for the positions 0, 1, ... and the last one is for every position beyond."""
+    deviations: Mapping[str, Tensor] | None = None
+    """Standard deviations, by site like `constants`."""
+    seed: int = 0
+    """Seed of the noise, for kinds that draw some."""
 
     def __post_init__(self) -> None:
-        if self.name not in ABLATIONS:
-            raise ValueError(f"ablation {self.name} is not known; use any of {', '.join(ABLATIONS)}")
+        if self.name not in KINDS:
+            raise ValueError(f"ablation {self.name} is not known; use any of {', '.join(KINDS)}")
+        if missing := [part for part in self.kind.tensors if getattr(self, part) is None]:
+            raise ValueError(f"ablation {self.name} needs {' and '.join(missing)}; measure them over a data set first")
+
+    @property
+    def kind(self) -> AblationKind:
+        """Its entry in the table."""
+        return KINDS[self.name]
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """The tensors that there are, by their names in TENSORS and by site."""
+        return {part: found for part in TENSORS if (found := getattr(self, part)) is not None}
 
     def to(self, device: torch.device) -> "Ablation":
-        """The same constants on another device."""
-        moved = None if self.constants is None else {site: c.to(device) for site, c in self.constants.items()}
-        return Ablation(self.name, moved)
+        """The same ablation with its tensors on another device."""
+        return self._mapped(lambda values: values.to(device))
 
-    def of(self, members: list[int]) -> "Ablation":
-        """The constants of some members, in this order; those that members share stay shared."""
-        if self.constants is None:
-            return self
-        return Ablation(self.name, {s: c if len(c) == 1 else c[members] for s, c in self.constants.items()})
+    def of(self, members: Sequence[int]) -> "Ablation":
+        """The tensors of some members, in this order; those that members share stay shared."""
+        return self._mapped(lambda values: values if len(values) == 1 else values[list(members)])
 
-    def at(self, site: str, layer: int, width: int, positions: Tensor) -> Tensor | None:
-        """What the closed nodes of one site output, [P or 1, R or 1, T or 1, w]; None for nothing.
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Ablation":
+        constants, deviations = (
+            None if found is None else {site: change(values) for site, values in found.items()}
+            for found in (self.constants, self.deviations)
+        )
+        return Ablation(self.name, constants, deviations, self.seed)
 
-        positions: [R or 1, T], counted from the first token that is not padding.
-        """
-        if self.constants is None:
+    def reseeded(self, seed: int) -> "Ablation":
+        """The same ablation with other noise, for kinds that draw some."""
+        return self if self.kind.sample is None else replace(self, seed=seed)
+
+    def at(self, site: str, layer: int, width: int, tokens: Tokens) -> Tensor | None:
+        """What the closed nodes of one site output, [P or 1, R or 1, T or 1, w]; None for nothing."""
+        parts = [_rows(found[site], layer, width, tokens.positions) for found in self.tensors().values()]
+        if not parts:
             return None
-        rows = self.constants[site][:, layer, :, :width]
-        last = rows.shape[1] - 1
-        return rows.unsqueeze(1) if last == 0 else rows[:, positions.clamp(max=last)]
+        if self.kind.sample is None:
+            return parts[0]
+        seed = mix(_NOISE_KEY, self.seed, layer, list(SITE_WIDTH).index(site))
+        constants, deviations = parts
+        return self.kind.sample(constants, deviations, standard_normal(seed, tokens.examples, tokens.positions, width))
+
+
+def _rows(values: Tensor, layer: int, width: int, positions: Tensor) -> Tensor:
+    """Values of one layer at each position, [P or 1, R or 1, T or 1, w]."""
+    rows = values[:, layer, :, :width]
+    last = rows.shape[1] - 1
+    return rows.unsqueeze(1) if last == 0 else rows[:, positions.clamp(max=last)]
 
 
 INTERCHANGE = Ablation("interchange")
-"""A closed node outputs what it outputs on the corrupted prompt."""
+"""A closed node outputs its activation on the corrupted prompt."""
 ZERO = Ablation("zero")
 
 
@@ -66,11 +107,20 @@ class Moments(NamedTuple):
     deviation: dict[str, Tensor]
     """[L, n], standard deviation over all tokens."""
 
+    def ablation(self, name: str) -> Ablation:
+        """The ablation of a kind that is made of these moments, the same for all members."""
+        wanted = KINDS[name].tensors
+        constants = {site: mean.unsqueeze(0) for site, mean in self.mean.items()}
+        deviations = {site: deviation[None, :, None] for site, deviation in self.deviation.items()}
+        return Ablation(
+            name, constants if "constants" in wanted else None, deviations if "deviations" in wanted else None
+        )
+
     def start(self, site: str, shapes: Sequence[LayerShape]) -> tuple[Tensor, Tensor]:
         """Where learned constants start, and the unit in which they are learned, [L, n] each: mean and standard deviation.
 
-        So one learning rate suits neurons of any size. One that hardly varies can still carry a constant that helps: its
-        unit is at least a tenth of the root mean square of its layer.
+        So one learning rate suits neurons of any size. A neuron that hardly varies can still carry a constant that helps: the
+        unit is at least a tenth of the root mean square of the layer.
         """
         mean, deviation = self.mean[site][:, -1], self.deviation[site]
         widths = torch.tensor([SITE_WIDTH[site](shape) for shape in shapes], device=mean.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bigcircuit.ablation.ablation import Ablation, Moments
+from bigcircuit.ablation.kinds import LEARNED
 from bigcircuit.model.granularity import LayerShape
 
 
@@ -32,4 +33,4 @@ class ConstantsStart(NamedTuple):
         values = {site: rows.expand(len(offsets), -1, -1) for site, rows in self.constants.items()}
         for site in offsets[0]:
             values[site] = values[site] + self.unit[site] * torch.stack([own[site] for own in offsets])
-        return Ablation("optimal", {site: rows.unsqueeze(2) for site, rows in values.items()})
+        return Ablation(LEARNED, {site: rows.unsqueeze(2) for site, rows in values.items()})

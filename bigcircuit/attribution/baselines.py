@@ -1,14 +1,17 @@
-"""What learned masks have to beat: node scores by other methods, on the same nodes, pairs and ablation.
+"""Baselines for learned masks: node scores by other methods, on the same nodes, pairs and ablation.
 
-Each method scores the nodes of every granularity. Where it is a gradient, the score of a coarse node is the sum of the signed
-ones of its neurons, because that is exactly the gradient with respect to a gate above them. `mlp_output` is scored where
+Each method scores the nodes of every granularity. The gradient score of a coarse node is the sum of the signed scores of its
+neurons, because that is exactly the gradient with respect to a gate above these neurons. `mlp_output` is scored where
 that needs no path of its own.
 
-KL(reference || circuit) has no gradient at the full model, where it is smallest: methods that look there alone use the logit
-difference or the cross-entropy of the right answers.
+KL(reference || circuit) has no gradient at the full model, where KL is smallest: methods that take gradients only there use the
+logit difference or the cross-entropy of the right answers.
+
+One more baseline is one more entry of BASELINES.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,35 +26,38 @@ from bigcircuit.metrics.logit_metrics import contrast
 from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT
 from bigcircuit.model.zero3 import gathered
 
-Baseline = Callable[[Streams, Sequence[Example], MicroBatches], NodeScores]
-
 _SITES = (ATTENTION, MLP, MLP_OUTPUT)
 _ROWS = 1024
-"""Rows of the identity that go through a projection at once."""
+"""Rows of the identity that pass a projection at once."""
 
 
 def by_integrated_gradients(
-    streams: Streams, examples: Sequence[Example], passes: MicroBatches, points: int = 10
+    streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, points: int = 10
 ) -> NodeScores:
-    """Nats of KL that opening a node takes away on the path from the empty circuit to the full model; not `mlp_output`."""
-    found = integrated_gradients(streams, examples, passes, points=points)
+    """Score nodes by the nats of KL that opening them removes on the path from the empty circuit to the full model.
+
+    points: number of midpoints of the path. `mlp_output` is not scored.
+    """
+    found = integrated_gradients(streams, examples, micro_batches, points=points)
     return node_scores(aggregate(found, streams.frozen.shapes, lambda neurons: neurons.sum(-1)))
 
 
-def by_attribution_patching(streams: Streams, examples: Sequence[Example], passes: MicroBatches) -> NodeScores:
-    """First-order estimate of how much the logit difference falls when a node of the full model is ablated.
+def by_attribution_patching(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> NodeScores:
+    """Score nodes by a first-order estimate of how much the logit difference falls when a node of the full model is ablated.
 
     Nanda 2023 (Attribution Patching), Syed et al. 2023 (arXiv 2310.10348, eq. 1), with the gradient on the clean prompt.
     """
-    return _gradients_at_full(streams, examples, passes, lambda *a: _contrast(*a).logit_difference, lambda each: each)
+    return _gradients_at_full(
+        streams, examples, micro_batches, lambda *a: _contrast(*a).logit_difference, lambda each: each
+    )
 
 
-def by_head_importance(streams: Streams, examples: Sequence[Example], passes: MicroBatches) -> NodeScores:
-    """Mean over examples of |d loss / d mask| at the full model, loss = cross-entropy of the right answers.
+def by_head_importance(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> NodeScores:
+    """Score nodes by the mean over examples of |d loss / d mask| at the full model, loss = cross-entropy of the right answers.
 
     HISP, Michel et al. 2019 (arXiv 1905.10650, eq. 2), for nodes of every kind and with the ablation's baseline.
     """
-    return _gradients_at_full(streams, examples, passes, lambda *a: _contrast(*a).cross_entropy, torch.abs)
+    return _gradients_at_full(streams, examples, micro_batches, lambda *a: _contrast(*a).cross_entropy, torch.abs)
 
 
 def _contrast(_: Tensor, logits: Tensor, batch: Batch):
@@ -61,28 +67,31 @@ def _contrast(_: Tensor, logits: Tensor, batch: Batch):
 def _gradients_at_full(
     streams: Streams,
     examples: Sequence[Example],
-    passes: MicroBatches,
+    micro_batches: MicroBatches,
     measure: Callable[[Tensor, Tensor, Batch], Tensor],
     each: Callable[[Tensor], Tensor],
 ) -> NodeScores:
-    """Mean over examples of a function of each node's gradient."""
+    """Average a function of each node's gradient over examples.
+
+    measure: as for `mask_gradients`; each: function of the gradients of one granularity, [B, n] -> [B, n].
+    """
     total = {name: zeros(streams, name) for name in GRANULARITIES}
-    for piece, gradients in mask_gradients(streams, examples, passes, measure, [1.0], _SITES):
+    for micro_batch, gradients in mask_gradients(streams, examples, micro_batches, measure, [1.0], _SITES):
         nodes = aggregate(gradients, streams.frozen.shapes, lambda neurons: neurons.double().sum(-1))
         for name, layers in nodes.items():
             for sums, gradient in zip(total[name], layers, strict=True):
-                sums += each(gradient).sum(0) * piece.counts / len(examples)
-    passes.ranks.sum_([sums for layers in total.values() for sums in layers])
+                sums += each(gradient).sum(0) * micro_batch.is_counted / len(examples)
+    micro_batches.ranks.all_reduce([sums for layers in total.values() for sums in layers])
     return node_scores(total)
 
 
-def by_activation_magnitude(streams: Streams, examples: Sequence[Example], passes: MicroBatches) -> NodeScores:
-    """Size of what a node writes: Frobenius norm, over its weights in the projection, of |weight| x RMS of its input.
+def by_activation_magnitude(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> NodeScores:
+    """Score nodes by the size of what they write: Frobenius norm over a node's weights of |weight| x RMS of the weight's input.
 
     The score of a weight is that of Wanda (Sun et al. 2023, arXiv 2306.11695, eq. 1) up to the number of tokens, which are those
-    of the clean prompts; for a neuron this is the RMS of its activation times the norm of its column. Knows no ablation.
+    of the clean prompts; for a neuron this is the RMS of its activation times the norm of its column. Independent of the ablation.
     """
-    squares = _mean_squares(streams, examples, passes)
+    squares = _mean_squares(streams, examples, micro_batches)
     written: dict[str, list[Tensor]] = {ATTENTION: [], MLP: [], MLP_OUTPUT: []}
     for index, layer in enumerate(streams.frozen.layers):
         written[ATTENTION].append(_written(streams, layer.attention, squares[ATTENTION][index])[0])
@@ -92,36 +101,40 @@ def by_activation_magnitude(streams: Streams, examples: Sequence[Example], passe
     return node_scores(aggregate(written, streams.frozen.shapes, lambda neurons: neurons.sum(-1).sqrt()))
 
 
-def _mean_squares(streams: Streams, examples: Sequence[Example], passes: MicroBatches) -> dict[str, list[Tensor]]:
-    """Mean square over tokens of the inputs of both projections, float64 [w] by site and layer."""
+def _mean_squares(
+    streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches
+) -> dict[str, list[Tensor]]:
+    """Average the squared inputs of both projections over tokens: float64 [w] by site and layer."""
     total = {site: zeros(streams, LEAVES[site]) for site in (ATTENTION, MLP)}
     tokens = torch.zeros(1, dtype=torch.float64, device=streams.frozen.device)
-    for piece in passes.over(examples, full=False):
-        passes.ranks.stop_if_asked()
-        if piece.batch.attention_mask is None:
-            real = torch.ones_like(piece.batch.clean, dtype=torch.bool)
+    for micro_batch in micro_batches.iterate(examples, full=False):
+        micro_batches.ranks.stop_if_requested()
+        if micro_batch.batch.attention_mask is None:
+            real = torch.ones_like(micro_batch.batch.clean, dtype=torch.bool)
         else:
-            real = piece.batch.attention_mask.bool()
+            real = micro_batch.batch.attention_mask.bool()
 
-        def add(index: int, site: str, value: Tensor, real: Tensor = real, counts: bool = piece.counts) -> None:
+        def add(
+            index: int, site: str, value: Tensor, real: Tensor = real, counts: bool = micro_batch.is_counted
+        ) -> None:
             if site in total and counts:
                 total[site][index] += value[real].double().square().sum(0)
 
-        streams.watch(piece.batch, piece.batch.clean, add)
-        tokens += real.sum() * piece.counts
-    passes.ranks.sum_([tokens, *(sums for layers in total.values() for sums in layers)])
+        streams.watch(micro_batch.batch, micro_batch.batch.clean, add)
+        tokens += real.sum() * micro_batch.is_counted
+    micro_batches.ranks.all_reduce([tokens, *(sums for layers in total.values() for sums in layers)])
     return {site: [sums / tokens for sums in layers] for site, layers in total.items()}
 
 
 @torch.no_grad()
 def _written(streams: Streams, projection: nn.Module, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of weight^2 x mean square of the input over each column [w] and each row [D] of a projection, float64.
+    """Sum weight^2 x mean square of the input over each column [w] and each row [D] of a projection, float64.
 
-    The weights are read off what the projection makes of unit vectors, and so are those of an adapter in it.
+    The weights are read from the projection's outputs for unit vectors, which includes the weights of an adapter.
     """
     like = {"dtype": streams.frozen.model.dtype, "device": streams.frozen.device}
     columns = []
-    by_row: Tensor | float = 0.0
+    by_row = torch.zeros((), dtype=torch.float64, device=streams.frozen.device)
     with gathered(streams.frozen, projection):
         bias = projection(torch.zeros(1, len(squares), **like)).double()
         for first in range(0, len(squares), _ROWS):
@@ -134,8 +147,8 @@ def _written(streams: Streams, projection: nn.Module, squares: Tensor) -> tuple[
     return torch.cat(columns), by_row
 
 
-def by_chance(streams: Streams, _: Sequence[Example], __: MicroBatches, seed: int = 0) -> NodeScores:
-    """Uniform scores, each granularity drawn by itself."""
+def by_chance(streams: Streams, _: Sequence[Example], __: MicroBatches, *, seed: int = 0) -> NodeScores:
+    """Draw uniform scores, independently for each granularity."""
     generator = torch.Generator().manual_seed(seed)
     return node_scores({
         name: [torch.rand(granularity.width(shape), generator=generator) for shape in streams.frozen.shapes]
@@ -143,11 +156,60 @@ def by_chance(streams: Streams, _: Sequence[Example], __: MicroBatches, seed: in
     })  # fmt: skip
 
 
+class Baseline(NamedTuple):
+    """A method that scores nodes without training masks."""
+
+    label: str
+    """Name in legends and tables."""
+    description: str
+    """One line for help texts."""
+    score: Callable[..., NodeScores]
+    """(streams, examples, passes) -> scores under the ablation of the streams; every rank calls it and gets all scores. Random
+    scores take the keyword `seed` as well."""
+    is_random: bool = False
+    """Whether the scores are drawn at random, so that results are means over several draws."""
+
+    def draw(
+        self, streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, draws: int
+    ) -> list[NodeScores]:
+        """Score the nodes once, or once for each of the seeds 0 to draws - 1 if the scores are random."""
+        if self.is_random:
+            return [self.score(streams, examples, micro_batches, seed=seed) for seed in range(draws)]
+        return [self.score(streams, examples, micro_batches)]
+
+
 BASELINES: dict[str, Baseline] = {
-    "integrated_gradients": by_integrated_gradients,
-    "attribution_patching": by_attribution_patching,
-    "head_importance": by_head_importance,
-    "activation_magnitude": by_activation_magnitude,
-    "random": by_chance,
+    "integrated_gradients": Baseline(
+        label="integrated gradients",
+        description="KL that opening a node removes on the way from the empty circuit to the full model",
+        score=by_integrated_gradients,
+    ),
+    "attribution_patching": Baseline(
+        label="attribution patching",
+        description="first-order estimate of the logit difference that ablating a node costs the full model",
+        score=by_attribution_patching,
+    ),
+    "head_importance": Baseline(
+        label="head importance",
+        description="mean absolute gradient of the cross-entropy with respect to a node's mask, at the full model",
+        score=by_head_importance,
+    ),
+    "activation_magnitude": Baseline(
+        label="activation magnitude",
+        description="norm of a node's weights times the RMS of their inputs (Wanda)",
+        score=by_activation_magnitude,
+    ),
+    "random": Baseline(
+        label="random order",
+        description="uniform random scores, the mean of several draws",
+        score=by_chance,
+        is_random=True,
+    ),
 }
-"""Name of a method -> its scores under the ablation of the streams. All ranks call it and all get all scores."""
+"""Name of a method, as in `--methods` and evaluation.json -> its entry."""
+
+LEARNED_GATES = "learned"
+"""The method that ranks nodes by the trained gates of a circuit: no baseline, since there is one ranking a circuit."""
+
+METHOD_LABELS = {LEARNED_GATES: "learned gates", **{name: baseline.label for name, baseline in BASELINES.items()}}
+"""Name of a ranking method -> its label, learned gates first."""

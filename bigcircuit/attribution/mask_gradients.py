@@ -1,4 +1,4 @@
-"""Attribution by gradients with respect to the effective masks: baselines by themselves, and a warm start for the gates.
+"""Attribution by gradients with respect to the effective masks: used by baselines, and to warm-start the gates.
 
 A mask multiplies (activation - what it is ablated to), so its gradient is the usual "gradient times difference".
 
@@ -24,31 +24,33 @@ Measure = Callable[[Tensor, Tensor, Batch], Tensor]
 def mask_gradients(
     streams: Streams,
     examples: Sequence[Example],
-    passes: MicroBatches,
+    micro_batches: MicroBatches,
     measure: Measure,
     openings: Sequence[float],
     sites: Sequence[str] = (ATTENTION, MLP),
 ) -> Iterator[tuple[MicroBatch, dict[str, list[Tensor]]]]:
-    """For every pass of this rank and every opening the gradient of a measure for each example, by site [B, w] a layer.
+    """Yield, for every micro-batch of this rank and every opening, the gradient of a measure for each example.
 
-    openings: the value of all masks at which the gradient is taken; 1 is the full model.
+    openings: values of all masks at which the gradient is taken; 1 is the full model. Yields site -> one tensor [B, w] a layer.
     """
     shapes, device = streams.frozen.shapes, streams.frozen.device
-    for piece in passes.over(examples, full=False):
-        passes.ranks.stop_if_asked()
-        reference = streams.reference(piece.batch)
+    for micro_batch in micro_batches.iterate(examples, full=False):
+        micro_batches.ranks.stop_if_requested()
+        reference = streams.reference(micro_batch.batch)
         for opening in openings:
             masks = {
                 site: [
-                    torch.full((1, len(piece.examples), SITE_WIDTH[site](s)), opening, device=device).requires_grad_()
+                    torch.full(
+                        (1, len(micro_batch.examples), SITE_WIDTH[site](s)), opening, device=device
+                    ).requires_grad_()
                     for s in shapes
                 ]
                 for site in sites
             }
-            loss = measure(reference, streams.masked(piece.batch, _source(masks), 1), piece.batch).sum()
+            loss = measure(reference, streams.masked(micro_batch.batch, _source(masks), 1), micro_batch.batch).sum()
             found = iter(torch.autograd.grad(loss, [mask for layers in masks.values() for mask in layers]))
-            streams.frozen.settle()
-            yield piece, {site: [next(found)[0] for _ in layers] for site, layers in masks.items()}
+            streams.frozen.release_gathered()
+            yield micro_batch, {site: [next(found)[0] for _ in layers] for site, layers in masks.items()}
 
 
 def _source(masks: dict[str, list[Tensor]]) -> Callable[[int], dict[str, Tensor]]:
@@ -56,33 +58,36 @@ def _source(masks: dict[str, list[Tensor]]) -> Callable[[int], dict[str, Tensor]
 
 
 def integrated_gradients(
-    streams: Streams, examples: Sequence[Example], passes: MicroBatches, *, points: int
+    streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, *, points: int
 ) -> dict[str, list[Tensor]]:
-    """How much opening each site neuron lowers KL(reference || circuit), by site a list of [w], one a layer.
+    """Measure how much opening each site neuron lowers KL(reference || circuit): site -> one tensor [w] a layer.
 
     Sundararajan et al. 2017 (arXiv 1703.01365, eq. 3), midpoint rule, along the straight path on which all effective
     masks go from 0 (everything ablated) to 1 (the full model) together. Units: nats a neuron, summing to the KL at 0.
     """
     openings = [(point + 0.5) / points for point in range(points)]
     total = {site: zeros(streams, LEAVES[site]) for site in (ATTENTION, MLP)}
-    for piece, gradients in mask_gradients(streams, examples, passes, kl_divergence, openings):
+    for micro_batch, gradients in mask_gradients(streams, examples, micro_batches, kl_divergence, openings):
         for site, layers in gradients.items():
             for sums, gradient in zip(total[site], layers, strict=True):
-                sums -= gradient.double().sum(0) * piece.counts / (points * len(examples))
-    passes.ranks.sum_([sums for layers in total.values() for sums in layers])
+                sums -= gradient.double().sum(0) * micro_batch.is_counted / (points * len(examples))
+    micro_batches.ranks.all_reduce([sums for layers in total.values() for sums in layers])
     return {site: [sums.float() for sums in layers] for site, layers in total.items()}
 
 
 def zeros(streams: Streams, granularity: str) -> list[Tensor]:
-    """Where sums over examples and ranks begin: float64 [n] for the nodes of each layer."""
+    """Make zeros to which sums over examples and ranks are added: float64 [n] for the nodes of each layer."""
     widths = [GRANULARITIES[granularity].width(shape) for shape in streams.frozen.shapes]
     return [torch.zeros(width, dtype=torch.float64, device=streams.frozen.device) for width in widths]
 
 
 def rank_scores(scores: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-    """Replace scores by their rank over all site neurons, spread evenly from -1 (lowest) to 1 (highest)."""
+    """Replace scores by their rank over all site neurons, spread evenly from -1 (lowest) to 1 (highest).
+
+    scores: site -> one tensor [w] a layer; returns the same shapes.
+    """
     flat = torch.cat([row for rows in scores.values() for row in rows])
-    places = torch.empty_like(flat)
-    places[torch.argsort(flat)] = torch.linspace(-1, 1, len(flat), device=flat.device)
-    parts = iter(places.split([len(row) for rows in scores.values() for row in rows]))
+    ranks = torch.empty_like(flat)
+    ranks[torch.argsort(flat)] = torch.linspace(-1, 1, len(flat), device=flat.device)
+    parts = iter(ranks.split([len(row) for rows in scores.values() for row in rows]))
     return {site: [next(parts) for _ in rows] for site, rows in scores.items()}

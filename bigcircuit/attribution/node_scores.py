@@ -1,4 +1,4 @@
-"""Scores of nodes at every granularity: how importance is written down, whoever found it.
+"""Scores of nodes at every granularity: their form, and scores from learned gates.
 
 Shapes: L layers, n nodes of a granularity in the widest layer, w width of a site in one layer.
 """
@@ -21,12 +21,12 @@ LEVELS = {"neuron": (LEAVES[ATTENTION], LEAVES[MLP])} | {name: (name,) for name 
 
 
 def level_size(level: str, shapes: Sequence[LayerShape]) -> int:
-    """How many nodes a level has."""
+    """Count the nodes of a level."""
     return sum(GRANULARITIES[name].width(shape) for name in LEVELS[level] for shape in shapes)
 
 
 def flat(nodes: Mapping[str, Tensor], level: str, shapes: Sequence[LayerShape]) -> Tensor:
-    """The nodes of a level in one row without padding: granularity by granularity, layer by layer."""
+    """Concatenate the nodes of a level without padding: granularity by granularity, layer by layer."""
     return torch.cat([
         nodes[name][index, : GRANULARITIES[name].width(shape)]
         for name in LEVELS[level]
@@ -35,17 +35,17 @@ def flat(nodes: Mapping[str, Tensor], level: str, shapes: Sequence[LayerShape]) 
 
 
 def rows(parts: Sequence[Tensor]) -> Tensor:
-    """Rows of different lengths as one tensor [L, n], padded with 0."""
+    """Stack rows of different lengths to one tensor [L, n], padded with 0."""
     return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
 
 def aggregate(
     values: SiteRows, shapes: Sequence[LayerShape], combine: Callable[[Tensor], Tensor]
 ) -> dict[str, list[Tensor]]:
-    """Combine what is known of neurons into nodes of every granularity, a list of [..., n] each, one a layer.
+    """Combine values of neurons into values of nodes: granularity -> one tensor [..., n] a layer.
 
-    combine: over the neurons of a node, [..., n, neurons] -> [..., n]. Outputs of the MLP make up no coarser node: they lie
-    on the same paths as the neurons of the MLP, which would count twice.
+    combine: function over the neurons of a node, [..., n, neurons] -> [..., n]. Outputs of the MLP are in no coarser node: they
+    are on the same paths as the neurons of the MLP, which would count twice.
     """
     found: dict[str, list[Tensor]] = {}
     for name, granularity in GRANULARITIES.items():
@@ -60,16 +60,16 @@ def aggregate(
 
 
 def node_scores(values: Mapping[str, Sequence[Tensor]]) -> NodeScores:
-    """Rows of every granularity as they are kept: float32 [L, n] on CPU."""
+    """Convert values by granularity and layer to NodeScores: float32 [L, n] on CPU."""
     return {name: rows([row.float().cpu() for row in layers]) for name, layers in values.items()}
 
 
 def strengths(log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> NodeScores:
-    """The ranking of learned gates: of neurons the order in which `discretise` keeps them, as places from 0 (weakest) up.
+    """Rank nodes by learned gates: neurons in the order in which `discretise` keeps them, as ranks from 0 (weakest) up.
 
-    A neuron is as strong as the weakest gate of its chain, among equals by the sum. A coarser node has the sum over
-    its neurons of the sigmoid of their weakest log_alpha, about as many as are open in it, and not the strongest of them as in
-    `discretise`: where neurons were asked for that says more of it (benchmarks/LOG.md). Neurons without gates are open.
+    The strength of a neuron is the weakest gate of its chain, among equals the sum of the chain. A coarser node has the sum over
+    its neurons of the sigmoid of their weakest log_alpha, about the number of its open neurons, and not its strongest neuron as in
+    `discretise`: for sizes in neurons this ranks better (benchmarks/LOG.md). Neurons without gates are open.
     """
     chains: dict[str, list[Tensor]] = {ATTENTION: [], MLP: []}
     for index, shape in enumerate(shapes):
@@ -78,12 +78,14 @@ def strengths(log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> 
             for name, values in log_alpha.items()
         }
         for site, layers in chains.items():
-            both = [fold(gates, site, shape, combine) for combine in (torch.minimum, torch.add)]
-            open_site = torch.full((2, SITE_WIDTH[site](shape)), torch.inf, dtype=torch.float64)
-            layers.append(open_site if both[0] is None else torch.stack(both))
-    every = [chain for layers in chains.values() for chain in layers]
-    places = torch.unique(torch.cat(every, dim=1), dim=1, return_inverse=True)[1]
-    parts = iter(places.split([chain.shape[1] for chain in every]))
+            weakest, total = (fold(gates, site, shape, combine) for combine in (torch.minimum, torch.add))
+            if weakest is None or total is None:
+                layers.append(torch.full((2, SITE_WIDTH[site](shape)), torch.inf, dtype=torch.float64))
+            else:
+                layers.append(torch.stack([weakest, total]))
+    all_layers = [chain for layers in chains.values() for chain in layers]
+    ranks = torch.unique(torch.cat(all_layers, dim=1), dim=1, return_inverse=True)[1]
+    parts = iter(ranks.split([chain.shape[1] for chain in all_layers]))
     ordered = {site: [next(parts) for _ in layers] for site, layers in chains.items()}
     opened = {site: [chain[0].sigmoid() for chain in layers] for site, layers in chains.items()}
     coarse = aggregate(opened, shapes, lambda neurons: neurons.sum(-1))

@@ -14,8 +14,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bigcircuit.ablation.ablation import INTERCHANGE, Ablation
-from bigcircuit.circuit.validate import check, complete
+from bigcircuit.ablation.ablation import Ablation
+from bigcircuit.ablation.kinds import DEFAULT, KINDS, TENSORS
+from bigcircuit.circuit.masks import complete_masks
+from bigcircuit.circuit.validate import check_tensors, shapes_of
 from bigcircuit.errors import UserError
 from bigcircuit.gates.discretise import count
 from bigcircuit.io.files import tensor_sha256, write_tensors
@@ -34,19 +36,30 @@ class Circuit:
     metadata: Mapping[str, str]
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     """Site -> what closed nodes output, float32 [L, n] or [L, T, n]; empty for ablations without constants."""
+    deviations: Mapping[str, Tensor] = field(default_factory=dict)
+    """Site -> standard deviation of what closed nodes output, float32 [L, n]; empty for ablations without."""
 
     @property
-    def ablation(self) -> Ablation:
-        """The ablation it was found under, ready for Streams; interchange where the file does not say."""
-        name = self.metadata.get("ablation", INTERCHANGE.name)
-        rows = {site: c if c.ndim == 3 else c.unsqueeze(1) for site, c in self.constants.items()}
-        return Ablation(name, {site: c.unsqueeze(0) for site, c in rows.items()} or None)
+    def ablation_name(self) -> str:
+        """The ablation it was found under; the default kind where the file does not say."""
+        return self.metadata.get("ablation", DEFAULT)
+
+    @property
+    def ablation(self) -> Ablation | None:
+        """The ablation it was found under, ready for Streams; None where the file does not hold the tensors of its kind."""
+        kind = KINDS[self.ablation_name]
+        parts = {
+            part: {site: (c if c.ndim == 3 else c.unsqueeze(1)).unsqueeze(0) for site, c in getattr(self, part).items()}
+            for part in kind.tensors
+        }
+        return Ablation(self.ablation_name, **parts) if all(parts.values()) else None
 
     def save(self, path: Path) -> None:
         """Write the file atomically, with a sha256 of every tensor in its metadata."""
         tensors = {f"mask.{name}": mask for name, mask in self.masks.items()}
         tensors |= {f"log_alpha.{name}": values for name, values in self.log_alpha.items()}
-        tensors |= {f"ablation.{site}": values for site, values in self.constants.items()}
+        for part, prefix in TENSORS.items():
+            tensors |= {f"{prefix}.{site}": values for site, values in getattr(self, part).items()}
         hashes = {name: tensor_sha256(tensor) for name, tensor in sorted(tensors.items())}
         write_tensors(path, tensors, {**self.metadata, "format": FORMAT, "sha256": json.dumps(hashes)})
 
@@ -68,10 +81,12 @@ class Circuit:
             raise UserError(
                 f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}; `bigcircuit convert` reads others"
             )
-        widths = check(tensors, metadata, str(path))
-        masks = complete(_strip(tensors, "mask."), widths)
+        widths = check_tensors(tensors, metadata, str(path))
+        complete = complete_masks(_strip(tensors, "mask."), shapes_of(widths))
+        masks = {name: mask for name, mask in complete.items() if name in widths}
         known = {**metadata, "widths": json.dumps(widths)}
-        return cls(masks, _strip(tensors, "log_alpha."), known, _strip(tensors, "ablation."))
+        parts = {part: _strip(tensors, f"{prefix}.") for part, prefix in TENSORS.items()}
+        return cls(masks, _strip(tensors, "log_alpha."), known, **parts)
 
     def sizes(self) -> dict[str, int]:
         """Nodes kept, by granularity and as `total` site neurons."""

@@ -1,7 +1,7 @@
-"""Circuits to compare a circuit with: its complement, nothing, random ones of the same shape, and more and more of the rest.
+"""Controls for a circuit: its complement, the empty circuit, random circuits of the same shape, partly open complements.
 
-Only leaves (single neurons of the sites) decide what is computed, so these are leaf masks: granularity -> bool [L, n], rows
-padded with False. `consistent` makes whole circuits of them.
+All are leaf masks, because only leaves (single neurons of the sites) decide what is computed: granularity -> bool [L, n], rows
+padded with False. `complete_masks` derives the masks of coarser nodes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,61 +9,52 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bigcircuit.gates.discretise import Masks, discretise
-from bigcircuit.model.granularity import GRANULARITIES, LEAVES, LayerShape
+from bigcircuit.circuit.masks import leaves
+from bigcircuit.gates.discretise import Masks
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 from bigcircuit.seeding import mix
-
-Shapes = Sequence[LayerShape]
-
-
-def leaves(masks: Mapping[str, Tensor]) -> Masks:
-    """The leaf masks of a circuit."""
-    return {name: masks[name] for name in LEAVES.values() if name in masks}
-
-
-def consistent(masks: Mapping[str, Tensor], shapes: Shapes) -> Masks:
-    """Masks of every granularity from leaf masks, by the one definition: a node is open if something below it is."""
-    return discretise({name: mask.float() * 2 - 1 for name, mask in leaves(masks).items()}, shapes, {})
 
 
 def empty(masks: Mapping[str, Tensor]) -> Masks:
-    """Nothing kept."""
+    """Make the empty circuit: no neuron is kept."""
     return {name: torch.zeros_like(mask) for name, mask in leaves(masks).items()}
 
 
-def full(masks: Mapping[str, Tensor], shapes: Shapes) -> Masks:
-    """Every neuron that exists."""
+def full(masks: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> Masks:
+    """Make the full circuit: every neuron that exists is kept."""
     return {name: _existing(name, mask, shapes) for name, mask in leaves(masks).items()}
 
 
-def complement(masks: Mapping[str, Tensor], shapes: Shapes) -> Masks:
-    """Every neuron that the circuit does not keep."""
+def complement(masks: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> Masks:
+    """Make the complement: every neuron that the circuit does not keep."""
     return {name: _existing(name, mask, shapes) & ~mask for name, mask in leaves(masks).items()}
 
 
-def _existing(name: str, mask: Tensor, shapes: Shapes) -> Tensor:
+def _existing(name: str, mask: Tensor, shapes: Sequence[LayerShape]) -> Tensor:
     widths = torch.tensor([GRANULARITIES[name].width(shape) for shape in shapes])
     return torch.arange(mask.shape[1]) < widths.unsqueeze(1)
 
 
-def random_circuits(masks: Mapping[str, Tensor], shapes: Shapes, draws: int, seed: int = 0) -> list[Masks]:
-    """Circuits of the same shape, drawn uniformly: in every layer as many key/value groups, heads, attention neurons within
+def random_circuits(
+    masks: Mapping[str, Tensor], shapes: Sequence[LayerShape], draws: int, seed: int = 0
+) -> list[Masks]:
+    """Draw circuits of the same shape uniformly: in every layer as many key/value groups, heads, attention neurons within
     each kept head and MLP neurons.
 
     A draw shuffles the groups of a layer, the heads of each group, the neurons of each head, and those of the MLP, so the
     counts of every granularity stay what they are.
     """
-    own = leaves(masks)
+    leaf_masks = leaves(masks)
     drawn = []
     for draw in range(draws):
         generator = torch.Generator().manual_seed(mix(seed, draw))
-        shuffled = {name: mask.clone() for name, mask in own.items()}
+        shuffled = {name: mask.clone() for name, mask in leaf_masks.items()}
         for index, shape in enumerate(shapes):
             for name, mask in shuffled.items():
                 width = GRANULARITIES[name].width(shape)
                 tree = (shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
-                levels = tree if name == "attention_neuron" else (width,)
-                mask[index, :width] = _shuffle(mask[index, :width].view(levels), generator).flatten()
+                axes = tree if name == "attention_neuron" else (width,)
+                mask[index, :width] = _shuffle(mask[index, :width].view(axes), generator).flatten()
         drawn.append(shuffled)
     return drawn
 
@@ -74,8 +65,13 @@ def _shuffle(values: Tensor, generator: torch.Generator) -> Tensor:
     return values if values.ndim == 1 else torch.stack([_shuffle(part, generator) for part in values])
 
 
-def partly_open(masks: Mapping[str, Tensor], shapes: Shapes, fraction: float, draws: int, seed: int = 0) -> list[Masks]:
-    """The circuit with a random share of its complement's neurons open, rounded to whole neurons of a site."""
+def partly_open(
+    masks: Mapping[str, Tensor], shapes: Sequence[LayerShape], fraction: float, draws: int, seed: int = 0
+) -> list[Masks]:
+    """Draw circuits with a random share of the complement's neurons open as well, rounded to whole neurons of a site.
+
+    fraction: that share, 0 to 1.
+    """
     rest = complement(masks, shapes)
     drawn = []
     for draw in range(draws):

@@ -8,7 +8,7 @@ from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 
 
 def model_metadata(model: ModelConfig, hashes: Mapping[str, str], shapes: Sequence[LayerShape]) -> dict[str, str]:
-    """Metadata of a circuit file that says which model it is of: what `evaluate` and `compare` check.
+    """Describe the model of a circuit for the file's metadata, which `evaluate` and `compare` check.
 
     hashes: `config`, `weights` and `tokenizer`, as `fingerprint` gives them.
     """

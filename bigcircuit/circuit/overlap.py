@@ -1,4 +1,4 @@
-"""Circuits as sets of nodes: overlap, its expectation by chance, and new circuits made of old ones. No model is needed."""
+"""Circuits as sets of nodes: overlap, overlap expected by chance, and circuits made of other circuits. No model is needed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,29 +10,30 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from bigcircuit.circuit.controls import consistent, leaves
+from bigcircuit.circuit.masks import complete_masks, leaves
 from bigcircuit.gates.discretise import Masks
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Nodes that circuits share, at one granularity."""
+    """Overlap of several circuits at one granularity: sizes, shared nodes, Jaccard index."""
 
     sizes: list[int]
-    """Of every circuit."""
+    """Nodes kept by each circuit."""
     intersection: int
-    """Kept by all."""
+    """Nodes kept by all circuits."""
     union: int
+    """Nodes kept by any circuit."""
     jaccard: float
     """intersection / union; 1 where all are empty."""
     chance: float
-    """What Jaccard would be expected if every circuit kept as many nodes, drawn at random from all."""
+    """Jaccard index expected if every circuit kept as many nodes, drawn at random from all."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """Jaccard over all pairs of circuits, at one granularity."""
+    """Jaccard index over all pairs of circuits, at one granularity."""
 
     mean: float
     min: float
@@ -43,27 +44,28 @@ class Stability:
 
 
 def union(circuits: Sequence[Mapping[str, Tensor]], shapes: Sequence[LayerShape]) -> Masks:
-    """Neurons that any circuit keeps, and what is above them."""
-    return consistent({name: reduce(or_, masks) for name, masks in _by_leaf(circuits).items()}, shapes)
+    """Make the circuit of the neurons that any circuit keeps, and the nodes above them."""
+    return complete_masks({name: reduce(or_, masks) for name, masks in _by_leaf(circuits).items()}, shapes)
 
 
 def intersection(circuits: Sequence[Mapping[str, Tensor]], shapes: Sequence[LayerShape]) -> Masks:
-    """Neurons that all circuits keep; a head that all keep without a common neuron is closed."""
-    return consistent({name: reduce(and_, masks) for name, masks in _by_leaf(circuits).items()}, shapes)
+    """Make the circuit of the neurons that all circuits keep; a head that all keep without a common neuron is closed."""
+    return complete_masks({name: reduce(and_, masks) for name, masks in _by_leaf(circuits).items()}, shapes)
 
 
 def difference(circuits: Sequence[Mapping[str, Tensor]], shapes: Sequence[LayerShape]) -> Masks:
-    """Neurons that the first circuit keeps and no other one does."""
-    return consistent(
+    """Make the circuit of the neurons that the first circuit keeps and no other circuit keeps."""
+    return complete_masks(
         {name: first & ~reduce(or_, others) for name, (first, *others) in _by_leaf(circuits).items()}, shapes
     )
 
 
 OPERATIONS = {"union": union, "intersection": intersection, "difference": difference}
+"""Name, as in `--save` and the metadata of a circuit file -> function of circuits and shapes."""
 
 
 def _by_leaf(circuits: Sequence[Mapping[str, Tensor]]) -> dict[str, list[Tensor]]:
-    """Leaf masks of all circuits. One without `mlp_output` masks keeps all outputs of the MLPs it keeps."""
+    """Collect the leaf masks of all circuits. A circuit without `mlp_output` masks keeps all outputs of the MLPs it keeps."""
     found: dict[str, list[Tensor]] = {}
     for name in dict.fromkeys(name for masks in circuits for name in leaves(masks)):
         found[name] = [
@@ -74,13 +76,13 @@ def _by_leaf(circuits: Sequence[Mapping[str, Tensor]]) -> dict[str, list[Tensor]
 
 
 def jaccard(first: Tensor, second: Tensor) -> float:
-    """Nodes of both over nodes of either; 1 where there are none."""
+    """Divide the nodes of both by the nodes of either; 1 where neither has nodes."""
     either = int((first | second).sum())
     return int((first & second).sum()) / either if either else 1.0
 
 
 def chance_of_two(nodes: int, first: int, second: int) -> float:
-    """Expected Jaccard of two sets of these sizes drawn at random from `nodes`: exact, by the hypergeometric distribution."""
+    """Compute the expected Jaccard index of two random sets of these sizes out of `nodes`: exact, hypergeometric distribution."""
     if not first and not second:
         return 1.0
     shared = np.arange(max(0, first + second - nodes), min(first, second) + 1)
@@ -88,7 +90,7 @@ def chance_of_two(nodes: int, first: int, second: int) -> float:
 
 
 def chance(nodes: int, sizes: Sequence[int]) -> float:
-    """Expected Jaccard of several sets: exact for two, else expected intersection over expected union."""
+    """Compute the expected Jaccard index of random sets: exact for two, else expected intersection over expected union."""
     if len(sizes) == 2:
         return chance_of_two(nodes, *sizes)
     shares = np.asarray(sizes) / nodes
@@ -97,14 +99,17 @@ def chance(nodes: int, sizes: Sequence[int]) -> float:
 
 
 def overlap(masks: Sequence[Tensor], nodes: int) -> Overlap:
-    """What all circuits share at one granularity; masks bool [L, n], `nodes` of them exist."""
+    """Measure what circuits share at one granularity.
+
+    masks: bool [L, n] of each circuit; nodes: how many nodes the model has.
+    """
     both, either = int(reduce(and_, masks).sum()), int(reduce(or_, masks).sum())
     sizes = [int(mask.sum()) for mask in masks]
     return Overlap(sizes, both, either, both / either if either else 1.0, chance(nodes, sizes))
 
 
 def stability(masks: Sequence[Tensor], nodes: int) -> Stability:
-    """Jaccard of every pair of circuits at one granularity."""
+    """Measure the Jaccard index of every pair of circuits at one granularity. masks, nodes: as for `overlap`."""
     sizes = [int(mask.sum()) for mask in masks]
     matrix = [[jaccard(first, second) for second in masks] for first in masks]
     pairs = [(i, j) for i in range(len(masks)) for j in range(i)]
@@ -114,7 +119,7 @@ def stability(masks: Sequence[Tensor], nodes: int) -> Stability:
 
 
 def overlap_sentence(circuits: int, heads: Stability, neurons: Stability) -> str:
-    """How much alike so many circuits are, by pairs."""
+    """State how similar the circuits are, by pairs. circuits: how many there are."""
     if circuits == 2:
         return (
             f"Jaccard of the two circuits: {heads.mean:.2f} in heads (by chance {heads.chance:.2f}), {neurons.mean:.2f} in neurons "
@@ -127,6 +132,6 @@ def overlap_sentence(circuits: int, heads: Stability, neurons: Stability) -> str
 
 
 def frequency(masks: Sequence[Tensor], name: str, shapes: Sequence[LayerShape]) -> list[list[int]]:
-    """By layer and node, how many circuits keep it."""
+    """Count, by layer and node of the granularity `name`, how many circuits keep the node."""
     counts = torch.stack([mask.long() for mask in masks]).sum(0)
     return [counts[index, : GRANULARITIES[name].width(shape)].tolist() for index, shape in enumerate(shapes)]

@@ -1,29 +1,32 @@
-"""What a circuit file has to hold, whoever wrote it, and masks of every granularity from those it has. Needs no weights.
+"""Validation of circuit files, whichever tool wrote them. Needs no weights.
 
 Shapes: L layers, n nodes of a granularity in the widest layer, T positions.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bigcircuit.config.schema import ABLATIONS
+from bigcircuit.ablation.kinds import DEFAULT, KINDS, TENSORS
 from bigcircuit.errors import UserError
-from bigcircuit.gates.discretise import Masks, discretise
 from bigcircuit.io.files import tensor_sha256
-from bigcircuit.model.granularity import GRANULARITIES, LEAVES, LayerShape
+from bigcircuit.model.granularity import GRANULARITIES, LEAVES, MLP_OUTPUT, LayerShape
 
 _JSON = {"sha256": dict, "widths": dict, "scores": dict, "targets": dict, "granularities": list, "versions": dict}
-"""Metadata that is JSON, and of which kind."""
-_PARTS = {"mask": GRANULARITIES, "log_alpha": GRANULARITIES, "ablation": LEAVES}
-"""First part of a tensor's name -> the second ones. Other tensors are nobody's business."""
+"""Metadata that is JSON -> its Python type."""
+_PARTS: dict[str, Collection[str]] = {
+    "mask": GRANULARITIES,
+    "log_alpha": GRANULARITIES,
+    **dict.fromkeys(TENSORS.values(), LEAVES),
+}
+"""First part of a tensor's name -> the second ones. Tensors with other prefixes are ignored."""
 
 
-def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, list[int]]:
-    """Nodes of every layer by granularity.
+def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, list[int]]:
+    """Check the tensors and metadata of a circuit file and return its widths: granularity -> number of nodes of each layer.
 
     Raises UserError, naming `source`, for the first thing that the format does not allow or that is damaged.
     """
@@ -40,15 +43,31 @@ def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: st
             )
         if name not in tensors or tensor_sha256(tensors[name]) != hashes[name]:
             raise UserError(f"{source}: tensor {name} is damaged (its sha256 differs); restore the file from a copy")
-    known = metadata.get("ablation", ABLATIONS[0])
-    if known not in ABLATIONS:
-        raise UserError(f"{source}: its ablation {known} is not known; use any of {', '.join(ABLATIONS)}")
+    known = metadata.get("ablation", DEFAULT)
+    if known not in KINDS:
+        raise UserError(f"{source}: its ablation {known} is not known; use any of {', '.join(KINDS)}")
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, source)
     widths = _widths(tensors, parsed.get("widths", {}), source)
     for name, tensor in tensors.items():
         _check_size(name, tensor, widths, source)
+    _check_ablation(known, tensors, source)
     return widths
+
+
+def _check_ablation(name: str, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises UserError where a file holds some tensors of its ablation and lacks others: it would be another ablation.
+
+    A file without any is sound: what closed nodes output is then measured anew.
+    """
+    sites = [site for site, leaf in LEAVES.items() if site != MLP_OUTPUT or f"mask.{leaf}" in tensors]
+    wanted = [f"{TENSORS[part]}.{site}" for part in KINDS[name].tensors for site in sites]
+    missing = [one for one in wanted if one not in tensors]
+    if missing and len(missing) < len(wanted):
+        raise UserError(
+            f"{source}: tensor {missing[0]} is missing, without which {name} ablation is another one; restore the file from a "
+            "copy, or take its other tensors of the ablation out to have them measured again"
+        )
 
 
 def _parsed(text: str, kind: type, what: str) -> Any:
@@ -72,7 +91,7 @@ def _check_tensor(name: str, tensor: Tensor, source: str) -> None:
         raise UserError(f"{source}: tensor {name} is {_type(tensor)}; masks are bool, so write those of `mask > 0.5`")
     if part != "mask" and not tensor.is_floating_point():
         raise UserError(f"{source}: tensor {name} is {_type(tensor)}; write it as float32")
-    if tensor.ndim != 2 and not (part == "ablation" and tensor.ndim == 3):
+    if tensor.ndim != 2 and not (part == TENSORS["constants"] and tensor.ndim == 3):
         raise UserError(f"{source}: tensor {name} has {tensor.ndim} dimensions; write a row a layer, [layers, nodes]")
 
 
@@ -82,7 +101,7 @@ def _type(tensor: Tensor) -> str:
 
 def _check_size(name: str, tensor: Tensor, widths: Mapping[str, Sequence[int]], source: str) -> None:
     part, _, of = name.partition(".")
-    of = LEAVES.get(of, of) if part == "ablation" else of
+    of = LEAVES.get(of, of) if part in TENSORS.values() else of
     if part not in _PARTS or of not in widths:
         return
     if (len(tensor), tensor.shape[-1]) != (len(widths[of]), max(widths[of])):
@@ -92,15 +111,16 @@ def _check_size(name: str, tensor: Tensor, widths: Mapping[str, Sequence[int]], 
         )
 
 
-def _widths(tensors: Mapping[str, Tensor], said: Mapping[str, Any], source: str) -> dict[str, list[int]]:
-    """Nodes of every layer by granularity, as the metadata says, or from the masks where it does not.
+def _widths(tensors: Mapping[str, Tensor], stated: dict[str, Any], source: str) -> dict[str, list[int]]:
+    """Read the nodes of every layer by granularity from the metadata, or else from the shapes of the masks.
 
-    Of `kv_group` and `mlp_output` a file need not know. Raises UserError where the others are not known or do not fit.
+    stated: the metadata `widths`. `kv_group` and `mlp_output` may be missing. Raises UserError where the others are missing or
+    do not fit.
     """
     masks = {name.removeprefix("mask."): mask for name, mask in tensors.items() if name.startswith("mask.")}
     if not masks:
         raise UserError(f"{source}: has no masks; write mask.<granularity> for one granularity or more")
-    wide = {name: [mask.shape[1]] * len(mask) for name, mask in masks.items()} | said
+    wide = {name: [mask.shape[1]] * len(mask) for name, mask in masks.items()} | stated
     try:
         shapes = shapes_of(wide)
         if not shapes or min(map(min, shapes)) < 0:
@@ -115,16 +135,7 @@ def _widths(tensors: Mapping[str, Tensor], said: Mapping[str, Any], source: str)
 
 
 def shapes_of(widths: Mapping[str, Sequence[int]]) -> list[LayerShape]:
-    """Layers of these widths. Where `kv_group` is not known every head has its own; an unknown `mlp_output` is 0."""
+    """Make layer shapes of widths by granularity. Without `kv_group` every head is a group; without `mlp_output` it is 0."""
     heads, attention, mlp = (widths[name] for name in ("head", "attention_neuron", "mlp_neuron"))
     columns = (heads, widths.get("kv_group", heads), attention, mlp, widths.get("mlp_output", [0] * len(heads)))
     return [LayerShape(h, groups, a // h, m, hidden) for h, groups, a, m, hidden in zip(*columns, strict=True)]
-
-
-def complete(masks: Mapping[str, Tensor], widths: Mapping[str, Sequence[int]]) -> Masks:
-    """Masks of every granularity, by the one definition: a neuron is open if all masks above it and its own are.
-
-    So a file with masks of heads alone keeps all neurons of these heads, and all of the MLPs, of which it does not speak.
-    """
-    found = discretise({name: mask.float() * 2 - 1 for name, mask in masks.items()}, shapes_of(widths), {})
-    return {name: mask for name, mask in found.items() if name in widths}

@@ -1,4 +1,4 @@
-"""From a YAML file and dotted overrides to a validated Config; every mistake becomes one helpful line."""
+"""Make a validated Config of a YAML file and dotted overrides; every mistake becomes one helpful line."""
 
 import difflib
 import json
@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from bigcircuit.config.schema import MEMBER_KEYS, Config
+from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError
 from bigcircuit.gates.parametrisation import automatic, has_exact_sizes
 
@@ -30,65 +31,6 @@ def validate(raw: Mapping[str, Any], source: str, kind: type[BaseModel] = Config
         return kind.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{source}: {_describe(error, prefix, kind)}") from error
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as nested data, on top of the files its `extends` names (relative to itself, later ones win)."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such config file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'see the file'})"
-        ) from error
-    if raw is None:
-        raise UserError(f"{path}: the config file is empty; see configs/quickstart.yaml for an example")
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a config is a mapping of sections, not a {type(raw).__name__}")
-    bases = raw.pop("extends", [])
-    merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        _merge(merged, read_yaml(path.parent / base))
-    _merge(merged, raw)
-    return merged
-
-
-def parse_overrides(
-    arguments: Sequence[str], known: Sequence[str] = (), open_ended: tuple[str, ...] = ("task.columns.",)
-) -> dict[str, Any]:
-    """`--section.field value` or `--section.field=value` words -> dotted key to value, values read as YAML.
-
-    known: the keys there are, those of a config by default; open_ended: sections whose keys anyone may name.
-    """
-    known = known or dotted_keys()
-    overrides: dict[str, Any] = {}
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise UserError(f"{word!r} is not an option; options look like --train.steps 500")
-        key, has_value, text = word[2:].partition("=")
-        key = key.replace("-", "_")
-        if key not in known and not key.startswith(open_ended):
-            raise UserError(f"--{key} is not a setting{_nearest(key, known)}")
-        if not has_value:
-            if not words:
-                raise UserError(f"--{key} needs a value")
-            text = words.pop(0)
-        overrides[key] = _scalar(key, text)
-    return overrides
-
-
-def _scalar(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--{key} {text!r} is not a valid value") from error
 
 
 def members(config: Config) -> list[Config]:
@@ -147,19 +89,24 @@ def override(config: Config, overrides: Mapping[str, Any], source: str) -> Confi
 def check_key(key: str, source: str) -> None:
     """Raises UserError unless `key` is a dotted key of a config."""
     if key not in dotted_keys():
-        raise UserError(f"{source}: {key} is not a setting{_nearest(key, dotted_keys())}")
+        raise UserError(f"{source}: {key} is not a setting{nearest(key, dotted_keys())}")
+
+
+def setting_fields(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, FieldInfo]:
+    """Every leaf setting: dotted key -> pydantic's record of its type, default and description."""
+    fields: dict[str, FieldInfo] = {}
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            fields |= setting_fields(kind, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = info
+    return fields
 
 
 def dotted_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """Every leaf setting as a dotted key."""
-    keys: list[str] = []
-    for name, info in section.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += dotted_keys(kind, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
+    return list(setting_fields(section, prefix))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -181,14 +128,6 @@ def set_dotted(raw: dict[str, Any], dotted: str, value: Any) -> None:
     raw[name] = value
 
 
-def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
 def _describe(error: ValidationError, prefix: str, kind: type[BaseModel]) -> str:
     """The first problem pydantic found, as one line; the rest are counted."""
     problems = error.errors(include_url=False)
@@ -197,7 +136,7 @@ def _describe(error: ValidationError, prefix: str, kind: type[BaseModel]) -> str
     if key == "sweep":
         text = "the section sweep is for `bigcircuit sweep`; leave it out to prune with the rest"
     elif first["type"] == "extra_forbidden":
-        text = f"{key} is not a setting{_nearest(key, _all_keys(kind, prefix))}"
+        text = f"{key} is not a setting{nearest(key, _all_keys(kind, prefix))}"
     elif first["type"] == "value_error":
         text = str(first["ctx"]["error"])
     else:
@@ -211,7 +150,7 @@ def _all_keys(kind: type[BaseModel], prefix: str) -> list[str]:
     return sorted({key.rsplit(".", depth)[0] for key in keys for depth in range(key.count(".") + 1)})
 
 
-def _nearest(key: str, known: Sequence[str]) -> str:
+def nearest(key: str, known: Sequence[str]) -> str:
     """`; did you mean X?`: the keys of the same last part elsewhere, else the closest whole key, else the closest last part."""
     last: dict[str, list[str]] = {}
     for name in known:

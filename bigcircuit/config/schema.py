@@ -3,14 +3,33 @@
 Nothing heavy is imported here, so that a mistake in a config is reported before torch is even loaded.
 """
 
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic_core import core_schema
 
-GranularityName = Literal[
-    "block", "attention", "mlp", "kv_group", "head", "attention_neuron", "mlp_neuron", "mlp_output"
-]
+from bigcircuit.ablation.kinds import DEFAULT, KINDS, config_kinds, full_name, with_moments
+from bigcircuit.gates.parametrisation import PARAMETRISATIONS, automatic
+from bigcircuit.model.granularity import GRANULARITIES, NODE_NAMES
 
+
+class OneOf:
+    """Choices of a text field, read from a table: as metadata of an `Annotated[str, ...]` it works like a Literal."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.literal_schema(list(self.names))
+
+
+def described(choices: Mapping[str, str], before: str = "", after: str = "") -> str:
+    """Description of a field whose choices are the entries of a table: name -> what it is."""
+    return f"{before}{'; '.join(f'`{name}`: {text}' for name, text in choices.items())}{after}"
+
+
+GranularityName = Annotated[str, OneOf(GRANULARITIES)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -107,17 +126,16 @@ class TaskConfig(Section):
         return self
 
 
-AblationName = Literal["interchange", "zero", "mean", "mean_per_position", "optimal"]
-"""Ablations by their full names, as they stand beside scores; the first is the default."""
-ABLATIONS: tuple[str, ...] = get_args(AblationName)
+AblationName = Annotated[str, OneOf(KINDS)]
+"""Ablations by their full names, as they stand beside scores."""
 
 
 class AblationConfig(Section):
     """What a closed node outputs instead."""
 
-    kind: Literal["interchange", "zero", "mean", "optimal"] = "interchange"
-    """`interchange`: its activation on the corrupted prompt; `zero`: nothing; `mean`: its mean over a data set; `optimal`: a
-    constant that is learned with the gates (arXiv 2409.09951), from the mean on."""
+    kind: Annotated[str, OneOf(config_kinds())] = Field(
+        default=DEFAULT, description=described({name: KINDS[name].description for name in config_kinds()})
+    )
     per_position: bool = False
     """One mean for each position, counted from the start of the prompt; beyond the longest prompt that over all of them."""
     data: str | None = None
@@ -131,20 +149,21 @@ class AblationConfig(Section):
 
     @property
     def name(self) -> str:
-        """The full name, as it stands beside scores."""
-        return f"{self.kind}_per_position" if self.per_position else self.kind
+        """The full name, as it stands beside scores; a key of `ablation.kinds.KINDS`."""
+        return full_name(self.kind, self.per_position)
 
     @model_validator(mode="after")
-    def _means_only(self) -> "AblationConfig":
-        if self.per_position and self.kind != "mean":
+    def _fits_the_kind(self) -> "AblationConfig":
+        if self.name not in KINDS:
+            variants = " or ".join(name for name in config_kinds() if full_name(name, True) in KINDS)
             raise ValueError(
-                f"ablation.per_position is true but ablation.kind is {self.kind}; set ablation.kind to mean or leave it out"
+                f"ablation.per_position is true but ablation.kind is {self.kind}; set ablation.kind to {variants} or leave it out"
             )
         for key, value in (("data", self.data), ("prompts", self.prompts if self.prompts != "corrupted" else None)):
-            if value and self.kind not in ("mean", "optimal"):
+            if value and not KINDS[self.name].needs_moments:
                 raise ValueError(
                     f"ablation.{key} is {value} but ablation.kind is {self.kind}, which takes no mean; set ablation.kind "
-                    f"to mean or optimal or leave ablation.{key} out"
+                    f"to {' or '.join(with_moments())} or leave ablation.{key} out"
                 )
         return self
 
@@ -160,13 +179,14 @@ class GatesConfig(Section):
     """Half-width of the uniform noise on the first log_alpha."""
     clamp: Annotated[float, Field(gt=0)] = 5.0
     """log_alpha stays within plus and minus this, so that no gate becomes unrecoverable."""
-    parametrisation: Literal["auto", "hard_concrete", "straight_through", "sigmoid_top_k", "straight_through_top_k"] = (
-        "auto"
+    parametrisation: Annotated[str, OneOf(["auto", *PARAMETRISATIONS])] = Field(
+        default="auto",
+        description=described(
+            {name: one.description for name, one in PARAMETRISATIONS.items()},
+            before="Gate values in training. ",
+            after=f". `auto`: {automatic(True)} where every member has a target and no penalty, else {automatic(False)}.",
+        ),
     )
-    """Gate values in training. `hard_concrete`: noisy samples whose expected size is penalised; `straight_through`: these,
-    rounded to 0 or 1 with the soft gradient. `sigmoid_top_k`: soft values that add up to the asked size, for which only
-    granularities that have a target get gates; `straight_through_top_k`: these, rounded. `auto`: sigmoid_top_k where every
-    member has a target and no penalty, else hard_concrete."""
     temperature: Annotated[float, Field(gt=0)] = 0.6
     """Softness of top-k gates at the start, in units of log_alpha; it falls geometrically."""
     temperature_final: Annotated[float, Field(gt=0)] = 0.1
@@ -198,48 +218,22 @@ class GatesConfig(Section):
         return self
 
 
-class PenaltyConfig(Section):
+def _by_granularity(kind: Any, default: Any, **more: str) -> type[Section]:
+    """Base of a section with a field for every granularity, and some more with these descriptions, which come first."""
+    texts = {**more, **{name: NODE_NAMES[name] for name in GRANULARITIES}}
+    fields = {name: (kind, Field(default, description=f"{text[0].upper()}{text[1:]}.")) for name, text in texts.items()}
+    return cast(Any, create_model)("ByGranularity", __base__=Section, **fields)
+
+
+class PenaltyConfig(_by_granularity(Weight, 0.0)):  # type: ignore[misc]
     """Weight of the expected open fraction of each granularity in the loss."""
 
-    block: Weight = 0.0
-    """Decoder layers."""
-    attention: Weight = 0.0
-    """Attention sub-layers."""
-    mlp: Weight = 0.0
-    """MLP sub-layers."""
-    kv_group: Weight = 0.0
-    """Groups of query heads that share a key/value head."""
-    head: Weight = 0.0
-    """Query heads."""
-    attention_neuron: Weight = 0.0
-    """Attention neurons (head x head_dim)."""
-    mlp_neuron: Weight = 0.0
-    """MLP neurons."""
-    mlp_output: Weight = 0.0
-    """Output dimensions of the MLP."""
+
+_TOTAL = "site neurons (attention and MLP neurons together)"
 
 
-class TargetConfig(Section):
+class TargetConfig(_by_granularity(Positive | None, None, total=_TOTAL)):  # type: ignore[misc]
     """Sizes to reach, as nodes kept. A targeted granularity's fixed penalty is off; with `total` all of them are."""
-
-    total: Positive | None = None
-    """Site neurons (attention and MLP neurons together)."""
-    block: Positive | None = None
-    """Decoder layers."""
-    attention: Positive | None = None
-    """Attention sub-layers."""
-    mlp: Positive | None = None
-    """MLP sub-layers."""
-    kv_group: Positive | None = None
-    """Groups of query heads that share a key/value head."""
-    head: Positive | None = None
-    """Query heads."""
-    attention_neuron: Positive | None = None
-    """Attention neurons."""
-    mlp_neuron: Positive | None = None
-    """MLP neurons."""
-    mlp_output: Positive | None = None
-    """Output dimensions of the MLP."""
 
     def sizes(self) -> dict[str, int]:
         """The targets that are set."""

@@ -1,1 +1,1 @@
-"""Circuits that other tools have found, as circuit files."""
+"""Circuits of other tools, converted to circuit files."""

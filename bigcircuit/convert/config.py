@@ -1,13 +1,13 @@
 """Options of `bigcircuit convert`. Light, so that a typo is answered at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigcircuit.config.load import dotted_keys, parse_overrides, read_yaml, set_dotted, validate
+from bigcircuit.config.load import set_dotted, validate
 from bigcircuit.config.schema import AblationName, ModelConfig, Section
+from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError
-from bigcircuit.evaluation.config import take_options
 
 
 class ConversionSettings(Section):
@@ -22,14 +22,15 @@ class ConversionSettings(Section):
     model: ModelConfig = ModelConfig()
 
 
-def parse_conversion(words: Sequence[str]) -> tuple[Path, ConversionSettings]:
-    """The file to read, and the settings. Raises UserError for a mistake in the words after the verb, or in a config file."""
-    _, names, rest = take_options(words, Section)
-    overrides = parse_overrides(rest, dotted_keys(ConversionSettings))
+def conversion_settings(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Path, ConversionSettings]:
+    """Resolve the words of a conversion: the file to read, and the settings.
+
+    given: settings by dotted key. Raises UserError unless there is one name, and for a mistake in a setting or a config file.
+    """
     if len(names) != 1:
         raise UserError("convert needs one file at a time: bigcircuit convert edges.json --model.path ./my-llama")
-    config = overrides.get("config")
-    raw: dict[str, Any] = {} if config is None else {"model": read_yaml(Path(str(config))).get("model", {})}
-    for key, value in overrides.items():
+    config = given.get("config")
+    raw: dict[str, Any] = {} if config is None else {"model": read_yaml(Path(config)).get("model", {})}
+    for key, value in given.items():
         set_dotted(raw, key, value)
-    return Path(names[0]), validate(raw, str(config or "command line"), ConversionSettings)
+    return Path(names[0]), validate(raw, config or "command line", ConversionSettings)

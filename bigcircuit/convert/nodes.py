@@ -1,15 +1,14 @@
-"""Heads and MLPs as other tools name them, which of them lie on kept paths, and the masks they make."""
+"""Heads and MLPs as other tools name them: parsing of names, nodes on kept paths, masks of nodes."""
 
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
-from bigcircuit.circuit.controls import consistent
-from bigcircuit.gates.discretise import Masks
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+
+if TYPE_CHECKING:
+    from bigcircuit.gates.discretise import Masks
 
 
 class Node(NamedTuple):
@@ -21,29 +20,29 @@ class Node(NamedTuple):
 
     @property
     def place(self) -> tuple[int, bool]:
-        """Nodes write to those of later places: heads of a layer, its MLP, heads of the next one."""
+        """Order of writing: nodes write to nodes of later places. First heads of a layer, then its MLP, then the next layer."""
         return self.layer, self.head is None
 
 
 START, END = Node(-1, None), Node(sys.maxsize, None)
-"""The embeddings, and what the vocabulary projection reads."""
+"""The embeddings, and the input of the vocabulary projection."""
 Edge = tuple[Node, Node]
 """Writer and reader."""
 
 
 class KeptNodes(NamedTuple):
-    """What a file of another tool keeps."""
+    """Nodes that a file of another tool keeps."""
 
     nodes: set[Node]
     notes: Sequence[str] = ()
-    """What its user has to know, a sentence each."""
+    """What the user has to know about the file, a sentence each."""
 
 
 _NAME = re.compile(r"a(\d+)\.h(\d+)|m(\d+)")
 
 
-def named(name: str, shapes: Sequence[LayerShape]) -> Node | None:
-    """The node called `a3.h1` or `m3`; None where the model has none of this name."""
+def parse_node(name: str, shapes: Sequence[LayerShape]) -> Node | None:
+    """Parse the name of a node, such as `a3.h1` or `m3`; None if the model has no node of this name."""
     found = _NAME.fullmatch(name)
     if found is None:
         return None
@@ -52,16 +51,16 @@ def named(name: str, shapes: Sequence[LayerShape]) -> Node | None:
     return node if exists else None
 
 
-def names(shapes: Sequence[LayerShape]) -> str:
-    """The names there are, for messages."""
+def known_names(shapes: Sequence[LayerShape]) -> str:
+    """List the names of the model's nodes, for messages."""
     last = len(shapes) - 1
     return f"the model has heads a0.h0 to a{last}.h{shapes[-1].heads - 1} and MLPs m0 to m{last}"
 
 
-def on_paths(edges: Iterable[Edge]) -> set[Node]:
-    """The nodes between START and END on paths of these edges.
+def nodes_on_paths(edges: Iterable[Edge]) -> set[Node]:
+    """Find the nodes between START and END on paths of these edges.
 
-    Under interchange ablation no other one matters: it outputs what it outputs on the corrupted prompt, or nothing reads it.
+    Under interchange ablation no other node matters: its output is that on the corrupted prompt, or nothing reads its output.
     """
     edges = list(edges)
     reached, useful = {START}, {END}
@@ -74,8 +73,12 @@ def on_paths(edges: Iterable[Edge]) -> set[Node]:
     return reached & useful - {START, END}
 
 
-def masks_of_nodes(nodes: Iterable[Node], shapes: Sequence[LayerShape]) -> Masks:
-    """Masks of every granularity that keep all neurons of these nodes."""
+def masks_of_nodes(nodes: Iterable[Node], shapes: Sequence[LayerShape]) -> "Masks":
+    """Make masks of every granularity that keep all neurons of these nodes."""
+    import torch  # here, so that `convert --help` does without torch
+
+    from bigcircuit.circuit.masks import complete_masks
+
     leaves = {
         name: torch.zeros(len(shapes), max(GRANULARITIES[name].width(shape) for shape in shapes), dtype=torch.bool)
         for name in ("attention_neuron", "mlp_neuron")
@@ -86,4 +89,4 @@ def masks_of_nodes(nodes: Iterable[Node], shapes: Sequence[LayerShape]) -> Masks
             leaves["mlp_neuron"][layer, : shape.intermediate] = True
         else:
             leaves["attention_neuron"][layer, head * shape.head_dim : (head + 1) * shape.head_dim] = True
-    return consistent(leaves, shapes)
+    return complete_masks(leaves, shapes)

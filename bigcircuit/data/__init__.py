@@ -1,1 +1,1 @@
-"""Pairs of prompts: read or built, tokenised, divided and laid out in batches."""
+"""Data: pairs of prompts, read or built, tokenised, divided into splits and collated into batches."""

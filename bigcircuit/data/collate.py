@@ -1,8 +1,8 @@
-"""Pad examples into tensors and lay out which logits are needed to score them.
+"""Collate examples into padded tensors, with the positions whose logits are needed to score the examples.
 
-A row is a prompt followed by teacher-forced tokens of one answer. The main row of an example follows its first answer; the
-positions that predict that answer are its answer positions. Other continuations use the main row as far as they agree with
-it, and rows of their own beyond.
+A row is a prompt followed by teacher-forced tokens of one answer. The main row of an example has the tokens of its first answer;
+the positions that predict that answer are its answer positions. Other continuations are scored on the main row as far as they
+agree with the first answer, and on rows of their own beyond.
 
 Shapes: B examples, R rows, T tokens, S scored positions, C continuations, K continuation tokens.
 """
@@ -13,21 +13,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bigcircuit.data.pair import Example
+from bigcircuit.data.pair import Example, TokenIds
 from bigcircuit.seeding import mix
-
-Ids = tuple[int, ...]
 
 
 class Batch(NamedTuple):
-    """Model inputs and the layout of the scores."""
+    """Model inputs and the positions at which the model's outputs are scored."""
 
     clean: Tensor
     """int64 [R, T]"""
     corrupted: Tensor
     """int64 [R, T]"""
     attention_mask: Tensor | None
-    """int64 [R, T], the same for both prompts; None where nothing is padded."""
+    """int64 [R, T], the same for both prompts; None if nothing is padded."""
     position_ids: Tensor | None
     """int64 [R, T], counted from the first token that is not padding; None for 0, 1, 2, ... in every row."""
     ids: Tensor
@@ -35,13 +33,13 @@ class Batch(NamedTuple):
     example_of_row: Tensor
     """int64 [R]"""
     score_row: Tensor
-    """int64 [S]: logits are needed at (score_row, score_position) only; ordered by example."""
+    """int64 [S]: logits are needed only at (score_row, score_position); ordered by example."""
     score_position: Tensor
     """int64 [S]"""
     example_of_score: Tensor
     """int64 [S]"""
     kl_weight: Tensor
-    """float32 [S]: 1 / number of answer positions on the main row, 0 elsewhere; sums to 1 an example."""
+    """float32 [S]: 1 / number of answer positions on the main row, 0 elsewhere; sums to 1 for each example."""
     token_score: Tensor
     """int64 [K]: index into the scored positions."""
     token_id: Tensor
@@ -54,21 +52,27 @@ class Batch(NamedTuple):
     """bool [C]"""
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self))
+        """Return a copy on another device."""
+        moved = {
+            name: tensor.to(device, non_blocking=True) for name, tensor in self._asdict().items() if tensor is not None
+        }
+        return self._replace(**moved)
 
 
 class _Layout:
-    """Collects rows and scored positions while examples are added one by one."""
+    """Rows and scored positions of the examples added so far."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[Ids, Ids, int, Ids]] = []  # clean context, corrupted context, example, forced tokens
+        self.rows: list[
+            tuple[TokenIds, TokenIds, int, TokenIds]
+        ] = []  # clean context, corrupted context, example, forced tokens
         self.scores: dict[tuple[int, int], int] = {}  # (row, unpadded position) -> index
         self.kl_weight: list[float] = []
         self.tokens: list[tuple[int, int, int]] = []  # scored position, token id, continuation
         self.continuations: list[tuple[int, bool]] = []  # example, correct
 
     def add(self, index: int, example: Example, full: bool) -> None:
+        """Add an example, by its index in the batch. full: see `collate`."""
         main = example.answers[0]
         forced = (
             _maximal([c[:-1] for c in (*example.answers, *example.wrong_answers)], main[:-1]) if full else [main[:-1]]
@@ -85,12 +89,12 @@ class _Layout:
                 self._continuation(index, correct, continuation, first, row, start, forced)
 
     def _continuation(
-        self, index: int, correct: bool, tokens: Ids, first: int, row: int, start: int, forced: Sequence[Ids]
+        self, index: int, correct: bool, tokens: TokenIds, first: int, row: int, start: int, forced: Sequence[TokenIds]
     ) -> None:
         number = len(self.continuations)
         self.continuations.append((index, correct))
         for offset, token in enumerate(tokens):
-            # Where the rows still agree the main row's logits serve, so that a position is computed and scored once.
+            # Where both rows have the same tokens the main row is used, so that every position is computed and scored once.
             shared = forced[0][:offset] == tokens[:offset]
             slot = self._score(first if shared else row, start + offset, 0.0)
             self.tokens.append((slot, token, number))
@@ -103,11 +107,12 @@ class _Layout:
 
 
 def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", pad_id: int = 0) -> Batch:
-    """Lay out a batch.
+    """Collate examples into a batch.
 
-    full: score every continuation as a whole, with extra rows where answers leave the main row. Otherwise (training) one
-    row an example, R = B, and a continuation that leaves it is scored up to its first differing token, or to the row's end
-    if it only goes on where the first answer stops.
+    full: score all tokens of every continuation, with extra rows for continuations that differ from the main row. Otherwise
+    (training) there is one row per example, R = B, and a continuation is scored up to its first token that differs from the
+    main row, or to the end of the main row.
+    padding: "left" or "right".
     """
     layout = _Layout()
     for index, example in enumerate(examples):
@@ -124,41 +129,44 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
         corrupted[row, part] = torch.tensor(changed + forced)
         mask[row, part] = 1
     rows, positions = zip(*layout.scores, strict=True)
-    slots, token_ids, owners = zip(*layout.tokens, strict=True)
-    owner, correct = zip(*layout.continuations, strict=True)
+    token_scores, token_ids, continuation_of_token = zip(*layout.tokens, strict=True)
+    example_of_continuation, correct = zip(*layout.continuations, strict=True)
     example_of_row = [row[2] for row in layout.rows]
     return Batch(
-        clean,
-        corrupted,
-        mask,
-        (mask.cumsum(1) - 1).clamp(min=0),
-        torch.tensor([example.id for example in examples]),
-        torch.tensor(example_of_row),
-        torch.tensor(rows),
-        torch.tensor([shift[row] + position for row, position in layout.scores]),
-        torch.tensor([example_of_row[row] for row in rows]),
-        torch.tensor(layout.kl_weight),
-        torch.tensor(slots),
-        torch.tensor(token_ids),
-        torch.tensor(owners),
-        torch.tensor(owner),
-        torch.tensor(correct),
+        clean=clean,
+        corrupted=corrupted,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        ids=torch.tensor([example.id for example in examples]),
+        example_of_row=torch.tensor(example_of_row),
+        score_row=torch.tensor(rows),
+        score_position=torch.tensor([shift[row] + position for row, position in layout.scores]),
+        example_of_score=torch.tensor([example_of_row[row] for row in rows]),
+        kl_weight=torch.tensor(layout.kl_weight),
+        token_score=torch.tensor(token_scores),
+        token_id=torch.tensor(token_ids),
+        continuation_of_token=torch.tensor(continuation_of_token),
+        example_of_continuation=torch.tensor(example_of_continuation),
+        correct=torch.tensor(correct),
     )
 
 
-def scored_positions(example: Example, *, full: bool) -> int:
-    """How many positions of an example are scored when it is collated."""
+def count_scored_positions(example: Example, *, full: bool) -> int:
+    """Count the scored positions of an example. full: see `collate`."""
     layout = _Layout()
     layout.add(0, example, full)
     return len(layout.scores)
 
 
-def train_order(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Indices of the examples of one update: a new permutation every epoch, and a function of the step alone."""
-    wanted = range(step * batch_size, (step + 1) * batch_size)
-    epochs = {place // count for place in wanted}
+def batch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Return the indices of the examples of an update: a new permutation each epoch, depending only on seed and step.
+
+    count: number of examples.
+    """
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    epochs = {position // count for position in positions}
     orders = {epoch: _permutation(count, seed, epoch) for epoch in epochs}
-    return [orders[place // count][place % count] for place in wanted]
+    return [orders[position // count][position % count] for position in positions]
 
 
 def _permutation(count: int, seed: int, epoch: int) -> list[int]:
@@ -166,13 +174,14 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(count, generator=generator).tolist()
 
 
-def _maximal(sequences: Sequence[Ids], main: Ids) -> list[Ids]:
-    """The sequences that no other one continues, the one that continues `main` first."""
+def _maximal(sequences: Sequence[TokenIds], main: TokenIds) -> list[TokenIds]:
+    """Return the sequences that are no prefix of another sequence, the one that begins with `main` first."""
     distinct = list(dict.fromkeys([main, *sequences]))
     longest = [s for s in distinct if not any(o != s and o[: len(s)] == s for o in distinct)]
     return sorted(longest, key=lambda s: s[: len(main)] != main)
 
 
-def _until_divergence(continuation: Ids, main: Ids) -> Ids:
+def _until_divergence(continuation: TokenIds, main: TokenIds) -> TokenIds:
+    """Cut a continuation after its first token that differs from `main`, or to the length of `main`."""
     shared = next((i for i, (a, b) in enumerate(zip(continuation, main, strict=False)) if a != b), None)
     return continuation[: len(main) if shared is None else shared + 1]

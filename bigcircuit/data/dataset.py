@@ -1,4 +1,4 @@
-"""From a task config to tokenised, checked and divided examples, before any weight is loaded."""
+"""Data set of a task: read or build the pairs, tokenise, check and divide them, before any weights are loaded."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from bigcircuit.errors import UserError
 
 
 class TaskData(NamedTuple):
-    """The examples of each split and what identifies the data."""
+    """Examples of each split, and what identifies the data."""
 
     splits: Mapping[str, list[Example]]
     """"train", "validation" and "test"; and "off_distribution", where templates are held out."""
@@ -25,20 +25,20 @@ class TaskData(NamedTuple):
     sha256: str
     """Hash of all pairs in order."""
     bad: tuple[str, ...] = ()
-    """What was wrong with each pair that `task.bad_pairs: drop` left out."""
+    """Problem of each pair that `task.bad_pairs: drop` left out."""
     unsolved: int = 0
-    """Pairs left out because the full model gets them wrong."""
+    """Number of pairs left out because the full model gets them wrong."""
 
 
 def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
-    """Read or build the pairs, tokenise, check and divide them. Raises UserError naming file, row and remedy."""
+    """Read or build the pairs of a task, tokenise, check and divide them. Raises UserError naming file, row and remedy."""
     pairs = make_pairs(task, tokenizer)
     examples, bad = _examples(task, pairs, tokenizer, hf_config)
     return TaskData(split(examples, pairs, task.split.model_dump(), task.seed), pairs, _sha256(pairs), bad)
 
 
 class AblationData(NamedTuple):
-    """The pairs whose prompts means are taken over."""
+    """Pairs over whose prompts ablation means are taken."""
 
     examples: list[Example]
     sha256: str
@@ -46,9 +46,9 @@ class AblationData(NamedTuple):
 
 
 def load_ablation_data(config: Config, tokenizer: Any | None, hf_config: Any) -> AblationData | None:
-    """All pairs that `ablation.data` names, a task builder or a pair file; None where it is not set. Raises UserError.
+    """Load the pairs of the task builder or pair file that `ablation.data` names; None if it is not set. Raises UserError.
 
-    What a file does not say (size, seed, special tokens, longest prompt, what to do with bad pairs) is as for the task.
+    Size, seed, special tokens, longest prompt and treatment of bad pairs are those of the task.
     """
     name = config.ablation.data
     if name is None:
@@ -59,14 +59,14 @@ def load_ablation_data(config: Config, tokenizer: Any | None, hf_config: Any) ->
         pairs = make_pairs(task, tokenizer)
         return AblationData(_examples(task, pairs, tokenizer, hf_config)[0], _sha256(pairs))
     except UserError as error:
-        message = str(error).replace("task.path", "ablation.data")  # the key that is to be mended here
+        message = str(error).replace("task.path", "ablation.data")  # the key to correct here
         raise UserError(f"ablation.data: {message}") from error
 
 
 def _examples(
     task: TaskConfig, pairs: list[Pair], tokenizer: Any | None, hf_config: Any
 ) -> tuple[list[Example], tuple[str, ...]]:
-    """Tokenised pairs, and what was wrong with those that are left out."""
+    """Tokenise pairs. Returns the examples, and the problem of each pair that is left out."""
     limit = min(task.max_tokens, getattr(hf_config, "max_position_embeddings", None) or task.max_tokens)
     bad: list[str] | None = [] if task.bad_pairs == "drop" else None
     examples = tokenize_pairs(pairs, tokenizer, limit, task.special_tokens, hf_config.vocab_size, bad)
@@ -80,7 +80,7 @@ def _sha256(pairs: list[Pair]) -> str:
 
 
 def make_pairs(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
-    """The pairs of a file, or of a builder with the tokenizer's words. Raises UserError."""
+    """Read the pairs of a file, or build them with words that fit the tokenizer. Raises UserError."""
     if task.name == "pairs":
         assert task.path is not None
         return read_pairs(task.path, task.format, task.columns)

@@ -1,7 +1,7 @@
-"""Divide examples into the passes of every rank.
+"""Divide examples into micro-batches, and the micro-batches among the ranks.
 
-The examples are sorted by length and cut into micro-batches, so that little is padded, and the micro-batches are dealt to
-the ranks. What is computed in a micro-batch does not depend on who computes it.
+The examples are sorted by length and cut into micro-batches, so that little is padded. A micro-batch gives the same numbers
+on every rank.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,37 +16,42 @@ from bigcircuit.errors import UserError
 
 
 class MicroBatch(NamedTuple):
-    """One pass of this rank."""
+    """Examples that go through the model together on this rank."""
 
     examples: list[Example]
     batch: Batch
-    counts: bool
-    """False for a pass made only because other ranks make one: ranks that share weights gather them together."""
+    is_counted: bool
+    """Whether the results of this rank's pass are added to sums. False for a repeated micro-batch: ranks that divide the
+    weights gather them together, so all ranks make the same number of passes."""
 
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """How examples become passes: `size` of them at most go through the model at once on one rank."""
+    """How examples are divided into micro-batches.
 
-    size: int
+    max_examples: the most examples that go through the model together on one rank.
+    padding: "left" or "right".
+    """
+
+    max_examples: int
     ranks: Ranks = Ranks()
     padding: str = "right"
 
     @classmethod
     def of(cls, config: Config, ranks: Ranks) -> "MicroBatches":
-        """The passes of a run. Raises UserError if there is not a pair of the batch for every rank."""
+        """Read the division from a run's config. Raises UserError if the batch has fewer pairs than there are ranks."""
         train = config.train
         if train.batch_size < ranks.size:
             raise UserError(f"train.batch_size is {train.batch_size} but there are {ranks.size} ranks; raise it")
         share = -(-train.batch_size // ranks.size)
         return cls(min(train.micro_batch_size, share), ranks, config.task.padding)
 
-    def over(self, examples: Sequence[Example], *, full: bool) -> Iterator[MicroBatch]:
-        """This rank's passes over `examples`; all ranks get the same number. full: see `collate`."""
+    def iterate(self, examples: Sequence[Example], *, full: bool) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of `examples`; every rank gets the same number. full: see `collate`."""
         order = sorted(examples, key=lambda e: (len(e.clean) + len(e.answers[0]), e.id))
-        pieces = [order[start : start + self.size] for start in range(0, len(order), self.size)]
-        for first in range(0, len(pieces), self.ranks.size):
-            mine = first + self.ranks.rank
-            counts = mine < len(pieces)
-            chosen = pieces[mine if counts else first]
-            yield MicroBatch(chosen, collate(chosen, full=full, padding=self.padding).to(self.ranks.device), counts)
+        parts = [order[start : start + self.max_examples] for start in range(0, len(order), self.max_examples)]
+        for first in range(0, len(parts), self.ranks.size):
+            own = first + self.ranks.rank
+            is_counted = own < len(parts)
+            chosen = parts[own if is_counted else first]
+            yield MicroBatch(chosen, collate(chosen, full=full, padding=self.padding).to(self.ranks.device), is_counted)

@@ -1,33 +1,34 @@
-"""The pair: the unit of a task, before and after tokenisation."""
+"""Pair: the unit of a task, before and after tokenisation."""
 
 from typing import NamedTuple
 
-Text = str | tuple[int, ...]
-"""A piece of a prompt: text, or token ids for models that have no tokenizer."""
+TokenIds = tuple[int, ...]
+Text = str | TokenIds
+"""Prompt or answer: text, or token ids for models that have no tokenizer."""
 
 
 class Pair(NamedTuple):
-    """A clean and a corrupted prompt with the continuations that are right and wrong after the clean one."""
+    """Clean and corrupted prompt with the right and wrong continuations of the clean prompt."""
 
     clean: Text
     corrupted: Text
     answers: tuple[Text, ...]
     wrong_answers: tuple[Text, ...]
     split: str = ""
-    """"train", "validation", "test" or "off_distribution"; empty when the split is still to be drawn."""
+    """"train", "validation", "test" or "off_distribution"; empty if the split is still to be drawn."""
     source: str = ""
-    """Where it came from, as `file:row` or `task #index`; goes into error messages."""
+    """Origin of the pair, as `file:row` or `task #index`; part of error messages."""
     template: str = ""
-    """What it was made from; empty where that is not known."""
+    """Template that the pair was made from; empty if unknown."""
 
 
 class Example(NamedTuple):
-    """A tokenised pair. `clean` and `corrupted` have equal length; continuations follow either of them directly."""
+    """Tokenised pair. `clean` and `corrupted` have equal length; a continuation directly follows either."""
 
     id: int
-    """Stable identity: position in the whole data set before splitting. Seeds the gate noise and keys caches."""
-    clean: tuple[int, ...]
-    corrupted: tuple[int, ...]
-    answers: tuple[tuple[int, ...], ...]
-    wrong_answers: tuple[tuple[int, ...], ...]
+    """Index of the pair in the whole data set before splitting. Seeds the gate noise and keys caches."""
+    clean: TokenIds
+    corrupted: TokenIds
+    answers: tuple[TokenIds, ...]
+    wrong_answers: tuple[TokenIds, ...]
     source: str

@@ -1,6 +1,6 @@
-"""Divide examples into train, validation and test so that no prompt, clean or corrupted, is in two of them.
+"""Divide examples into train, validation and test so that no prompt, clean or corrupted, is in two splits.
 
-Where it is asked for, whole templates are held out first, as a split of their own.
+With `task.split.by: template`, the pairs of some templates are held out first, as a split `off_distribution`.
 """
 
 import re
@@ -13,45 +13,47 @@ from bigcircuit.data.pair import Example, Pair
 from bigcircuit.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-OFF = "off_distribution"
-"""Pairs of templates that are in no other split."""
-_PLACE = r"(:| row | #)\d+$"
+OFF_DISTRIBUTION = "off_distribution"
+"""Name of the split whose templates are in no other split."""
+_ROW_SUFFIX = r"(:| row | #)\d+$"
 
 
 def split(
     examples: Sequence[Example], pairs: Sequence[Pair], settings: Mapping[str, Any], seed: int
 ) -> dict[str, list[Example]]:
-    """Examples by split, in the order of the data set; settings: as in SplitConfig.
+    """Divide examples. Returns the examples of each split in the order of the data set.
 
-    Splits given by the pairs win; then they must not share a prompt. Otherwise groups of examples that share prompts are
-    dealt out in a seeded order, each to the split that is furthest below its fraction; with `by: template` those of some
-    templates are first held out. Raises UserError when a given split overlaps another, when only some pairs have one, when a
-    template is missing or shares a prompt with one that is held out, or when train or test would be empty.
+    settings: as in SplitConfig. Splits that the pairs name are used as they are, if no two share a prompt. Otherwise groups of
+    examples that share prompts are assigned in a seeded order, each to the split that is furthest below its fraction; with
+    `by: template` the examples of some templates are held out first. Raises UserError if two named splits share a prompt, if
+    only some pairs name a split, if a template is missing or shares a prompt with a held-out template, or if train or test
+    would be empty.
     """
     given = [pairs[example.id].split for example in examples]
     if any(given):
-        chosen = _given(examples, given)
+        chosen = _named_splits(examples, given)
     else:
         held = (
             _held_out(examples, pairs, settings["off_distribution"], seed) if settings.get("by") == "template" else {}
         )
         groups = _groups([example for example in examples if example.id not in held])
-        chosen = held | _drawn(groups, settings, seed)
-    names = (*SPLITS, OFF) if OFF in chosen.values() else SPLITS
+        chosen = held | _assign(groups, settings, seed)
+    names = (*SPLITS, OFF_DISTRIBUTION) if OFF_DISTRIBUTION in chosen.values() else SPLITS
     result: dict[str, list[Example]] = {name: [] for name in names}
     for example in sorted(examples, key=lambda e: e.id):
         result[chosen[example.id]].append(example)
     for name in ("train", "test"):
         if not result[name]:
             raise UserError(
-                f"{re.sub(_PLACE, '', examples[0].source)}: the {name} split is empty "
+                f"{re.sub(_ROW_SUFFIX, '', examples[0].source)}: the {name} split is empty "
                 f"({len(examples)} pairs in {len(_groups(examples))} groups that share prompts); add pairs or "
                 "change task.split"
             )
     return result
 
 
-def _given(examples: Sequence[Example], given: Sequence[str]) -> dict[int, str]:
+def _named_splits(examples: Sequence[Example], given: Sequence[str]) -> dict[int, str]:
+    """Check the splits that the pairs name. Returns the split by Example.id."""
     owner: dict[tuple[int, ...], tuple[str, str]] = {}
     for example, name in zip(examples, given, strict=True):
         if not name:
@@ -66,8 +68,8 @@ def _given(examples: Sequence[Example], given: Sequence[str]) -> dict[int, str]:
 
 
 def _held_out(examples: Sequence[Example], pairs: Sequence[Pair], share: float, seed: int) -> dict[int, str]:
-    """The examples of the templates that are held out, chosen by seed."""
-    source = re.sub(_PLACE, "", examples[0].source)
+    """Choose held-out templates by seed. Returns OFF_DISTRIBUTION by the Example.id of their examples. share: of the templates."""
+    source = re.sub(_ROW_SUFFIX, "", examples[0].source)
     for example in examples:
         if not pairs[example.id].template:
             raise UserError(
@@ -82,7 +84,7 @@ def _held_out(examples: Sequence[Example], pairs: Sequence[Pair], share: float, 
     order = torch.randperm(len(templates), generator=torch.Generator().manual_seed(seed)).tolist()
     count = min(max(1, round(share * len(templates))), len(templates) - 1)
     held = {templates[index] for index in order[:count]}
-    found = {e.id: OFF if pairs[e.id].template in held else "" for e in examples}
+    found = {e.id: OFF_DISTRIBUTION if pairs[e.id].template in held else "" for e in examples}
     for group in _groups(examples):
         if len({found[index] for index in group}) > 1:
             inside = next(e for e in examples if e.id in group and found[e.id])
@@ -94,7 +96,7 @@ def _held_out(examples: Sequence[Example], pairs: Sequence[Pair], share: float, 
 
 
 def _groups(examples: Sequence[Example]) -> list[list[int]]:
-    """Ids of examples connected by shared prompts (union-find), groups in order of their first example."""
+    """Group the ids of examples connected by shared prompts (union-find), groups in order of their first example."""
     parent = {example.id: example.id for example in examples}
 
     def root(node: int) -> int:
@@ -113,8 +115,8 @@ def _groups(examples: Sequence[Example]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _drawn(groups: Sequence[list[int]], fractions: Mapping[str, Any], seed: int) -> dict[int, str]:
-    """Deal the groups out, large ones first so that small ones can even out the sizes."""
+def _assign(groups: Sequence[list[int]], fractions: Mapping[str, Any], seed: int) -> dict[int, str]:
+    """Assign groups to splits, large groups first so that small groups can even out the sizes. Returns the split by Example.id."""
     shuffled = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
     order = sorted(shuffled, key=lambda index: -len(groups[index]))
     everything = sum(map(len, groups))

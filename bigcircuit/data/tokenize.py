@@ -1,8 +1,8 @@
-"""Tokenise pairs, each prompt together with its answers, and refuse the ones that could not be scored.
+"""Tokenise pairs, each prompt together with its answers, and refuse pairs that cannot be scored.
 
-Prompt and answer are tokenised as one text, because a tokenizer may merge over their boundary. The context is what all
-continuations share; everything after it is scored. Where some continuations leave the prompt's own tokens alone and others
-merge into them (13|53 but 1300), all follow the prompt's own tokens, so that they compete at the same place.
+Prompt and answer are tokenised as one text, because a tokenizer may merge tokens across their boundary. The context is what all
+continuations share; everything after the context is scored. If some continuations leave the prompt's own tokens as they are and
+others merge with them (13|53 but 1300), all are made to follow the prompt's own tokens, so that they compete at the same position.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
-from bigcircuit.data.pair import Example, Pair, Text
+from bigcircuit.data.pair import Example, Pair, Text, TokenIds
 from bigcircuit.errors import UserError
-
-Ids = tuple[int, ...]
 
 
 class _Tokens(NamedTuple):
-    joined: dict[str, Ids]
-    """Every prompt, and every prompt with an answer appended."""
-    own: dict[str, Ids]
-    """Answers tokenised by themselves, those that read the same after a prompt."""
+    """Token ids of texts."""
+
+    joined: dict[str, TokenIds]
+    """Of every prompt, and of every prompt with an answer appended."""
+    own: dict[str, TokenIds]
+    """Of answers tokenised alone, where these ids decode to the same text after a prompt."""
 
 
 def tokenize_pairs(
@@ -31,22 +31,22 @@ def tokenize_pairs(
     vocab_size: int | None = None,
     left_out: list[str] | None = None,
 ) -> list[Example]:
-    """One Example a pair, in order; `Example.id` is the index of its pair.
+    """Tokenise and check pairs. Returns one Example per pair, in order; `Example.id` is the index of the pair.
 
-    tokenizer may be None when prompts and answers are token ids. max_tokens counts prompt and answer together. left_out: a
-    list to which the problem of every bad pair is appended, and the pair is left out. Without one the first bad pair raises
+    tokenizer: may be None if prompts and answers are token ids. max_tokens: limit of prompt and answer together. left_out: list to
+    which the problem of each bad pair is appended; the pair is then left out. If left_out is None, the first bad pair raises
     UserError naming file, row and reason.
     """
     sound: list[tuple[int, Pair]] = []
     for index, pair in enumerate(pairs):
-        with _noting(left_out):
+        with _collecting_errors(left_out):
             _check_text(pair, tokenizer)
             sound.append((index, pair))
     tokens = _tokenise([pair for _, pair in sound], tokenizer, special_tokens)
     examples: list[Example] = []
     seen: dict[tuple, str] = {}
     for index, pair in sound:
-        with _noting(left_out):
+        with _collecting_errors(left_out):
             example = _example(index, pair, tokens)
             _check(example, max_tokens, vocab_size)
             key = example[1:5]
@@ -58,8 +58,8 @@ def tokenize_pairs(
 
 
 @contextmanager
-def _noting(left_out: list[str] | None) -> Iterator[None]:
-    """Append a UserError to the list instead of raising it, if there is a list."""
+def _collecting_errors(left_out: list[str] | None) -> Iterator[None]:
+    """Append a UserError to the list instead of raising the error, if there is a list."""
     try:
         yield
     except UserError as error:
@@ -69,6 +69,7 @@ def _noting(left_out: list[str] | None) -> Iterator[None]:
 
 
 def _check_text(pair: Pair, tokenizer: Any | None) -> None:
+    """Raise UserError for what can be seen before tokenisation."""
     if not pair.clean or not pair.corrupted:
         raise UserError(f"{pair.source}: the {'corrupted' if pair.clean else 'clean'} prompt is empty; fill it in")
     if pair.clean == pair.corrupted:
@@ -90,7 +91,7 @@ def _check_text(pair: Pair, tokenizer: Any | None) -> None:
 
 
 def _tokenise(pairs: Sequence[Pair], tokenizer: Any | None, special_tokens: bool) -> _Tokens:
-    """Each distinct text once, in batched calls."""
+    """Tokenise each distinct text once, in batched calls."""
     texts: dict[str, None] = {}
     answers: dict[str, None] = {}
     for pair in pairs:
@@ -104,13 +105,16 @@ def _tokenise(pairs: Sequence[Pair], tokenizer: Any | None, special_tokens: bool
     assert tokenizer is not None
     rows = tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)["input_ids"]
     end = tokenizer.eos_token_id if special_tokens else None
-    # A tokenizer that closes every text would put the end between prompt and answer.
+    # A tokenizer that ends every text with an end token would put that token between prompt and answer.
     joined = {text: tuple(row[:-1] if row and row[-1] == end else row) for text, row in zip(texts, rows, strict=True)}
     return _Tokens(joined, _own(list(answers), next(iter(joined.values())), tokenizer))
 
 
-def _own(answers: Sequence[str], before: Ids, tokenizer: Any) -> dict[str, Ids]:
-    """Ids of the answers alone, without those to which the tokenizer adds a space of its own (SentencePiece)."""
+def _own(answers: Sequence[str], before: TokenIds, tokenizer: Any) -> dict[str, TokenIds]:
+    """Tokenise answers alone; answers to which the tokenizer adds a space (SentencePiece) are left out.
+
+    before: token ids of some prompt, after which the answers are decoded.
+    """
     if not answers:
         return {}
     rows = tokenizer(list(answers), add_special_tokens=False, return_attention_mask=False)["input_ids"]
@@ -140,8 +144,8 @@ def _example(index: int, pair: Pair, tokens: _Tokens) -> Example:
     return Example(index, clean, corrupted, after_clean[:right], after_clean[right:], pair.source)
 
 
-def _divide(pair: Pair, prompt: Text, tokens: _Tokens) -> tuple[Ids, tuple[Ids, ...]]:
-    """The context that all continuations share, and what each continuation adds to it."""
+def _divide(pair: Pair, prompt: Text, tokens: _Tokens) -> tuple[TokenIds, tuple[TokenIds, ...]]:
+    """Return the context that all continuations share, and the tokens that each continuation adds."""
     if not isinstance(prompt, str):
         return prompt, tuple(_ids(pair, answer) for answer in _continuations(pair))
     alone = tokens.joined[prompt]
@@ -150,11 +154,12 @@ def _divide(pair: Pair, prompt: Text, tokens: _Tokens) -> tuple[Ids, tuple[Ids, 
         for place, answer in enumerate(_continuations(pair)):
             if whole[place][: len(alone)] != alone and answer in tokens.own:
                 whole[place] = alone + tokens.own[answer]
-    context = commonprefix([alone, *whole])
+    context = tuple(commonprefix([alone, *whole]))
     return context, tuple(ids[len(context) :] for ids in whole)
 
 
-def _ids(pair: Pair, answer: Text) -> Ids:
+def _ids(pair: Pair, answer: Text) -> TokenIds:
+    """Return the token ids of an answer to a prompt of token ids. Raises UserError if the answer is text."""
     if isinstance(answer, str):
         raise UserError(
             f"{pair.source}: the prompt is token ids but the answer {answer!r} is text; write both the same way"
@@ -163,19 +168,19 @@ def _ids(pair: Pair, answer: Text) -> Ids:
 
 
 def _check(example: Example, max_tokens: int, vocab_size: int | None) -> None:
-    """Raise UserError for what can only be seen in tokens."""
+    """Raise UserError for what can be seen only after tokenisation."""
     if not example.clean:
         raise UserError(f"{example.source}: nothing is left before the answer; lengthen the prompt")
     if example.clean == example.corrupted:
         raise UserError(f"{example.source}: clean and corrupted prompt have the same tokens; change the corrupted one")
-    alike = _indistinct(example)
-    if alike:
-        right, wrong = map(len, alike)
+    indistinct = _indistinct(example)
+    if indistinct:
+        right, wrong = map(len, indistinct)
         raise UserError(
             f"{example.source}: an answer and a wrong answer share all scored tokens ({min(right, wrong)} of "
             f"{right} and {wrong}); nothing tells them apart, make them differ within that length"
         )
-    # The last token of an answer is predicted and never read.
+    # The last token of an answer is predicted and never an input.
     longest = len(example.clean) + max(map(len, (*example.answers, *example.wrong_answers))) - 1
     if longest > max_tokens:
         raise UserError(
@@ -186,8 +191,8 @@ def _check(example: Example, max_tokens: int, vocab_size: int | None) -> None:
         _check_vocabulary(example, vocab_size)
 
 
-def _indistinct(example: Example) -> tuple[Ids, Ids] | None:
-    """A right and a wrong answer, one of which begins with all of the other; looks up prefixes instead of trying pairs."""
+def _indistinct(example: Example) -> tuple[TokenIds, TokenIds] | None:
+    """Find a right and a wrong answer, one of which is a prefix of the other; looks up prefixes instead of comparing pairs."""
     rights, wrongs = set(example.answers), set(example.wrong_answers)
     for right in example.answers:
         for end in range(len(right) + 1):
@@ -201,7 +206,7 @@ def _indistinct(example: Example) -> tuple[Ids, Ids] | None:
 
 
 def _check_vocabulary(example: Example, vocab_size: int) -> None:
-    every: Iterable[Ids] = (example.clean, example.corrupted, *example.answers, *example.wrong_answers)
+    every: Iterable[TokenIds] = (example.clean, example.corrupted, *example.answers, *example.wrong_answers)
     bad = next((token for ids in every for token in ids if not 0 <= token < vocab_size), None)
     if bad is not None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What launchers announce in the environment, and what they leave out."""
+"""Read the environment variables of launchers, and set the one that launchers leave out."""
 
 import os
 import socket
@@ -8,57 +8,60 @@ import psutil
 
 from bigcircuit.errors import UserError
 
-_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-"""Set by launchers that start several processes without telling torch which is which."""
+_PROCESS_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Variables of launchers that start several processes without setting RANK."""
 
 
-class LaunchedAs(NamedTuple):
-    """This process among those that a launcher started."""
+class LauncherEnv(NamedTuple):
+    """Number of this process among the processes that a launcher started."""
 
     rank: int
-    size: int
-    local: int
+    world_size: int
+    local_rank: int
     """Number of this process on its host."""
 
 
-def launched_as() -> LaunchedAs:
-    """Read what the launcher says; one process when none does. Raises UserError where several were started as if alone."""
-    set_ones = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
-    if len(set_ones) == 1:
+def read_launcher_env() -> LauncherEnv:
+    """Read rank and world size from the environment; without a launcher, rank 0 of 1.
+
+    Raises UserError where a launcher started several processes without a rank for each.
+    """
+    variables = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+    if len(variables) == 1:
         raise UserError(
-            f"{set_ones[0]} is set and the other of RANK and WORLD_SIZE is not; start with deepspeed or torchrun"
+            f"{variables[0]} is set and the other of RANK and WORLD_SIZE is not; start with deepspeed or torchrun"
         )
-    if not set_ones:
+    if not variables:
         if "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
             raise UserError(
                 "accelerate launch --cpu tells its processes no rank, so each would believe it is alone; give it --multi_gpu "
                 "(on CPU too), or start with deepspeed or torchrun"
             )
-        for name in _COUNTS:
+        for name in _PROCESS_COUNTS:
             if int(os.environ.get(name, "1")) > 1:
                 raise UserError(
                     f"started as one of {os.environ[name]} processes without a RANK; start with deepspeed or torchrun"
                 )
-    return LaunchedAs(
+    return LauncherEnv(
         int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     )
 
 
-def set_gloo_interface(size: int) -> None:
-    """Tell gloo which network interface leads to the first host.
+def set_gloo_interface(world_size: int) -> None:
+    """Set GLOO_SOCKET_IFNAME to the network interface with the route to rank 0's host.
 
-    Left alone it announces the address that the host's own name resolves to, which is often a loopback address that no other
-    host can reach. Raises UserError where MASTER_ADDR itself is one although there are several hosts.
+    By default gloo announces the address that the host's own name resolves to, which is often a loopback address that no
+    other host can reach. Raises UserError where MASTER_ADDR itself is a loopback address although there are several hosts.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    family, *_, first = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+    family, *_, destination = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(first)  # chooses a route and sends nothing
+        probe.connect(destination)  # chooses a route and sends nothing
         own = probe.getsockname()[0]
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
-    if own.startswith("127.") and here < size:
+    on_this_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size)
+    if own.startswith("127.") and on_this_host < world_size:
         raise UserError(
             f"MASTER_ADDR {address} is a loopback address on this host, which no other host can reach; give the launcher "
             "an address of the network, or set GLOO_SOCKET_IFNAME"

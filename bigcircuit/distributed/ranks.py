@@ -1,7 +1,7 @@
-"""Ranks: who am I, what do all ranks agree on. One process without a launcher needs none of it and starts none of it.
+"""Ranks: the process group, sums over ranks, agreement between ranks, stop requests.
 
-Each rank holds the whole population and works through a share of every batch; sums over ranks make every rank do the same
-update.
+Each rank holds the whole population and computes a share of every batch; sums over ranks make every rank do the same update.
+A single process without a launcher starts no process group.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bigcircuit.distributed.launcher_env import launched_as, set_gloo_interface
+from bigcircuit.distributed.launcher_env import read_launcher_env, set_gloo_interface
 from bigcircuit.distributed.signals import StopRequest
 from bigcircuit.distributed.watchdog import Watchdog, connect_ranks
 from bigcircuit.errors import ReportedError, Stopped, UserError
@@ -25,20 +25,23 @@ from bigcircuit.errors import ReportedError, Stopped, UserError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others."""
+    """Process group seen from this rank.
+
+    size: number of ranks. watchdog: detects other ranks that died or hang; None for a single process.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
     stop: StopRequest = field(default_factory=StopRequest)
-    watch: Watchdog | None = None
+    watchdog: Watchdog | None = None
 
     @property
-    def first(self) -> bool:
-        """Whether this rank writes files and speaks to the user."""
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Sum tensors of one type over ranks in place, in one message."""
         if self.size == 1 or not tensors:
             return
@@ -47,124 +50,128 @@ class Ranks:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers."""
+    def maximum(self, number: int) -> int:
+        """Return the largest of the numbers that the ranks pass."""
         found = torch.tensor(number, device=self.device)
         if self.size > 1:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def note(self, line: str) -> None:
-        """Remember what this rank did last, to be shown if it is lost."""
-        if self.watch is not None:
-            self.watch.note(line)
+    def set_status(self, line: str) -> None:
+        """Store what this rank did last; the other ranks print this line if this rank dies or hangs."""
+        if self.watchdog is not None:
+            self.watchdog.set_status(line)
 
-    def speaks_for(self, error: ReportedError) -> bool:
-        """Tell the others why this rank ends; returns whether this rank is to show it to the user, at once."""
-        if self.watch is None:
+    def report_error(self, error: ReportedError) -> bool:
+        """Send the reason why this rank exits to the other ranks. Returns whether this rank is the one to print the error."""
+        if self.watchdog is None:
             return True
-        if error.everywhere:
+        if error.on_all_ranks:
             with suppress(RuntimeError):
-                self.wait()  # until the first rank has saved what there is to save
-            self.watch.leave()
-        elif self.first:
-            self.watch.leave(str(error), error.exit_code)
+                self.barrier()  # until rank 0 has saved its state
+            self.watchdog.close()
+        elif self.is_first:
+            self.watchdog.close(str(error), error.exit_code)
         else:
-            time.sleep(1.0)  # where the first rank has the same error, it is the one to show it, and ends us
-            if not self.watch.leave(str(error), error.exit_code):
+            time.sleep(1.0)  # if rank 0 has the same error, rank 0 prints it and its message ends this process
+            if not self.watchdog.close(str(error), error.exit_code):
                 return True
-        if not self.first:
-            time.sleep(0.5)  # let the first rank show it before a launcher sees us gone and ends everybody
-        return self.first
+        if not self.is_first:
+            time.sleep(0.5)  # let rank 0 print before a launcher sees this exit and ends all ranks
+        return self.is_first
 
-    def stop_if_asked(self) -> None:
-        """Raises Stopped on every rank at the same place when any of them has been asked to stop."""
-        asked = torch.tensor([float(self.stop.number)])
-        self.sum_([asked])
-        if asked:
+    def stop_if_requested(self) -> None:
+        """Raises Stopped on every rank at the same place if any rank has a stop request."""
+        requested = torch.tensor([float(self.stop.number)])
+        self.all_reduce([requested])
+        if requested:
             self.stop.number = self.stop.number or signal.SIGTERM
             raise Stopped(self.stop.number)
 
-    def stopped(self, number: int, _: FrameType | None) -> None:
-        """Handler of a signal that comes where a run cannot be saved. Raises Stopped, once: then the end is under way."""
+    def on_signal(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal where the run's state cannot be saved. Raises Stopped for the first signal and ignores later ones."""
         if not self.stop.number:
             self.stop.number = number
             error = Stopped(number)
-            error.everywhere = False  # the other ranks are somewhere else
+            error.on_all_ranks = False  # the other ranks are at another place
             raise error
 
-    def agree(self, values: Mapping[str, str]) -> None:
-        """Raises UserError on all ranks, naming the field, unless every rank has the same values as the first one.
+    def check_equal(self, values: Mapping[str, str]) -> None:
+        """Raises UserError on all ranks, naming the field, unless every rank passes the same values as rank 0.
 
-        A rank that leaves a value empty has no say in it.
+        A value that a rank leaves empty is not compared.
         """
         if self.size == 1:
             return
         digests = [
             int(hashlib.sha256(value.encode()).hexdigest()[:15], 16) if value else 0 for value in values.values()
         ]
-        mine = torch.tensor(digests, device=self.device)
-        everybody = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(everybody, mine)
-        for rank, theirs in enumerate(everybody):
-            for name, ours, other in zip(values, everybody[0].tolist(), theirs.tolist(), strict=True):
-                if other and other != ours:
+        own = torch.tensor(digests, device=self.device)
+        of_all = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(of_all, own)
+        for rank, of_rank in enumerate(of_all):
+            for name, expected, found in zip(values, of_all[0].tolist(), of_rank.tolist(), strict=True):
+                if found and found != expected:
                     raise UserError(
                         f"rank {rank} has another {name} than rank 0; give all hosts the same files and versions"
                     )
 
-    def wait(self) -> None:
-        """Hold until every rank is here."""
+    def barrier(self) -> None:
+        """Wait until every rank has called this."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """The ranks that a launcher announced in the environment; leaves them at the end.
+    """Join the process group that a launcher announced in the environment, and leave it at the end.
 
-    An error of one rank is told to all and shown once; a lost rank ends the process (see watch.py).
+    An error of one rank is sent to all ranks and printed once; a dead or hanging rank ends the process (see watchdog.py).
     """
     ranks = _start()
-    if ranks.watch is not None:
-        signal.signal(signal.SIGTERM, ranks.stopped)
+    if ranks.watchdog is not None:
+        signal.signal(signal.SIGTERM, ranks.on_signal)
     try:
         yield ranks
     except ReportedError as error:
-        error.show = ranks.speaks_for(error)
+        error.show = ranks.report_error(error)
         raise
     except RuntimeError:
-        if ranks.watch is not None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher that saw it first would cut our words short
-            ranks.watch.blame()
+        if ranks.watchdog is not None:
+            # A launcher that noticed the failure first would end this process before it has printed the cause.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            ranks.watchdog.wait_for_verdict()
         raise
-    ranks.wait()  # the first rank is the centre of the watch and must not leave early
-    if ranks.watch is not None:
-        ranks.watch.leave()
+    ranks.barrier()  # all heartbeats go through rank 0, which must not exit early
+    if ranks.watchdog is not None:
+        ranks.watchdog.close()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _start() -> Ranks:
-    rank, size, local = launched_as()
-    ranks = join_ranks(rank, size, local)
+    rank, size, local_rank = read_launcher_env()
+    ranks = join_ranks(rank, size, local_rank)
     if size == 1:
         return ranks
 
-    def agree(number: int) -> int:
+    def broadcast(number: int) -> int:
         shared = torch.tensor([number], device=ranks.device)
         dist.broadcast(shared, 0)
         return int(shared)
 
-    return replace(ranks, watch=Watchdog(rank, connect_ranks(rank, size, os.environ["MASTER_ADDR"], agree)))
+    return replace(ranks, watchdog=Watchdog(rank, connect_ranks(rank, size, os.environ["MASTER_ADDR"], broadcast)))
 
 
-def join_ranks(rank: int, size: int, device: int) -> Ranks:
-    """Become one of `size` ranks that meet at MASTER_ADDR; device: the GPU to use, where there are any. Nobody watches them."""
-    place = torch.device("cuda", device) if torch.cuda.is_available() else torch.device("cpu")
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+def join_ranks(rank: int, size: int, local_rank: int) -> Ranks:
+    """Join a process group of `size` ranks that meet at MASTER_ADDR, without a watchdog.
+
+    local_rank: number of the GPU to use, where there are GPUs.
+    """
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if size > 1:
         set_gloo_interface(size)
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", rank=rank, world_size=size)
-    return Ranks(rank, size, place)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+    return Ranks(rank, size, device)

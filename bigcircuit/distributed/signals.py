@@ -1,4 +1,4 @@
-"""Stop at a safe place: SIGTERM and Ctrl-C ask, the run answers once its state can be saved."""
+"""Stop at a safe place: SIGTERM and Ctrl-C record a request, and the run stops once its state can be saved."""
 
 import signal
 import threading
@@ -10,28 +10,31 @@ from types import FrameType
 
 @dataclass
 class StopRequest:
-    """Whether a signal has asked this process to stop: its number, or 0."""
+    """Request of a signal to stop this process.
+
+    number: the signal's number, or 0 without a request.
+    """
 
     number: int = 0
 
     @contextmanager
-    def heeded(self) -> Iterator[None]:
-        """Inside, SIGTERM and the first SIGINT only ask; another SIGINT, and any signal outside, acts as usual.
+    def handling_signals(self) -> Iterator[None]:
+        """Have SIGTERM and the first SIGINT only record a request inside; another SIGINT, and any signal outside, acts as usual.
 
         SIGTERM may come several times: from a batch system, and once more from the launcher.
         """
         if threading.current_thread() is not threading.main_thread():
-            yield  # Python hands signals to the main thread alone
+            yield  # Python runs signal handlers in the main thread only
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-        def ask(number: int, _: FrameType | None) -> None:
+        def record(number: int, _: FrameType | None) -> None:
             self.number = number
             signal.signal(signal.SIGINT, before[signal.SIGINT])
 
         try:
             for number in before:
-                signal.signal(number, ask)
+                signal.signal(number, record)
             yield
         finally:
             for number, handler in before.items():

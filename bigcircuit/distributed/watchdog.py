@@ -1,8 +1,11 @@
-"""Notice within seconds that a rank has died or hangs, and end the job with its name and its last line.
+"""Notice within seconds that a rank has died or hangs, and end the job with the rank's name and its last line.
 
-Every other rank has a connection to the first one, on which both say twice a second how they are. A rank is lost when its
-connection breaks without a goodbye, when it says nothing for SILENCE seconds, or when it neither computes nor reads nor
-reports nor waits for others for that long. Slow work is not a hang: it takes processor time.
+Every other rank has a connection to rank 0, on which both send a heartbeat twice a second. A rank is lost when its connection
+breaks without a closing message, when it sends no heartbeat for TIMEOUT seconds, or when it neither computes nor reads nor
+reports progress nor waits for other ranks for that long. Slow work is not a hang: it uses processor time.
+
+torchrun's agent sees that a process has exited, but does not tell a hang from slow work, so a rank that hangs would leave
+the other ranks in a collective call until its timeout of ten minutes or more.
 """
 
 import json
@@ -19,12 +22,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_BEAT = 0.5
-SILENCE = 15.0
-"""Seconds."""
+_INTERVAL = 0.5
+"""Seconds between heartbeats."""
+TIMEOUT = 15.0
+"""Seconds without a heartbeat, or without any activity, after which a rank is lost."""
 EXIT_CODE = 5
 _IDLE_SHARE = 0.02
-"""A process that uses less of one core than this does nothing: the beat itself uses less."""
+"""A process that uses less of one core than this is idle: sending heartbeats alone uses less."""
 _WAITING = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/zero/partition", "torch/utils/cpp_extension")
 """Code that waits for other ranks, or for a compiler."""
 
@@ -32,175 +36,190 @@ _WAITING = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/zero/par
 _FAMILY: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
 
 
-def connect_ranks(rank: int, size: int, host: str, agree: Callable[[int], int]) -> dict[int, socket.socket]:
-    """Connections of this rank by the rank at the other end. agree: hands the first rank's number to all ranks."""
+def connect_ranks(rank: int, size: int, host: str, broadcast: Callable[[int], int]) -> dict[int, socket.socket]:
+    """Connect this rank to rank 0, or rank 0 to all others. Returns connections by the rank at the other end.
+
+    host: address of rank 0. broadcast: returns on every rank the number that rank 0 passes.
+    """
     if rank:
-        link = socket.create_connection((host, agree(0)), timeout=60)
-        link.sendall(f"{rank:8d}".encode())
-        return {0: link}
+        connection = socket.create_connection((host, broadcast(0)), timeout=60)
+        connection.sendall(f"{rank:8d}".encode())
+        return {0: connection}
     with socket.create_server(("", 0), backlog=size, **_FAMILY) as server:
         server.settimeout(60)
-        agree(server.getsockname()[1])
-        links = [server.accept()[0] for _ in range(size - 1)]
-    return {int(link.recv(8, socket.MSG_WAITALL)): link for link in links}
+        broadcast(server.getsockname()[1])
+        connections = [server.accept()[0] for _ in range(size - 1)]
+    return {int(connection.recv(8, socket.MSG_WAITALL)): connection for connection in connections}
 
 
 class Watchdog:
-    """Beats for this rank and listens to others, in a thread of its own that ends the process when one is lost."""
+    """Send this rank's heartbeats and check those of its peers, in a thread that ends the process when a peer is lost."""
 
-    def __init__(self, rank: int, links: Mapping[int, socket.socket]) -> None:
+    def __init__(self, rank: int, connections: Mapping[int, socket.socket]) -> None:
         self._rank = rank
-        self._others = {other: _Peer(link) for other, link in links.items()}
-        self._line, self._notes = "starting", 0
+        self._peers = {peer: _Peer(connection) for peer, connection in connections.items()}
+        self._status, self._status_count = "starting", 0
         self._stop = threading.Event()
         self._activity = _Activity()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
 
-    def note(self, line: str) -> None:
-        """What this rank did last; it is what is shown if this rank is lost."""
-        self._line, self._notes = line, self._notes + 1
+    def set_status(self, line: str) -> None:
+        """Store what this rank did last; peers print this line if this rank is lost."""
+        self._status, self._status_count = line, self._status_count + 1
 
-    def leave(self, reason: str = "done", code: int = 0) -> bool:
-        """Say goodbye: this rank ends for a reason it knows. Returns whether all others could be told."""
-        self._stop.set()
-        return self._tell(reason, code)
+    def close(self, reason: str = "done", code: int = 0) -> bool:
+        """Announce that this rank exits.
 
-    def blame(self) -> None:
-        """After a failed communication: wait for the process to be ended with the name of the rank that caused it.
-
-        Returns if all ranks turn out to be well.
+        reason: "done", or the error that the peers print. code: exit code of the peers.
+        Returns whether the announcement could be sent to all peers.
         """
-        self._thread.join(1.5 * SILENCE)
+        self._stop.set()
+        return self._send_heartbeat(reason, code)
 
-    def _tell(self, left: str = "", code: int = 0) -> bool:
-        beat = {"notes": self._notes, "line": self._line, "left": left, "code": code, **self._activity.look()}
-        message = json.dumps(beat).encode() + b"\n"
-        return all([other.send(message) for other in self._others.values()])
+    def wait_for_verdict(self) -> None:
+        """After a failed communication, wait until the watchdog ends the process with the name of the rank that caused it.
+
+        Returns if no rank turns out to be lost.
+        """
+        self._thread.join(1.5 * TIMEOUT)
+
+    def _send_heartbeat(self, reason: str = "", code: int = 0) -> bool:
+        heartbeat = {"status_count": self._status_count, "status": self._status, "reason": reason, "code": code,
+                     **self._activity.sample()}  # fmt: skip
+        message = json.dumps(heartbeat).encode() + b"\n"
+        return all([peer.send(message) for peer in self._peers.values()])
 
     def _run(self) -> None:
-        following = time.monotonic()
+        due = time.monotonic()
         while not self._stop.is_set():
-            if time.monotonic() >= following:
-                self._tell()
-                following += _BEAT
-            open_ones = [other for other in self._others.values() if not other.closed]
-            if not open_ones:
+            if time.monotonic() >= due:
+                self._send_heartbeat()
+                due += _INTERVAL
+            connected = [peer for peer in self._peers.values() if not peer.closed]
+            if not connected:
                 self._stop.wait(0.2)
-            for other in select.select(open_ones, [], [], 0.2)[0]:
-                other.listen()
-            for rank, other in self._others.items():
-                found = other.verdict()
-                if found is not None and not self._stop.is_set():
-                    self._end(rank, other.beat, found)
+            for peer in select.select(connected, [], [], 0.2)[0]:
+                peer.receive()
+            for rank, peer in self._peers.items():
+                failure = peer.failure()
+                if failure is not None and not self._stop.is_set():
+                    self._end(rank, peer.heartbeat, failure)
 
-    def _end(self, other: int, beat: Mapping[str, Any], found: str) -> None:
-        left, code = beat.get("left", ""), beat.get("code") or EXIT_CODE
-        last = "" if left else f"; its last line: {beat.get('line', 'none')}{beat.get('at', '')}"
-        where = f" on {beat['host']}" if beat else ""
-        message = f"bigcircuit: rank {other}{where} {found}{last}; the same command goes on from the last checkpoint"
-        # The first rank speaks; if it is itself the one that is lost and has not spoken, the second one does.
-        if self._rank == 0 or (self._rank == 1 and not left):
+    def _end(self, rank: int, heartbeat: Mapping[str, Any], failure: str) -> None:
+        """Print what happened to a lost rank, pass it on to the peers and exit."""
+        reason, code = heartbeat.get("reason", ""), heartbeat.get("code") or EXIT_CODE
+        last = "" if reason else f"; its last line: {heartbeat.get('status', 'none')}{heartbeat.get('at', '')}"
+        where = f" on {heartbeat['host']}" if heartbeat else ""
+        message = f"bigcircuit: rank {rank}{where} {failure}{last}; the same command goes on from the last checkpoint"
+        # Rank 0 prints; if rank 0 itself is lost and has printed nothing, rank 1 prints.
+        if self._rank == 0 or (self._rank == 1 and not reason):
             sys.stderr.write(message + "\n")
             sys.stderr.flush()
-        if not left and beat.get("place") == _PLACE:
+        if not reason and heartbeat.get("pid_namespace") == _PID_NAMESPACE:
             with suppress(OSError):
-                os.kill(beat["pid"], signal.SIGKILL)  # a launcher that asks politely would wait for it in vain
-        self.leave(message, code)
-        time.sleep(0.5)  # let the others read why, before they see the connection break
+                os.kill(heartbeat["pid"], signal.SIGKILL)  # a launcher would wait in vain for an answer to SIGTERM
+        self.close(message, code)
+        time.sleep(0.5)  # let the peers read the reason before they see the connection break
         os._exit(code)
 
 
 class _Peer:
-    """What is known of the rank at the other end of a connection."""
+    """Rank at the other end of a connection: its last heartbeat and when it was last active."""
 
-    def __init__(self, link: socket.socket) -> None:
-        link.settimeout(1.0)
-        self._link = link
-        self._text = b""
-        self._heard = self._active = time.monotonic()
+    def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(1.0)
+        self._connection = connection
+        self._unfinished = b""
+        self._last_heartbeat = self._last_activity = time.monotonic()
         self.closed = False
-        self.beat: dict[str, Any] = {}
+        self.heartbeat: dict[str, Any] = {}
 
     def fileno(self) -> int:
-        """For select."""
-        return self._link.fileno()
+        """Return the socket's file descriptor, for select."""
+        return self._connection.fileno()
 
     def send(self, message: bytes) -> bool:
-        """Whether the message could be handed to the system."""
+        """Send a message. Returns whether the operating system took it."""
         try:
-            self._link.sendall(message)
+            self._connection.sendall(message)
         except OSError:
             return False
         return True
 
-    def listen(self) -> None:
-        """Take in what has come."""
+    def receive(self) -> None:
+        """Read the heartbeats that have arrived."""
         try:
-            content = self._link.recv(1 << 16)
+            content = self._connection.recv(1 << 16)
         except OSError:
             content = b""
         self.closed = not content
-        *lines, self._text = (self._text + content).split(b"\n")
+        *lines, self._unfinished = (self._unfinished + content).split(b"\n")
         for line in lines:
-            beat, self._heard = json.loads(line), time.monotonic()
-            if beat["waits"] or beat["active"] or beat["notes"] != self.beat.get("notes"):
-                self._active = self._heard
-            self.beat = beat
+            heartbeat, self._last_heartbeat = json.loads(line), time.monotonic()
+            if (
+                heartbeat["waits"]
+                or heartbeat["active"]
+                or heartbeat["status_count"] != self.heartbeat.get("status_count")
+            ):
+                self._last_activity = self._last_heartbeat
+            self.heartbeat = heartbeat
 
-    def verdict(self) -> str | None:
-        """What is wrong with it, if anything."""
-        now, left = time.monotonic(), self.beat.get("left")
-        if left == "done":
+    def failure(self) -> str | None:
+        """Return what is wrong with the rank, or None."""
+        now, reason = time.monotonic(), self.heartbeat.get("reason")
+        if reason == "done":
             return None
-        if left:
-            return f"stopped: {left}"
+        if reason:
+            return f"stopped: {reason}"
         if self.closed:
             return "died"
-        if now - self._heard > SILENCE:
-            return f"has not been heard of for {SILENCE:.0f} s"
-        if now - self._active > SILENCE:
-            return f"hangs: it has done nothing for {SILENCE:.0f} s"
+        if now - self._last_heartbeat > TIMEOUT:
+            return f"has not been heard of for {TIMEOUT:.0f} s"
+        if now - self._last_activity > TIMEOUT:
+            return f"hangs: it has done nothing for {TIMEOUT:.0f} s"
         return None
 
 
-def _place() -> str:
-    """Two processes with the same place see the same process ids."""
+def _pid_namespace() -> str:
+    """Return a name that is the same for two processes exactly if they see the same process ids."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:
         return f"{socket.gethostname()} {os.getpid()}"
 
 
-_PLACE = _place()
+_PID_NAMESPACE = _pid_namespace()
 
 
 class _Activity:
-    """Whether this process does anything, seen from its watching thread."""
+    """Measure whether this process's main thread works, from the watchdog's thread."""
 
     def __init__(self) -> None:
         self._main = threading.main_thread().ident
-        self._before = self._numbers()
-        self._beats = 0
+        self._before = self._counters()
 
-    def look(self) -> dict[str, Any]:
-        """Since the last look: has it computed or read; does it wait for others; where in our own code is it."""
-        before, self._before = self._before, self._numbers()
+    def sample(self) -> dict[str, Any]:
+        """Return the activity since the last sample.
+
+        "active": whether the process has computed or read; "waits": whether it waits for other ranks; "at": its place in our
+        own code, as " (file:line)".
+        """
+        before, self._before = self._before, self._counters()
         seconds, busy, read = (b - a for a, b in zip(before, self._before, strict=True))
-        self._beats += 1
-        frames = list(_frames(sys._current_frames().get(self._main)))
-        ours = next((f for f in frames if "/bigcircuit/" in f.f_code.co_filename), None)
+        frames = list(_frames(sys._current_frames().get(self._main or 0)))
+        own = next((f for f in frames if "/bigcircuit/" in f.f_code.co_filename), None)
         return {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "place": _PLACE,
-            "beats": self._beats,
+            "pid_namespace": _PID_NAMESPACE,
             "active": busy > _IDLE_SHARE * seconds or read > 0,
             "waits": any(part in frame.f_code.co_filename for frame in frames[:8] for part in _WAITING),
-            "at": f" ({Path(ours.f_code.co_filename).name}:{ours.f_lineno})" if ours else "",
+            "at": f" ({Path(own.f_code.co_filename).name}:{own.f_lineno})" if own else "",
         }
 
-    def _numbers(self) -> tuple[float, float, float]:
+    def _counters(self) -> tuple[float, float, float]:
+        """Return clock, s; processor time, s; bytes read."""
         try:
             read = float(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
         except (OSError, IndexError):
@@ -209,6 +228,7 @@ class _Activity:
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and its callers, innermost first."""
     while frame is not None:
         yield frame
         frame = frame.f_back

@@ -4,24 +4,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigcircuit.ablation.ablation import Ablation
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.data.dataset import AblationData, load_ablation_data
 from bigcircuit.data.pair import Example
 from bigcircuit.evaluation.open_circuits import LoadedCircuit
-from bigcircuit.evaluation.scorer import MEANS
 from bigcircuit.results.evaluation import Means
-from bigcircuit.train.optimal_ablation import NAME
 
 
 def saved_optimal(subject: LoadedCircuit, ablation: str) -> Ablation | None:
     """The learned constants in a circuit's file; None if it has none or these are not what is asked for."""
     own = subject.circuit.ablation
-    return own if ablation == own.name == NAME and own.constants is not None else None
+    return own if own is not None and own.kind.learned and own.name == ablation else None
 
 
 def saved_means(subject: LoadedCircuit, ablation: str) -> Ablation | None:
     """The means in a circuit's file; None if it has none, or if its config names another data set by now."""
     own, known, settings = subject.circuit.ablation, subject.circuit.metadata, subject.config.ablation
-    if own.name != ablation or ablation not in MEANS or own.constants is None:
+    if own is None or own.name != ablation or not own.kind.is_measured:
         return None
     data = (settings.data or "").rsplit("/", 1)[-1]
     same = (
@@ -32,7 +31,7 @@ def saved_means(subject: LoadedCircuit, ablation: str) -> Ablation | None:
 
 def means_info(subject: LoadedCircuit, ablation: str, averaged: "MeanData", task_sha256: str) -> Means | None:
     """What the means of an ablation are over for a circuit, or those where learned constants start; None where it has none."""
-    if ablation not in (*MEANS, NAME):
+    if not KINDS[ablation].needs_moments:
         return None
     known = subject.circuit.metadata
     if saved_means(subject, ablation) or saved_optimal(subject, ablation):
@@ -68,7 +67,8 @@ def load_mean_data(
     known: dict[str, MeanData] = {}
     found = {}
     for subject in subjects:
-        needed = any(name == NAME or (name in MEANS and saved_means(subject, name) is None) for name in ablations)
+        kinds = {name: KINDS[name] for name in ablations}
+        needed = any(kind.learned or (kind.is_measured and not saved_means(subject, name)) for name, kind in kinds.items())
         settings, config = subject.config.ablation, subject.config
         reads = needed and settings.data is not None
         key = f"{settings.prompts} {config.task.model_dump_json() if reads else ''} {settings.data if reads else ''}"

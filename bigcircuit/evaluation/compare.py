@@ -1,4 +1,4 @@
-"""`bigcircuit compare`: what circuits share, and new circuits made of them. Loads no model."""
+"""`bigcircuit compare`: measure what circuits share, and make new circuits of them. Loads no model."""
 
 import json
 import sys
@@ -16,21 +16,21 @@ from bigcircuit.circuit.overlap import OPERATIONS, frequency, overlap, overlap_s
 from bigcircuit.circuit.validate import shapes_of
 from bigcircuit.errors import UserError
 from bigcircuit.evaluation.config import ComparisonSettings
-from bigcircuit.gates.members import node_counts
 from bigcircuit.io.files import file_sha256
 from bigcircuit.io.provenance import versions
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape, node_counts
 from bigcircuit.results.comparison import ComparedCircuit, Comparison
 from bigcircuit.results.evaluation import save_result
 from bigcircuit.results.locate import circuit_files, name_of, run_of, unique
 
-FILE = "comparison.json"
+COMPARISON_FILE = "comparison.json"
 
 
-class Compared(NamedTuple):
-    """One of the circuits."""
+class CircuitFile(NamedTuple):
+    """A circuit file that is compared."""
 
     name: str
+    """Unique among the compared files."""
     path: Path
     circuit: Circuit
 
@@ -40,16 +40,16 @@ def compare_circuits(names: Sequence[str], settings: ComparisonSettings, console
 
     Raises UserError for fewer than two circuits, or circuits of models that differ.
     """
-    circuits = _open(names)
-    shapes = _one_model(circuits)
+    files = _open(names)
+    shapes = _one_model(files)
     nodes = node_counts(shapes, list(GRANULARITIES))
-    folder = Path(settings.output) if settings.output else run_of(circuits[0].path) or circuits[0].path.parent
-    made = {name: _save(name, circuits, shapes, folder) for name in settings.save}
-    common = [name for name in GRANULARITIES if all(name in one.circuit.masks for one in circuits)]
-    masks = {name: [one.circuit.masks[name] for one in circuits] for name in common}
-    neurons = [_neurons(one) for one in circuits]
-    similar = {name: stability(found, nodes[name]) for name, found in [*masks.items(), ("total", neurons)]}
-    first = circuits[0].circuit.metadata
+    folder = Path(settings.output) if settings.output else run_of(files[0].path) or files[0].path.parent
+    saved = {name: _save(name, files, shapes, folder) for name in settings.save}
+    common = [name for name in GRANULARITIES if all(name in file.circuit.masks for file in files)]
+    masks = {name: [file.circuit.masks[name] for file in files] for name in common}
+    neurons = [_neurons(file) for file in files]
+    similar = {name: stability(kept, nodes[name]) for name, kept in [*masks.items(), ("total", neurons)]}
+    first = files[0].circuit.metadata
     result = Comparison(
         model={
             "name": first.get("model", ""),
@@ -57,126 +57,129 @@ def compare_circuits(names: Sequence[str], settings: ComparisonSettings, console
             "weights": first.get("model_weights_sha256", ""),
         },
         nodes=nodes,
-        circuits=[_described(one) for one in circuits],
-        overlap={name: overlap(found, nodes[name]) for name, found in masks.items()}
+        circuits=[_describe(file) for file in files],
+        overlap={name: overlap(kept, nodes[name]) for name, kept in masks.items()}
         | {"total": overlap(neurons, nodes["total"])},
         stability=similar,
-        frequency={name: frequency(found, name, shapes) for name, found in masks.items()},
-        saved={name: str(path) for name, path in made.items() if path is not None},
-        verdict=overlap_sentence(len(circuits), similar["head"], similar["total"]),
+        frequency={name: frequency(kept, name, shapes) for name, kept in masks.items()},
+        saved={name: str(path) for name, path in saved.items() if path is not None},
+        verdict=overlap_sentence(len(files), similar["head"], similar["total"]),
         command=sys.argv,
         versions=versions(),
     )
-    save_result(result, folder / FILE)
+    save_result(result, folder / COMPARISON_FILE)
     console.print(overlap_table(result))
     console.print(result.verdict, markup=False)
-    for name in made.keys() - result.saved.keys():
+    for name in saved.keys() - result.saved.keys():
         console.print(f"{name}: no node is left, so there is no circuit to save", markup=False)
     from bigcircuit.report.render import render_run  # its figures take a second to load
 
-    console.print("; ".join([str(folder / FILE), *result.saved.values(), f"see {render_run(folder)}"]), markup=False)
+    console.print(
+        "; ".join([str(folder / COMPARISON_FILE), *result.saved.values(), f"see {render_run(folder)}"]), markup=False
+    )
     return result
 
 
-def _open(names: Sequence[str]) -> list[Compared]:
-    found: dict[str, Compared] = {}
+def _open(names: Sequence[str]) -> list[CircuitFile]:
+    """Open the circuits of run folders and files, each under a unique name. Raises UserError for fewer than two."""
+    found: dict[str, CircuitFile] = {}
     for name in names:
         path = Path(name)
         for file in circuit_files(path) if path.is_dir() else [path]:
             label = unique(name_of(path if path.is_dir() else run_of(path), file), found)
-            found[label] = Compared(label, file, Circuit.load(file))
+            found[label] = CircuitFile(label, file, Circuit.load(file))
     if len(found) < 2:
         raise UserError("compare needs two circuits or more: bigcircuit compare runs/a runs/b")
     return list(found.values())
 
 
-def _one_model(circuits: Sequence[Compared]) -> list[LayerShape]:
-    """Widths of the layers. Raises UserError unless all circuits are of one model."""
-    first = circuits[0]
-    for other in circuits[1:]:
+def _one_model(files: Sequence[CircuitFile]) -> list[LayerShape]:
+    """Read the layer shapes. Raises UserError unless all circuits are of one model."""
+    first = files[0]
+    for other in files[1:]:
         for key, what in (("model_weights_sha256", "weights"), ("model_config_sha256", "config")):
-            mine, theirs = first.circuit.metadata.get(key), other.circuit.metadata.get(key)
-            if mine and theirs and mine != theirs:
+            hashes = {file.circuit.metadata.get(key) for file in (first, other)} - {None, ""}
+            if len(hashes) > 1:
                 raise UserError(
                     f"{other.path}: is of a model with other {what} than {first.path}; compare circuits of one model"
                 )
-        if [m.shape for m in _leaves(first)] != [m.shape for m in _leaves(other)]:
+        if [mask.shape for mask in _leaf_masks(first)] != [mask.shape for mask in _leaf_masks(other)]:
             raise UserError(
                 f"{other.path}: is of a model of other widths than {first.path}; compare circuits of one model"
             )
     return shapes_of(json.loads(first.circuit.metadata["widths"]))
 
 
-def _leaves(one: Compared) -> list[torch.Tensor]:
-    return [one.circuit.masks[name] for name in ("attention_neuron", "mlp_neuron")]
+def _leaf_masks(file: CircuitFile) -> list[torch.Tensor]:
+    return [file.circuit.masks[name] for name in ("attention_neuron", "mlp_neuron")]
 
 
-def _neurons(one: Compared) -> torch.Tensor:
-    return torch.cat(_leaves(one), dim=1)
+def _neurons(file: CircuitFile) -> torch.Tensor:
+    """Masks of attention and MLP neurons side by side, bool [L, n]."""
+    return torch.cat(_leaf_masks(file), dim=1)
 
 
-def _described(one: Compared) -> ComparedCircuit:
-    known = one.circuit.metadata
+def _describe(file: CircuitFile) -> ComparedCircuit:
+    metadata = file.circuit.metadata
     return ComparedCircuit(
-        name=one.name,
-        file=str(one.path),
-        sha256=file_sha256(one.path),
-        task=known.get("task", ""),
-        found_under=one.circuit.ablation.name,
-        seed=known.get("seed", ""),
-        kept=one.circuit.sizes(),
+        name=file.name,
+        file=str(file.path),
+        sha256=file_sha256(file.path),
+        task=metadata.get("task", ""),
+        found_under=file.circuit.ablation_name,
+        seed=metadata.get("seed", ""),
+        kept=file.circuit.sizes(),
     )
 
 
-def _save(operation: str, circuits: Sequence[Compared], shapes: Sequence[LayerShape], folder: Path) -> Path | None:
-    """Write a new circuit made of the others; None if nothing would be in it."""
-    masks = OPERATIONS[operation]([one.circuit.masks for one in circuits], shapes)
+def _save(operation: str, files: Sequence[CircuitFile], shapes: Sequence[LayerShape], folder: Path) -> Path | None:
+    """Write the circuit that an operation makes of the files, and return its path; None if it would be empty."""
+    masks = OPERATIONS[operation]([file.circuit.masks for file in files], shapes)
     if not any(mask.any() for mask in masks.values()):
         return None
     path = folder / f"{operation}.safetensors"
-    Circuit(masks, {}, _metadata(operation, circuits)).save(path)
+    Circuit(masks, {}, _metadata(operation, files)).save(path)
     return path
 
 
-def _metadata(operation: str, circuits: Sequence[Compared]) -> dict[str, str]:
-    """What all circuits have in common, and what it was made of."""
+def _metadata(operation: str, files: Sequence[CircuitFile]) -> dict[str, str]:
+    """Metadata of a circuit made by an operation: what all files have in common, the operation, and the files."""
     kept = ("model", "model_revision", "model_config_sha256", "model_weights_sha256", "tokenizer_sha256", "adapter",
             "task", "task_sha256", "ablation", "ablation_data",
             "ablation_data_sha256", "ablation_prompts", "widths")  # fmt: skip
-    every = [one.circuit.metadata for one in circuits]
-    common = {
-        key: every[0][key] for key in kept if all(key in known and known[key] == every[0][key] for known in every)
-    }
-    parents = [{"name": one.name, "sha256": file_sha256(one.path)} for one in circuits]
+    first, *others = [file.circuit.metadata for file in files]
+    common = {key: first[key] for key in kept if key in first and all(other.get(key) == first[key] for other in others)}
+    parents = [{"name": file.name, "sha256": file_sha256(file.path)} for file in files]
     return common | {
         "operation": operation,
         "parents": json.dumps(parents),
-        "granularities": json.dumps(list(circuits[0].circuit.masks)),
+        "granularities": json.dumps(list(files[0].circuit.masks)),
         "versions": json.dumps(versions()),
     }
 
 
 def overlap_table(result: Comparison) -> Table:
-    """What all circuits share, by granularity, and Jaccard over pairs of circuits."""
+    """Lay out what all circuits share, by granularity, and the Jaccard index over pairs of circuits."""
     several = len(result.circuits) > 2
     title = (
         ("Jaccard of pairs of " if several else "Jaccard of ")
-        + ", ".join(one.name for one in result.circuits[:6])
+        + ", ".join(circuit.name for circuit in result.circuits[:6])
         + ", ..." * (len(result.circuits) > 6)
     )
-    shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     pairs = ["Jaccard", "lowest", "chance"] if several else ["Jaccard", "chance"]
     for index, heading in enumerate(["", "nodes", "kept", "in all", "in any", *pairs]):
-        shown.add_column(heading, justify="right" if index else "left", no_wrap=True)
-    for name, one in result.overlap.items():
-        found = result.stability[name]
-        values = (found.mean, found.min, found.chance) if several else (found.mean, found.chance)
-        cells = [str(result.nodes[name]), _sizes(one.sizes), str(one.intersection), str(one.union)]
-        shown.add_row("neurons" if name == "total" else name, *cells, *(f"{value:.3f}" for value in values))
-    return shown
+        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+    for name, shared in result.overlap.items():
+        pairwise = result.stability[name]
+        values = (pairwise.mean, pairwise.min, pairwise.chance) if several else (pairwise.mean, pairwise.chance)
+        cells = [str(result.nodes[name]), _sizes(shared.sizes), str(shared.intersection), str(shared.union)]
+        table.add_row("neurons" if name == "total" else name, *cells, *(f"{value:.3f}" for value in values))
+    return table
 
 
 def _sizes(sizes: Sequence[int]) -> str:
+    """Format the sizes of all circuits: both of two, a range of more."""
     if len(sizes) < 3:
         return ", ".join(map(str, sizes))
     return str(sizes[0]) if len(set(sizes)) == 1 else f"{min(sizes)}-{max(sizes)}"

@@ -1,13 +1,14 @@
 """Options of `bigcircuit evaluate` beside those of a config. Light, so that a typo is answered at once."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from bigcircuit.config.schema import ABLATIONS, Count, Fraction, GranularityName, Positive, Section
+from bigcircuit.ablation.kinds import KINDS
+from bigcircuit.config.schema import Count, Fraction, Positive, Section
 from bigcircuit.errors import UserError
+from bigcircuit.model.granularity import GRANULARITIES
 
 
 def _listed(value: Any) -> Any:
@@ -63,7 +64,7 @@ class EvaluationSettings(Section):
     @field_validator("levels")
     @classmethod
     def _levels(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        known = ("neuron", *get_args(GranularityName))
+        known = ("neuron", *GRANULARITIES)
         for name in names:
             if name not in known:
                 raise ValueError(f"{name} is not known; use any of {', '.join(known)}")
@@ -74,7 +75,7 @@ class EvaluationSettings(Section):
     def _known(cls, names: tuple[str, ...], info: Any) -> tuple[str, ...]:
         if names == ("none",) and info.field_name == "methods":
             return ()
-        return some(names, ABLATIONS if info.field_name == "ablations" else _methods())
+        return some(names, tuple(KINDS) if info.field_name == "ablations" else _methods())
 
     @property
     def rankings(self) -> tuple[str, ...]:
@@ -117,39 +118,6 @@ def some(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
         if name not in (*known, "all"):
             raise ValueError(f"{name} is not known; use any of {', '.join(known)}, or all")
     return tuple(dict.fromkeys(known if "all" in names else names))
-
-
-def take_options(words: Sequence[str], settings: type[Section]) -> tuple[Mapping[str, Any], list[str], list[str]]:
-    """Divide the words after a verb: the options of `settings`, file and folder names, and what is left for the config.
-
-    Raises UserError for an option without a value.
-    """
-    options: dict[str, Any] = {}
-    names: list[str] = []
-    rest: list[str] = []
-    left = list(words)
-    while left:
-        word = left.pop(0)
-        if not word.startswith("--"):
-            names.append(word)
-            continue
-        key, has_value, text = word[2:].partition("=")
-        if not has_value:
-            if not left:
-                raise UserError(f"--{key} needs a value")
-            text = left.pop(0)
-        if key.replace("-", "_") in settings.model_fields:
-            options[key.replace("-", "_")] = _value(key, text)
-        else:
-            rest += [f"--{key}", text]
-    return options, names, rest
-
-
-def _value(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise UserError(f"--{key}: {text} is not readable; give a plain value, or quote it") from error
 
 
 def validated(settings: type[Section], options: Mapping[str, Any]) -> Any:

@@ -7,7 +7,6 @@ from rich import box
 from rich.table import Table
 
 from bigcircuit.metrics.registry import SCORES, Score, Scores
-from bigcircuit.model.granularity import NODES
 from bigcircuit.results.evaluation import Drawn, EvaluatedCircuit, Evaluation, Task, UnderAblation
 from bigcircuit.runtime.progress import ProgressDisplay
 
@@ -19,19 +18,19 @@ _ALL_SCORES, _ALL_INTERVALS = 100, 190
 _CAPTION = "[] 95% interval over pairs; of random circuits of the same shape, the lowest and the highest"
 
 
-def show_evaluation(result: Evaluation, display: ProgressDisplay) -> None:
+def show_evaluation(result: Evaluation, progress: ProgressDisplay) -> None:
     """One table an ablation, what is minimal and what else was asked for, and the verdict."""
     for ablation in _ablations(result):
-        display.show(_ScoreTable(result, ablation, display.console.width).shown)
+        progress.print_table(_ScoreTable(result, ablation, progress.console.width).shown)
         if result.cross.get(ablation):
-            display.show(_cross(result, ablation))
+            progress.print_table(_cross(result, ablation))
         if result.curves.get(ablation):
-            display.show(_curves(result, ablation))
+            progress.print_table(_curves(result, ablation))
     for circuit in result.circuits:
         for ablation, under in circuit.ablations.items():
             if under.minimality:
-                display.show(_minimality(circuit, ablation, under))
-    display.say(result.verdict)
+                progress.print_table(_minimality(circuit, ablation, under))
+    progress.print_line(result.verdict)
 
 
 def _ablations(result: Evaluation) -> list[str]:
@@ -210,7 +209,7 @@ def _chance(under: UnderAblation) -> str:
 
 def _spare(under: UnderAblation) -> str:
     spare = [
-        f"{found.unnecessary} of {found.kept} {NODES[name]}"
+        f"{found.unnecessary} of {found.kept} {NODE_NAMES[name]}"
         for name, found in under.minimality.items()
         if found.unnecessary
     ]

@@ -6,84 +6,107 @@ from typing import NamedTuple
 import numpy as np
 
 from bigcircuit.ablation.ablation import Ablation
-from bigcircuit.attribution.baselines import BASELINES, by_chance
+from bigcircuit.attribution.baselines import BASELINES, LEARNED_GATES
 from bigcircuit.attribution.node_scores import NodeScores, level_size, strengths
 from bigcircuit.evaluation.circuit_scores import HeldOut
 from bigcircuit.evaluation.config import EvaluationSettings
 from bigcircuit.evaluation.open_circuits import LoadedCircuit
-from bigcircuit.evaluation.ranking import Sized, sized
+from bigcircuit.evaluation.ranking import ScoresBySize, scores_by_size
 from bigcircuit.evaluation.scorer import Scorer
 from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.discretise import Masks
 from bigcircuit.metrics.mib import sizes
-from bigcircuit.model.granularity import NODES
+from bigcircuit.metrics.score import ExampleScores, score
+from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.results.evaluation import Curve
 
 _DRAWS = 10
-"""Random rankings, of which the mean is the curve of chance."""
+"""Random rankings, of which the mean is the curve of a random baseline."""
 
 
 class _Ranked(NamedTuple):
-    """A method and what it says of the nodes."""
+    """A ranking of nodes: the method, its scores, and the ablation under which circuits of the best nodes are scored."""
 
     method: str
     circuit: str | None
-    """Whose gates they are; None for baselines."""
+    """Name of the circuit whose gates are ranked; None for baselines."""
     scores: Sequence[NodeScores]
-    """Several where they are drawn at random."""
+    """Several where the scores are drawn at random."""
     ablation: Ablation
 
 
-def curves(
-    found: Sequence[tuple[LoadedCircuit, Scorer]],
-    held: HeldOut,
+def measure_curves(
+    circuits: Sequence[tuple[LoadedCircuit, Scorer]],
+    held_out: HeldOut,
     settings: EvaluationSettings,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Curve], list[str]]:
-    """One curve a ranking and level, and a sentence for each that cannot be had.
+    """Measure one curve per ranking and level; return the curves, and a sentence for each that cannot be measured.
 
-    Baselines score nodes on the training pairs, everything is measured on held-out ones. The gates of each circuit are ranked
-    under its own ablation, baselines under that of the first circuit.
+    Baselines score nodes on the training pairs, everything is measured on held-out pairs. The gates of each circuit are ranked
+    under its own ablation, baselines under that of the first circuit. say: prints a line of progress.
     """
-    made, missing = [], []
-    bench = found[0][1]
-    with Streams(bench.frozen, bench.ablation) as streams:
-        for ranked in _rankings(found, streams, settings):
+    measured, missing = [], []
+    first = circuits[0][1]
+    with Streams(first.frozen, first.ablation) as streams:
+        for ranked in _rankings(circuits, streams, settings):
             for level in settings.levels:
                 if level != "neuron" and level not in ranked.scores[0]:
-                    missing.append(f"{ranked.method} has no scores of {NODES[level]}, so there is no curve of them.")
-                    continue
-                say(f"  curve of {ranked.method}, {NODES['total' if level == 'neuron' else level]}")
-                asked = sizes(level_size(level, bench.frozen.shapes))
-                with streams.under(ranked.ablation):
-                    at_sizes = sized(
-                        streams,
-                        held.test,
-                        ranked.scores,
-                        level,
-                        asked,
-                        bench.passes,
-                        settings.ranking,
-                        settings.at_once,
+                    missing.append(
+                        f"{ranked.method} has no scores of {NODE_NAMES[level]}, so there is no curve of them."
                     )
-                both = _curve(ranked, level, settings.ranking, at_sizes)
-                if np.isnan(both.cpr):
-                    nodes = NODES["total" if level == "neuron" else level]
+                    continue
+                nodes = NODE_NAMES["total" if level == "neuron" else level]
+                say(f"  curve of {ranked.method}, {nodes}")
+                curve = _measure(ranked, level, streams, first, held_out, settings)
+                if np.isnan(curve.cpr):
                     missing.append(
                         f"With {ranked.ablation.name} ablation, closing {nodes} changes no mean logit difference, so there is no "
                         "curve of them."
                     )
                 else:
-                    made.append(both)
-    for subject, _ in found if "learned" in settings.rankings else ():
-        if not subject.circuit.log_alpha:
-            missing.append(f"{subject.name} has no log_alpha in its file, so there is no curve of learned gates.")
-    return sorted(made, key=lambda one: settings.levels.index(one.level)), list(dict.fromkeys(missing))
+                    measured.append(curve)
+    for circuit, _ in circuits if LEARNED_GATES in settings.rankings else ():
+        if not circuit.circuit.log_alpha:
+            missing.append(f"{circuit.name} has no log_alpha in its file, so there is no curve of learned gates.")
+    return sorted(measured, key=lambda curve: settings.levels.index(curve.level)), list(dict.fromkeys(missing))
 
 
-def _curve(ranked: _Ranked, level: str, ranking: str, found: Sized) -> Curve:
-    both, apart = found.areas()
-    (cpr, cpr_low, cpr_high), (cmd, cmd_low, cmd_high) = np.stack(both, axis=-1).tolist()
-    cpr_sd, cmd_sd = apart.std(0).tolist()
+def _rankings(
+    circuits: Sequence[tuple[LoadedCircuit, Scorer]], streams: Streams, settings: EvaluationSettings
+) -> Iterator[_Ranked]:
+    """Yield the ranking of each circuit's gates, then that of each baseline, as far as the settings ask for them."""
+    first = circuits[0][1]
+    for circuit, scorer in circuits if LEARNED_GATES in settings.rankings else ():
+        if circuit.circuit.log_alpha:
+            gates = strengths(circuit.circuit.log_alpha, first.frozen.shapes)
+            yield _Ranked(LEARNED_GATES, circuit.name, [gates], scorer.ablation)
+    for method, baseline in BASELINES.items():
+        if method in settings.rankings:
+            scores = baseline.draw(streams, first.train, first.micro_batches, _DRAWS)
+            yield _Ranked(method, None, scores, first.ablation)
+
+
+def _measure(
+    ranked: _Ranked, level: str, streams: Streams, scorer: Scorer, held_out: HeldOut, settings: EvaluationSettings
+) -> Curve:
+    """Score the circuits of the best nodes of a level at the sizes of the MIB benchmark, on the test pairs."""
+
+    def score_circuits(circuits: Sequence[Masks]) -> ExampleScores:
+        return score(streams, held_out.test, circuits, scorer.micro_batches, settings.at_once)
+
+    shapes = scorer.frozen.shapes
+    with streams.under(ranked.ablation):
+        by_size = scores_by_size(
+            score_circuits, ranked.scores, level, sizes(level_size(level, shapes)), shapes, settings.ranking
+        )
+    return _curve(ranked, level, settings.ranking, by_size)
+
+
+def _curve(ranked: _Ranked, level: str, ranking: str, by_size: ScoresBySize) -> Curve:
+    areas, by_draw = by_size.areas()
+    (cpr, cpr_low, cpr_high), (cmd, cmd_low, cmd_high) = np.stack(areas, axis=-1).tolist()
+    cpr_sd, cmd_sd = by_draw.std(0).tolist()
     return Curve(
         method=ranked.method,
         circuit=ranked.circuit,
@@ -98,22 +121,5 @@ def _curve(ranked: _Ranked, level: str, ranking: str, found: Sized) -> Curve:
         cmd_low=cmd_low,
         cmd_high=cmd_high,
         cmd_sd=cmd_sd,
-        points=found.points(),
+        points=by_size.points(),
     )
-
-
-def _rankings(
-    found: Sequence[tuple[LoadedCircuit, Scorer]], streams: Streams, settings: EvaluationSettings
-) -> Iterator[_Ranked]:
-    first = found[0][1]
-    for subject, bench in found if "learned" in settings.rankings else ():
-        if subject.circuit.log_alpha:
-            scores = strengths(subject.circuit.log_alpha, first.frozen.shapes)
-            yield _Ranked("learned", subject.name, [scores], bench.ablation)
-    for method, baseline in BASELINES.items():
-        if method in settings.rankings:
-            if baseline is by_chance:
-                drawn = [by_chance(streams, (), first.passes, seed) for seed in range(_DRAWS)]
-            else:
-                drawn = [baseline(streams, first.train, first.passes)]
-            yield _Ranked(method, None, drawn, first.ablation)

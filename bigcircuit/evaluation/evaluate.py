@@ -12,10 +12,8 @@ from bigcircuit.evaluation.config import EvaluationSettings
 from bigcircuit.evaluation.console import show_evaluation, with_verdict
 from bigcircuit.evaluation.plan import plan_evaluation
 from bigcircuit.evaluation.runner import EvaluationRunner, score_full_model
-from bigcircuit.model.load import load_frozen
-from bigcircuit.model.zero3 import read_deepspeed
 from bigcircuit.results.evaluation import Evaluation, save_result
-from bigcircuit.runtime.host_memory import give_freed_memory_back, out_of_memory, saves_memory
+from bigcircuit.runtime.host_memory import is_out_of_memory, return_freed_memory, saves_memory
 from bigcircuit.runtime.progress import ProgressDisplay
 
 FILE = "evaluation.json"
@@ -34,28 +32,27 @@ def evaluate_circuits(
     config: names model and task of circuit files; overrides: dotted keys over every config. Raises UserError for what the user can
     mend, before weights are loaded where it can be known.
     """
-    display, started = ProgressDisplay(ranks.first, ranks.note), time.monotonic()
+    progress, started = ProgressDisplay(ranks.is_first, ranks.set_status), time.monotonic()
     asked = plan_evaluation(names, settings, ranks, config, overrides or {})
-    sharding = read_deepspeed(asked.base.deepspeed)
-    if saves_memory(asked.base, sharding is not None):
-        give_freed_memory_back()
+    if saves_memory(asked.base, asked.model.deepspeed is not None):
+        return_freed_memory()
     with _explained(asked.base, settings):
-        frozen = load_frozen(asked.base.model, ranks.device, sharding)
-        grounds = {key: score_full_model(asked, key, frozen, display) for key in asked.tasks}
-        display.say(
+        frozen = asked.model.load(ranks.device)
+        grounds = {key: score_full_model(asked, key, frozen, progress) for key in asked.tasks}
+        progress.print_line(
             f"{len(asked.subjects)} circuit(s), {len(grounds)} task(s), ablations: {', '.join(asked.ablations)}"
         )
-        work = EvaluationRunner(asked, frozen, grounds, display)
+        work = EvaluationRunner(asked, frozen, grounds, progress)
         for name in asked.ablations:
             work.under(name)
             result = with_verdict(work.result(time.monotonic() - started))
-            if ranks.first:
+            if ranks.is_first:
                 save_result(result, asked.folder / FILE)
-    if ranks.first:
-        show_evaluation(result, display)
+    if ranks.is_first:
+        show_evaluation(result, progress)
         from bigcircuit.report.render import render_run  # its figures take a second to load
 
-        display.say(f"{result.seconds} s; {asked.folder / FILE}; see {render_run(asked.folder)}")
+        progress.print_line(f"{result.seconds} s; {asked.folder / FILE}; see {render_run(asked.folder)}")
     return result
 
 
@@ -65,7 +62,7 @@ def _explained(base: Config, settings: EvaluationSettings) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not out_of_memory(error):
+        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
             raise
         raise OutOfMemory(
             f"out of memory: {settings.at_once} circuits of {base.train.micro_batch_size} pairs go through the model at once; try "

@@ -1,39 +1,34 @@
-"""Minimality: close every kept node, or group of nodes, by itself, and see what it does to the circuit.
+"""Minimality: close every kept node, or group of nodes, by itself, and measure what that does to the circuit.
 
-Shapes: K nodes or groups, N examples.
+Shapes: K nodes or groups, N examples, L layers, n nodes of a granularity in the widest layer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bigcircuit.circuit.controls import leaves
+from bigcircuit.circuit.masks import leaves
 from bigcircuit.gates.discretise import Masks
-from bigcircuit.metrics.bootstrap import intervals
-from bigcircuit.metrics.registry import Score, Scores
-from bigcircuit.metrics.score import ExampleScores
+from bigcircuit.metrics.registry import Scores
+from bigcircuit.metrics.score import ExampleScores, summarise_rows
 from bigcircuit.model.granularity import GRANULARITIES, LEAVES, LayerShape, expand
 from bigcircuit.results.evaluation import Dropped, Minimality
 
-Shapes = Sequence[LayerShape]
-Scorer = Callable[[Sequence[Masks]], ExampleScores]
-"""Scores any number of circuits on the held-out examples."""
-
 
 class Group(NamedTuple):
-    """Kept nodes of one layer that are closed together."""
+    """Nodes of one layer that are closed together."""
 
     layer: int
     nodes: list[int]
 
 
 def groups(mask: Tensor, limit: int) -> tuple[list[Group], int]:
-    """The kept nodes of one granularity, mask [L, n], in at most about `limit` groups of neighbours; and their size.
+    """Divide the kept nodes of one granularity, mask [L, n], into about `limit` groups of neighbours; return groups and group size.
 
-    A group lies within one layer, so there may be up to L - 1 more of them.
+    A group lies within one layer, so there may be up to L - 1 more groups than `limit`.
     """
     size = max(1, -(-int(mask.sum()) // limit))
     found = []
@@ -43,69 +38,83 @@ def groups(mask: Tensor, limit: int) -> tuple[list[Group], int]:
     return found, size
 
 
-def without(masks: Mapping[str, Tensor], name: str, closed: Sequence[Group], shapes: Shapes) -> Masks:
-    """Leaf masks of the circuit with some nodes of a granularity closed, and so everything below them."""
+def without(masks: Mapping[str, Tensor], name: str, closed: Sequence[Group], shapes: Sequence[LayerShape]) -> Masks:
+    """Close some nodes of the granularity `name`, and so everything below them; return the leaf masks that are left."""
     left = {leaf: mask.clone() for leaf, mask in leaves(masks).items()}
     for layer, nodes in closed:
-        stays = torch.ones(GRANULARITIES[name].width(shapes[layer]), dtype=torch.bool)
-        stays[nodes] = False
+        stays_open = torch.ones(GRANULARITIES[name].width(shapes[layer]), dtype=torch.bool)
+        stays_open[nodes] = False
         for site in GRANULARITIES[name].sites:
             if LEAVES[site] in left:
-                open_neurons = expand(stays, site, shapes[layer])
+                open_neurons = expand(stays_open, site, shapes[layer])
                 left[LEAVES[site]][layer, : len(open_neurons)] &= open_neurons
     return left
 
 
-def worth_testing(masks: Mapping[str, Tensor], shapes: Shapes) -> list[str]:
-    """Granularities that say something of their own: groups of one head each are heads."""
-    alone = all(shape.kv_heads == shape.heads for shape in shapes)
-    known = [name for name in GRANULARITIES if name in masks and masks[name].any()]
-    return [name for name in known if not (name == "kv_group" and alone)]
+def worth_testing(masks: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> list[str]:
+    """List the granularities with kept nodes; without key/value groups where each is one head, which the heads test already."""
+    groups_are_heads = all(shape.kv_heads == shape.heads for shape in shapes)
+    kept = [name for name in GRANULARITIES if name in masks and masks[name].any()]
+    return [name for name in kept if not (name == "kv_group" and groups_are_heads)]
 
 
-def minimality(
-    masks: Mapping[str, Tensor],
-    name: str,
-    shapes: Shapes,
-    alone: ExampleScores,
-    score: Scorer,
-    summarise: Callable[[ExampleScores], Scores],
-    limit: int,
-    tolerance: float,
-) -> Minimality:
-    """Close the kept nodes of one granularity one after the other. alone: scores whose first row is
-    the circuit itself.
+@dataclass(frozen=True)
+class MinimalityTest:
+    """A circuit whose kept nodes are closed, and how the circuits without them are scored."""
 
-    A node is necessary if the mean change of KL is above the tolerance and its 95% interval above 0: one that matters on a few
-    pairs only has a wide interval. Those that are not may stand in for each other, so the circuit without all of them is
-    scored as well.
+    masks: Masks
+    shapes: Sequence[LayerShape]
+    baseline: ExampleScores
+    """Scores on the held-out pairs; the first row is the circuit itself."""
+    score: Callable[[Sequence[Masks]], ExampleScores]
+    """Scores circuits on the same pairs."""
+    summarise: Callable[[ExampleScores], Scores]
+    """Summarises the scores of one circuit."""
+    limit: int
+    """Groups of nodes tested per granularity, see `groups`."""
+    tolerance: float
+    """Nats of KL."""
+
+
+def minimality(test: MinimalityTest, name: str) -> Minimality:
+    """Close the kept nodes of the granularity `name` one after the other.
+
+    A node is necessary if the mean change of KL is above the tolerance and its 95% interval above 0: a node that matters on a
+    few pairs only has a wide interval. Unnecessary nodes may replace each other, so the circuit without all of them is scored as
+    well.
     """
-    tested, size = groups(masks[name], limit)
-    circuits = [without(masks, name, [group], shapes) for group in tested]
-    found = score(circuits)
-    kl, difference = _scores(found.kl - alone.kl[:1]), _scores(found.logit_difference - alone.logit_difference[:1])
-    dropped = []
-    for group, circuit, one, other in zip(tested, circuits, kl, difference, strict=True):
-        closed = _neurons(masks) - _neurons(circuit)
-        dropped.append(Dropped(group.layer, group.nodes, closed, one, other, one.low > 0 and one.mean > tolerance))
-    spare = [group for group, one in zip(tested, dropped, strict=True) if not one.necessary]
+    tested, size = groups(test.masks[name], test.limit)
+    circuits = [without(test.masks, name, [group], test.shapes) for group in tested]
+    scores, before = test.score(circuits), test.baseline
+    kl_changes = summarise_rows((scores["kl"] - before["kl"][:1]).double().numpy())
+    difference_changes = summarise_rows((scores["logit_difference"] - before["logit_difference"][:1]).double().numpy())
+    dropped = [
+        Dropped(
+            layer=group.layer,
+            nodes=group.nodes,
+            neurons=_neurons(test.masks) - _neurons(circuit),
+            kl_change=kl_change,
+            logit_difference_change=difference_change,
+            necessary=kl_change.low > 0 and kl_change.mean > test.tolerance,
+        )
+        for group, circuit, kl_change, difference_change in zip(
+            tested, circuits, kl_changes, difference_changes, strict=True
+        )
+    ]
+    spare = [group for group, result in zip(tested, dropped, strict=True) if not result.necessary]
     together = None
     if spare and len(spare) < len(tested):
-        together = summarise(score([without(masks, name, spare, shapes)]))
-    dropped.sort(key=lambda one: -one.kl_change.mean)
-    unnecessary = sum(len(group.nodes) for group in spare)
-    return Minimality(int(masks[name].sum()), size, tolerance, dropped, unnecessary, together)
-
-
-def _scores(change: Tensor) -> list[Score]:
-    """Mean change of each row of [K, N] with its interval and tails."""
-    values = change.double().numpy()
-    found = intervals(values)
-    tails = np.quantile(values, (0.0, 0.05, 0.95, 1.0), axis=1).T
-    return [
-        Score(*map(float, (*interval, *tail))) for interval, tail in zip(zip(*found, strict=True), tails, strict=True)
-    ]
+        together = test.summarise(test.score([without(test.masks, name, spare, test.shapes)]))
+    return Minimality(
+        kept=int(test.masks[name].sum()),
+        group=size,
+        tolerance=test.tolerance,
+        dropped=sorted(dropped, key=lambda result: -result.kl_change.mean),
+        unnecessary=sum(len(group.nodes) for group in spare),
+        together=together,
+    )
 
 
 def _neurons(masks: Mapping[str, Tensor]) -> int:
+    """Count the attention and MLP neurons that masks keep."""
     return int(masks["attention_neuron"].sum() + masks["mlp_neuron"].sum())

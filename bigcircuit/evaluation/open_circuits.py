@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.config.load import load, override
 from bigcircuit.config.schema import Config, TaskConfig
@@ -87,7 +88,8 @@ def run_config(folder: Path, overrides: Mapping[str, Any]) -> Config:
 def with_means(make: Callable[[Mapping[str, Any]], Config], overrides: Mapping[str, Any]) -> Config:
     """A config in which overrides may say what means are over, also where a circuit was found under an ablation without any."""
     means = {"ablation.data", "ablation.prompts"} & overrides.keys()
-    if means and make({k: v for k, v in overrides.items() if k not in means}).ablation.kind in ("interchange", "zero"):
+    rest = {key: value for key, value in overrides.items() if key not in means}
+    if means and not KINDS[make(rest).ablation.name].needs_moments:
         overrides = {**overrides, "ablation.kind": "mean"}
     return make(overrides)
 

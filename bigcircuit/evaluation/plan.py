@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigcircuit.ablation.ablation import Ablation
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.config.load import load
 from bigcircuit.config.schema import Config, TaskConfig
 from bigcircuit.data.dataset import TaskData, load_task
@@ -15,10 +16,8 @@ from bigcircuit.evaluation.ablation_constants import MeanData, load_mean_data, s
 from bigcircuit.evaluation.config import EvaluationSettings
 from bigcircuit.evaluation.open_circuits import LoadedCircuit, check_fits, open_circuits, run_config
 from bigcircuit.io.files import check_writable
-from bigcircuit.model.granularity import LayerShape
-from bigcircuit.model.load import load_config, load_tokenizer, skeleton
+from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.results.locate import run_of, unique
-from bigcircuit.train.optimal_ablation import NAME
 
 
 class EvaluationPlan(NamedTuple):
@@ -27,8 +26,7 @@ class EvaluationPlan(NamedTuple):
     subjects: Sequence[LoadedCircuit]
     base: Config
     """Of the first circuit; all are of its model."""
-    tokenizer: Any
-    shapes: Sequence[LayerShape]
+    model: ResolvedModel
     tasks: Mapping[str, TaskConfig]
     """By a short name, those of the circuits first."""
     data: Mapping[str, TaskData]
@@ -37,7 +35,7 @@ class EvaluationPlan(NamedTuple):
     """By circuit: what means are taken over."""
     ablations: Sequence[str]
     settings: EvaluationSettings
-    passes: MicroBatches
+    micro_batches: MicroBatches
     folder: Path
     """Where evaluation.json is to be."""
 
@@ -55,7 +53,7 @@ class EvaluationPlan(NamedTuple):
         The one it was found under, or else the first: but not one whose constants would have to be learned without each node.
         """
         first = [name for name in (found_under(subject), *self.ablations) if name in self.ablations]
-        return next((name for name in first if name != NAME or self.own(subject, name)), None)
+        return next((name for name in first if not KINDS[name].learned or self.own(subject, name)), None)
 
 
 def plan_evaluation(
@@ -68,39 +66,38 @@ def plan_evaluation(
     """Open circuits and pairs and check that they fit; see `evaluate`. Raises UserError."""
     subjects = open_circuits(names, settings.control, config, overrides)
     base = _one_model(subjects)
-    hf_config, tokenizer, shapes = load_config(base.model), load_tokenizer(base.model), skeleton(base.model).shapes
+    model = resolve_model(base.model, base.deepspeed)
     for subject in subjects:
-        check_fits(subject, shapes, settings.any_model)
+        check_fits(subject, model.shapes, settings.any_model)
     tasks = _tasks(subjects, settings.tasks)
-    data = {key: load_task(task, tokenizer, hf_config) for key, task in tasks.items()}
+    data = {key: load_task(task, model.tokenizer, model.hf_config) for key, task in tasks.items()}
     ablations = settings.ablations or tuple(dict.fromkeys(found_under(s) for s in subjects if not s.control))
-    averaged = load_mean_data(subjects, ablations, tokenizer, hf_config)
+    averaged = load_mean_data(subjects, ablations, model.tokenizer, model.hf_config)
     folder = Path(settings.output) if settings.output else run_of(subjects[0].path) or subjects[0].path.parent
-    if ranks.first:
+    if ranks.is_first:
         check_writable(folder)
-    ranks.agree(
+    ranks.check_equal(
         {name: one.sha256 for name, one in data.items()}
         | {f"ablation.data of {name}": one.reference.sha256 for name, one in averaged.items() if one.reference}
         | {"options": settings.model_dump_json()}
     )
     return EvaluationPlan(
-        subjects,
-        base,
-        tokenizer,
-        shapes,
-        tasks,
-        data,
-        averaged,
-        ablations,
-        settings,
-        MicroBatches.of(base, ranks),
-        folder,
+        subjects=subjects,
+        base=base,
+        model=model,
+        tasks=tasks,
+        data=data,
+        averaged=averaged,
+        ablations=ablations,
+        settings=settings,
+        micro_batches=MicroBatches.of(base, ranks),
+        folder=folder,
     )
 
 
 def found_under(subject: LoadedCircuit) -> str:
     """The ablation that a circuit was found under."""
-    return subject.circuit.ablation.name
+    return subject.circuit.ablation_name
 
 
 def _one_model(subjects: Sequence[LoadedCircuit]) -> Config:

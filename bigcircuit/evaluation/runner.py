@@ -5,31 +5,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
-
 from bigcircuit.ablation.ablation import ZERO
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.circuit.controls import empty
 from bigcircuit.config.schema import TaskConfig
 from bigcircuit.data.dataset import TaskData
 from bigcircuit.evaluation.ablation_constants import means_info, saved_means
 from bigcircuit.evaluation.circuit_scores import HeldOut, circuit_scores
-from bigcircuit.evaluation.curves import curves
+from bigcircuit.evaluation.curves import measure_curves
 from bigcircuit.evaluation.open_circuits import LoadedCircuit
 from bigcircuit.evaluation.plan import EvaluationPlan, found_under
-from bigcircuit.evaluation.scorer import MEANS, Scorer, make_scorer
+from bigcircuit.evaluation.scorer import Scorer, make_scorer
 from bigcircuit.forward.streams import Streams
-from bigcircuit.gates.members import node_counts
 from bigcircuit.io.files import file_sha256
 from bigcircuit.io.provenance import versions
 from bigcircuit.metrics.predictions import example_predictions
 from bigcircuit.metrics.score import score, summarise
 from bigcircuit.model.fingerprint import fingerprint
-from bigcircuit.model.granularity import GRANULARITIES
-from bigcircuit.model.parameter_count import parameters_kept
+from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.results.evaluation import Cell, Curve, EvaluatedCircuit, Evaluation, Task, UnderAblation
 from bigcircuit.runtime.progress import ProgressDisplay
-from bigcircuit.train.optimal_ablation import NAME
 from bigcircuit.train.pair_filters import keep_solved
 
 
@@ -41,13 +37,15 @@ class EvaluatedTask(NamedTuple):
     held: HeldOut
 
 
-def score_full_model(asked: EvaluationPlan, key: str, frozen: FrozenModel, display: ProgressDisplay) -> EvaluatedTask:
+def score_full_model(asked: EvaluationPlan, key: str, frozen: FrozenModel, progress: ProgressDisplay) -> EvaluatedTask:
     """The ground of one task: what the full model does. Raises UserError if it solves no pair, where that is asked for."""
     task = asked.tasks[key]
-    data = keep_solved(asked.base.model_copy(update={"task": task}), frozen, asked.data[key], asked.passes, display)
+    data = keep_solved(
+        asked.base.model_copy(update={"task": task}), frozen, asked.data[key], asked.micro_batches, progress
+    )
     test, off = data.splits["test"], data.splits.get("off_distribution", [])
     with Streams(frozen, ZERO) as streams:
-        full = score(streams, [*test, *off], None, asked.passes)
+        full = score(streams, [*test, *off], None, asked.micro_batches)
     return EvaluatedTask(task, data, HeldOut(test, off, full))
 
 
@@ -58,7 +56,7 @@ class EvaluationRunner:
     asked: EvaluationPlan
     frozen: FrozenModel
     grounds: Mapping[str, EvaluatedTask]
-    display: ProgressDisplay
+    progress: ProgressDisplay
     scores: dict[str, dict[str, UnderAblation]] = field(default_factory=dict)
     """By circuit and ablation."""
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -75,13 +73,13 @@ class EvaluationRunner:
             for subject in mine:
                 self.scores.setdefault(subject.name, {})[name] = self._measured(subject, name, benches(subject), ground)
             if len(self.grounds) > 1:
-                self.display.say(f"{name}: every circuit on {key}")
+                self.progress.print_line(f"{name}: every circuit on {key}")
                 self.cross[name] += self._cells(name, key, benches, ground.held)
-            if place == 0 and name != NAME:
+            if place == 0 and not KINDS[name].learned:
                 self._draw([(s, benches(s)) for s in mine if not s.control], name, ground.held)
 
     def _measured(self, subject: LoadedCircuit, name: str, bench: Scorer, ground: EvaluatedTask) -> UnderAblation:
-        self.display.say(f"{subject.name}: {name}")
+        self.progress.print_line(f"{subject.name}: {name}")
         main = name == self.asked.main(subject)
         if main:
             self.examples[subject.name] = self._examples(subject, bench, ground.data, name)
@@ -94,39 +92,52 @@ class EvaluationRunner:
             own=self.asked.own(subject, name),
             minimal=main,
             means=means_info(subject, name, self.asked.averaged[subject.name], ground.data.sha256),
-            say=self.display.say,
+            say=self.progress.print_line,
         )
 
     def _draw(self, found: Sequence[tuple[LoadedCircuit, Scorer]], name: str, held: HeldOut) -> None:
-        self.curves[name], missing = curves(found, held, self.asked.settings, self.display.say)
+        self.curves[name], missing = measure_curves(found, held, self.asked.settings, self.progress.print_line)
         for sentence in missing:
             if sentence not in self.no_curves:
-                self.display.say(sentence)
+                self.progress.print_line(sentence)
                 self.no_curves.append(sentence)
 
     def _benches(self, name: str, ground: EvaluatedTask) -> Callable[[LoadedCircuit], Scorer]:
         """The bench of each circuit under one ablation on one task; circuits that may share one do."""
         made: dict[Any, Scorer] = {}
-        train, passes, at_once = ground.data.splits["train"], self.asked.passes, self.asked.settings.at_once
+        train, micro_batches, at_once = (
+            ground.data.splits["train"],
+            self.asked.micro_batches,
+            self.asked.settings.at_once,
+        )
 
         def bench(subject: LoadedCircuit) -> Scorer:
             if own := saved_means(subject, name):
-                return Scorer(self.frozen, own, train, passes, at_once)
+                return Scorer(self.frozen, own, train, micro_batches, at_once)
             averaged = self.asked.averaged[subject.name]
-            key = id(averaged) if name in (*MEANS, NAME) else None
+            key = id(averaged) if KINDS[name].needs_moments else None
             if key not in made:
                 over = averaged.examples(train)
-                made[key] = make_scorer(name, self.frozen, train, over, averaged.prompts, passes, at_once)
+                made[key] = make_scorer(name, self.frozen, train, over, averaged.prompts, micro_batches, at_once)
             return made[key]
 
         return bench
 
     def _examples(self, subject: LoadedCircuit, bench: Scorer, data: TaskData, name: str) -> list[dict[str, Any]]:
         """What a circuit predicts on a few held-out prompts."""
-        ablation = (self.asked.own(subject, name) or bench.ablation).to(self.frozen.device)
+        ablation = self.asked.own(subject, name) or bench.ablation
+        assert (
+            ablation is not None
+        )  # single nodes are looked at under kinds whose constants are known, see EvaluationPlan.main
+        ablation = ablation.to(self.frozen.device)
         with Streams(self.frozen, ablation) as streams:
             found = example_predictions(
-                streams, [subject.circuit.masks], ablation, data, self.asked.tokenizer, self.asked.passes.size
+                streams,
+                [subject.circuit.masks],
+                ablation,
+                data,
+                self.asked.model.tokenizer,
+                self.asked.micro_batches.max_examples,
             )
         return found["members"][0]
 
@@ -141,17 +152,17 @@ class EvaluationRunner:
             masks = [subject.circuit.masks for subject in together]
             found = bench(held.test, [*masks, *map(empty, masks[:1])], own)
             for index, subject in enumerate(together):
-                scores = summarise(found, whole, index, found.logit_difference[-1])
+                scores = summarise(found, whole, index, found.circuit(-1))
                 cells[subject.name] = Cell(subject.name, key, self.asked.key(subject) == key, scores)
         return [cells[subject.name] for subject in self.asked.subjects]
 
     def result(self, seconds: float) -> Evaluation:
         """What is known by now, without a verdict."""
         asked = self.asked
-        model = fingerprint(asked.base.model) if asked.passes.ranks.first else {}
+        model = fingerprint(asked.base.model) if asked.micro_batches.ranks.is_first else {}
         return Evaluation(
             model={"path": asked.base.model.path} | model,
-            nodes=node_counts(asked.shapes, list(GRANULARITIES)),
+            nodes=asked.model.nodes,
             tasks={key: _task(ground) for key, ground in self.grounds.items()},
             circuits=[self._circuit(subject) for subject in asked.subjects],
             cross=self.cross if len(self.grounds) > 1 else {},
@@ -167,7 +178,7 @@ class EvaluationRunner:
 
     def _circuit(self, subject: LoadedCircuit) -> EvaluatedCircuit:
         circuit = subject.circuit
-        parameters = parameters_kept(self.frozen, circuit.masks)
+        parameters = count_parameters(self.frozen, circuit.masks)
         return EvaluatedCircuit(
             name=subject.name,
             file=str(subject.path),
@@ -194,6 +205,6 @@ def _task(ground: EvaluatedTask) -> Task:
         pairs={name: len(examples) for name, examples in data.splits.items()},
         left_out={"bad": len(data.bad), "unsolved": data.unsolved},
         # The full model recovers all of itself, whatever the empty circuit does.
-        full=summarise(test, test, 0, torch.zeros(len(held.test))),
-        full_off_distribution=summarise(off, off, 0, torch.zeros(len(held.off))) if held.off else None,
+        full=summarise(test, test, 0),
+        full_off_distribution=summarise(off, off, 0) if held.off else None,
     )

@@ -7,18 +7,16 @@ import torch
 from torch import Tensor
 
 from bigcircuit.ablation.ablation import ZERO, Ablation
+from bigcircuit.ablation.kinds import KINDS, LEARNED
 from bigcircuit.ablation.learned import ConstantsStart
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
-from bigcircuit.forward.activation_means import mean_ablation, moments
+from bigcircuit.forward.activation_means import moments
 from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.score import ExampleScores, score
 from bigcircuit.model.sites import FrozenModel
-from bigcircuit.train.optimal_ablation import NAME as LEARNED
 from bigcircuit.train.optimal_ablation import optimal_ablation
-
-MEANS = ("mean", "mean_per_position")
 
 
 class ConstantFitter:
@@ -30,19 +28,19 @@ class ConstantFitter:
         train: Sequence[Example],
         averaged: Sequence[Example],
         prompts: str,
-        passes: MicroBatches,
+        micro_batches: MicroBatches,
     ) -> None:
         """averaged, prompts: what the means are taken over, see `moments`."""
-        self._frozen, self._passes = frozen, passes
-        found = moments(frozen, averaged, passes, per_position=False, prompts=prompts)
+        self._frozen, self._micro_batches = frozen, micro_batches
+        found = moments(frozen, averaged, micro_batches, per_position=False, prompts=prompts)
         self._start = ConstantsStart.at_means(found, frozen.shapes)
         with Streams(frozen, ZERO) as streams:
-            self._lessons = Targets(train, ReferenceLogits(streams, train, passes), full=False)
+            self._lessons = Targets(train, ReferenceLogits(streams, train, micro_batches), full=False)
 
     def __call__(self, circuits: Sequence[Mapping[str, Tensor]]) -> Ablation:
         """The optimal ablation of P circuits."""
         with Streams(self._frozen, ZERO) as streams:
-            return optimal_ablation(streams, circuits, self._lessons, self._passes, self._start)
+            return optimal_ablation(streams, circuits, self._lessons, self._micro_batches, self._start)
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,10 @@ class Scorer:
     """Scores any number of circuits under one ablation."""
 
     frozen: FrozenModel
-    ablation: Ablation
-    """Without constants, where every circuit has its own."""
+    ablation: Ablation | None
+    """None where every circuit has constants of its own."""
     train: Sequence[Example]
-    passes: MicroBatches
+    micro_batches: MicroBatches
     at_once: int
     teacher: ConstantFitter | None = None
     """Where every circuit has constants of its own."""
@@ -71,15 +69,16 @@ class Scorer:
     ) -> ExampleScores:
         """Scores of P circuits. known: of the first ones the constants they have; None where they are to be learned."""
         if self.teacher is None:
+            assert self.ablation is not None
             with Streams(self.frozen, self.ablation) as streams:
-                return score(streams, examples, circuits, self.passes, self.at_once)
+                return score(streams, examples, circuits, self.micro_batches, self.at_once)
         found = [*known, *[None] * (len(circuits) - len(known))]
         parts = []
         for start in range(0, len(circuits), self.at_once):
             chunk = circuits[start : start + self.at_once]
             with Streams(self.frozen, self._constants(chunk, found[start : start + self.at_once])) as streams:
-                parts.append(score(streams, examples, chunk, self.passes))
-        return ExampleScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+                parts.append(score(streams, examples, chunk, self.micro_batches))
+        return ExampleScores({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def _constants(self, circuits: Sequence[Mapping[str, Tensor]], known: Sequence[Ablation | None]) -> Ablation:
         """The constants of every circuit, learned where they are not known."""
@@ -99,12 +98,15 @@ def make_scorer(
     train: Sequence[Example],
     averaged: Sequence[Example],
     prompts: str,
-    passes: MicroBatches,
+    micro_batches: MicroBatches,
     at_once: int,
 ) -> Scorer:
     """A bench for an ablation by name. averaged, prompts: what means are taken over, where it takes any."""
-    if name in MEANS:
-        ablation = mean_ablation(frozen, averaged, passes, per_position=name != "mean", prompts=prompts)
-        return Scorer(frozen, ablation, train, passes, at_once)
-    teacher = ConstantFitter(frozen, train, averaged, prompts, passes) if name == LEARNED else None
-    return Scorer(frozen, Ablation(name), train, passes, at_once, teacher)
+    kind = KINDS[name]
+    if kind.learned:
+        fitter = ConstantFitter(frozen, train, averaged, prompts, micro_batches)
+        return Scorer(frozen, None, train, micro_batches, at_once, fitter)
+    if not kind.needs_moments:
+        return Scorer(frozen, Ablation(name), train, micro_batches, at_once)
+    found = moments(frozen, averaged, micro_batches, per_position=kind.per_position, prompts=prompts)
+    return Scorer(frozen, found.ablation(name), train, micro_batches, at_once)

@@ -1,4 +1,4 @@
-"""Mean ablation, and where learned constants start: activations of the full model over a data set.
+"""Measure moments of the full model's activations over a data set, for ablations that need them.
 
 Shapes: L layers, R rows of a batch, T positions, n width of a site in the widest layer, w in one layer.
 """
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bigcircuit.ablation.ablation import INTERCHANGE, ZERO, Ablation, Moments, widest
+from bigcircuit.ablation.ablation import ZERO, Ablation, Moments, widest
+from bigcircuit.ablation.kinds import KINDS, full_name
 from bigcircuit.config.schema import AblationConfig
 from bigcircuit.data.collate import Batch
 from bigcircuit.data.micro_batches import MicroBatches
@@ -17,23 +18,15 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.sites import FrozenModel
 
-__all__ = [
-    "INTERCHANGE",
-    "ZERO",
-    "Ablation",
-    "Moments",
-    "mean_ablation",
-    "moments",
-    "starting_ablation",
-]
-
 _PROMPTS = {"corrupted": ("corrupted",), "clean": ("clean",), "both": ("clean", "corrupted")}
 
 
 def moments(
-    frozen: FrozenModel, examples: Sequence[Example], passes: MicroBatches, *, per_position: bool, prompts: str
+    frozen: FrozenModel, examples: Sequence[Example], micro_batches: MicroBatches, *, per_position: bool, prompts: str
 ) -> Moments:
-    """One forward pass over the examples; each token that is not padding weighs the same, sums are in float64.
+    """Run the full model over the examples and take moments; each token that is not padding weighs the same.
+
+    Sums are in float64.
 
     The tokens are those a circuit is trained on: the prompt and all but the last of its first answer. The ranks divide the
     work and all get the result. prompts: "corrupted", "clean" or "both". Without per_position T is 1.
@@ -41,35 +34,35 @@ def moments(
     longest = max(len(example.clean) + len(example.answers[0]) - 1 for example in examples)
     sums = _Sums(frozen, longest if per_position else 1)
     with Streams(frozen, ZERO) as streams:
-        for piece in passes.over(examples, full=False):
-            passes.ranks.stop_if_asked()
-            sums.begin(piece.batch, piece.counts)
+        for micro_batch in micro_batches.iterate(examples, full=False):
+            micro_batches.ranks.stop_if_requested()
+            sums.begin(micro_batch.batch, micro_batch.is_counted)
             for name in _PROMPTS[prompts]:
                 sums.count()
-                streams.watch(piece.batch, getattr(piece.batch, name), sums)
-    passes.ranks.sum_([*sums.first.values(), *sums.second.values(), sums.tokens])
+                streams.watch(micro_batch.batch, getattr(micro_batch.batch, name), sums)
+    micro_batches.ranks.all_reduce([*sums.first.values(), *sums.second.values(), sums.tokens])
     return sums.moments()
 
 
 class _Sums:
-    """Adds up activations while the model runs; nothing but the sums is kept. A watcher of Streams."""
+    """Running sums of activations: a Watcher of Streams that keeps nothing but the sums."""
 
     def __init__(self, frozen: FrozenModel, positions: int) -> None:
         self.tokens = torch.zeros(positions, dtype=torch.float64, device=frozen.device)
-        """[T or 1]: how many there were."""
+        """Number of tokens, [T or 1]."""
         sizes = {site: (len(frozen.shapes), positions, widest(frozen.shapes, site)) for site in SITE_WIDTH}
         self.first = {site: self.tokens.new_zeros(size) for site, size in sizes.items()}
         self.second = {site: self.tokens.new_zeros(size[0], size[2]) for site, size in sizes.items()}
 
     def begin(self, batch: Batch, counts: bool) -> None:
-        """Lay out the next batch: where in each row its tokens begin, and how many they are."""
+        """Lay out the next batch: where the tokens of each row begin, and how many there are."""
         mask = torch.ones_like(batch.clean) if batch.attention_mask is None else batch.attention_mask
         place = torch.arange(mask.shape[1], device=mask.device)
         self._columns = (place + mask.argmax(1, keepdim=True)).clamp(max=mask.shape[1] - 1)
         self._valid = (place < mask.sum(1, keepdim=True)) & counts
 
     def count(self) -> None:
-        """The tokens of one prompt of each row."""
+        """Count the tokens of one prompt of each row."""
         per_position = self._valid.sum(0)
         if len(self.tokens) == 1:
             self.tokens += per_position.sum()
@@ -77,7 +70,7 @@ class _Sums:
             self.tokens[: len(per_position)] += per_position
 
     def __call__(self, index: int, site: str, value: Tensor) -> None:
-        """Add activations [R, T, w]. They are summed in one fixed order, so that a second time gives the same bits."""
+        """Add activations [R, T, w]. The order of the sum is fixed, so that a second run gives the same bits."""
         own = value.gather(1, self._columns.unsqueeze(2).expand(value.shape)).double()
         own = own.masked_fill(~self._valid.unsqueeze(2), 0)
         width = value.shape[-1]
@@ -88,7 +81,7 @@ class _Sums:
             self.first[site][index, : own.shape[1], :width] += own.sum(0)
 
     def moments(self) -> Moments:
-        """Divide by the counts."""
+        """Divide the sums by the counts."""
         mean, deviation = {}, {}
         for site, sums in self.first.items():
             overall = sums.sum(1, keepdim=True) / self.tokens.sum()
@@ -102,29 +95,28 @@ class _Sums:
 def mean_ablation(
     frozen: FrozenModel,
     examples: Sequence[Example],
-    passes: MicroBatches,
+    micro_batches: MicroBatches,
     per_position: bool = False,
     prompts: str = "corrupted",
 ) -> Ablation:
-    """Closed nodes output their mean over the prompts of `examples`, see `moments`.
+    """Measure the mean ablation over the prompts of `examples`, see `moments`.
 
     The corrupted prompts are the default: they are the reference distribution of Wang et al. 2022 (arXiv 2211.00593, section
     2.1), like the clean ones in all but what the behaviour is about. With per_position positions are counted from the first
     token that is not padding; on a prompt longer than all of `examples` the mean over all positions stands beyond.
     """
-    found = moments(frozen, examples, passes, per_position=per_position, prompts=prompts)
-    name = "mean_per_position" if per_position else "mean"
-    return Ablation(name, {site: mean.unsqueeze(0) for site, mean in found.mean.items()})
+    found = moments(frozen, examples, micro_batches, per_position=per_position, prompts=prompts)
+    return found.ablation(full_name("mean", per_position))
 
 
 def starting_ablation(
-    settings: AblationConfig, frozen: FrozenModel, examples: Sequence[Example], passes: MicroBatches
+    settings: AblationConfig, frozen: FrozenModel, examples: Sequence[Example], micro_batches: MicroBatches
 ) -> tuple[Ablation, Moments | None]:
-    """The ablation of a run, at its first step where its constants are learned, and the moments it was made of.
+    """Make the ablation of a run (at step 0, where constants are learned) and the moments that were measured for it.
 
-    examples: what means are taken over.
+    examples: the data set that moments are measured over.
     """
-    if settings.kind in (INTERCHANGE.name, ZERO.name):
-        return Ablation(settings.kind), None
-    found = moments(frozen, examples, passes, per_position=settings.per_position, prompts=settings.prompts)
-    return Ablation(settings.name, {site: mean.unsqueeze(0) for site, mean in found.mean.items()}), found
+    if not KINDS[settings.name].needs_moments:
+        return Ablation(settings.name), None
+    found = moments(frozen, examples, micro_batches, per_position=settings.per_position, prompts=settings.prompts)
+    return found.ablation(settings.name), found

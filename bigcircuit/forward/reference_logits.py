@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bigcircuit.data.collate import scored_positions
+from bigcircuit.data.collate import count_scored_positions
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.streams import Streams
@@ -17,73 +17,77 @@ from bigcircuit.seeding import mix
 
 
 class Targets(NamedTuple):
-    """Examples and what circuits are to predict on them."""
+    """Examples with the logits that circuits are to predict."""
 
     examples: Sequence[Example]
     references: Callable[[MicroBatch], Tensor]
     """Logits [S, V] for a pass."""
     full: bool
-    """How the passes are collated, see `collate`."""
+    """How the micro-batches are collated, see `collate`."""
 
 
 _CHUNK = 256
-"""Examples whose rows the ranks exchange in one message."""
+"""Examples whose logits the ranks exchange in one message."""
 _LABELS_KEY = 0x1ABE1
 """Keeps the choice of random labels apart from other uses of the seed."""
 
 
 class ReferenceLogits:
-    """Rows of logits by example, so a shuffled order is safe. The ranks divide the work and all get all rows."""
+    """Logits of the full model by example id, so the order of examples is free. Ranks divide the work and all get all logits."""
 
     def __init__(
         self,
         streams: Streams,
         examples: Sequence[Example],
-        passes: MicroBatches,
+        micro_batches: MicroBatches,
         *,
         full: bool = False,
         shuffled: int | None = None,
     ) -> None:
-        """Runs the full model once over the examples. full: as they are collated, see `collate`.
+        """Run the full model once over the examples. full: as they are collated, see `collate`.
 
         shuffled: a seed by which each example gets the logits of another one instead, see `partners`.
         """
         self._full = full
         self._rows: dict[int, Tensor] = {}
         for first in range(0, len(examples), _CHUNK):
-            self._add(streams, examples[first : first + _CHUNK], passes)
+            self._add(streams, examples[first : first + _CHUNK], micro_batches)
         self._whose = {} if shuffled is None else partners(examples, full, shuffled)
 
-    def _add(self, streams: Streams, examples: Sequence[Example], passes: MicroBatches) -> None:
+    def _add(self, streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> None:
         mine: dict[int, Tensor] = {}
-        for piece in passes.over(examples, full=self._full):
-            passes.ranks.stop_if_asked()
-            logits = streams.reference(piece.batch)
-            if piece.counts:
-                counts = torch.bincount(piece.batch.example_of_score, minlength=len(piece.examples)).tolist()
-                mine.update(zip((e.id for e in piece.examples), logits.split(counts), strict=True))
-        counts = [scored_positions(example, full=self._full) for example in examples]  # every rank knows all layouts
+        for micro_batch in micro_batches.iterate(examples, full=self._full):
+            micro_batches.ranks.stop_if_requested()
+            logits = streams.reference(micro_batch.batch)
+            if micro_batch.is_counted:
+                counts = torch.bincount(
+                    micro_batch.batch.example_of_score, minlength=len(micro_batch.examples)
+                ).tolist()
+                mine.update(zip((e.id for e in micro_batch.examples), logits.split(counts), strict=True))
+        counts = [
+            count_scored_positions(example, full=self._full) for example in examples
+        ]  # every rank knows all layouts
         rows = logits.new_zeros(sum(counts), logits.shape[-1])
         for example, part in zip(examples, rows.split(counts), strict=True):
             if example.id in mine:
                 part.copy_(mine[example.id])
-        passes.ranks.sum_([rows])
+        micro_batches.ranks.all_reduce([rows])
         self._rows.update(zip((e.id for e in examples), rows.cpu().split(counts), strict=True))
 
-    def __call__(self, piece: MicroBatch) -> Tensor:
-        """[S, V] for a pass collated in the same way; its scored positions are ordered by example."""
-        rows = torch.cat([self._rows[self._whose.get(example.id, example.id)] for example in piece.examples])
-        return rows.to(piece.batch.clean.device, non_blocking=True)
+    def __call__(self, micro_batch: MicroBatch) -> Tensor:
+        """Look up the logits of a micro-batch that is collated in the same way, [S, V], ordered by example."""
+        rows = torch.cat([self._rows[self._whose.get(example.id, example.id)] for example in micro_batch.examples])
+        return rows.to(micro_batch.batch.clean.device, non_blocking=True)
 
 
 def partners(examples: Sequence[Example], full: bool, seed: int) -> dict[int, int]:
-    """For each example another one with as many scored positions, by id: a random cycle through all of them.
+    """Choose for each example a partner with as many scored positions, by id: a random cycle through all of them.
 
     An example that is alone with its number of positions has no partner and is missing.
     """
     alike: dict[tuple[int, int], list[int]] = {}
     for example in examples:
-        key = len(example.answers[0]), scored_positions(example, full=full)
+        key = len(example.answers[0]), count_scored_positions(example, full=full)
         alike.setdefault(key, []).append(example.id)
     found: dict[int, int] = {}
     for key, ids in alike.items():

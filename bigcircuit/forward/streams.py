@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bigcircuit.ablation.ablation import INTERCHANGE, Ablation
+from bigcircuit.ablation.ablation import Ablation, Tokens
 from bigcircuit.data.collate import Batch
 from bigcircuit.forward.interpolate import Interpolate
 from bigcircuit.model.granularity import ATTENTION, MLP, MLP_OUTPUT
@@ -27,9 +27,9 @@ from bigcircuit.model.sites import FrozenModel
 SiteMasks = dict[str, Tensor]
 """Effective masks of one layer by site, each [P, R or 1, n]; an absent site is open."""
 MaskSource = Callable[[int], SiteMasks]
-"""Layer index -> its effective masks. Called again, and must answer the same, when a layer is recomputed."""
+"""Layer index -> its effective masks. Called again when a layer is recomputed, and must return the same masks."""
 Watcher = Callable[[int, str, Tensor], None]
-"""Is handed layer index, site and the site's activations [R, T, n] on their way; is to keep no more than it needs."""
+"""Callback with layer index, site and activations [R, T, n]; must not keep a reference to the activations."""
 
 
 class _Rows(NamedTuple):
@@ -41,7 +41,7 @@ class _Rows(NamedTuple):
 
 @dataclass
 class _Pass:
-    """What the hooks of one forward pass share. `recorded` holds the corrupted site inputs of the layer in progress."""
+    """State that the hooks of one forward pass share. `recorded`: corrupted site inputs of the layer in progress."""
 
     batch: Batch
     masks: MaskSource | None
@@ -56,7 +56,7 @@ class _Pass:
 
 
 class Streams:
-    """Runs a frozen model masked. Use as a context manager: hooks are installed on entry and removed on exit.
+    """Masked passes over a frozen model. A context manager: hooks are installed on entry and removed on exit.
 
     With checkpointing the backward pass must happen before the exit, because it runs the layers again.
     """
@@ -64,7 +64,7 @@ class Streams:
     def __init__(self, frozen: FrozenModel, ablation: Ablation, checkpointing: bool | str = False) -> None:
         """ablation: what closed nodes output; checkpointing: keep only layer inputs and recompute each layer backward.
 
-        With checkpointing "cpu" the layer inputs wait in the memory of the host.
+        With checkpointing "cpu" the layer inputs are kept in the memory of the host.
         """
         self.frozen = frozen
         self.ablation = ablation.to(frozen.device)
@@ -92,12 +92,12 @@ class Streams:
 
     @property
     def corrupted_stream(self) -> bool:
-        """Whether masked passes run the corrupted prompts too."""
-        return self.ablation.name == INTERCHANGE.name
+        """Whether masked passes also run the corrupted prompts."""
+        return self.ablation.kind.needs_corrupted
 
     @contextmanager
     def under(self, ablation: Ablation | None) -> Iterator[None]:
-        """Masked passes inside are under another ablation; None changes nothing. Its constants may carry a graph."""
+        """Use another ablation for masked passes inside the context; None changes nothing. Its constants may carry a graph."""
         before = self.ablation
         self.ablation = before if ablation is None else ablation.to(self.frozen.device)
         try:
@@ -106,14 +106,14 @@ class Streams:
             self.ablation = before
 
     def reference(self, batch: Batch) -> Tensor:
-        """Logits of the full model on the clean prompts at the scored positions, [S, V], without a graph."""
+        """Compute logits of the full model on the clean prompts at the scored positions, [S, V], without a graph."""
         with torch.no_grad():
             return self._forward(self._plain(batch), batch.clean)[0]
 
     def watch(self, batch: Batch, tokens: Tensor, watcher: Watcher) -> None:
-        """Run the full model without a graph on prompts laid out as in `batch`, [R, T], and show its activations.
+        """Run the full model without a graph on prompts laid out as in `batch`, [R, T], and pass its activations to a callback.
 
-        The watcher sees the inputs of both projections of every layer and the output of the MLP.
+        The callback gets the inputs of both projections of every layer and the output of the MLP.
         """
         with torch.no_grad():
             self._forward(self._plain(batch, watcher), tokens)
@@ -122,7 +122,7 @@ class Streams:
         return _Pass(batch, None, 1, _Rows(len(batch.clean), 0), self.ablation, watcher)
 
     def masked(self, batch: Batch, masks: MaskSource, members: int) -> Tensor:
-        """Logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]."""
+        """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]."""
         tokens = batch.clean.repeat(members, 1)
         rows = _Rows(len(tokens), len(batch.corrupted) if self.corrupted_stream else 0)
         if self.corrupted_stream:
@@ -144,7 +144,7 @@ class Streams:
 
     @contextmanager
     def _during(self, state: _Pass) -> Iterator[None]:
-        """Hooks act on this pass inside the context and on nothing outside any."""
+        """Make the hooks act on this pass inside the context; outside any context they do nothing."""
         before, self._pass = self._pass, state
         try:
             yield
@@ -168,7 +168,7 @@ class Streams:
         return output
 
     def _keeping(self, hidden: Tensor) -> AbstractContextManager[Any]:
-        """Where the inputs of a checkpointed layer wait for the backward pass."""
+        """Choose where the inputs of a checkpointed layer are kept until the backward pass."""
         if self.checkpointing == "cpu" and hidden.is_cuda:
             return torch.autograd.graph.save_on_cpu(pin_memory=True)
         return nullcontext()
@@ -185,6 +185,7 @@ class Streams:
     ) -> tuple[Any, Tensor | None]:
         """One layer: the corrupted stream first (the other order keeps ZeRO-3 weights gathered), then the masked one."""
         with self._during(state):  # again, because a recomputation comes when the forward pass is long over
+            assert state.masks is not None  # else the layer's own forward runs
             state.site_masks = state.masks(index)
             if corrupted is not None:
                 with torch.no_grad(), _recording(state):
@@ -203,7 +204,7 @@ class Streams:
         return self._at_site(index, MLP_OUTPUT, output)
 
     def _at_site(self, index: int, site: str, value: Tensor) -> Tensor | None:
-        """What is to be there instead of `value`; None for itself."""
+        """Compute the masked value of a site; None where `value` stays as it is."""
         state = self._pass
         if state is None:
             return None
@@ -218,10 +219,11 @@ class Streams:
             state.recorded[site] = value.clone() if site == MLP_OUTPUT else value
             return None
         masked = value.reshape(state.members, rows, -1, width)
-        if state.rows.corrupted:
-            ablated = state.recorded[site].reshape(1, rows, -1, width)
-        else:
-            ablated = state.ablation.at(site, index, width, _positions(state.batch))
+        ablated = (
+            state.recorded[site].reshape(1, rows, -1, width)
+            if state.rows.corrupted
+            else state.ablation.at(site, index, width, _tokens(state.batch))
+        )
         return Interpolate.apply(masked, ablated, state.site_masks[site].unsqueeze(2)).reshape(value.shape)
 
     def _at_head(self, _module: nn.Module, args: tuple) -> tuple | None:
@@ -246,13 +248,14 @@ def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
     if forward is None:
         del module.forward
     else:
-        module.forward = forward  # of streams around these
+        module.forward = forward  # of Streams entered before these
 
 
-def _positions(batch: Batch) -> Tensor:
-    if batch.position_ids is not None:
-        return batch.position_ids
-    return torch.arange(batch.clean.shape[1], device=batch.clean.device).unsqueeze(0)
+def _tokens(batch: Batch) -> Tokens:
+    positions = batch.position_ids
+    if positions is None:
+        positions = torch.arange(batch.clean.shape[1], device=batch.clean.device).unsqueeze(0)
+    return Tokens(positions, batch.ids[batch.example_of_row])
 
 
 def _repeat(tensor: Tensor | None, copies: int) -> Tensor | None:

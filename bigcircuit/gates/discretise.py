@@ -28,7 +28,7 @@ Masks = dict[str, Tensor]
 
 
 def discretise(log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape], sizes: Mapping[str, int]) -> Masks:
-    """Masks of one member.
+    """Decide the masks of one member.
 
     log_alpha: by granularity, [L, n]. sizes: nodes to keep, by granularity or as `total` site neurons; may be empty.
     Returns the masks of every granularity (`mlp_output` only where it has gates).
@@ -72,7 +72,7 @@ class _Layers:
             self.strength[site], self.tie_break[site] = torch.cat(weakest), torch.cat(mean)
 
     def node_of_neuron(self, name: str, site: str) -> Tensor:
-        """Number of the node of a granularity, counted over layers, that each neuron of a site belongs to."""
+        """Number the nodes of a granularity over all layers, and return the number that each neuron of a site belongs to."""
         numbers, offset = [], 0
         for shape in self.shapes:
             width = GRANULARITIES[name].width(shape)
@@ -81,7 +81,7 @@ class _Layers:
         return torch.cat(numbers)
 
     def keep_strongest_nodes(self, name: str, size: int, alive: Masks) -> Tensor:
-        """Leave the neurons of the `size` strongest nodes of a coarse granularity alive; which nodes, bool [nodes]."""
+        """Keep the neurons of the `size` strongest nodes of a coarse granularity alive. Returns which nodes, bool [nodes]."""
         owner = self._owners(name)
         count = 1 + max(int(numbers.max()) for numbers in owner.values())
         strength = torch.full((count,), -float("inf"), dtype=torch.float64)
@@ -99,7 +99,7 @@ class _Layers:
         return kept
 
     def represent(self, name: str, kept: Tensor, alive: Masks, forced: Masks) -> None:
-        """Force the strongest leaf of every kept node open that has none forced yet."""
+        """Force open the strongest leaf of every kept node in which no leaf is forced open yet."""
         owner = self._owners(name)
         wanted = kept.clone()
         for site, numbers in owner.items():
@@ -120,7 +120,7 @@ class _Layers:
         return {site: self.node_of_neuron(name, site) for site in GRANULARITIES[name].sites if site in self.sites}
 
     def _leaf_of_neuron(self, site: str) -> Tensor:
-        """The finest enabled gate over each neuron; neurons of one leaf open and close together."""
+        """Number of the finest enabled gate over each neuron; neurons of one leaf open and close together."""
         return self.node_of_neuron(finest(self.names, site) or LEAVES[site], site)
 
     def keep_strongest_neurons(
@@ -151,7 +151,7 @@ class _Layers:
             open_nodes[site] = part
 
     def masks(self, neurons: dict[str, Tensor]) -> Masks:
-        """Close what has nothing open below it and lay the nodes out as [L, n] by granularity."""
+        """Close nodes without an open neuron and lay all nodes out as [L, n] by granularity."""
         if MLP_OUTPUT in neurons:
             inside, outside = self.node_of_neuron("mlp", MLP), self.node_of_neuron("mlp", MLP_OUTPUT)
             for node in range(len(self.shapes)):
@@ -178,18 +178,18 @@ class _Layers:
 
 
 def _strongest_first(strength: Tensor, tie: Tensor) -> Tensor:
-    """Indices from strongest to weakest; equal ones by `tie`, the sum of the chain, then by place."""
+    """Sort indices from strongest to weakest; equal strengths by `tie`, the sum of the chain, then by place."""
     by_tie = torch.argsort(tie, descending=True, stable=True)
     return by_tie[torch.argsort(strength[by_tie], descending=True, stable=True)]
 
 
 def site_masks(masks: Mapping[str, Tensor], index: int, shape: LayerShape) -> dict[str, Tensor]:
-    """Effective masks of one layer, float32 by site [site width], from masks [L, n]."""
+    """Select the effective masks of one layer from masks [L, n]; float32 by site, [site width]."""
     chosen = {site: masks[leaf][index, : SITE_WIDTH[site](shape)] for site, leaf in LEAVES.items() if leaf in masks}
     return {site: mask.float() for site, mask in chosen.items()}
 
 
 def count(masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """Nodes kept, by granularity and as `total` site neurons."""
+    """Count the nodes kept, by granularity and as `total` site neurons."""
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
     return counts | {"total": counts["attention_neuron"] + counts["mlp_neuron"]}

@@ -1,4 +1,4 @@
-"""Uniform noise that depends on what it is for and on nothing else.
+"""Uniform noise of gates, a function of member, step, layer and example.
 
 A value is fixed by (the member's seed, the member's step, the layer, the example), never by the slot of the member, the
 order of the batch, the rank, or the global random state. So a member draws the same noise alone or in company.
@@ -13,7 +13,7 @@ from bigcircuit.seeding import mix
 
 
 class Noise:
-    """Draws from one generator of the project's own that is reseeded for every (member, layer, example)."""
+    """Generator of the project's own that is reseeded for every (member, layer, example)."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
@@ -23,7 +23,7 @@ class Noise:
     def uniform(
         self, seeds: Sequence[int], steps: Sequence[int], layer: int, examples: Sequence[int], width: int
     ) -> Tensor:
-        """Uniform values on [0, 1), float32 [P, B, width]; seeds and steps have one entry a member (P)."""
+        """Draw uniform values on [0, 1), float32 [P, B, width]; seeds and steps have one entry a member (P)."""
         drawn = torch.empty(len(seeds), len(examples), width, device=self._device)
         if self._generator is None:
             return drawn

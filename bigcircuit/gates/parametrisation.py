@@ -16,26 +16,26 @@ LayerMasks = Callable[[int], "dict[str, Tensor]"]
 
 
 class Implementation(Protocol):
-    """What training asks of a parametrisation. P members, B examples, L layers, n nodes in the widest layer.
+    """Functions of a parametrisation's module. P members, B examples, L layers, n nodes in the widest layer.
 
     population: the `Members` of a pass.
     """
 
     def draw(self, population: Any, examples: Sequence[int], rounded: bool) -> LayerMasks:
-        """Gate values of a pass over examples with these ids. rounded: to 0 or 1, with the soft gradient."""
+        """Draw gate values of a pass over examples with these ids. rounded: to 0 or 1, with the soft gradient."""
         ...
 
     def open_shares(self, population: Any) -> "dict[str, Tensor]":
-        """How far, or with what probability, each gate is open, by granularity float64 [P, L, n]."""
+        """Compute how far, or with what probability, each gate is open, by granularity float64 [P, L, n]."""
         ...
 
     def decided(self, population: Any, member: int) -> "dict[str, Tensor]":
-        """log_alpha of a member by granularity, [L, n], as `discretise` takes it: open above 0."""
+        """Shift log_alpha of a member so that gates above 0 are open, as `discretise` takes it; by granularity, [L, n]."""
         ...
 
 
 class Parametrisation(NamedTuple):
-    """One way to make gate values."""
+    """Everything in which one parametrisation differs from another."""
 
     module: str
     rounded: bool
@@ -44,13 +44,13 @@ class Parametrisation(NamedTuple):
     """Whether a size is a setting (only granularities with a target get gates, penalties are refused) or an outcome."""
     description: str
     training_kl: str
-    """What the gates are on which training logs its KL, for legends."""
+    """Legend of the KL that training logs."""
     training_size: str
-    """What the size is that training logs."""
+    """Legend of the size that training logs."""
 
     @property
     def implementation(self) -> Implementation:
-        """The module, loaded."""
+        """The imported module."""
         return cast(Implementation, import_module(self.module))
 
 
@@ -93,10 +93,10 @@ PARAMETRISATIONS: dict[str, Parametrisation] = {
 
 
 def automatic(exact_sizes: bool) -> str:
-    """The parametrisation that `auto` stands for."""
+    """Choose the parametrisation that `auto` stands for."""
     return next(name for name, one in PARAMETRISATIONS.items() if one.exact_sizes == exact_sizes)
 
 
 def has_exact_sizes(name: str) -> bool:
-    """Whether the gates of a parametrisation have the asked size by construction."""
+    """Tell whether the gates of a parametrisation have the asked size by construction."""
     return PARAMETRISATIONS[name].exact_sizes

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bigcircuit.ablation.ablation import Ablation, Moments
+from bigcircuit.ablation.learned import ConstantsStart
 from bigcircuit.config.schema import Config
 from bigcircuit.gates.members import Member, Members, Shapes
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS
@@ -26,10 +27,10 @@ from bigcircuit.model.granularity import (
 
 
 class Population(Members):
-    """P members and the noise they draw."""
+    """P members, the parametrisation of their gates and the start of their learned constants."""
 
     def __init__(self, members: Sequence[Member], shapes: Shapes, device: torch.device | str = "cpu") -> None:
-        """Members may belong to several populations: one is no more than a list of those that share a pass."""
+        """members: all of one parametrisation; a member may belong to several populations."""
         super().__init__(members, shapes, device)
         self._parametrisation = PARAMETRISATIONS[members[0].config.gates.parametrisation]
         self._gates = self._parametrisation.implementation
@@ -40,18 +41,18 @@ class Population(Members):
 
     @classmethod
     def new(cls, configs: Sequence[Config], shapes: Shapes, device: torch.device | str = "cpu") -> "Population":
-        """One new member a config."""
+        """Make one new member for each config."""
         return cls([Member(config, shapes, device) for config in configs], shapes, device)
 
     def part(self, members: Sequence[Member]) -> "Population":
-        """A population of other members that shares what does not belong to any of them."""
+        """Make a population of other members with the same shapes, device and start of learned constants."""
         found = Population(members, self.shapes, self.device)
         found.centre, found.spread = self.centre, self.spread
         return found
 
     @torch.no_grad()
     def shift_neurons(self, ranks: dict[str, list[Tensor]]) -> None:
-        """Warm start: move the first log_alpha of every neuron by its rank in [-1, 1], by site a list of [w] per layer."""
+        """Warm-start gates: move the first log_alpha of every neuron by its rank in [-1, 1], by site a list of [w] a layer."""
         for member in self.members:
             for site, rows in ranks.items():
                 if LEAVES[site] in member.log_alpha:
@@ -60,32 +61,29 @@ class Population(Members):
             member.clamp_()
 
     def start_constants(self, moments: Moments) -> None:
-        """Optimal ablation: the constants of all members start at the means, see Moments.start."""
+        """Start the learned constants of all members at the means, see Moments.start."""
         for site in moments.mean:
             self.centre[site], self.spread[site] = moments.start(site, self.shapes)
 
     def learned(self) -> Ablation | None:
-        """The ablation with the constants of all members as they stand, with a graph to them; None if none are learned.
+        """Make the ablation with the learned constants of all members, with a graph to them; None if none are learned.
 
         A site without gates keeps its means.
         """
         if not self.centre:
             return None
-        values = {site: centre.expand(len(self), -1, -1) for site, centre in self.centre.items()}
-        for site in self.members[0].offset:
-            offsets = torch.stack([member.offset[site] for member in self.members])
-            values[site] = self.centre[site] + self.spread[site] * offsets
-        return Ablation("optimal", {site: constants.unsqueeze(2) for site, constants in values.items()})
+        start = ConstantsStart({site: centre.unsqueeze(0) for site, centre in self.centre.items()}, self.spread)
+        return start.ablation([dict(member.offset.items()) for member in self.members])
 
     def draw(self, examples: Sequence[int]) -> Callable[[int], dict[str, Tensor]]:
-        """Masks for one pass: layer index -> effective masks of every member by site, [P, B or 1, site width].
+        """Draw the masks of one pass: layer index -> effective masks of every member by site, [P, B or 1, site width].
 
         Values are fixed by (member seed, member step, layer, example), so a layer can be recomputed.
         """
         return self._gates.draw(self, examples, self._parametrisation.rounded)
 
     def expected_open(self) -> dict[str, Tensor]:
-        """Expected number of open nodes by granularity, and of open site neurons as `total`, each float32 [P].
+        """Compute the expected number of open nodes by granularity, and of site neurons as `total`, each float32 [P].
 
         A node is open when its own gate and all gates above it are, so chains of probabilities multiply.
         """
@@ -106,5 +104,5 @@ class Population(Members):
         return {name: torch.stack(parts).sum(0).float() for name, parts in sums.items()}
 
     def decided(self, member: int) -> dict[str, Tensor]:
-        """log_alpha of a member by granularity, [L, n], as `discretise` takes it: open above 0. A copy."""
+        """Copy log_alpha of a member by granularity, [L, n], shifted so that gates above 0 are open, as `discretise` takes it."""
         return self._gates.decided(self, member)

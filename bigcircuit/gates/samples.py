@@ -14,7 +14,7 @@ from bigcircuit.model.granularity import fold_sites
 
 
 def draw(population: Members, examples: Sequence[int], rounded: bool) -> LayerMasks:
-    """Layer index -> effective masks by site, [P, B, site width]. rounded: to 0 or 1, with the soft gradient."""
+    """Draw layer index -> effective masks by site, [P, B, site width]. rounded: to 0 or 1, with the soft gradient."""
     value = binary_sample if rounded else sample
     stacked = population.stack()
 
@@ -29,10 +29,10 @@ def draw(population: Members, examples: Sequence[int], rounded: bool) -> LayerMa
 
 
 def open_shares(population: Members) -> dict[str, Tensor]:
-    """Probability that each gate is open, by granularity float64 [P, L, n]."""
+    """Compute the probability that each gate is open, by granularity float64 [P, L, n]."""
     return {name: probability_open(values.double()) for name, values in population.stack().items()}
 
 
 def decided(population: Members, member: int) -> dict[str, Tensor]:
-    """log_alpha of a member by granularity, [L, n]: what is above 0 is open."""
+    """Copy log_alpha of a member by granularity, [L, n]: gates above 0 are open."""
     return {name: values.detach().clone() for name, values in population.members[member].log_alpha.items()}

@@ -9,7 +9,7 @@ COARSE = ("block", "attention", "mlp", "kv_group", "head")
 
 
 def learning_rate(train: TrainConfig, done: float) -> float:
-    """Linear rise, then a cosine down to `lr_final` of the highest."""
+    """Learning rate: a linear rise, then a cosine down to `lr_final` of the highest."""
     if done < train.lr_warmup:
         return train.lr * (done + 1 / train.steps) / (train.lr_warmup + 1 / train.steps)
     rest = (done - train.lr_warmup) / max(1 - train.lr_warmup, 1e-9)

@@ -13,11 +13,11 @@ _FULL = 0.999
 
 
 def soft_top_k(scores: Tensor, size: Tensor, temperature: Tensor, weight: Tensor) -> Tensor:
-    """sigmoid((scores - tau) / temperature) with tau such that sum(weight * value) is `size`.
+    """Compute sigmoid((scores - tau) / temperature) with tau such that sum(weight * value) is `size`.
 
     scores, weight [..., n]; size, temperature [..., 1]; leading dimensions broadcast. Differentiable with respect to scores
     and weight through tau as well: one Newton step with a graph, at the root that bisection found without one, has the
-    gradient of the implicit function. Computed in float64, so that it does not depend on who else is solved for.
+    gradient of the implicit function. Computed in float64, so that no bit depends on the members of the same call.
     """
     kind = scores.dtype
     scores, size, temperature, weight = (values.double() for values in (scores, size, temperature, weight))

@@ -21,15 +21,15 @@ from bigcircuit.gates.soft_top_k import soft_top_k
 from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, MLP, SITE_WIDTH, finest, fold_sites
 
 _SIZE_LAYER = -1
-"""In place of a layer, in the noise by which sizes are drawn."""
+"""Layer key of the noise by which sizes are drawn."""
 _WHOLE_UPDATE = 0
-"""In place of an example there, where all have the same size."""
+"""Example key of that noise where all examples have the same size."""
 _SMALLEST = 50
-"""Sampled sizes go down to one of so many nodes."""
+"""Sampled sizes go down to this fraction of the nodes: 1 / 50."""
 
 
 def draw(population: Members, examples: Sequence[int], rounded: bool) -> LayerMasks:
-    """Layer index -> effective masks by site, [P, B or 1, site width]. rounded: to 0 or 1, with the soft gradient."""
+    """Solve for layer index -> effective masks by site, [P, B or 1, site width]. rounded: to 0 or 1, with the soft gradient."""
     values = _solve(population, partial(_sizes_to_train, population, examples))
     if rounded:
         values = {name: soft + ((soft > 0.5).to(soft.dtype) - soft).detach() for name, soft in values.items()}
@@ -43,13 +43,13 @@ def draw(population: Members, examples: Sequence[int], rounded: bool) -> LayerMa
 
 
 def open_shares(population: Members) -> dict[str, Tensor]:
-    """How far each gate is open at the size that is allowed now, [P, L, n]."""
+    """Compute how far each gate is open at the size that is allowed now, by granularity float64 [P, L, n]."""
     solved = _solve(population, partial(_allowed_sizes, population))
     return {name: values[:, 0].double() for name, values in solved.items()}
 
 
 def decided(population: Members, member: int) -> dict[str, Tensor]:
-    """log_alpha of a member by granularity, [L, n], minus the threshold of the asked sizes: what is above 0 is open."""
+    """Subtract the threshold of the asked sizes from log_alpha of a member: gates above 0 are open. By granularity, [L, n]."""
     log_alpha = {name: values.detach().double() for name, values in population.members[member].log_alpha.items()}
     sizes, found = population.members[member].config.target.sizes(), dict[str, Tensor]()
     for asked, names in _groups(sizes, list(log_alpha)):
@@ -62,7 +62,7 @@ def decided(population: Members, member: int) -> dict[str, Tensor]:
 
 
 def _border(scores: Tensor, weight: Tensor, size: int) -> Tensor:
-    """Half-way between the last of the strongest that together weigh `size`, and the next."""
+    """Threshold of a size: half-way between the weakest of the strongest nodes that together weigh `size`, and the next node."""
     order = torch.argsort(scores, descending=True)
     count = int((torch.cumsum(weight[order], 0) < size).sum()) + 1
     strongest = torch.cat([scores[order], scores[order[-1:]] - 1])
@@ -70,14 +70,14 @@ def _border(scores: Tensor, weight: Tensor, size: int) -> Tensor:
 
 
 def _groups(sizes: Mapping[str, int], names: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """What was asked, with the granularities that meet it, coarse first and `total` last."""
+    """Group the granularities by the target that each meets, coarse ones first and `total` last."""
     own = [(name, [name]) for name in GRANULARITIES if name in names and name in sizes]
     rest = [name for name in names if name not in sizes]
     return own + ([("total", rest)] if "total" in sizes and rest else [])
 
 
 def _left(asked: str, sizes: Mapping[str, int]) -> int:
-    """The size of a group: `total` is without the neurons that are asked for on their own."""
+    """Size of a group: `total` without the neurons that have a target of their own."""
     own = sum(sizes.get(name, 0) for name in ("attention_neuron", "mlp_neuron")) if asked == "total" else 0
     return max(sizes[asked] - own, 1)
 
@@ -94,12 +94,12 @@ def _sizes_to_train(population: Members, examples: Sequence[int], asked: str, ev
 
 
 def _allowed_sizes(population: Members, asked: str, everything: int) -> Tensor:
-    """The size that a group of `everything` nodes has now, [P, 1, 1]."""
+    """Sizes that a group of `everything` nodes is allowed now, [P, 1, 1]."""
     return _range(population, asked, everything)[0]
 
 
 def _range(population: Members, asked: str, everything: int) -> tuple[Tensor, Tensor]:
-    """The size that a group has now, and the least that an update looks ahead to, [P, 1, 1] each."""
+    """Sizes that a group is allowed now, and the least sizes that an update looks ahead to, [P, 1, 1] each."""
     now = [(m.config, _left(asked, m.config.target.sizes()), _done(m)) for m in population.members]
     allowed = [allowed_size(config.train, everything, size, done) for config, size, done in now]
     least = [
@@ -114,7 +114,10 @@ def _done(member: Member) -> float:
 
 
 def _solve(population: Members, sizes: Callable[[str, int], Tensor]) -> dict[str, Tensor]:
-    """Soft values of all gates, [P, B or 1, L, n]; sizes: of a group of so many nodes or neurons, [P, B or 1, 1]."""
+    """Solve for the soft values of all gates, by granularity [P, B or 1, L, n].
+
+    sizes: target and number of nodes (or neurons) of a group -> sizes, [P, B or 1, 1].
+    """
     stacked, values = population.stack(), dict[str, Tensor]()
     soft = population.column([temperature(member.config.gates, _done(member)) for member in population.members])
     for asked, names in _groups(population.members[0].config.target.sizes(), list(stacked)):
@@ -134,7 +137,7 @@ def _solve(population: Members, sizes: Callable[[str, int], Tensor]) -> dict[str
 
 
 def _weight(population: Members, name: str, above: Mapping[str, Tensor], in_neurons: bool) -> Tensor:
-    """What each node counts, [..., L, n]: 0 for padding, less where gates above it are not open, for `total` its neurons."""
+    """Weight of each node in its group, [..., L, n]: 0 for padding, times the openness of the gates above; for `total`, in neurons."""
     widths = population.widths(name)
     rows = []
     for index, (width, count) in enumerate(zip(widths, _counts(population, name, in_neurons), strict=True)):
@@ -148,10 +151,10 @@ def _weight(population: Members, name: str, above: Mapping[str, Tensor], in_neur
 
 
 def _counts(population: Members, name: str, in_neurons: bool) -> list[int]:
-    """What a node of each layer counts by itself: 1, or the neurons for which its gate is the finest."""
+    """Weight of a node of each layer by itself: 1, or the number of neurons for which its gate is the finest."""
     if not in_neurons:
         return [1] * len(population.shapes)
-    sites = [site for site in (ATTENTION, MLP) if finest(population.members[0].log_alpha, site) == name]
+    sites = [site for site in (ATTENTION, MLP) if finest(list(population.members[0].log_alpha), site) == name]
     return [
         sum(SITE_WIDTH[site](shape) for site in sites) // GRANULARITIES[name].width(shape)
         for shape in population.shapes

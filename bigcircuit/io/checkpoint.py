@@ -1,7 +1,7 @@
-"""Run state: gates, optimizer moments, duals and the best validated gates, as safetensors and JSON with hashes.
+"""Checkpoints: gates, optimizer moments, duals and the best validated gates, as safetensors and JSON with hashes.
 
-A checkpoint is a folder `step-N` with `state.safetensors` and `state.json`. It is written under another name, synced and
-renamed, so a folder of that name is whole or, if the disk damaged it, found out by its hashes. There is no pickle.
+A checkpoint is a folder `step-N` with `state.safetensors` and `state.json`. The folder is written under a temporary name, synced
+and renamed, so a crash leaves no half-written checkpoint, and the hashes detect damage by the disk. There is no pickle.
 """
 
 import hashlib
@@ -16,34 +16,35 @@ from safetensors.torch import load
 from torch import Tensor
 
 from bigcircuit.io.files import (
-    disk_errors,
-    removed_after,
+    removing,
+    reporting_disk_errors,
     sync_dir,
-    temporary_beside,
+    temporary_path,
     tensor_sha256,
     tensors_to_bytes,
     write_synced,
 )
 
 
-class State(NamedTuple):
-    """Everything a run needs to go on: named tensors and plain data."""
+class SavedState(NamedTuple):
+    """Content of a checkpoint: what a run needs to resume."""
 
     tensors: dict[str, Tensor]
     data: dict[str, Any]
+    """Plain JSON data."""
     base: dict[str, str]
-    """Hashes of the model and of the pairs it was made with."""
+    """Hashes of the model and of the pairs that the run uses."""
 
 
-def save(folder: Path, step: int, state: State, keep: int) -> None:
-    """Write the checkpoint of a step and drop all but the last `keep`. Raises UserError when the disk refuses.
+def save(folder: Path, step: int, state: SavedState, keep: int) -> None:
+    """Write the checkpoint of a step and remove all but the newest `keep`. Raises UserError if writing fails.
 
-    Until the new one is whole on the disk nothing old is touched.
+    Older checkpoints are removed once the new one is complete on the disk.
     """
     final = folder / f"step-{step:06d}"
-    if final.exists() and _whole(final):
+    if final.exists() and _is_intact(final):
         return
-    temporary = temporary_beside(final)
+    temporary = temporary_path(final)
     content = tensors_to_bytes(state.tensors)
     manifest = {
         "step": step,
@@ -52,29 +53,33 @@ def save(folder: Path, step: int, state: State, keep: int) -> None:
         "tensors": {name: tensor_sha256(tensor) for name, tensor in sorted(state.tensors.items())},
         "file": hashlib.sha256(content).hexdigest(),
     }
-    with disk_errors(final), removed_after(temporary):
+    with reporting_disk_errors(final), removing(temporary):
         temporary.mkdir(parents=True, exist_ok=True)
         write_synced(temporary / "state.safetensors", content)
         write_synced(temporary / "state.json", _text({**manifest, "sha256": _digest(manifest)}))
         sync_dir(temporary)
         if final.exists():
-            shutil.rmtree(final)  # damaged, see above
+            shutil.rmtree(final)  # damaged: an intact checkpoint has returned above
         temporary.rename(final)
         sync_dir(folder)
         paths = _newest_first(folder)
-        place = paths.index(final)
-        for path in paths[:place] + paths[place + keep :]:  # a newer one is damaged: the run went on from an older one
+        index = paths.index(final)
+        # A checkpoint of a later step is damaged: the run resumed from an older one.
+        for path in paths[:index] + paths[index + keep :]:
             shutil.rmtree(path)
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
-    """The newest checkpoint whose hashes hold; a damaged one is named to `warn` and the one before it is tried."""
+def load_newest(folder: Path, warn: Callable[[str], None]) -> SavedState | None:
+    """Load the newest checkpoint whose hashes match; None without one.
+
+    warn: called with a line about each damaged checkpoint.
+    """
     paths = _newest_first(folder)
-    for path, following in zip(paths, [*paths[1:], None], strict=False):
+    for path, older in zip(paths, [*paths[1:], None], strict=False):
         try:
             return _load(path)
         except _DAMAGE as error:
-            remedy = f"falling back to {following.name}" if following else "no other is left, starting from step 0"
+            remedy = f"falling back to {older.name}" if older else "no other is left, starting from step 0"
             warn(f"{path}: checkpoint is damaged ({error}); {remedy}")
     return None
 
@@ -82,7 +87,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
 _DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-def _whole(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
         _load(path)
     except _DAMAGE:
@@ -90,7 +95,7 @@ def _whole(path: Path) -> bool:
     return True
 
 
-def _load(path: Path) -> State:
+def _load(path: Path) -> SavedState:
     text = (path / "state.json").read_bytes()
     manifest = json.loads(text)
     if _text(manifest) != text or manifest.pop("sha256") != _digest(manifest):
@@ -103,7 +108,7 @@ def _load(path: Path) -> State:
     tensors = load(content)
     if {name: tensor_sha256(tensor) for name, tensor in tensors.items()} != manifest["tensors"]:
         raise ValueError("a tensor has changed")
-    return State(tensors, manifest["data"], manifest["base"])
+    return SavedState(tensors, manifest["data"], manifest["base"])
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Write files so that a crash leaves either the old one or the new one, never a half."""
+"""Write files atomically: after a crash a file has either its old or its new content."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from bigcircuit.errors import UserError
 
-if TYPE_CHECKING:  # torch takes seconds to load, and not everybody who writes files needs it
+if TYPE_CHECKING:  # torch takes seconds to load, and many modules that write files do not need it
     from torch import Tensor
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file; one that has not changed is not read twice."""
+    """Return the hex sha256 of a file; a file that has not changed is not read again."""
     now = path.stat()
     return _file_sha256(path, now.st_size, now.st_mtime_ns)
 
@@ -29,15 +29,15 @@ def file_sha256(path: Path) -> str:
 def _file_sha256(path: Path, *_: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write to a temporary name beside `path`, sync, rename. Raises UserError when the disk refuses."""
-    temporary = temporary_beside(path)
-    with disk_errors(path), removed_after(temporary):
+    """Write a file atomically: to a temporary name beside `path`, then sync and rename. Raises UserError if writing fails."""
+    temporary = temporary_path(path)
+    with reporting_disk_errors(path), removing(temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(temporary, content)
         temporary.replace(path)
@@ -45,7 +45,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk; for a place where nobody looks for it yet."""
+    """Write a file, not atomically, and wait until its content is on the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -53,8 +53,8 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Raises UserError, naming the file, when the disk refuses what is done inside."""
+def reporting_disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError inside into a UserError that names the file."""
     try:
         yield
     except OSError as error:
@@ -62,26 +62,26 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder, and a file in it that is gone again. Raises UserError when the disk refuses."""
-    temporary = temporary_beside(folder / "test")
-    with disk_errors(folder), removed_after(temporary):
+    """Make a folder, write a file in it and remove the file. Raises UserError if that fails."""
+    temporary = temporary_path(folder / "test")
+    with reporting_disk_errors(folder), removing(temporary):
         folder.mkdir(parents=True, exist_ok=True)
         write_synced(temporary, b"")
 
 
-def temporary_beside(path: Path) -> Path:
-    """Where to write what is to be renamed to `path`."""
+def temporary_path(path: Path) -> Path:
+    """Return the temporary name from which a file or folder is to be renamed to `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a crash has left this half written, if no process is writing it now."""
+    """Return whether a path has a temporary name: a crash left it half written, or a process is writing it now."""
     return path.match(".*.[0-9]*.tmp")
 
 
 @contextmanager
-def removed_after(temporary: Path) -> Iterator[None]:
-    """At the end a file or folder of this name is gone, whatever happens inside."""
+def removing(temporary: Path) -> Iterator[None]:
+    """Remove the file or folder of this name at the end, also after an error."""
     try:
         yield
     finally:
@@ -89,21 +89,34 @@ def removed_after(temporary: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder if it is there and the disk lets us."""
+    """Remove a file or folder if it exists; errors of the disk are ignored."""
     with suppress(OSError):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def read_json(path: Path, remedy: str, *keys: str) -> Any:
+    """Read a JSON file. Raises UserError naming the file and the remedy if it cannot be read or lacks one of `keys`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [key for key in keys if key not in content]:
+            raise ValueError(f"it has no {missing[0]}")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); {remedy}") from error
+    return content
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write plain data as indented JSON, atomically. NaN and infinity, which JSON has no word for, become null."""
+    """Write plain data as indented JSON, atomically. NaN and infinity, which JSON does not have, become null."""
     write_bytes(path, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -113,7 +126,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Content of a safetensors file."""
+    """Return the content of a safetensors file."""
     from safetensors.torch import save
 
     data = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, None)
@@ -121,7 +134,7 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
 
 
 def sync_dir(path: Path) -> None:
-    """Make the names in a folder last: a rename is only in memory until its folder is synced."""
+    """Wait until the names in a folder are on the disk: a rename is only in memory until its folder is synced."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -130,7 +143,7 @@ def sync_dir(path: Path) -> None:
 
 
 def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Put metadata into a safetensors header in sorted order: the library's own order changes from run to run."""
+    """Add metadata to a safetensors header in sorted order: the library's own order changes from run to run."""
     length = int.from_bytes(data[:8], "little")
     header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8 : 8 + length])}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -139,5 +152,5 @@ def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
 
 
 def tensor_sha256(tensor: Tensor) -> str:
-    """sha256 of a tensor's raw little-endian bytes; safetensors itself does not notice a flipped bit."""
+    """Return the hex sha256 of a tensor's raw little-endian bytes; safetensors itself does not notice a flipped bit."""
     return hashlib.sha256(tensor.detach().contiguous().cpu().numpy().tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Record which library versions a result was made with."""
+"""Library versions that a result was made with."""
 
 import platform
 from importlib.metadata import version
@@ -7,5 +7,5 @@ LIBRARIES = ("bigcircuit", "torch", "transformers", "safetensors", "deepspeed", 
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that a result depends on."""
+    """Return the versions of Python and of the libraries that a result depends on."""
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}

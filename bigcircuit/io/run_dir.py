@@ -1,4 +1,4 @@
-"""The run folder: what is in it, whether a run may go on in it, and its metrics file."""
+"""Run folders: paths, lock, whether a run may be resumed, config.json and metrics.jsonl."""
 
 import fcntl
 import json
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from bigcircuit.config.load import flatten
 from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
-from bigcircuit.io.files import disk_errors, is_temporary, remove, write_bytes, write_json
+from bigcircuit.io.files import is_temporary, remove, reporting_disk_errors, write_bytes, write_json
 from bigcircuit.io.provenance import versions
 
-RESUMABLE = (
+CHANGEABLE_ON_RESUME = (
     "output",
     "deepspeed",
     "train.checkpointing",
@@ -24,11 +24,11 @@ RESUMABLE = (
     "tracking.trackers",
     "tracking.project",
 )
-"""Settings of how a run is made and not of what it finds; a run that was stopped may go on with others."""
+"""Settings that do not affect the result. They may differ between a run and its resumption."""
 
 
 class RunDir(NamedTuple):
-    """Paths of one run."""
+    """Paths of the files of a run."""
 
     path: Path
 
@@ -57,12 +57,12 @@ class RunDir(NamedTuple):
         return self.path / "checkpoints"
 
     def circuit(self, name: str, members: int) -> Path:
-        """File of one member's circuit."""
+        """Return the path of a member's circuit file. name: of the member; members: their number in the run."""
         return self.path / "circuit.safetensors" if members == 1 else self.path / "circuits" / f"{name}.safetensors"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process. Raises UserError if another one holds it, or if it cannot be made."""
+        """Make and lock the folder. Raises UserError if another process has locked the folder, or if it cannot be made."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDONLY)
@@ -78,7 +78,7 @@ class RunDir(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """The summary is the last file a run writes."""
+        """Whether the run is complete: the summary is the last file that a run writes."""
         return self.summary.exists()
 
 
@@ -90,9 +90,10 @@ def _lock(handle: int, path: Path) -> None:
 
 
 def choose_run_dir(config: Config, fresh: bool) -> RunDir:
-    """The folder of this run; with `fresh` the next free name beside `output`. Raises UserError for another run's folder.
+    """Choose the folder of a run. Raises UserError if the folder is of another run.
 
-    A folder belongs to a run when its resolved config is the same apart from `output`.
+    fresh: use the next free name beside `output`. A folder belongs to a run if its resolved config is the same except for
+    CHANGEABLE_ON_RESUME.
     """
     path = free_path(config.output) if fresh else Path(config.output)
     folder = RunDir(path)
@@ -106,7 +107,7 @@ def choose_run_dir(config: Config, fresh: bool) -> RunDir:
 
 
 def free_path(output: str) -> Path:
-    """The first of `output`, `output-2`, `output-3`, ... that does not exist."""
+    """Return the first of `output`, `output-2`, `output-3`, ... that does not exist."""
     path, taken = Path(output), 1
     while path.exists():
         taken += 1
@@ -119,7 +120,9 @@ def _check_same(folder: RunDir, config: Config) -> None:
         before = dict(flatten(json.loads(folder.config.read_text(encoding="utf-8"))["config"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder.config}: not a run's config.json; name another output or use --fresh") from error
-    found = first_difference(before, config.model_dump(mode="json"), Config().model_dump(mode="json"), RESUMABLE)
+    found = first_difference(
+        before, config.model_dump(mode="json"), Config().model_dump(mode="json"), CHANGEABLE_ON_RESUME
+    )
     if found is not None:
         key, old, new = found
         raise UserError(
@@ -128,31 +131,37 @@ def _check_same(folder: RunDir, config: Config) -> None:
 
 
 def first_difference(
-    old: Mapping[str, Any], now: Mapping[str, Any], default: Mapping[str, Any], leave: Collection[str]
+    old: Mapping[str, Any], new: Mapping[str, Any], default: Mapping[str, Any], ignored: Collection[str]
 ) -> tuple[str, Any, Any] | None:
-    """The first dotted key but those of `leave` in which settings have changed, with both values.
+    """Return the first dotted key in which settings differ, with the old and the new value; None if all are equal.
 
-    old: flat; now and default: nested. A setting that did not exist then had, as its default, what was done then.
+    old: flat settings; new, default: nested. ignored: dotted keys that may differ. A setting that `old` does not have has its
+    default: a new setting's default is what was done before the setting existed.
     """
-    new, usual = dict(flatten(now)), dict(flatten(default))
-    old = {key: usual[key] for key in new.keys() & usual.keys()} | dict(old)
-    keys = (key for key in sorted(old.keys() | new.keys()) if key not in leave and old.get(key) != new.get(key))
-    return next(((key, old.get(key), new.get(key)) for key in keys), None)
+    current, defaults = dict(flatten(new)), dict(flatten(default))
+    before = {key: defaults[key] for key in current.keys() & defaults.keys()} | dict(old)
+    keys = (
+        key
+        for key in sorted(before.keys() | current.keys())
+        if key not in ignored and before.get(key) != current.get(key)
+    )
+    return next(((key, before.get(key), current.get(key)) for key in keys), None)
 
 
 def write_config(folder: RunDir, config: Config, command: Sequence[str]) -> None:
-    """Write config.json: the resolved config, the command and the versions; an existing one is left as it is."""
+    """Write config.json: the resolved config, the command and the versions. An existing file is kept."""
     if not folder.config.exists():
         content = {"config": config.model_dump(mode="json"), "command": list(command), "versions": versions()}
         write_json(folder.config, content)
 
 
 class MetricsFile:
-    """metrics.jsonl: one line a logged step and member."""
+    """The file metrics.jsonl: one line per logged step and member."""
 
     def __init__(self, folder: RunDir, from_step: int, validated: int) -> None:
-        """Lines that a stopped run wrote after its last checkpoint are dropped: of updates after `from_step`, and of
-        validations after `validated`.
+        """Open the file for appending and drop the lines that a stopped run wrote after its last checkpoint.
+
+        from_step: last update in the checkpoint. validated: step of the last validation in the checkpoint.
         """
         self._path = folder.metrics
         if self._path.exists():
@@ -161,19 +170,17 @@ class MetricsFile:
             write_bytes(self._path, b"".join(line + b"\n" for line in kept))
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows and wait until they are on the disk: no checkpoint is to know of a step that has no line."""
-        with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
+        """Append rows and wait until they are on the disk, so that every step in a checkpoint has its lines."""
+        with reporting_disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
             file.flush()
             os.fsync(file.fileno())
 
-    @staticmethod
-    def read_from(folder: RunDir) -> list[dict[str, Any]]:
-        """All rows so far."""
-        if not folder.metrics.exists():
-            return []
-        lines = folder.metrics.read_bytes().splitlines()
-        return [json.loads(line) for line in lines if _covered(line, sys.maxsize, sys.maxsize)]
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of metrics.jsonl written so far; none if there is no such file. A line cut off by a crash is left out."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _covered(line, sys.maxsize, sys.maxsize)]
 
 
 def _covered(line: bytes, from_step: int, validated: int) -> bool:
@@ -181,4 +188,4 @@ def _covered(line: bytes, from_step: int, validated: int) -> bool:
         row = json.loads(line)
         return row["step"] <= (validated if "validation.kl" in row else from_step)
     except (ValueError, KeyError, TypeError):
-        return False  # half a line, cut off by a crash
+        return False  # an incomplete line, cut off by a crash

@@ -1,8 +1,9 @@
-"""Will it fit, and if not, with which settings does it."""
+"""Check whether a run fits into memory, and find settings with which it does."""
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from itertools import islice
@@ -11,21 +12,18 @@ from typing import Any
 import psutil
 import torch
 
-from bigcircuit.config.load import override
-from bigcircuit.config.schema import Config
-from bigcircuit.data.dataset import TaskData
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
 from bigcircuit.memory.estimate import KnownPeaks, Workload, estimate
-from bigcircuit.model.load import skeleton
-from bigcircuit.model.zero3 import DeepSpeedConfig, read_deepspeed
-from bigcircuit.runtime.host_memory import GIB, Memory, give_freed_memory_back, out_of_memory, saves_memory
+from bigcircuit.model.zero3 import DeepSpeedConfig
+from bigcircuit.runtime.host_memory import GIB, FreeMemory, is_out_of_memory, return_freed_memory, saves_memory
+from bigcircuit.train.resolve import ResolvedRun
 
 _ERROR = 0.15
 """How far the prediction may be off (benchmarks/memory.md)."""
 _LIBRARIES, _KEPT = "Python and libraries", "freed memory that is kept"
 _KEPT_SHARE = 0.5
-"""Of the activations: gaps between blocks in use, where there is room for them (benchmarks/memory.md)."""
+"""Share of the activations that gaps between blocks take, where there is room for them (benchmarks/memory.md)."""
 _ON_HOST = ("reference logits",)
 _ZERO3 = "configs/deepspeed/zero3.json"
 _OFFLOAD = "configs/deepspeed/zero3_offload_cpu.json"
@@ -34,59 +32,60 @@ _IN_PIECES: dict[Any, DeepSpeedConfig] = {
     _ZERO3: {"zero_optimization": _AUTO},
     _OFFLOAD: {"zero_optimization": {**_AUTO, "offload_param": {"device": "cpu"}}},
 }
-"""What these files say, for a machine that does not have them at hand."""
+"""Content of these files, for a machine without them."""
 
 
-def needs(
-    config: Config, settings: DeepSpeedConfig | None, work: Workload, memory: Memory, known: KnownPeaks | None = None
-) -> dict[str, int]:
-    """Bytes at the peak of a rank by what needs them; settings: as from `read_settings`; known: see `estimate`.
+def needs(run: ResolvedRun, work: Workload, memory: FreeMemory, known: KnownPeaks | None = None) -> dict[str, int]:
+    """Predict the bytes of a rank at its peak, by purpose, with what the process itself holds; known: see `estimate`.
 
-    On CPU freed memory is kept for the next block where all ranks, on one host, have room for it. It is handed back where they
-    have not, and where the settings trade time for memory: with checkpointing gaps were larger than what was in use.
+    On CPU freed memory is kept for the next block where all ranks, on one host, have room for it. Without that room it is handed back,
+    and also where the settings trade time for memory: with checkpointing gaps were larger than what was in use.
     """
-    libraries = 0 if memory.accelerator else _libraries(settings is not None)  # before the estimate makes garbage
-    parts = estimate(skeleton(config.model), config, settings, work, known)
-    if memory.accelerator:
+    sharded = run.model.deepspeed is not None
+    libraries = 0 if memory.is_gpu else _libraries(sharded)  # before the estimate makes garbage
+    parts = estimate(run, work, known)
+    if memory.is_gpu:
         return {name: size for name, size in parts.items() if name not in _ON_HOST}
     least = {_LIBRARIES: libraries} | parts
     roomy = least | {_KEPT: round(_KEPT_SHARE * parts["activations and gradients"])}
     fits = (1 + _ERROR) * sum(roomy.values()) * work.ranks <= memory.free
-    return roomy if fits and not saves_memory(config, settings is not None) else least
+    return roomy if fits and not saves_memory(run.config, sharded) else least
 
 
 @cache
 def _libraries(sharded: bool) -> int:
-    """Bytes this process holds before anything is loaded; asked at the start of a run and remembered."""
-    import_module("bigcircuit.prune")  # what a run imports counts
+    """Bytes this process holds before anything is loaded; measured at the first call, after the imports of a run."""
     if sharded:
         import_module("deepspeed")
     return psutil.Process().memory_info().rss
 
 
-def remedies(config: Config, settings: DeepSpeedConfig | None, work: Workload, memory: Memory) -> Iterator[str]:
-    """Changes of settings after which the run fits, the gentlest first, each with what it then needs."""
-    micro = config.train.micro_batch_size
-    smaller = [{"train.micro_batch_size": size} for size in (micro // 2, micro // 4, 1) if 0 < size < micro]
-    saved = {"train.checkpointing": True}
+def remedies(run: ResolvedRun, work: Workload, memory: FreeMemory) -> Iterator[str]:
+    """Find changes of settings with which the run fits, the mildest first, each with the bytes it then needs."""
+    micro = run.config.train.micro_batch_size
+    smaller: list[dict[str, Any]] = [
+        {"train.micro_batch_size": size} for size in (micro // 2, micro // 4, 1) if 0 < size < micro
+    ]
+    saved: dict[str, Any] = {"train.checkpointing": True}
     least = {**saved, "train.micro_batch_size": 1}
-    changes: list[tuple[dict[str, object], int]] = [(change, work.ranks) for change in [*smaller, saved, least]]
-    if config.model.dtype == "float32":
+    changes: list[tuple[dict[str, Any], int]] = [(change, work.ranks) for change in [*smaller, saved, least]]
+    if run.config.model.dtype == "float32":
         changes += [({"model.dtype": "bfloat16"}, work.ranks), ({**least, "model.dtype": "bfloat16"}, work.ranks)]
     for count in (2, 4, 8, 16):
         if count >= work.ranks:
             changes += [({"deepspeed": _ZERO3}, count), ({**least, "deepspeed": _ZERO3}, count)]
-    if memory.accelerator:
+    if memory.is_gpu:
         changes.append(({**least, "deepspeed": _OFFLOAD}, work.ranks))
     known: KnownPeaks = {}
     for change, ranks in changes:
-        changed = override(config, change, "remedy")
-        if changed.train.batch_size < ranks:
+        changed = run.changed(change, "remedy")
+        if changed.config.train.batch_size < ranks:
             continue
-        sharding = _IN_PIECES.get(change.get("deepspeed"), settings)
-        size = sum(needs(changed, sharding, work._replace(ranks=ranks), memory, known).values())
+        if "deepspeed" in change:
+            changed = replace(changed, model=replace(changed.model, deepspeed=_IN_PIECES[change["deepspeed"]]))
+        size = sum(needs(changed, work._replace(ranks=ranks), memory, known).values())
         # Ranks on one host share the memory of the host.
-        if size * (1 if memory.accelerator else ranks) <= memory.free:
+        if size * (1 if memory.is_gpu else ranks) <= memory.free:
             words = " ".join(
                 f"--{key} {str(value).lower() if value is True else value}" for key, value in change.items()
             )
@@ -94,40 +93,43 @@ def remedies(config: Config, settings: DeepSpeedConfig | None, work: Workload, m
 
 
 @contextmanager
-def explain_out_of_memory(config: Config, data: TaskData, ranks: Ranks) -> Iterator[None]:
-    """Turn running out of memory into OutOfMemory: what the run needs, and three settings with which it fits."""
+def explain_out_of_memory(run: ResolvedRun, ranks: Ranks, population: int | None = None) -> Iterator[None]:
+    """Turn running out of memory inside the context into OutOfMemory, with what the run needs and three remedies.
+
+    population: how many members share the passes, where that is not what the settings say.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not out_of_memory(error):
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        raise _out_of_memory(
-            config, Workload.of(data.splits, ranks.size), Memory.here(), f" on rank {ranks.rank}"
-        ) from error
+        if population is not None:
+            run = run.changed({"population.seeds": population}, "sweep.slots")
+        work = Workload.of(run.data.splits, ranks.size)
+        raise _out_of_memory(run, work, FreeMemory.measure(), f" on rank {ranks.rank}") from error
 
 
-def check_fits(config: Config, data: TaskData, ranks: Ranks) -> None:
-    """Have freed memory handed back where it is short, and refuse what even so and with luck cannot fit.
+def check_fits(run: ResolvedRun, ranks: Ranks) -> None:
+    """Refuse a run that cannot fit, and hand freed memory back to the system where memory is short.
 
-    Raises OutOfMemory, before weights are loaded. Only without a GPU: a GPU says so itself, while Linux ends a process that
-    takes too much without a word.
+    Raises OutOfMemory, before weights are loaded. Only without a GPU: a GPU raises an error, while Linux kills a
+    process that takes too much without a message.
     """
-    memory, work, settings = Memory.here(), Workload.of(data.splits, ranks.size), read_deepspeed(config.deepspeed)
-    if memory.accelerator:
+    memory, work = FreeMemory.measure(), Workload.of(run.data.splits, ranks.size)
+    if memory.is_gpu:
         return
     on_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks.size)
-    parts = needs(config, settings, work, memory)
+    parts = needs(run, work, memory)
     if (1 - _ERROR) * sum(parts.values()) * on_host > memory.free:
-        raise _out_of_memory(config, work, memory, "")
+        raise _out_of_memory(run, work, memory, "")
     if _KEPT not in parts:
-        give_freed_memory_back()
+        return_freed_memory()
 
 
-def _out_of_memory(config: Config, work: Workload, memory: Memory, where: str) -> OutOfMemory:
-    settings = read_deepspeed(config.deepspeed)
+def _out_of_memory(run: ResolvedRun, work: Workload, memory: FreeMemory, where: str) -> OutOfMemory:
     return OutOfMemory(
-        f"out of memory{where}: the run needs about {_sentence(needs(config, settings, work, memory))} a rank and "
-        f"{memory.free / GIB:.2f} GiB are free; try {_choice(remedies(config, settings, work, memory))}"
+        f"out of memory{where}: the run needs about {_sentence(needs(run, work, memory))} a rank and "
+        f"{memory.free / GIB:.2f} GiB are free; try {_choice(remedies(run, work, memory))}"
     )
 
 

@@ -1,8 +1,10 @@
 """Faithfulness terms and scores, as pure functions of logits at the scored positions.
 
-Shapes: P members, B examples, S scored positions, C continuations, K continuation tokens, V vocabulary (see tasks/batch.py).
+Shapes: P circuits, B examples, S scored positions, C continuations, K continuation tokens, V vocabulary (see data/collate.py).
 """
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,19 +12,48 @@ from torch import Tensor
 from bigcircuit.data.collate import Batch
 
 
+@dataclass(frozen=True)
+class LogitComparison:
+    """Logits of P circuits beside those of the full model at the scored positions: what `SCORES` compute scores of pairs from."""
+
+    reference: Tensor
+    """[S, V], of the full model."""
+    logits: Tensor
+    """[P, S, V]"""
+    batch: Batch
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(full model || circuit) in nats, float32 [P, B]."""
+        return kl_divergence(self.reference, self.logits, self.batch)
+
+    @cached_property
+    def contrast(self) -> "Contrast":
+        """Right against wrong answers; computed once for all scores that need it."""
+        return contrast(self.logits, self.batch)
+
+    @property
+    def exact_match(self) -> Tensor:
+        """Whether circuit and full model predict the same tokens, bool [P, B]."""
+        return exact_match(self.reference, self.logits, self.batch)
+
+    def mean_over_answer(self, values: Tensor) -> Tensor:
+        """Mean over the answer positions of each example; values [P, S] -> [P, B]."""
+        return _mean_over_answer(values, self.batch)
+
+
 def kl_divergence(reference: Tensor, logits: Tensor, batch: Batch) -> Tensor:
-    """KL(reference || circuit) in nats, mean over the answer positions of an example.
+    """Compute KL(reference || circuit) in nats, mean over the answer positions of an example.
 
     reference [S, V], logits [P, S, V]. Returns float32 [P, B].
     """
     expected = reference.float().log_softmax(-1)
     found = logits.float().log_softmax(-1)
-    per_position = (expected.exp() * (expected - found)).sum(-1) * batch.kl_weight
-    return _sum_by(per_position, batch.example_of_score, len(batch.ids))
+    return _mean_over_answer((expected.exp() * (expected - found)).sum(-1), batch)
 
 
 def continuation_log_probability(logits: Tensor, batch: Batch) -> Tensor:
-    """log p of every continuation as a whole, the sum over its tokens; logits [P, S, V] -> float32 [P, C]."""
+    """Sum log p over the tokens of every continuation; logits [P, S, V] -> float32 [P, C]."""
     log_p = logits.float().log_softmax(-1)[:, batch.token_score, batch.token_id]
     return _sum_by(log_p, batch.continuation_of_token, len(batch.correct))
 
@@ -31,9 +62,9 @@ class Contrast(NamedTuple):
     """Right against wrong answers, float32 [P, B] each."""
 
     logit_difference: Tensor
-    """log p(any right answer) - log p(any wrong one); for single-token answers the difference of their logits."""
+    """log p(any right answer) - log p(any wrong answer); for single-token answers the difference of their logits."""
     probability_difference: Tensor
-    """p(any right answer) - p(any wrong one)."""
+    """p(any right answer) - p(any wrong answer)."""
     cross_entropy: Tensor
     """- log p(any right answer), nats."""
 
@@ -47,9 +78,16 @@ def contrast(logits: Tensor, batch: Batch) -> Contrast:
 
 
 def exact_match(reference: Tensor, logits: Tensor, batch: Batch) -> Tensor:
-    """Whether circuit and full model predict the same token at every answer position; bool [P, B]."""
+    """Test whether circuit and full model predict the same token at every answer position.
+
+    reference [S, V], logits [P, S, V]. Returns bool [P, B].
+    """
     differs = (reference.argmax(-1) != logits.argmax(-1)) & (batch.kl_weight > 0)
     return _sum_by(differs.float(), batch.example_of_score, len(batch.ids)) == 0
+
+
+def _mean_over_answer(values: Tensor, batch: Batch) -> Tensor:
+    return _sum_by(values * batch.kl_weight, batch.example_of_score, len(batch.ids))
 
 
 def _sum_by(values: Tensor, owner: Tensor, count: int) -> Tensor:

@@ -1,31 +1,152 @@
-"""Scores of circuits: the one table of their names, headings, units and directions."""
+"""Scores of circuits: the one table of what is measured, how it is computed and how it is shown.
 
+A new score is one entry of SCORES: training, evaluation, terminal, pages and files take all that they need from it. The module
+is plain data and loads no torch, so that any file may import it.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-SCORES = {
-    "kl": "KL",
-    "cross_entropy": "CE",
-    "logit_difference": "logit diff",
-    "recovered": "recov.",
-    "probability_difference": "prob diff",
-    "accuracy": "acc.",
-    "exact_match": "match",
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tail = Literal["min", "p5", "p95", "max"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreKind:
+    """One score: how it is computed and how it is shown. Either `compute` or `share_of` is given."""
+
+    short: str
+    """Heading on the terminal, where columns are narrow."""
+    long: str
+    """Heading on pages and in documents, without the unit."""
+    description: str
+    """What is measured, as a noun phrase."""
+    unit: str = ""
+    lower_is_better: bool = False
+    compute: Callable[[Any], "Tensor"] | None = None
+    """Score single pairs: a `LogitComparison` (metrics/logit_metrics.py) of P circuits on B examples -> [P, B]."""
+    share_of: str = ""
+    """Score m of whose mean this score is the share that a circuit recovers, (m(circuit) - m(empty)) / (m(full) - m(empty)):
+    0 for the empty circuit under the same ablation, 1 for the full model, null where these two are the same."""
+    tails: tuple[Tail, ...] = ()
+    """Bad ends of the distribution over pairs that pages show below the mean, the milder one first."""
+    headline: str = ""
+    """Format of the mean in headlines and in the table of circuits on tasks; empty for a score that is not shown there."""
+    in_brief: bool = True
+    """Whether lists of circuits show it: the closing table of a run, trials.csv, the tables of circuits and trials on pages."""
+    in_narrow: bool = False
+    """Whether the table of an evaluation shows it in a terminal too narrow for all scores."""
+    page_rank: int = 100
+    """Place among the columns of pages: those with lower ranks are further left, equal ones in the order of the table."""
+
+    def __post_init__(self) -> None:
+        for name in ("short", "long", "description"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"a score needs a {name}: nothing is shown without a heading")
+        if (self.compute is None) == (not self.share_of):
+            raise ValueError(f"{self.long}: give either compute or share_of")
+        if not set(self.tails) <= set(get_args(Tail)) or (self.tails and self.compute is None):
+            raise ValueError(f"{self.long}: tails are some of {', '.join(get_args(Tail))}, of scores of single pairs")
+
+    @property
+    def heading(self) -> str:
+        """Heading on pages, with the unit."""
+        return f"{self.long}, {self.unit}" if self.unit else self.long
+
+
+SCORES: dict[str, ScoreKind] = {
+    "kl": ScoreKind(
+        short="KL",
+        long="KL",
+        unit="nats",
+        description="divergence KL(full model || circuit) of the next-token distributions, mean over the answer's tokens",
+        lower_is_better=True,
+        compute=lambda logits: logits.kl,
+        tails=("p95", "max"),
+        headline=".3f",
+        in_narrow=True,
+        page_rank=0,
+    ),
+    "cross_entropy": ScoreKind(
+        short="CE",
+        long="cross-entropy",
+        unit="nats",
+        description="- log of the probability of all right answers together",
+        lower_is_better=True,
+        compute=lambda logits: logits.contrast.cross_entropy,
+        in_brief=False,
+        page_rank=6,
+    ),
+    "logit_difference": ScoreKind(
+        short="logit diff",
+        long="logit difference",
+        description="log of the probability of the right answers over that of the wrong ones; of single tokens, the difference "
+        "of their logits",
+        compute=lambda logits: logits.contrast.logit_difference,
+        tails=("p5", "min"),
+        in_narrow=True,
+        page_rank=3,
+    ),
+    "recovered": ScoreKind(
+        short="recov.",
+        long="recovered",
+        description="share of the full model's mean logit difference, counted from that of the empty circuit",
+        share_of="logit_difference",
+        in_narrow=True,
+        page_rank=4,
+    ),
+    "probability_difference": ScoreKind(
+        short="prob diff",
+        long="probability difference",
+        description="probability of the right answers minus that of the wrong ones",
+        compute=lambda logits: logits.contrast.probability_difference,
+        tails=("p5", "min"),
+        in_brief=False,
+        page_rank=5,
+    ),
+    "accuracy": ScoreKind(
+        short="acc.",
+        long="accuracy",
+        description="share of pairs on which the right answers are more probable than the wrong ones",
+        compute=lambda logits: (logits.contrast.logit_difference > 0).float(),
+        page_rank=2,
+    ),
+    "exact_match": ScoreKind(
+        short="match",
+        long="exact match",
+        description="share of pairs on which the likeliest tokens are those of the full model",
+        compute=lambda logits: logits.exact_match.float(),
+        headline=".0%",
+        in_narrow=True,
+        page_rank=1,
+    ),
 }
-"""Name of a score -> heading. KL(full model || circuit) and the cross-entropy of the right answers are in nats; `recovered`
-is the share of the logit difference that a circuit recovers, (m(C) - m(empty)) / (m(full) - m(empty)) with m its mean, so 0 for
-the empty circuit under the same ablation and 1 for the full model; null where these two are the same. `exact_match` is the share
-of pairs with the full model's predictions."""
-LOW_IS_GOOD = ("kl", "cross_entropy")
+"""Name of a score, as in all files -> its entry. Files and terminal keep this order; in files shares come after the scores that
+single pairs have."""
+
+
+def example_scores() -> dict[str, ScoreKind]:
+    """The scores that single pairs have, in the order of files."""
+    return {name: kind for name, kind in SCORES.items() if kind.compute is not None}
+
+
+def page_scores() -> dict[str, ScoreKind]:
+    """All scores in the order of the columns of pages."""
+    return dict(sorted(SCORES.items(), key=lambda item: item[1].page_rank))
 
 
 @dataclass(frozen=True)
 class Score:
-    """One score over the pairs of a split. Tails are those of single pairs; null for `recovered`, a ratio of means."""
+    """One score over the pairs of a split. Tails are those of single pairs; null for shares, which are ratios of means."""
 
     mean: float
     low: float
     """Lower end of the 95% bootstrap interval of the mean over pairs."""
     high: float
+    """Upper end."""
     min: float | None
     p5: float | None
     """5% of the pairs are below it: the bad tail where high is good."""
@@ -35,3 +156,4 @@ class Score:
 
 
 Scores = dict[str, Score]
+"""Name of a score -> its value."""

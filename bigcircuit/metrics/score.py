@@ -1,10 +1,9 @@
-"""Score circuits on held-out pairs: per example first, then means with bootstrap intervals.
+"""Score circuits on pairs: each pair by itself first, then means with bootstrap intervals.
 
 Shapes: P circuits, N examples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,29 +14,26 @@ from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.streams import MaskSource, Streams
 from bigcircuit.gates.discretise import site_masks
-from bigcircuit.metrics.bootstrap import Intervals, intervals
-from bigcircuit.metrics.logit_metrics import contrast, exact_match, kl_divergence
+from bigcircuit.metrics.bootstrap import intervals
+from bigcircuit.metrics.logit_metrics import LogitComparison
 from bigcircuit.metrics.mib import faithfulness
-from bigcircuit.metrics.registry import Score, Scores
+from bigcircuit.metrics.registry import SCORES, Score, Scores, example_scores
 
 
-class ExampleScores(NamedTuple):
-    """Scores of P circuits on N examples, each float32 [P, N]."""
+class ExampleScores(dict[str, Tensor]):
+    """Scores of P circuits on N examples: name of a score of single pairs -> float32 [P, N], in the order of SCORES."""
 
-    kl: Tensor
-    """KL(reference || circuit), nats, mean over the answer positions."""
-    cross_entropy: Tensor
-    """- log p(any right answer), nats."""
-    logit_difference: Tensor
-    probability_difference: Tensor
-    accuracy: Tensor
-    """1 where a right answer is more probable than every wrong one together."""
-    exact_match: Tensor
-    """1 where the circuit predicts the tokens that the full model predicts."""
+    def circuit(self, index: int) -> "ExampleScores":
+        """Select one circuit, negative indices from the end; P = 1."""
+        return ExampleScores({name: values[index].unsqueeze(0) for name, values in self.items()})
+
+    def examples(self, columns: slice) -> "ExampleScores":
+        """Select examples by their places."""
+        return ExampleScores({name: values[:, columns] for name, values in self.items()})
 
 
 def mask_source(circuits: Sequence[Mapping[str, Tensor]], streams: Streams) -> MaskSource:
-    """Effective masks of P circuits (granularity -> bool [L, n]) for a pass, [P, 1, n] by site."""
+    """Make the effective masks of P circuits (granularity -> bool [L, n]) for a pass: [P, 1, n] by site."""
     device = streams.frozen.device
 
     def source(index: int) -> dict[str, Tensor]:
@@ -52,34 +48,35 @@ def score(
     streams: Streams,
     examples: Sequence[Example],
     circuits: Sequence[Mapping[str, Tensor]] | None,
-    passes: MicroBatches,
+    micro_batches: MicroBatches,
     at_once: int | None = None,
     references: Callable[[MicroBatch], Tensor] | None = None,
     *,
     full: bool = False,
 ) -> ExampleScores:
-    """Scores of P circuits, or with None of the full model itself (P = 1), in the order of `examples`, on CPU.
+    """Score P circuits, or with None the full model itself (P = 1), in the order of `examples`; results are on the CPU.
 
-    at_once: circuits that share a pass, all of them by default. references: logits [S, V] to compare with, instead of
-    those of the full model, which are computed once a piece. full: the full model is one row more, the last, at no cost. The
-    ranks divide the work and all get all scores.
+    at_once: number of circuits that share a pass, by default all. references: logits [S, V] of a micro-batch to compare with; by
+    default those of the full model, computed once a micro-batch. full: add the full model as the last row, which costs no pass.
+    The ranks divide the work, and each of them returns all scores.
     """
     full = full or circuits is None
-    found = torch.zeros(len(ExampleScores._fields), len(circuits or ()) + full, len(examples))
+    kinds = example_scores()
+    found = torch.zeros(len(kinds), len(circuits or ()) + full, len(examples))
     place = {example.id: index for index, example in enumerate(examples)}
     chunks = _chunks(circuits or (), at_once or len(circuits or ()))
-    for piece in passes.over(examples, full=True):
-        passes.ranks.stop_if_asked()
-        reference = streams.reference(piece.batch) if references is None else references(piece)
-        columns = [place[example.id] for example in piece.examples]
+    for micro_batch in micro_batches.iterate(examples, full=True):
+        micro_batches.ranks.stop_if_requested()
+        reference = streams.reference(micro_batch.batch) if references is None else references(micro_batch)
+        columns = [place[example.id] for example in micro_batch.examples]
         if full:
-            _keep(found, slice(-1, None), columns, reference, reference.unsqueeze(0), piece)
+            _keep(found, slice(-1, None), columns, reference, reference.unsqueeze(0), micro_batch)
         for rows, chunk in chunks:
             with streams.under(streams.ablation.of([*range(rows.start, rows.stop)])):
-                logits = streams.masked(piece.batch, mask_source(chunk, streams), len(chunk))
-            _keep(found, rows, columns, reference, logits, piece)
-    passes.ranks.sum_([found])
-    return ExampleScores(*found)
+                logits = streams.masked(micro_batch.batch, mask_source(chunk, streams), len(chunk))
+            _keep(found, rows, columns, reference, logits, micro_batch)
+    micro_batches.ranks.all_reduce([found])
+    return ExampleScores(zip(kinds, found, strict=True))
 
 
 def _chunks(circuits: Sequence[Mapping[str, Tensor]], size: int) -> list[tuple[slice, Sequence[Mapping[str, Tensor]]]]:
@@ -87,47 +84,47 @@ def _chunks(circuits: Sequence[Mapping[str, Tensor]], size: int) -> list[tuple[s
     return [(slice(start, start + len(part)), part) for start, part in parts]
 
 
-def _keep(found: Tensor, rows: slice, columns: list[int], reference: Tensor, logits: Tensor, piece: MicroBatch) -> None:
-    if piece.counts:
-        found[:, rows, columns] = torch.stack(score_logits(reference, logits, piece.batch)).cpu()
+def _keep(
+    found: Tensor, rows: slice, columns: list[int], reference: Tensor, logits: Tensor, micro_batch: MicroBatch
+) -> None:
+    if micro_batch.is_counted:
+        found[:, rows, columns] = torch.stack(list(score_logits(reference, logits, micro_batch.batch).values())).cpu()
 
 
 def score_logits(reference: Tensor, logits: Tensor, batch: Batch) -> ExampleScores:
-    """Scores from logits at the scored positions: reference [S, V], circuits [P, S, V]."""
-    right_wrong = contrast(logits, batch)
-    return ExampleScores(
-        kl_divergence(reference, logits, batch),
-        right_wrong.cross_entropy,
-        right_wrong.logit_difference,
-        right_wrong.probability_difference,
-        (right_wrong.logit_difference > 0).float(),
-        exact_match(reference, logits, batch).float(),
-    )
+    """Compute all scores of single pairs from logits at the scored positions: reference [S, V], circuits [P, S, V]."""
+    compared = LogitComparison(reference, logits, batch)
+    return ExampleScores({name: kind.compute(compared) for name, kind in SCORES.items() if kind.compute is not None})
 
 
-def summarise(scores: ExampleScores, full: ExampleScores, member: int, empty: Tensor) -> Scores:
-    """Means of one circuit with bootstrap intervals and tails.
+def summarise(scores: ExampleScores, full: ExampleScores, index: int, empty: ExampleScores | None = None) -> Scores:
+    """Average the scores of circuit `index` over its pairs, with bootstrap intervals and tails; add the shares of SCORES.
 
-    `recovered` is its faithfulness: with m the mean logit difference, (m(C) - m(empty)) / (m(full) - m(empty)). empty:
-    logit differences of the empty circuit under the same ablation, [N]. Every circuit on the same examples sees the same
-    resampled ones.
+    full, empty: the full model and the empty circuit under the same ablation on the same examples, P = 1; without an empty
+    circuit shares are counted from 0, which suits the full model itself. All circuits on as many examples see the same resampled
+    examples.
     """
-    names = ExampleScores._fields
-    values = np.stack([getattr(scores, name)[member].double().numpy() for name in names])
+    values = np.stack([rows[index].double().numpy() for rows in scores.values()])
+    found = dict(zip(scores, summarise_rows(values), strict=True))
+    for name, kind in SCORES.items():
+        if of := kind.share_of:
+            zero = torch.zeros_like(full[of][0]) if empty is None else empty[of][0]
+            found[name] = _share(scores[of][index], zero, full[of][0])
+    return found
+
+
+def summarise_rows(values: np.ndarray) -> list[Score]:
+    """Average each row of [K, N] over its N examples, with bootstrap interval and tails."""
     tails = np.quantile(values, (0.0, 0.05, 0.95, 1.0), axis=1).T.tolist()
-    found = {
-        name: Score(*interval, *tail)
-        for name, interval, tail in zip(names, _rows(intervals(values)), tails, strict=True)
-    }
-    (share,) = _rows(recovered(scores.logit_difference[member : member + 1], empty, full))
-    return found | {"recovered": Score(*share, None, None, None, None)}
+    return [
+        Score(mean=float(mean), low=float(low), high=float(high), min=least, p5=p5, p95=p95, max=most)
+        for mean, low, high, (least, p5, p95, most) in zip(*intervals(values), tails, strict=True)
+    ]
 
 
-def recovered(difference: Tensor, empty: Tensor, full: ExampleScores) -> Intervals:
-    """The share of the logit difference that each of P circuits recovers, [P]. difference: [P, N]; empty: [N]."""
-    rows = torch.cat([difference, empty.unsqueeze(0), full.logit_difference[:1]]).double().numpy()
-    return intervals(rows, lambda means: faithfulness(means[..., :-2], means[..., -2:-1], means[..., -1:]))
-
-
-def _rows(found: Intervals) -> list[tuple[float, float, float]]:
-    return [(float(mean), float(low), float(high)) for mean, low, high in zip(*found, strict=True)]
+def _share(circuit: Tensor, empty: Tensor, full: Tensor) -> Score:
+    """Share that a circuit recovers of the difference in means between empty circuit and full model, from values [N] each."""
+    rows = torch.stack([circuit, empty, full]).double().numpy()
+    found = intervals(rows, lambda means: faithfulness(means[..., :1], means[..., 1:2], means[..., 2:]))
+    mean, low, high = (float(part[0]) for part in found)
+    return Score(mean=mean, low=low, high=high, min=None, p5=None, p95=None, max=None)

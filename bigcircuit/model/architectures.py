@@ -1,24 +1,25 @@
-"""The architectures that can be masked, as data. One more dense decoder is one more row.
+"""Table of the architectures that can be masked. One more dense decoder is one more row.
 
-A row says where, inside the Hugging Face model, the decoder layers are and which of their projections are the sites: the
-ones that write into the residual stream. Everything else (widths, heads, grouping) is read from the model itself.
+A row gives, inside the Hugging Face model, the path of the decoder layers and the paths of the projections that write into the
+residual stream. Widths, heads and grouping are read from the model itself.
 """
 
 from typing import NamedTuple
 
 
 class Architecture(NamedTuple):
-    """Module paths, relative to the model for `layers` and to a decoder layer for the rest."""
+    """Module paths of an architecture: `layers` relative to the model, the others relative to a decoder layer."""
 
     layers: str
+    """List of decoder layers."""
     attention: str
     """Attention output projection."""
     mlp: str
     """MLP down projection."""
     qkv: tuple[str, ...]
-    """Query, key and value projections, or the single one that holds all three."""
+    """Query, key and value projections, or the one projection that computes all three."""
     mlp_inputs: tuple[str, ...]
-    """Projections that make the MLP neurons: (up,), (gate, up) or one that holds both."""
+    """Projections that compute the MLP neurons: (up,), (gate, up) or the one projection that computes both."""
 
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -74,4 +75,4 @@ ARCHITECTURES: dict[str, Architecture] = {
     "stablelm": _LLAMA,
     "starcoder2": Architecture("model.layers", "self_attn.o_proj", "mlp.c_proj", _QKV, ("mlp.c_fc",)),
 }
-"""`model_type` of the Hugging Face config -> where its sites are."""
+"""`model_type` of the Hugging Face config -> its row."""

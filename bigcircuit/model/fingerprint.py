@@ -1,32 +1,36 @@
-"""Fingerprint a checkpoint: sha256 of its config, weights, tokenizer and adapter."""
+"""Fingerprint of the base model: sha256 of its config, weights, tokenizer and adapter."""
 
 import hashlib
 from pathlib import Path
 
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.io.files import file_sha256
-from bigcircuit.model.load import resolve
+from bigcircuit.model.load import resolve_path
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:
-    """Hashes of the base model: `config`, `weights` (of all weight files), `tokenizer`, `adapter`, each sha256 or ""."""
-    folder = _folder(resolve(config), config.revision)
+    """Hash the files of the base model.
 
-    def together(pattern: str, folder: Path = folder) -> str:
+    Returns "config", "weights" (all weight files), "tokenizer" and "adapter", each a hex sha256, or "" without such a file.
+    """
+    folder = _folder(resolve_path(config), config.revision)
+
+    def hash_files(pattern: str, folder: Path = folder) -> str:
         files = sorted(folder.glob(pattern))
         if len(files) == 1:
             return file_sha256(files[0])
         return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else ""
 
     return {
-        "config": together("config.json"),
-        "weights": together("*.safetensors"),
-        "tokenizer": together("tokenizer.json"),
-        "adapter": together("adapter_model.safetensors", _folder(config.adapter, None)) if config.adapter else "",
+        "config": hash_files("config.json"),
+        "weights": hash_files("*.safetensors"),
+        "tokenizer": hash_files("tokenizer.json"),
+        "adapter": hash_files("adapter_model.safetensors", _folder(config.adapter, None)) if config.adapter else "",
     }
 
 
 def _folder(path: str, revision: str | None) -> Path:
+    """Return the folder of a model given by folder or hub id; a hub model must be in the local cache."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

@@ -1,4 +1,4 @@
-"""The granularities and how their gates fold into the sites.
+"""Granularities: the kinds of nodes of a layer, and how their gates fold into the sites.
 
 Shapes: P members, B examples, L layers, n nodes of a granularity in one layer, H query heads, D hidden size, F ffn width.
 """
@@ -28,15 +28,18 @@ class LayerShape(NamedTuple):
 
 
 class Granularity(NamedTuple):
-    """One kind of node: how many a layer has, which sites its gates multiply, and what it is nested in."""
+    """Kind of node."""
 
     width: Callable[[LayerShape], int]
+    """Number of nodes in a layer."""
     sites: tuple[str, ...]
+    """Sites that the gates of these nodes multiply."""
     parents: tuple[str, ...]
+    """Granularities whose nodes contain these nodes, coarse to fine."""
 
 
 ATTENTION, MLP, MLP_OUTPUT = "attention", "mlp", "mlp_output"
-"""The places where gates act: the input of the attention output projection, of the MLP down projection, and its output."""
+"""The sites: input of the attention output projection, input of the MLP down projection, output of the MLP down projection."""
 
 GRANULARITIES: dict[str, Granularity] = {
     "block": Granularity(lambda _: 1, (ATTENTION, MLP, MLP_OUTPUT), ()),
@@ -50,9 +53,9 @@ GRANULARITIES: dict[str, Granularity] = {
     "mlp_neuron": Granularity(lambda s: s.intermediate, (MLP,), ("block", "mlp")),
     "mlp_output": Granularity(lambda s: s.hidden, (MLP_OUTPUT,), ("block", "mlp")),
 }
-"""Coarse before fine: a node's ancestors come before it."""
+"""Name of a granularity -> its entry, coarse before fine: the parents of a granularity come before it."""
 
-NODES = {
+NODE_NAMES = {
     "total": "all neurons",
     "block": "blocks",
     "attention": "attention sub-layers",
@@ -63,25 +66,27 @@ NODES = {
     "mlp_neuron": "MLP neurons",
     "mlp_output": "MLP outputs",
 }
-"""Name of a granularity, or `total` -> what its nodes are called."""
+"""Name of a granularity, or `total` -> plural noun for its nodes."""
 
 SITE_WIDTH: dict[str, Callable[[LayerShape], int]] = {
     ATTENTION: GRANULARITIES["attention_neuron"].width,
     MLP: GRANULARITIES["mlp_neuron"].width,
     MLP_OUTPUT: GRANULARITIES["mlp_output"].width,
 }
+"""Site -> number of its neurons in a layer."""
+
 LEAVES = {ATTENTION: "attention_neuron", MLP: "mlp_neuron", MLP_OUTPUT: "mlp_output"}
-"""The granularity whose nodes are the single neurons of a site."""
+"""Site -> granularity whose nodes are the single neurons of the site."""
 
 
 def finest(names: Container[str], site: str) -> str | None:
-    """The finest of some granularities that acts at a site; None where none does."""
+    """Return the finest of the granularities `names` that acts at a site; None if none acts there."""
     acting = [name for name in GRANULARITIES if name in names and site in GRANULARITIES[name].sites]
     return acting[-1] if acting else None
 
 
-def gated(names: Container[str]) -> list[str]:
-    """The sites at which gates of some granularities act."""
+def gated_sites(names: Container[str]) -> list[str]:
+    """Return the sites at which gates of the granularities `names` act."""
     return [
         site
         for site, leaf in LEAVES.items()
@@ -89,10 +94,13 @@ def gated(names: Container[str]) -> list[str]:
     ]
 
 
-def acting(names: Sequence[str], asked: Container[str]) -> tuple[str, ...]:
-    """Of some granularities those that top-k gates need: what has a size, and what `total` is counted by."""
-    counted = {finest(names, site) for site in (ATTENTION, MLP)} if "total" in asked else set()
-    return tuple(name for name in GRANULARITIES if name in names and (name in asked or name in counted))
+def top_k_granularities(names: Sequence[str], sizes: Container[str]) -> tuple[str, ...]:
+    """Return the granularities of `names` that top-k gates need: those with a target size, and those that `total` counts.
+
+    sizes: granularities with a target size, and "total" where all neurons have a target size.
+    """
+    counted = {finest(names, site) for site in (ATTENTION, MLP)} if "total" in sizes else set()
+    return tuple(name for name in GRANULARITIES if name in names and (name in sizes or name in counted))
 
 
 def expand(values: Tensor, site: str, shape: LayerShape) -> Tensor:
@@ -105,9 +113,9 @@ def fold(
 ) -> Tensor | None:
     """Combine all gates above each neuron of a site, coarse to fine; None where no gate acts there.
 
-    values: the gates of one layer by granularity, [..., n]. Returns [..., site width]: with `mul` the effective
-    mask, with `torch.minimum` the weakest gate of the chain. Gates of a granularity multiply at the finest width that
-    was reached so far, so a block gate costs one multiplication and not F.
+    values: the gates of one layer by granularity, [..., n]. combine: function of a coarse and a fine gate. Returns
+    [..., site width]: with `mul` the effective mask, with `torch.minimum` the smallest gate of the chain. Gates of a
+    granularity are combined at the finest width reached so far, so a block gate costs one multiplication and not F.
     """
     folded: Tensor | None = None
     for name, granularity in GRANULARITIES.items():
@@ -123,6 +131,12 @@ def fold(
 
 
 def fold_sites(values: Mapping[str, Tensor], shape: LayerShape) -> dict[str, Tensor]:
-    """Effective masks of one layer by site, leaving out sites that no gate acts on."""
+    """Fold the gates of one layer into effective masks, [..., site width] by site; sites without gates are left out."""
     folded = {site: fold(values, site, shape) for site in LEAVES}
     return {site: mask for site, mask in folded.items() if mask is not None}
+
+
+def node_counts(shapes: Sequence[LayerShape], granularities: Container[str]) -> dict[str, int]:
+    """How many nodes the model has, by granularity and as `total` site neurons."""
+    counts = {name: sum(g.width(s) for s in shapes) for name, g in GRANULARITIES.items() if name in granularities}
+    return counts | {"total": sum(s.heads * s.head_dim + s.intermediate for s in shapes)}

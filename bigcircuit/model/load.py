@@ -1,4 +1,4 @@
-"""Open checkpoints: config and tokenizer first, weights last, everything frozen."""
+"""Load the base model: config, tokenizer, frozen weights with an adapter, or the module tree without weights."""
 
 from pathlib import Path
 from typing import Any
@@ -7,19 +7,19 @@ import torch
 from safetensors import SafetensorError
 
 from bigcircuit.config.schema import ModelConfig
-from bigcircuit.errors import UserError
+from bigcircuit.errors import UserError, first_line
 from bigcircuit.model.sites import FrozenModel, architecture_of, find_sites
-from bigcircuit.model.zero3 import DeepSpeedConfig, completed, loading_sharded, shard
+from bigcircuit.model.zero3 import DeepSpeedConfig, loading_sharded, shard, with_auto_values
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "model"
 """Folder of the small model that comes with the package, in transformers format."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def resolve(config: ModelConfig) -> str:
-    """The folder or hub id to open; the word `embedded` stands for the small model that comes with the package.
+def resolve_path(config: ModelConfig) -> str:
+    """Return the folder or hub id of the base model; `embedded` names the small model that comes with the package.
 
-    Raises UserError for what looks like a folder and is none.
+    Raises UserError for a path that looks like a folder and does not exist.
     """
     if config.path == "embedded":
         return str(EMBEDDED)
@@ -30,7 +30,10 @@ def resolve(config: ModelConfig) -> str:
 
 
 def load_config(config: ModelConfig) -> Any:
-    """The Hugging Face config of the base model, with its architecture checked. Loads no weights; raises UserError."""
+    """Load the Hugging Face config of the base model, without weights.
+
+    Raises UserError if the config cannot be opened or its architecture is not in the table.
+    """
     from transformers import AutoConfig
 
     hf = _open(AutoConfig, config)
@@ -40,10 +43,13 @@ def load_config(config: ModelConfig) -> Any:
 
 
 def load_tokenizer(config: ModelConfig) -> Any | None:
-    """The tokenizer of the base model; None when the checkpoint has none (ids in, ids out). Raises UserError."""
+    """Load the tokenizer of the base model; None if the model has none (pairs are then token ids).
+
+    Raises UserError if the tokenizer cannot be opened.
+    """
     from transformers import AutoTokenizer
 
-    path = Path(resolve(config))
+    path = Path(resolve_path(config))
     if path.is_dir() and not any((path / name).exists() for name in _TOKENIZER_FILES):
         return None
     return _open(AutoTokenizer, config)
@@ -53,25 +59,29 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 def load_frozen(
-    config: ModelConfig, device: torch.device | str = "cpu", sharding: DeepSpeedConfig | None = None
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    sharding: DeepSpeedConfig | None = None,
+    meta: FrozenModel | None = None,
 ) -> FrozenModel:
-    """Load the model, put the adapter on if there is one, freeze it, and find its sites. Raises UserError.
+    """Load the base model with its adapter, freeze it and find its sites. Raises UserError if something cannot be opened.
 
-    sharding: a DeepSpeed config of stage 3, for weights in pieces on the ranks; without it every rank has them whole.
+    sharding: DeepSpeed config of stage 3, to divide the weights over the ranks; None to load all weights on every rank.
+    meta: the model as from `skeleton`, if it is built already.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     if sharding is not None:
-        sharding = completed(sharding, skeleton(config))
+        sharding = with_auto_values(sharding, meta or skeleton(config))
     with loading_sharded(sharding, DTYPES[config.dtype]):
         model = _open(
             AutoModelForCausalLM,
             config,
             dtype=DTYPES[config.dtype],
             attn_implementation=config.attention,
-            use_safetensors=True,  # the other format is a pickle
+            use_safetensors=True,  # the other format is pickle
         )
     if config.adapter:
         model = _adapt(model, config.adapter)
@@ -82,38 +92,37 @@ def load_frozen(
     )
 
 
-def skeleton(config: ModelConfig) -> FrozenModel:
-    """The same module tree on the meta device: shapes and names without a byte of weights."""
+def skeleton(config: ModelConfig, hf_config: Any = None) -> FrozenModel:
+    """Build the base model on the meta device: modules, shapes and names without weights.
+
+    hf_config: as from `load_config`, if it is read already.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(config), dtype=DTYPES[config.dtype])
+        model = AutoModelForCausalLM.from_config(hf_config or load_config(config), dtype=DTYPES[config.dtype])
     return find_sites(model.eval().requires_grad_(False))
 
 
 def _adapt(model: Any, adapter: str) -> Any:
-    """Put a PEFT adapter on the model and return the adapted Hugging Face model, its table row still valid."""
+    """Insert a PEFT adapter and return the adapted Hugging Face model; its module paths stay those of the table."""
     from peft import PeftConfig, PeftModel
 
     try:
         kind = PeftConfig.from_pretrained(adapter)
-        # Virtual tokens are no part of the weights: such an adapter would be left behind with its wrapper.
+        # Virtual tokens are not weights: they would be lost with the wrapper, which get_base_model removes.
         adapted = None if kind.is_prompt_learning else PeftModel.from_pretrained(model, adapter, is_trainable=False)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"model.adapter {adapter}: no PEFT adapter could be opened ({_first_line(error)})") from error
+        raise UserError(f"model.adapter {adapter}: no PEFT adapter could be opened ({first_line(error)})") from error
     if adapted is None:
         raise UserError(f"model.adapter {adapter}: {kind.peft_type} adds virtual tokens; use an adapter on the weights")
     return adapted.get_base_model()
 
 
 def _open(factory: Any, model: ModelConfig, **arguments: Any) -> Any:
-    path = resolve(model)
+    """Call `from_pretrained` of a transformers class. Raises UserError if the files cannot be opened."""
+    path = resolve_path(model)
     try:
         return factory.from_pretrained(path, revision=model.revision, trust_remote_code=False, **arguments)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"model.path {path}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        raise UserError(f"model.path {path}: {first_line(error)}") from error

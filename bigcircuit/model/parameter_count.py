@@ -1,10 +1,10 @@
 """Count the parameters of the decoder layers that a circuit needs.
 
 An MLP neuron owns its rows of the input projections (gate and up) and its column of the down projection. A query head owns
-its query rows, a key/value head its key rows; it is kept while any query head of its group is. An attention neuron owns its
-column of the output projection, and the value row that feeds it is kept while any query head of the group reads it. What
-belongs to a whole sub-layer (output bias, norms, adapters) is kept while the sub-layer is. Embeddings and the vocabulary
-projection are not counted: they are never pruned.
+its query rows, a key/value head its key rows; a key/value head is kept while any query head of its group is. An attention
+neuron owns its column of the output projection; the neuron's value row is kept while any query head of the group reads the
+row. Parameters of a whole sub-layer (output bias, norms, adapters) are kept while the sub-layer is. Embeddings and the
+vocabulary projection are not counted: they are never pruned.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,17 @@ from bigcircuit.model.zero3 import numel
 
 
 class ParameterCount(NamedTuple):
-    """Parameters of the decoder layers."""
+    """Number of parameters of the decoder layers: those a circuit keeps, and all."""
 
     kept: int
     total: int
 
 
-def parameters_kept(frozen: FrozenModel, masks: Mapping[str, Tensor]) -> ParameterCount:
-    """Parameters that a circuit (granularity -> bool [L, n], with both neuron granularities) keeps."""
+def count_parameters(frozen: FrozenModel, masks: Mapping[str, Tensor]) -> ParameterCount:
+    """Count the parameters that a circuit keeps.
+
+    masks: bool [L, n] by granularity; both neuron granularities must be there.
+    """
     kept = total = 0
     for index, layer in enumerate(frozen.layers):
         shape = layer.shape
@@ -48,15 +51,18 @@ def parameters_kept(frozen: FrozenModel, masks: Mapping[str, Tensor]) -> Paramet
 
 
 class _Costs(NamedTuple):
-    """Parameters of one layer by what owns them."""
+    """Number of parameters in one layer, by the node that owns them."""
 
     attention_row: int
-    """One row of a query, key or value projection with its bias."""
+    """In one row of a query, key or value projection, with its bias."""
     mlp_row: int
-    """One neuron's rows of all input projections with their biases."""
+    """In one neuron's rows of all input projections, with their biases."""
     attention_rest: int
+    """In what belongs to the whole attention sub-layer."""
     mlp_rest: int
+    """In what belongs to the whole MLP sub-layer."""
     layer_rest: int
+    """In what belongs to the whole layer."""
 
 
 def _costs(frozen: FrozenModel, layer: Layer) -> _Costs:
@@ -77,6 +83,6 @@ def _child(module: nn.Module, path: str) -> nn.Module:
 
 
 def _size(module: nn.Module) -> int:
-    """Parameters of the projection itself, without those of an adapter inside it."""
+    """Count the parameters of a projection without those of its adapter."""
     base = getattr(module, "base_layer", module)
     return sum(numel(p) for p in base.parameters())

@@ -1,4 +1,4 @@
-"""Find the sites of a Hugging Face causal language model by its row in the architecture table."""
+"""Locate the sites of a Hugging Face causal language model by its row in the architecture table."""
 
 from dataclasses import dataclass
 from operator import attrgetter
@@ -14,7 +14,7 @@ from bigcircuit.model.granularity import LayerShape
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer: the module itself, its two site projections and its widths."""
+    """Decoder layer: module, output projection of attention, down projection of the MLP, widths."""
 
     module: nn.Module
     attention: nn.Module
@@ -24,7 +24,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """An ordinary Hugging Face model and where its sites are. The model is never changed."""
+    """Hugging Face model and the locations of its sites. The model is never changed."""
 
     model: Any
     architecture: Architecture
@@ -32,33 +32,34 @@ class FrozenModel:
     head: nn.Module
     """The vocabulary projection."""
     device: torch.device
-    """Where inputs have to be."""
+    """Device of the model's inputs."""
     engine: Any = None
-    """The DeepSpeed engine that holds the weights in pieces; None where they are whole."""
+    """DeepSpeed engine if ZeRO-3 divides the weights over the ranks, else None."""
 
-    def settle(self) -> None:
-        """To be called after a backward pass: weights that ZeRO gathered for it and still holds are let go."""
+    def release_gathered(self) -> None:
+        """Free the weights that ZeRO-3 gathered for a backward pass and still holds; to be called after each backward pass."""
         if self.engine is not None:
             self.engine.optimizer.release_backward_leftovers()
 
     @property
     def shapes(self) -> tuple[LayerShape, ...]:
+        """Widths of every layer."""
         return tuple(layer.shape for layer in self.layers)
 
 
 def architecture_of(config: Any) -> Architecture:
-    """The table row of a Hugging Face config. Raises UserError, saying how to add it, if there is none."""
+    """Return the table row of a Hugging Face config. Raises UserError, with how to add the row, if there is none."""
     row = ARCHITECTURES.get(config.model_type)
     if row is None:
         raise UserError(
             f"model type {config.model_type!r} is not in the architecture table; add one row to ARCHITECTURES in "
-            f"bigcircuit/frozen/architectures.py (known: {', '.join(sorted(ARCHITECTURES))})"
+            f"bigcircuit/model/architectures.py (known: {', '.join(sorted(ARCHITECTURES))})"
         )
     return row
 
 
 def find_sites(model: Any) -> FrozenModel:
-    """Locate layers and sites of a loaded (or meta-device) causal language model; a PEFT adapter may sit inside it."""
+    """Locate layers and sites of a causal language model, with weights or on the meta device, with or without a PEFT adapter."""
     row = architecture_of(model.config)
     layers = tuple(_layer(module, row, model.config) for module in attrgetter(row.layers)(model))
     return FrozenModel(model, row, layers, model.get_output_embeddings(), next(model.parameters()).device)
@@ -83,7 +84,7 @@ def _layer(module: nn.Module, row: Architecture, config: Any) -> Layer:
 
 
 def kv_heads(config: Any) -> int:
-    """Key/value heads under the several names that configs give them."""
+    """Return the number of key/value heads, which has several names in configs."""
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1
     for name in ("num_key_value_heads", "num_kv_heads"):
@@ -93,10 +94,10 @@ def kv_heads(config: Any) -> int:
 
 
 def in_features(projection: nn.Module) -> int:
-    """Input width of a projection: a Linear, an adapted one, or GPT-2's Conv1D, which calls it `nx`."""
-    return projection.in_features if hasattr(projection, "in_features") else projection.nx
+    """Return the input width of a projection: a Linear, an adapted Linear, or GPT-2's Conv1D (`nx`)."""
+    return getattr(projection, "in_features" if hasattr(projection, "in_features") else "nx")
 
 
 def out_features(projection: nn.Module) -> int:
-    """Output width of a projection; Conv1D calls it `nf`."""
-    return projection.out_features if hasattr(projection, "out_features") else projection.nf
+    """Return the output width of a projection; in GPT-2's Conv1D `nf`."""
+    return getattr(projection, "out_features" if hasattr(projection, "out_features") else "nf")

@@ -1,8 +1,8 @@
-"""Small models that work and need all of their nodes: what is widened is to be sharp itself.
+"""Small models that solve their task and need all of their open nodes: the models that are widened.
 
 A two-layer model learns z = S[R[x, y], c] with two random Latin squares: the prompts are all (x, y, c). Then every attention and
-MLP neuron is closed alone, and those whose absence costs less than a threshold write zero from there on, while the rest goes
-on learning, until each one that is left costs more. No gates, gradients or attributions choose: only the effect itself.
+MLP neuron is closed alone, and neurons whose absence costs less than a threshold write zero from then on, while the others are
+trained further, until each remaining neuron costs more. No gates, gradients or attributions are used: only the effect itself.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from bigcircuit.model.sites import FrozenModel, find_sites
 _SYMBOLS = 5
 _STEPS, _MORE_STEPS, _ROUNDS, _ATTEMPTS = 700, 200, 10, 10
 _WORKS = 0.99
-"""Share of all prompts that a base answers right, at the least."""
+"""Least share of all prompts that a base answers right."""
 _SPLITS = (("train", 0.5, 240), ("validation", 0.1, 40), ("test", 0.4, 160))
 """Name, share of the prompts, pairs."""
 _LR, _SMOOTHING = 1e-2, 0.05
@@ -44,7 +44,7 @@ FAMILIES = tuple(_SIZES)
 
 
 class Base(NamedTuple):
-    """A model, its pairs, and which of its nodes it needs."""
+    """A small model, its pairs, and the nodes that it needs."""
 
     model: Any
     pairs: list[dict[str, Any]]
@@ -55,15 +55,19 @@ class Base(NamedTuple):
     """Nats: the smallest KL that closing a needed neuron alone costs, mean over pairs."""
 
 
-class _Task(NamedTuple):
+class _Lookup(NamedTuple):
+    """All prompts of a task and their answers."""
+
     prompts: Tensor
+    """Token ids, [125, 4]."""
     answers: Tensor
+    """Token ids, [125]."""
 
 
 def make_base(family: str, seed: int, threshold: float = 0.1) -> Base:
-    """Train a model of "gpt2" or "llama" that works and whose every needed neuron costs at least `threshold` nats.
+    """Train a "gpt2" or "llama" model that solves its task and in which every needed neuron costs at least `threshold` nats.
 
-    Takes about ten seconds. Where training does not succeed it begins again. Raises RuntimeError if it never does.
+    Takes about ten seconds. Failed training is repeated with another seed. Raises RuntimeError if all attempts fail.
     """
     for attempt in range(_ATTEMPTS):
         base = _try(family, seed + 1000 * attempt, threshold)
@@ -95,7 +99,7 @@ def _try(family: str, seed: int, threshold: float) -> Base | None:
     return None
 
 
-def _accuracy(model: Any, task: _Task) -> float:
+def _accuracy(model: Any, task: _Lookup) -> float:
     with torch.no_grad():
         predicted = model(input_ids=task.prompts, use_cache=False).logits[:, -1].argmax(-1)
     return float((predicted == task.answers).float().mean())
@@ -111,11 +115,11 @@ def _new(family: str) -> Any:
     return AutoModelForCausalLM.from_config(config)
 
 
-def _task(rng: random.Random) -> _Task:
+def _task(rng: random.Random) -> _Lookup:
     first, second = _latin_square(rng), _latin_square(rng)
     combinations = list(itertools.product(range(_SYMBOLS), repeat=3))
     prompts = torch.tensor([[*symbols, _SYMBOLS] for symbols in combinations])
-    return _Task(prompts, torch.tensor([second[first[x][y]][c] for x, y, c in combinations]))
+    return _Lookup(prompts, torch.tensor([second[first[x][y]][c] for x, y, c in combinations]))
 
 
 def _latin_square(rng: random.Random) -> list[list[int]]:
@@ -123,14 +127,14 @@ def _latin_square(rng: random.Random) -> list[list[int]]:
     return [[names[(row + column) % _SYMBOLS] for column in columns] for row in rows]
 
 
-def _pairs(task: _Task, rng: random.Random) -> list[dict[str, Any]]:
-    """Distinct pairs of prompts with different answers; no prompt is in two splits."""
+def _pairs(task: _Lookup, rng: random.Random) -> list[dict[str, Any]]:
+    """Draw distinct pairs of prompts with different answers; no prompt is in two splits."""
     order = rng.sample(range(len(task.prompts)), len(task.prompts))
     rows = []
     for split, share, count in _SPLITS:
         cut = round(share * len(task.prompts))
-        mine, order = order[:cut], order[cut:]
-        numbers = [(a, b) for a, b in itertools.permutations(mine, 2) if task.answers[a] != task.answers[b]]
+        own, order = order[:cut], order[cut:]
+        numbers = [(a, b) for a, b in itertools.permutations(own, 2) if task.answers[a] != task.answers[b]]
         rows += [
             {
                 "clean": task.prompts[clean].tolist(),
@@ -145,7 +149,7 @@ def _pairs(task: _Task, rng: random.Random) -> list[dict[str, Any]]:
 
 
 def examples_of(pairs: Sequence[dict[str, Any]]) -> list[Example]:
-    """Rows of a pair file as examples."""
+    """Convert rows of a pair file to examples."""
     return [
         Example(
             index, tuple(row["clean"]), tuple(row["corrupted"]), (tuple(row["answers"][0]),), (tuple(row["wrong_answers"][0]),), ""
@@ -154,8 +158,8 @@ def examples_of(pairs: Sequence[dict[str, Any]]) -> list[Example]:
     ]  # fmt: skip
 
 
-def _learn(model: Any, task: _Task, closed: Sequence[tuple[str, int, int]], steps: int) -> None:
-    """Adam on all prompts at once, with some neurons writing zero. Smoothed answers keep the KL of mistakes moderate."""
+def _learn(model: Any, task: _Lookup, closed: Sequence[tuple[str, int, int]], steps: int) -> None:
+    """Train on all prompts at once, with closed neurons writing zero. Smoothed answers keep the KL of mistakes moderate."""
     model.train().requires_grad_(True)
     columns = _columns(find_sites(model), closed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.01, betas=(0.9, 0.98))
@@ -172,7 +176,7 @@ def _learn(model: Any, task: _Task, closed: Sequence[tuple[str, int, int]], step
 
 
 def _columns(frozen: FrozenModel, closed: Sequence[tuple[str, int, int]]) -> list[Tensor]:
-    """Views of the output weights of some neurons."""
+    """Collect views of the output weights of neurons, given as (granularity, layer, neuron)."""
     found = []
     for name, layer, node in closed:
         projection = getattr(frozen.layers[layer], ATTENTION if name == "attention_neuron" else MLP)
@@ -189,7 +193,7 @@ def _silence(columns: Sequence[Tensor]) -> None:
 def knockouts(
     frozen: FrozenModel, examples: Sequence[Example], without: Sequence[tuple[str, int, int]] = ()
 ) -> dict[tuple[str, int, int], float]:
-    """Mean KL in nats that closing one neuron alone costs, by (granularity, layer, neuron), for all but some."""
+    """Measure the mean KL in nats that closing one neuron alone costs, by (granularity, layer, neuron), for all but `without`."""
     everything = {
         name: torch.ones(len(frozen.shapes), g.width(frozen.shapes[0]), dtype=torch.bool)
         for name, g in GRANULARITIES.items()
@@ -207,7 +211,7 @@ def knockouts(
         mask[layer, node] = False
         circuits.append(everything | {name: mask})
     with Streams(frozen, INTERCHANGE) as streams:
-        costs = score(streams, examples, circuits, MicroBatches(len(examples)), at_once=16).kl.mean(1)
+        costs = score(streams, examples, circuits, MicroBatches(len(examples)), at_once=16)["kl"].mean(1)
     return dict(zip(nodes, costs.tolist(), strict=True))
 
 

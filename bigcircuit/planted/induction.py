@@ -5,15 +5,15 @@ from typing import Any
 
 _TOKENS = 26
 _WEAK = (7, 9, 23, 25)
-"""Tokens that the model does not always complete when they are repeated, with both heads or without; none is `a`."""
+"""Tokens that the model does not always complete when they are repeated, with both heads or without; never used as `a`."""
 
 
 def induction_pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`... a b ... a` -> b. In the corrupted prompt `a` has changed places with a token that is not beside it.
+    """Make pairs `... a b ... a` -> b. In the corrupted prompt `a` has changed places with a token that is not beside it.
 
-    So `a` is preceded and followed by others: what both heads do differs between the prompts, that of the first layer, which
-    notes the token before each, as well as that of the second, which looks for the token after `a`. The wrong answer is what
-    follows `a` there.
+    Other tokens then precede and follow `a`, so both heads differ between the prompts: the head of the first layer, which copies
+    the previous token, and the head of the second layer, which attends to the token after `a`. The wrong answer is the token
+    that follows `a` in the corrupted prompt.
     """
     rng = random.Random(seed)
     rows = []

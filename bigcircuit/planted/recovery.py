@@ -1,4 +1,4 @@
-"""How well a ranking of nodes, or a circuit, recovers the truth."""
+"""Recovery of the truth by a ranking of nodes or by a circuit."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from bigcircuit.model.granularity import LayerShape
 
 
 class Recovery(NamedTuple):
-    """Nodes of one level, against the truth."""
+    """Agreement of the nodes of one level with the truth."""
 
     precision: float
     """Share of the kept nodes that are in the truth; 1 if none is kept."""
     recall: float
     """Share of the truth that is kept."""
     auroc: float
-    """Chance that a node of the truth has a higher score than another node, equal scores counting half."""
+    """Probability that a node of the truth has a higher score than another node, equal scores counting half."""
 
 
 def recovery(
@@ -34,7 +34,7 @@ def recovery(
     ranking: Ranking = "signed",
     kept: Masks | None = None,
 ) -> Recovery:
-    """Recovery by a circuit, by default the one of the best nodes that has the size of the truth: then precision is recall."""
+    """Compare a circuit with the truth. kept: by default the best nodes, as many as the truth has: then precision is recall."""
     wanted = flat(truth, level, shapes).numpy()
     if kept is None:
         (kept,) = circuits_of(scores, level, [int(wanted.sum())], shapes, ranking)
@@ -45,16 +45,17 @@ def recovery(
 
 
 def auroc(values: np.ndarray, wanted: np.ndarray) -> float:
-    """Area under the ROC curve by ranks: U of Mann and Whitney over its largest value (Hanley and McNeil 1982)."""
+    """Compute the area under the ROC curve by ranks: U of Mann and Whitney over its maximum (Hanley and McNeil 1982)."""
     result = stats.mannwhitneyu(values[wanted], values[~wanted])
     return float(result.statistic / (wanted.sum() * (~wanted).sum()))
 
 
 def kept_by_kind(kept: Masks, kinds: Mapping[str, Sequence[Sequence[str]]], names: Sequence[str]) -> dict[str, float]:
-    """Share of the nodes of each kind that a circuit keeps, over some granularities together."""
-    seen, open_ = Counter(), Counter()
+    """Compute the share of the nodes of each kind that a circuit keeps, over the granularities `names` together."""
+    total: Counter[str] = Counter()
+    kept_nodes: Counter[str] = Counter()
     for name in names:
         for row, mask in zip(kinds[name], kept[name].tolist(), strict=True):
-            seen.update(row)
-            open_.update(kind for kind, is_open in zip(row, mask, strict=False) if is_open)
-    return {kind: open_[kind] / count for kind, count in sorted(seen.items())}
+            total.update(row)
+            kept_nodes.update(kind for kind, is_open in zip(row, mask, strict=False) if is_open)
+    return {kind: kept_nodes[kind] / count for kind, count in sorted(total.items())}

@@ -1,4 +1,4 @@
-"""The projections of a decoder layer node by node, read from a Hugging Face model and put into a wider one.
+"""Weights of decoder layers node by node: reading them from a Hugging Face model and writing them into a wider model.
 
 Shapes: L layers, G key/value groups, Q query heads a group, d head size, F MLP neurons, D hidden size.
 """
@@ -15,7 +15,7 @@ from bigcircuit.model.sites import FrozenModel, Layer, find_sites
 
 
 class LayerWeights(NamedTuple):
-    """What nodes read, with the bias as one more column (0 where there is none), and what they write."""
+    """Weights of one layer: input weights, with the bias as one more column (0 where there is none), and output weights."""
 
     q: Tensor
     """[G, Q, d, D + 1]"""
@@ -32,7 +32,7 @@ class LayerWeights(NamedTuple):
 
 
 def read_layers(frozen: FrozenModel) -> list[LayerWeights]:
-    """All layers. Raises UserError for architectures whose heads cannot be added to."""
+    """Read the weights of all layers. Raises UserError for architectures to which no heads can be added."""
     _check(frozen)
     return [_read(frozen, layer) for layer in frozen.layers]
 
@@ -51,55 +51,57 @@ def _read(frozen: FrozenModel, layer: Layer) -> LayerWeights:
     groups, queries, size = shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim
     q, k, v = _qkv(frozen, layer)
     return LayerWeights(
-        q.view(groups, queries, size, -1),
-        k.view(groups, size, -1),
-        v.view(groups, size, -1),
-        _matrix(layer.attention).T.reshape(groups, queries, size, -1).clone(),
-        torch.stack([_reading(attrgetter(name)(layer.module)) for name in frozen.architecture.mlp_inputs]),
-        _matrix(layer.mlp).T.clone(),
+        q=q.view(groups, queries, size, -1),
+        k=k.view(groups, size, -1),
+        v=v.view(groups, size, -1),
+        heads_write=_matrix(layer.attention).T.reshape(groups, queries, size, -1).clone(),
+        inputs=torch.stack(
+            [_read_projection(attrgetter(name)(layer.module)) for name in frozen.architecture.mlp_inputs]
+        ),
+        neurons_write=_matrix(layer.mlp).T.clone(),
     )
 
 
 def _qkv(frozen: FrozenModel, layer: Layer) -> tuple[Tensor, ...]:
-    rows = [_reading(attrgetter(name)(layer.module)) for name in frozen.architecture.qkv]
+    rows = [_read_projection(attrgetter(name)(layer.module)) for name in frozen.architecture.qkv]
     return rows[0].chunk(3) if len(rows) == 1 else tuple(rows)
 
 
-def _matrix(projection: nn.Module) -> Tensor:
-    """Weights as [out, in]; GPT-2's Conv1D keeps them the other way round."""
+def _matrix(projection: Any) -> Tensor:
+    """View the weights of a linear projection as [out, in]; GPT-2's Conv1D stores the transpose."""
     weight = projection.weight.detach()
     return weight if isinstance(projection, nn.Linear) else weight.T
 
 
-def _reading(projection: nn.Module) -> Tensor:
-    """[out, in + 1]"""
+def _read_projection(projection: Any) -> Tensor:
+    """Read weights and bias of a projection as [out, in + 1]."""
     weight = _matrix(projection)
     bias = torch.zeros(len(weight)) if projection.bias is None else projection.bias.detach()
     return torch.cat([weight, bias.unsqueeze(1)], dim=1)
 
 
 def repeat_hidden(layers: list[LayerWeights], times: int) -> list[LayerWeights]:
-    """The same layers over a residual stream that holds `times` copies of itself; norms see the same mean and deviation."""
+    """Adapt layers to a residual stream that holds `times` copies of itself; norms see the same mean and deviation."""
 
     def read(rows: Tensor) -> Tensor:
         return torch.cat([*[rows[..., :-1] / times] * times, rows[..., -1:]], dim=-1)
 
     return [
         LayerWeights(
-            read(one.q),
-            read(one.k),
-            read(one.v),
-            torch.cat([one.heads_write] * times, dim=-1),
-            read(one.inputs),
-            torch.cat([one.neurons_write] * times, dim=-1),
+            q=read(layer.q),
+            k=read(layer.k),
+            v=read(layer.v),
+            heads_write=torch.cat([layer.heads_write] * times, dim=-1),
+            inputs=read(layer.inputs),
+            neurons_write=torch.cat([layer.neurons_write] * times, dim=-1),
         )
-        for one in layers
+        for layer in layers
     ]
 
 
 @torch.no_grad()
-def build(model: Any, layers: list[LayerWeights], times: int) -> Any:
-    """A model like `model` with these layers; everything else is copied, `times` over along the hidden size."""
+def build_wide_model(model: Any, layers: list[LayerWeights], times: int) -> Any:
+    """Make a model like `model` with these layers; other weights are copied, `times` over along the hidden size."""
     from transformers import AutoModelForCausalLM
 
     wide = (
@@ -138,14 +140,14 @@ def _write(frozen: FrozenModel, layer: Layer, weights: LayerWeights) -> None:
     qkv = [rows.flatten(0, -2) for rows in (weights.q, weights.k, weights.v)]
     projections = [attrgetter(name)(layer.module) for name in frozen.architecture.qkv]
     for projection, rows in zip(projections, [torch.cat(qkv)] if len(projections) == 1 else qkv, strict=True):
-        _put(projection, rows)
+        _write_projection(projection, rows)
     for name, rows in zip(frozen.architecture.mlp_inputs, weights.inputs, strict=True):
-        _put(attrgetter(name)(layer.module), rows)
+        _write_projection(attrgetter(name)(layer.module), rows)
     _matrix(layer.attention).copy_(weights.heads_write.flatten(0, 2).T)
     _matrix(layer.mlp).copy_(weights.neurons_write.T)
 
 
-def _put(projection: nn.Module, rows: Tensor) -> None:
+def _write_projection(projection: Any, rows: Tensor) -> None:
     _matrix(projection).copy_(rows[:, :-1])
     if projection.bias is not None:
         projection.bias.copy_(rows[:, -1])

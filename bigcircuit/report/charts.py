@@ -7,7 +7,7 @@ import numpy as np
 
 from bigcircuit.circuit.overlap import Stability
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS
-from bigcircuit.model.granularity import NODES
+from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.report.drawing import Drawing, Grid
 from bigcircuit.report.figures import Chart, Line, bars, lines, scatter
 from bigcircuit.report.maps import heatmap, model_map, neuron_map
@@ -74,7 +74,7 @@ def population(rows: Sequence[Json]) -> list[Chart]:
 def similarity(names: Sequence[str], stability: Mapping[str, Stability]) -> list[Chart]:
     """Pairwise Jaccard of heads and of all neurons."""
     return [
-        heatmap(f"jaccard_{level}", f"Jaccard of {NODES[level]}", stability[level].matrix, names)
+        heatmap(f"jaccard_{level}", f"Jaccard of {NODE_NAMES[level]}", stability[level].matrix, names)
         for level in ("head", "total")
         if level in stability
     ]
@@ -86,7 +86,7 @@ def shared(overlap: Mapping[str, Json]) -> list[Chart]:
         "Jaccard": [o["pairs"]["mean"] for o in overlap.values()],
         "by chance": [o["pairs"]["chance"] for o in overlap.values()],
     }
-    return [bars("overlap", "Jaccard of two circuits", [NODES[n] for n in overlap], values, "Jaccard")]
+    return [bars("overlap", "Jaccard of two circuits", [NODE_NAMES[n] for n in overlap], values, "Jaccard")]
 
 
 def curves(evaluation: Json) -> list[Chart]:
@@ -101,7 +101,7 @@ def curves(evaluation: Json) -> list[Chart]:
             if level == "neuron":
                 series += _found(evaluation, ablation, several)
             else:
-                what, nodes = NODES[level], f"{NODES[level]} kept"
+                what, nodes = NODE_NAMES[level], f"{NODE_NAMES[level]} kept"
                 note = f"Only {what} are closed; all else stays open."
             title = f"Ranking {what}, {ablation.replace('_', ' ')} ablation"
             chart = lines(f"size_{level}_{ablation}", title, series, nodes, "held-out KL, nats",

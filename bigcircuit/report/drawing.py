@@ -20,7 +20,7 @@ from PIL import Image
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.model.granularity import MLP_OUTPUT
 from bigcircuit.report.maps import KEPT, LEAST
-from bigcircuit.results.run import widths
+from bigcircuit.results.run import node_widths
 
 BOTH, FIRST, SECOND, CLOSED = "#009e73", "#0072b2", "#d55e00", "#808894"
 _ABSENT_ALPHA, _CLOSED_ALPHA = 0, 48
@@ -132,7 +132,7 @@ def draw(circuits: Mapping[str, Circuit]) -> Drawing:
     """Draw circuits of one model, by name."""
     shown = palette(list(circuits))
     first = next(iter(circuits.values()))
-    wide = widths(first)
+    wide = node_widths(first)
     heads, mlps = (wide[name] for name in ("head", "mlp_neuron"))
     layers = []
     for index in range(len(heads)):

@@ -3,17 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from bigcircuit.model.granularity import NODES
+from bigcircuit.ablation.kinds import KINDS
+from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.results.run import Json, RunCircuit
-
-ABLATIONS = {
-    "interchange": "interchange: their activation on the corrupted prompt",
-    "zero": "zero: nothing",
-    "mean": "mean: their mean over a data set",
-    "mean_per_position": "mean per position: their mean at each position over a data set",
-    "optimal": "optimal: a constant learned with the gates",
-}
-"""What closed nodes do, by the name of the ablation."""
 
 _LISTED = 6
 """Most values of a fact that are listed by circuit."""
@@ -33,6 +25,11 @@ def spread(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low.rstrip('%')}–{high}"
 
 
+def closed_nodes(ablation: str) -> str:
+    """What closed nodes output, by the full name of the ablation; a name that is not known as it is."""
+    return KINDS[ablation].label if ablation in KINDS else ablation
+
+
 def asked(members: Mapping[str, RunCircuit]) -> list[Fact]:
     """The question, and how it was trained and evaluated."""
     facts = _merged({name: _asked(member) for name, member in members.items()})
@@ -49,7 +46,7 @@ def _asked(member: RunCircuit) -> dict[str, str]:
         "Behaviour": about.get("task", ""),
         "Pairs": ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in about.get("pairs", {}).items() if n),
         "Left out": ", ".join(f"{n:,} {name} pairs" for name, n in about.get("left_out", {}).items() if n),
-        "Closed nodes": ABLATIONS.get(ablation, ablation),
+        "Closed nodes": closed_nodes(ablation),
         "Size asked for": size_asked(member.row),
         "Training": f"{train['steps']:,} steps of {train['batch_size']} pairs" if train else "",
         "Population": _population(about.get("config", {}).get("population", {})),
@@ -59,9 +56,9 @@ def _asked(member: RunCircuit) -> dict[str, str]:
 
 def size_asked(row: Json) -> str:
     """The sizes and penalties of one member."""
-    units = {**NODES, "total": "site neurons"}
+    units = {**NODE_NAMES, "total": "site neurons"}
     found = [f"{size:,} {units[name]}" for name, size in row.get("targets", {}).items()]
-    found += [f"penalty of {NODES[name]} {weight:g}" for name, weight in row.get("penalties", {}).items()]
+    found += [f"penalty of {NODE_NAMES[name]} {weight:g}" for name, weight in row.get("penalties", {}).items()]
     return ", ".join(found)
 
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bigcircuit.io.files import write_bytes
-from bigcircuit.model.granularity import NODES
+from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.report import charts
 from bigcircuit.report.svg import inline
 
@@ -33,7 +33,7 @@ def write_page(template: str, page: Any, output: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {f.__name__: f for f in (number, score, precise, percent, visible)} | {"chart": inline}
-    environment.globals |= {"names": NODES, "methods": charts.METHODS}
+    environment.globals |= {"names": NODE_NAMES, "methods": charts.METHODS}
     style, script = (_text(name) for name in ("style.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template(template).render(

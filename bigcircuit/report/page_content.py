@@ -15,7 +15,7 @@ from bigcircuit.report.facts import Fact
 from bigcircuit.report.figures import Chart
 from bigcircuit.report.score_tables import ScoreTables
 from bigcircuit.results.locate import unique
-from bigcircuit.results.run import Json, RunCircuit, RunSource, nodes, widths
+from bigcircuit.results.run import Json, RunCircuit, RunSource, node_widths, nodes_of_model
 
 BUDGET = 700_000
 """Bytes of drawings on one page; circuits beyond are in its tables, and each has a page of its own when asked for."""
@@ -210,7 +210,7 @@ def _drawn(members: Mapping[str, RunCircuit], at_hand: Mapping[str, Circuit]) ->
 def same_model(circuits: Sequence[Circuit]) -> bool:
     """Whether they can be drawn over each other."""
     first = circuits[0]
-    return all(widths(one) == widths(first) for one in circuits)
+    return all(node_widths(one) == node_widths(first) for one in circuits)
 
 
 def _recorded(found: Json) -> ComparedCircuits:
@@ -226,7 +226,7 @@ def comparison(circuits: Mapping[str, Circuit]) -> ComparedCircuits | None:
     """What the circuits of a page share; None if there are less than two, or of different models."""
     if len(circuits) < 2 or not same_model(list(circuits.values())):
         return None
-    known = nodes(next(iter(circuits.values())))
+    known = nodes_of_model(next(iter(circuits.values())))
     common = [name for name in GRANULARITIES if all(name in one.masks for one in circuits.values())]
     masks = {name: [one.masks[name] for one in circuits.values()] for name in common}
     pairs = zip(masks["attention_neuron"], masks["mlp_neuron"], strict=True)

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from bigcircuit.io.run_dir import read_metrics
 from bigcircuit.report.figures import MUTED, PAPER, SERIES, STYLE, Chart, Line, lines, new_axes
-from bigcircuit.results.run import read_metrics
 from bigcircuit.results.sweep import SweepResult, SweepTrial
 
 FRONT, REST = SERIES[0], SERIES[5]
@@ -72,12 +72,14 @@ def _name(mark: Any, trial: SweepTrial) -> None:
 
 def place(trial: SweepTrial) -> tuple[int, float]:
     """Neurons and KL: on held-out pairs, or those of its last validation where it has not finished."""
-    return trial.point if trial.summary is not None else (trial.validated["kept.total"], trial.validated["kl"])
+    return (
+        trial.point if trial.summary is not None else (trial.last_validation["kept.total"], trial.last_validation["kl"])
+    )
 
 
 def placed(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
     """Those that have a place in a figure."""
-    return [t for t in trials if t.summary is not None or {"kl", "kept.total"} <= t.validated.keys()]
+    return [t for t in trials if t.summary is not None or {"kl", "kept.total"} <= t.last_validation.keys()]
 
 
 def scale(axis: Axis, values: Sequence[float], *, zero: bool = True) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigcircuit.report.facts import ABLATIONS, Fact, spread
+from bigcircuit.report.facts import Fact, closed_nodes, spread
 from bigcircuit.report.headline import Tile
-from bigcircuit.results.pareto import GOOD
+from bigcircuit.results.pareto import GOOD_KL
 from bigcircuit.results.sweep import SweepResult, SweepTrial
 
 
@@ -25,7 +25,7 @@ def subtitle(sweep: SweepResult) -> str:
 
 def first_of(sweep: SweepResult) -> SweepTrial | None:
     """The trial to show first; None if none has finished."""
-    good = (trial for trial in sweep.front if trial.point[1] <= GOOD)
+    good = (trial for trial in sweep.front if trial.point[1] <= GOOD_KL)
     return next(good, sweep.front[-1] if sweep.front else None)
 
 
@@ -40,7 +40,7 @@ def lead(sweep: SweepResult) -> str:
         )
     said = f"{done} of {of} trials have finished" if done < of else f"All {of} trials have finished"
     (kept, kl), whole = first.point, first.summary["nodes"]["total"]
-    reached = f"a held-out KL of at most {GOOD:g} nats" if kl <= GOOD else "the lowest held-out KL"
+    reached = f"a held-out KL of at most {GOOD_KL:g} nats" if kl <= GOOD_KL else "the lowest held-out KL"
     many = len(sweep.front)
     return (
         f"{said}; {many} {'is' if many == 1 else 'are'} on the front: no other circuit is as small and as faithful. "
@@ -76,7 +76,7 @@ def asked(sweep: SweepResult) -> list[Fact]:
         ("Model", "model.path", base["model"]["path"]),
         ("Behaviour", "task.name", base["task"].get("path") or base["task"]["name"]),
         ("Pairs", "task.size", ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in pairs.items() if n)),
-        ("Closed nodes", "ablation.kind", ABLATIONS.get(ablation, ablation)),
+        ("Closed nodes", "ablation.kind", closed_nodes(ablation)),
         ("Training", "train.steps", f"{base['train']['steps']:,} steps of {base['train']['batch_size']} pairs"),
         ("Search", "", algorithm),
         ("Scheduler", "", "" if scheduler == "none" else f"{scheduler}, comparing {search['metric']}"),

@@ -1,4 +1,4 @@
-"""What a sweep leaves: the table of its trials, the Pareto front, its circuits and the page. Made from its folder alone."""
+"""Outputs of a sweep, made from its folder: table of trials, Pareto front with its circuits, and report page."""
 
 import re
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from bigcircuit.report.sweep_page import render_sweep
 from bigcircuit.results.sweep import SweepResult, read_sweep
 from bigcircuit.results.trial_table import Row, as_csv, as_parquet, trial_rows
 
-_OURS = re.compile(r"\d+\.safetensors")
+_TRIAL_CIRCUIT = re.compile(r"\d+\.safetensors")
 
 
 def write_sweep_outputs(folder: Path) -> None:
-    """Write everything that is made of the trials so far; of a sweep that goes on, of those that have finished.
+    """Write all outputs from the trials so far; circuits and scores are those of finished trials.
 
-    Each file is replaced as a whole, and nothing changes where the trials have not. Raises UserError naming a file of the
-    sweep that is missing or damaged.
+    Files are replaced atomically; the same trials give the same files. Raises UserError naming a file of the sweep that is
+    missing or damaged.
     """
     sweep = read_sweep(folder)
     for trial in sweep.front:
-        Circuit.load(trial.circuit)  # one that is damaged is named before anything is written
+        Circuit.load(trial.circuit)  # a damaged circuit is reported before anything is written
     table = trial_rows(sweep)
     columns = list(table[0]) if table else ["number"]
     write_bytes(folder / "trials.csv", as_csv(columns, table))
@@ -33,7 +33,7 @@ def write_sweep_outputs(folder: Path) -> None:
 
 
 def write_front(sweep: SweepResult, columns: Sequence[str], table: Sequence[Row]) -> None:
-    """The front as a table, as a figure and as circuit files; circuits that are no longer on it are removed."""
+    """Write the Pareto front as table, figure and circuit files, and remove circuits that are no longer on the front."""
     by_number = {row["number"]: row for row in table}
     files = {trial.number: f"circuits/{trial.folder.name}.safetensors" for trial in sweep.front}
     for trial in sweep.front:
@@ -43,5 +43,5 @@ def write_front(sweep: SweepResult, columns: Sequence[str], table: Sequence[Row]
     if front:
         write_figures([front_chart(sweep.finished, sweep.front)], sweep.path, ("svg", "png"))
     for path in (sweep.path / "circuits").glob("*.safetensors"):
-        if _OURS.fullmatch(path.name) and f"circuits/{path.name}" not in files.values():
+        if _TRIAL_CIRCUIT.fullmatch(path.name) and f"circuits/{path.name}" not in files.values():
             remove(path)

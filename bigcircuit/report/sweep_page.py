@@ -156,7 +156,7 @@ def _shown(sweep: SweepResult, trial: SweepTrial, source: RunSource | None, draw
         changed=record.drawn != record.settings,
         row=row,
         nodes=trial.summary["nodes"] if finished else {},
-        validated=trial.validated,
+        validated=trial.last_validation,
         drawing=drawing,
         examples=source.members[0].examples if source else (),
         scores=score_tables.summary_table(trial.summary, [row]) if finished else None,

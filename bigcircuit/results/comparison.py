@@ -1,4 +1,4 @@
-"""What comparison.json holds: these classes as JSON objects, field for field (`dataclasses.asdict`)."""
+"""Schema of comparison.json: these classes as JSON objects, field by field (`dataclasses.asdict`)."""
 
 from dataclasses import dataclass, field
 
@@ -28,13 +28,13 @@ class Comparison:
     nodes: dict[str, int]
     circuits: list[ComparedCircuit]
     overlap: dict[str, Overlap]
-    """Of all circuits together, by granularity."""
+    """All circuits together, by granularity."""
     stability: dict[str, Stability]
-    """By granularity, over pairs."""
+    """Pairs of circuits, by granularity."""
     frequency: dict[str, list[list[int]]]
-    """By granularity, layer and node: how many circuits keep it."""
+    """Number of circuits that keep a node, by granularity, layer and node."""
     saved: dict[str, str]
-    """`union`, `intersection`, `difference` -> file, where they were saved."""
+    """`union`, `intersection`, `difference` -> file, as far as saved."""
     verdict: str
     command: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)

@@ -5,13 +5,12 @@ Every score stands under the name of the ablation it was measured under: `circui
 Names of scores: see SCORES. Names of granularities: those of gates/granularity.py, and `total` for site neurons.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bigcircuit.errors import UserError
-from bigcircuit.io.files import write_json
+from bigcircuit.io.files import read_json, write_json
 from bigcircuit.metrics.registry import Score, Scores
 
 EVALUATION = "bigcircuit-evaluation/1"
@@ -286,11 +285,8 @@ def save_result(result: Any, path: Path) -> None:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The content of a file of either kind. Raises UserError if it is neither."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON; evaluate or compare again") from error
+    """Read evaluation.json or comparison.json. Raises UserError if the file is neither."""
+    content = read_json(path, "evaluate or compare again")
     if not isinstance(content, dict) or content.get("format") not in (EVALUATION, COMPARISON):
         raise UserError(f"{path}: not written by `bigcircuit evaluate` or `compare`")
     return content

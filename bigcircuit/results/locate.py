@@ -8,12 +8,12 @@ from bigcircuit.errors import UserError
 
 
 def run_of(path: Path) -> Path | None:
-    """The run folder that a circuit file lies in."""
+    """Find the run folder that holds a circuit file; None if there is none."""
     return next((folder for folder in (path.parent, path.parent.parent) if (folder / "config.json").is_file()), None)
 
 
 def circuit_files(folder: Path) -> list[Path]:
-    """The circuits of a finished run, in the order of its members. Raises UserError if it has none."""
+    """List the circuit files of a finished run in the order of its members. Raises UserError if there are none."""
     alone = folder / "circuit.safetensors"
     files = [alone] if alone.exists() else sorted((folder / "circuits").glob("*.safetensors"), key=_order)
     if not files:
@@ -26,7 +26,7 @@ def _order(path: Path) -> tuple[int, str]:
 
 
 def name_of(folder: Path | None, file: Path) -> str:
-    """A short name of a circuit: that of its run, with the member where there are several; else that of its file."""
+    """Make a short name of a circuit from its run folder, with the member where there are several; without a run from its file."""
     if folder is None:
         return file.stem
     run = folder.resolve().name
@@ -34,5 +34,5 @@ def name_of(folder: Path | None, file: Path) -> str:
 
 
 def unique(label: str, taken: Container[str]) -> str:
-    """The label, or the first of label-2, label-3, ... that is not taken."""
+    """Return the label, or the first of label-2, label-3, ... that is not taken."""
     return next(name for name in chain([label], (f"{label}-{n}" for n in count(2))) if name not in taken)

@@ -1,13 +1,13 @@
-"""The Pareto front: what nothing else beats in both size and KL. Pure."""
+"""Pareto front of points in two coordinates, such as neurons and KL, both better when lower. Pure."""
 
 from collections.abc import Sequence
 
-GOOD = 0.1
-"""KL in nats: the smallest circuit that has at most this is named and shown first."""
+GOOD_KL = 0.1
+"""KL in nats up to which a circuit counts as good: the smallest good circuit is named and shown first."""
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indexes of the points that no other dominates, by the first coordinate.
+    """Return the indexes of the points that no other point dominates, in the order of the first coordinate.
 
     One point dominates another if it is as low in both coordinates and lower in one; equal points do not dominate each other.
     """
@@ -19,5 +19,5 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether `one` is as low as `other` in both coordinates, and lower in one."""
+    """Return whether `one` is as low as `other` in both coordinates, and lower in one."""
     return one != other and one[0] <= other[0] and one[1] <= other[1]

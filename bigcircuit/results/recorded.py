@@ -1,4 +1,4 @@
-"""Circuits that evaluation.json or comparison.json name: their files, wherever they lie by now, and what is known without."""
+"""Circuits that evaluation.json or comparison.json records: their files, even if moved, and what the JSON file holds of them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,12 +11,12 @@ Json = Mapping[str, Any]
 
 
 def circuit_of(record: Json, folder: Path) -> Circuit | None:
-    """The circuit of a record, from a file whose hash is the recorded one; None if there is no such file any more.
+    """Load the circuit of a record from a file with the recorded hash; None if there is no such file any more.
 
-    folder: that of the JSON file. The recorded path is tried as it is, which is right in the folder the command was given in,
-    then with ever fewer of its first parts from the JSON file's folder and those above it.
+    folder: of the JSON file. The recorded path is tried first, relative to the current folder; then the path with ever fewer of
+    its first parts, relative to the JSON file's folder and all folders above it.
     """
-    found = next((path for path in _places(Path(record["file"]), folder) if _is(path, record["sha256"])), None)
+    found = next((path for path in _places(Path(record["file"]), folder) if _has_hash(path, record["sha256"])), None)
     return None if found is None else Circuit.load(found)
 
 
@@ -28,12 +28,12 @@ def _places(file: Path, folder: Path) -> Iterator[Path]:
             yield above.joinpath(*parts[start:])
 
 
-def _is(path: Path, digest: str) -> bool:
+def _has_hash(path: Path, digest: str) -> bool:
     return path.is_file() and file_sha256(path) == digest
 
 
 def row_of(record: Json) -> Json:
-    """A record as a row of summary.json; scores are those under the ablation that the circuit was found under."""
+    """Make a row of summary.json from a record; scores are those under the ablation that the circuit was found under."""
     under = record.get("ablations", {})
     scores = (under.get(record["found_under"]) or next(iter(under.values()), {"circuit": {}}))["circuit"]
     row = {"member": record["name"], "circuit": record["file"], "kept": record["kept"], "seed": record["seed"]}
@@ -42,7 +42,7 @@ def row_of(record: Json) -> Json:
 
 
 def about(record: Json, content: Json) -> Json:
-    """Model, task, pairs and settings as the file that holds the record says."""
+    """Describe model, task, pairs and settings of a record. content: of the JSON file that holds the record."""
     model = content["model"]
     found = {"model": model.get("path") or model.get("name", ""), "task": record["task"]}
     if "tasks" not in content:
@@ -53,7 +53,7 @@ def about(record: Json, content: Json) -> Json:
 
 
 def metadata_of(record: Json, content: Json, known: Json) -> dict[str, str]:
-    """What the files say of a circuit that is not at hand, under the names of a circuit file's metadata."""
+    """Make the metadata of a circuit whose file is gone. content: of the JSON file; known: what `about` returned."""
     found = {"model": known["model"], "task": known["task"], "ablation": record["found_under"]}
     return found | {f"model_{part}_sha256": content["model"][part] for part in ("config", "weights", "tokenizer")
                     if content["model"].get(part)}  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a page is made from: the files of a run, or a circuit file alone. No model is loaded."""
+"""Files of a run, of an evaluation or comparison, or one circuit file, read for a page. No model is loaded."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,8 @@ from typing import Any
 
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.errors import UserError
+from bigcircuit.io.files import read_json
+from bigcircuit.io.run_dir import read_metrics
 from bigcircuit.model.granularity import GRANULARITIES
 from bigcircuit.results import recorded
 from bigcircuit.results.evaluation import read_result
@@ -18,29 +20,29 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunCircuit:
-    """One circuit of a run, or one circuit file."""
+    """A circuit of a run, or a circuit file, with what is known about it."""
 
     name: str
     file: str
     """Path relative to the run folder, or as it was given."""
     circuit: Circuit | None
-    """None where only evaluation.json or comparison.json knows it, because its file is gone."""
+    """None where the circuit file is gone, so that only evaluation.json or comparison.json describes the circuit."""
     row: Json = field(default_factory=dict)
-    """Its row of summary.json; what the circuit file, or evaluation.json, says where there is none."""
+    """Row of summary.json; without a summary, what the circuit file or evaluation.json holds of the same."""
     metadata: Json = field(default_factory=dict)
-    """Of the circuit file: hashes of model, tokenizer and task; what is known of them where it is gone."""
+    """Metadata of the circuit file: hashes of model, tokenizer and task; without the file, those that a JSON file records."""
     about: Json = field(default_factory=dict)
     """`model` and `task` as they were given; of a run or an evaluation also `pairs`, `left_out`, the run's `config` and the
     `evaluation`'s settings."""
     examples: Sequence[Json] = ()
     """Predictions on a few held-out pairs."""
     metrics: Sequence[Json] = ()
-    """Its lines of metrics.jsonl."""
+    """The member's lines of metrics.jsonl."""
 
 
 @dataclass(frozen=True)
 class RunSource:
-    """A run folder, or a circuit file."""
+    """A run folder, a folder with an evaluation or a comparison, or a circuit file, as it was read."""
 
     path: Path
     name: str
@@ -53,16 +55,16 @@ class RunSource:
 
     @property
     def nodes(self) -> dict[str, int]:
-        """Nodes of the model by granularity, and as `total` site neurons."""
+        """Number of nodes of the model by granularity, and as `total` of site neurons."""
         if (circuit := self.members[0].circuit) is not None:
-            return nodes(circuit)
+            return nodes_of_model(circuit)
         found = self.evaluation or self.comparison
         assert found is not None
         return dict(found["nodes"])
 
     @property
     def compared(self) -> dict[str, Circuit]:
-        """The circuits of comparison.json by name; none if there is none, or if a file of theirs is gone."""
+        """The circuits of comparison.json by name; empty without such a file, or if a circuit file is gone."""
         named = self.comparison["circuits"] if self.comparison else []
         found = {one["name"]: recorded.circuit_of(one, self.path) for one in named}
         kept = {name: circuit for name, circuit in found.items() if circuit is not None}
@@ -72,16 +74,17 @@ class RunSource:
 def open_source(path: Path, summary: Json | None = None) -> RunSource:
     """Read a finished run folder, a folder with an evaluation or a comparison, or a circuit file.
 
-    summary: what summary.json is going to hold. Raises UserError naming the file that is missing or damaged.
+    summary: content of summary.json where the file is not written yet. Raises UserError naming the file that is missing or
+    damaged.
     """
     if not path.is_dir():
-        return _file(path)
+        return _circuit_file(path)
     summary = _json(path / "summary.json") if summary is None else summary
     found = {
         name: read_result(file) for name in ("evaluation", "comparison") if (file := path / f"{name}.json").exists()
     }
     if summary is None:
-        return _apart(path, found)
+        return _without_run(path, found)
     shown = (_json(path / "examples.json") or {"members": []})["members"]
     setup, metrics = _json(path / "config.json"), read_metrics(path / "metrics.jsonl")
     about = {key: summary[key] for key in ("model", "task", "pairs", "left_out")}
@@ -93,13 +96,22 @@ def open_source(path: Path, summary: Json | None = None) -> RunSource:
         examples = shown[index] if index < len(shown) else ()
         mine = [line for line in metrics if line.get("member") == index]
         members.append(
-            RunCircuit(str(row["member"]), row["circuit"], circuit, row, circuit.metadata, about, examples, mine)
+            RunCircuit(
+                name=str(row["member"]),
+                file=row["circuit"],
+                circuit=circuit,
+                row=row,
+                metadata=circuit.metadata,
+                about=about,
+                examples=examples,
+                metrics=mine,
+            )
         )
     return RunSource(path, path.resolve().name, members, summary, setup, **found)
 
 
-def _apart(path: Path, found: Mapping[str, Json]) -> RunSource:
-    """A folder that holds no run but what `evaluate` or `compare` found out about circuits elsewhere."""
+def _without_run(path: Path, found: Mapping[str, Json]) -> RunSource:
+    """Read a folder that holds no run but an evaluation or a comparison of circuits elsewhere."""
     if not found:
         raise UserError(f"{path}: has no summary.json, so no finished run; run the same `bigcircuit prune` again")
     content = found.get("evaluation") or found["comparison"]
@@ -108,23 +120,37 @@ def _apart(path: Path, found: Mapping[str, Json]) -> RunSource:
 
 
 def _recorded(record: Json, content: Json, folder: Path) -> RunCircuit:
+    """Read a circuit that evaluation.json or comparison.json records. content: of the JSON file; folder: that holds it."""
     circuit = recorded.circuit_of(record, folder)
-    said = _row(Path(record["file"]), circuit) if circuit else {"scores": {}}
     about = recorded.about(record, content)
-    metadata = circuit.metadata if circuit else recorded.metadata_of(record, content, about)
-    row = said | recorded.row_of(record)
-    return RunCircuit(record["name"], record["file"], circuit, row, metadata, about, record.get("examples", ()))
+    return RunCircuit(
+        name=record["name"],
+        file=record["file"],
+        circuit=circuit,
+        row=(_row(Path(record["file"]), circuit) if circuit else {"scores": {}}) | recorded.row_of(record),
+        metadata=circuit.metadata if circuit else recorded.metadata_of(record, content, about),
+        about=about,
+        examples=record.get("examples", ()),
+    )
 
 
-def _file(path: Path) -> RunSource:
+def _circuit_file(path: Path) -> RunSource:
+    """Read one circuit file."""
     circuit = Circuit.load(path)
     name = name_of(run_of(path), path)
-    about = {key: circuit.metadata.get(key, "") for key in ("model", "task")}
-    return RunSource(path, name, [RunCircuit(name, path.name, circuit, _row(path, circuit), circuit.metadata, about)])
+    member = RunCircuit(
+        name=name,
+        file=path.name,
+        circuit=circuit,
+        row=_row(path, circuit),
+        metadata=circuit.metadata,
+        about={key: circuit.metadata.get(key, "") for key in ("model", "task")},
+    )
+    return RunSource(path, name, [member])
 
 
 def _row(path: Path, circuit: Circuit) -> dict[str, Any]:
-    """What a circuit file says of itself, as a row of summary.json."""
+    """Make a row of summary.json from the metadata of a circuit file."""
     found = circuit.metadata
     scores = json.loads(found.get("scores", "{}"))
     return {
@@ -139,34 +165,19 @@ def _row(path: Path, circuit: Circuit) -> dict[str, Any]:
 
 
 def _json(path: Path) -> Any:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON; restore it from a copy or run again") from error
+    return read_json(path, "restore it from a copy or run again") if path.exists() else None
 
 
-def read_metrics(path: Path) -> list[Json]:
-    """The lines of metrics.jsonl; none if there is no such file."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # half a line, cut off by a crash
-    return rows
+def node_widths(circuit: Circuit) -> dict[str, list[int]]:
+    """Count the nodes of every granularity in every layer of the model; masks are as wide as their widest layer.
+
+    Without widths in the file's metadata all layers count as that wide.
+    """
+    known = json.loads(circuit.metadata.get("widths", "{}"))
+    return {name: known.get(name) or [mask.shape[1]] * len(mask) for name, mask in circuit.masks.items()}
 
 
-def widths(circuit: Circuit) -> dict[str, list[int]]:
-    """True width of every granularity in every layer; of the mask itself where the file does not say."""
-    said = json.loads(circuit.metadata.get("widths", "{}"))
-    return {name: said.get(name) or [mask.shape[1]] * len(mask) for name, mask in circuit.masks.items()}
-
-
-def nodes(circuit: Circuit) -> dict[str, int]:
-    """Nodes of the model by granularity, and as `total` site neurons."""
-    found = {name: sum(wide) for name, wide in widths(circuit).items() if name in GRANULARITIES}
+def nodes_of_model(circuit: Circuit) -> dict[str, int]:
+    """Count the nodes of the model of a circuit by granularity, and as `total` its site neurons."""
+    found = {name: sum(widths) for name, widths in node_widths(circuit).items() if name in GRANULARITIES}
     return found | {"total": found["attention_neuron"] + found["mlp_neuron"]}

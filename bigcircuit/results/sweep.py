@@ -1,6 +1,5 @@
-"""A sweep as its folder has it: what was asked, and how far every trial has come. Loads no torch."""
+"""Folder of a sweep as values: its settings, and record and results of every trial so far. Loads no torch."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,101 +7,112 @@ from pathlib import Path
 from typing import Any
 
 from bigcircuit.errors import UserError
+from bigcircuit.io.files import read_json
 from bigcircuit.results.pareto import pareto
 from bigcircuit.results.trial_record import TrialRecord, trial_folders
 
 Json = Mapping[str, Any]
+_RESTORE = "restore it from a copy"
 
 
 @dataclass(frozen=True, eq=False)
 class SweepTrial:
-    """One setting of the search, and what came of it."""
+    """One trial: its folder, record and, once it has finished, its summary."""
 
     folder: Path
     record: TrialRecord
     summary: Json | None
-    """Of its run folder; None unless it has finished."""
+    """Content of summary.json; None unless the trial has finished."""
 
     @property
     def number(self) -> int:
+        """Number of the trial within its sweep, from 0."""
         return self.record.number
 
     @property
     def row(self) -> Json:
-        """Its circuit, as a row of summary.json; for finished trials only."""
+        """Row of summary.json that describes the trial's circuit; for finished trials only."""
         assert self.summary is not None
         return self.summary["members"][0]
 
     @property
     def circuit(self) -> Path:
-        """Its circuit file."""
+        """Path of the circuit file; for finished trials only."""
         return self.folder / self.row["circuit"]
 
     @property
     def point(self) -> tuple[int, float]:
-        """Neurons kept and held-out KL."""
+        """Neurons kept, and held-out KL in nats; for finished trials only."""
         return self.row["kept"]["total"], self.row["scores"]["kl"]["mean"]
 
     @property
-    def validated(self) -> dict[str, Any]:
-        """Its last validation: score, or `kept.<granularity>`, -> value; empty before the first one."""
+    def last_validation(self) -> dict[str, Any]:
+        """Last validation: score, or `kept.<granularity>`, -> value; empty before the first validation."""
         found = self.record.validation or {}
         return {key.removeprefix("validation."): value for key, value in found.items() if key.startswith("validation.")}
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """All of a sweep so far."""
+    """A sweep so far: its settings and its trials."""
 
     path: Path
     base: Json
-    """The config that all trials start from."""
+    """Config of all trials but for the searched settings."""
     search: Json
-    """The section `sweep`."""
+    """Section `sweep` of the config: what is searched, and how."""
     command: Sequence[str]
     versions: Mapping[str, str]
     trials: Sequence[SweepTrial]
-    """By number."""
+    """Trials that have begun, by number."""
 
     @property
     def finished(self) -> list[SweepTrial]:
-        """Those with a circuit and held-out scores."""
+        """Trials that have finished: with a circuit and held-out scores."""
         return [trial for trial in self.trials if trial.summary is not None]
 
     @cached_property
     def front(self) -> list[SweepTrial]:
-        """Finished trials that no other beats in both size and KL, the smallest first."""
+        """Pareto front: finished trials that no other trial dominates in neurons and held-out KL, the smallest first."""
         found = self.finished
         return [found[index] for index in pareto([trial.point for trial in found])]
 
     @property
     def searched(self) -> list[str]:
-        """The keys of the settings that were searched, in order."""
+        """Dotted keys of the searched settings, in order."""
         return list(dict.fromkeys(key for trial in self.trials for key in trial.record.settings)) or [
             *self.search.get("space", {})
         ]
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether a folder is that of a sweep."""
+    """Return whether a folder is the output of a sweep."""
     return (path / "sweep.json").is_file()
 
 
 def read_sweep(path: Path) -> SweepResult:
-    """Read a sweep's folder. Raises UserError naming the folder or file that is no sweep's, or damaged."""
+    """Read the folder of a sweep. Raises UserError naming the folder if it holds no sweep, or the file that is damaged."""
     if not is_sweep(path):
         raise UserError(f"{path}: holds no sweep (no sweep.json); name the folder that `bigcircuit sweep` wrote")
-    said = _read(path / "sweep.json", "config", "sweep", "command", "versions")
+    content = read_json(path / "sweep.json", _RESTORE, "config", "sweep", "command", "versions")
     trials = [_trial(folder) for folder in trial_folders(path)]
     trials.sort(key=lambda trial: trial.number)
-    return SweepResult(path, said["config"], said["sweep"], said["command"], said["versions"], trials)
+    return SweepResult(
+        path=path,
+        base=content["config"],
+        search=content["sweep"],
+        command=content["command"],
+        versions=content["versions"],
+        trials=trials,
+    )
 
 
 def _trial(folder: Path) -> SweepTrial:
     record = TrialRecord.read(folder)
     if record.status != "finished":
         return SweepTrial(folder, record, None)
-    trial = SweepTrial(folder, record, _read(folder / "summary.json", "members", "nodes", "full", "empty"))
+    summary = read_json(folder / "summary.json", _RESTORE, "members", "nodes", "full", "empty")
+    trial = SweepTrial(folder, record, summary)
     try:
         _ = trial.point, trial.circuit
     except (KeyError, IndexError, TypeError) as error:
@@ -110,15 +120,3 @@ def _trial(folder: Path) -> SweepTrial:
             f"{folder / 'summary.json'}: says nothing of its circuit; remove {folder} to run it again"
         ) from error
     return trial
-
-
-def _read(path: Path, *keys: str) -> Json:
-    """A JSON file with these keys."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if missing := [key for key in keys if key not in found]:
-            raise ValueError(f"it has no {missing[0]}")
-    except (OSError, ValueError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot be read ({reason}); restore it from a copy") from error
-    return found

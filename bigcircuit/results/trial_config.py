@@ -1,4 +1,4 @@
-"""The config that makes the circuit of a trial again, as a run of its own. Light."""
+"""Config with which `prune` reproduces the circuit of a trial. Light."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from bigcircuit.results.sweep import SweepResult, SweepTrial
 
 
 def as_yaml(sweep: SweepResult, trial: SweepTrial) -> str:
-    """A config file for `bigcircuit prune`: what all trials start from with this one's settings, where not the default.
+    """Return the config of a trial as YAML for `bigcircuit prune --config`, without settings at their defaults.
 
-    Its output is a folder beside that of the sweep. Raises UserError if sweep.json or trial.json holds what is no setting.
+    Its output is a folder beside that of the sweep. Raises UserError if sweep.json or trial.json holds an unknown setting.
     """
     base = validate(sweep.base, str(sweep.path / "sweep.json"))
     own = {**trial.record.settings, "output": f"{base.output.rstrip('/')}_{trial.folder.name}"}
@@ -22,8 +22,8 @@ def as_yaml(sweep: SweepResult, trial: SweepTrial) -> str:
     return yaml.safe_dump(changed, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def notes(sweep: SweepResult, trial: SweepTrial) -> list[str]:
-    """What a reader of that config is to know: what the trial found, where its circuit is, and what it cannot repeat."""
+def config_comments(sweep: SweepResult, trial: SweepTrial) -> list[str]:
+    """Return comment lines for that config: the trial's scores, its circuit file, and what `prune` does not reproduce."""
     kept, kl = trial.point
     score = trial.row["scores"]["kl"]
     assert trial.summary is not None
@@ -38,7 +38,7 @@ def notes(sweep: SweepResult, trial: SweepTrial) -> list[str]:
 
 
 def _changed(values: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values that are not the default ones."""
+    """Return the nested values that differ from their defaults."""
     found = {}
     for key, value in values.items():
         usual = default.get(key)

@@ -1,64 +1,79 @@
-"""What trial.json says of a trial. Light."""
+"""Record of a trial, as trial.json holds it. Light."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bigcircuit.errors import UserError
+from bigcircuit.io.files import read_json
 
-OVER = ("finished", "stopped", "failed")
-"""What a trial can have come to."""
+END_STATUSES = ("finished", "stopped", "failed")
+"""Statuses of a trial that has ended."""
+_JSON_KEYS = {"open_updates": "at_stake", "decided_step": "let_on", "retry_on_resume": "lost"}
+"""Attribute -> key of trial.json, where they differ."""
 
 
 @dataclass
 class TrialRecord:
-    """A trial as trial.json has it."""
+    """Settings, status and progress of a trial."""
 
     number: int
     drawn: dict[str, Any]
-    """The settings the search has chosen: dotted key -> value."""
+    """Settings that the search has drawn: dotted key -> value."""
     settings: dict[str, Any]
-    """Those it has now; population-based training changes them."""
+    """Settings now; population-based training changes them."""
     status: str = "waiting"
-    """waiting, running, or one of OVER: finished, stopped early by the scheduler, failed."""
+    """waiting, running, or one of END_STATUSES: finished, stopped early by the scheduler, failed."""
     error: str | None = None
+    """Why the trial has failed, in one line."""
     step: int = 0
+    """Updates that the trial's circuit has had."""
     steps: int = 0
-    """Of how many."""
+    """Updates of the whole trial; 0 before it is opened."""
     seconds: float = 0.0
-    """In passes, which it may have shared."""
+    """Time in calls to workers; trials that share a call count it in full each."""
     updates: int = 0
-    """Made for it in all, those included that had to be made again; of a call that was cut off, as many as it can have made."""
-    at_stake: int = 0
-    """Updates to its next report, while it has a slot."""
+    """Updates computed for the trial, those included that were lost and computed again; of a call that was cut off, as many as it
+    can have made."""
+    open_updates: int = 0
+    """Updates from the last call to the next report or checkpoint, while the trial has a slot: what a call that is cut off can
+    have made."""
     validation: dict[str, Any] | None = None
-    """The last one."""
-    let_on: int = 0
-    """The step of the last report after which Tune has asked for another: it has decided on all up to there."""
-    lost: bool = False
-    """Whether it has failed because workers were lost with it, which may have had other reasons: the next start tries again."""
+    """Row of the metrics with the last validation."""
+    decided_step: int = 0
+    """Last step whose report the scheduler has decided on."""
+    retry_on_resume: bool = False
+    """Whether the next start runs this failed trial again: workers were lost with it, which may have had other causes."""
 
     @property
-    def over(self) -> bool:
-        """Whether it will not go on."""
-        return self.status in OVER
+    def ended(self) -> bool:
+        """Whether the trial makes no more updates."""
+        return self.status in END_STATUSES
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of trial.json."""
+        return {_JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod
     def read(cls, folder: Path) -> "TrialRecord":
-        """Of a trial's folder. Raises UserError naming the file if it is not what this project wrote."""
-        path = folder / "trial.json"
+        """Read trial.json in the folder of a trial. Raises UserError naming the file if it is not what this project wrote."""
+        path, remedy = folder / "trial.json", f"remove {folder} to run this trial again"
+        attributes = {key: name for name, key in _JSON_KEYS.items()}
+        content = read_json(path, remedy)
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); remove {folder} to run this trial again") from error
+            return cls(**{attributes.get(key, key): value for key, value in dict(**content).items()})
+        except TypeError as error:
+            raise UserError(f"{path}: cannot be read ({error}); {remedy}") from error
 
 
 def read_trial_records(sweep: Path) -> list[TrialRecord]:
-    """Of all trials in a sweep's folder that have begun, by number. Raises UserError."""
+    """Read the records of all trials that have begun, by number; sweep: the sweep's folder. Raises UserError."""
     return sorted(map(TrialRecord.read, trial_folders(sweep)), key=lambda record: record.number)
 
 
 def trial_folders(sweep: Path) -> list[Path]:
-    """Of the trials that have begun; one whose sweep was killed before trial.json was written, first of all, has not."""
+    """Return the folders of the trials that have begun.
+
+    A folder without a JSON file does not count: the sweep was killed before it had written trial.json, its first file.
+    """
     return [path for path in (sweep / "trials").glob("[0-9]*") if any(path.glob("*.json"))]

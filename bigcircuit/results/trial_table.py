@@ -1,4 +1,4 @@
-"""The trials of a sweep as a table: trials.csv and trials.parquet."""
+"""Table of the trials of a sweep: trials.csv and trials.parquet."""
 
 import csv
 import io
@@ -16,16 +16,16 @@ TRIAL_SCORES = ("logit_difference", "recovered", "accuracy", "exact_match")
 
 
 def trial_rows(sweep: SweepResult) -> list[Row]:
-    """One row a trial, all with the same columns; what there is not (yet) is None.
+    """Make one row per trial, all with the same columns; a value that does not exist (yet) is None.
 
-    Settings stand under their dotted keys, `validation.*` are of the last validation, the scores of held-out pairs.
+    Columns of settings are dotted keys; `validation.*`: the last validation; scores: on the held-out pairs.
     """
     nodes = next((list(trial.row["kept"]) for trial in sweep.finished), ["total"])
     return [_row(sweep, trial, nodes) for trial in sweep.trials]
 
 
 def _row(sweep: SweepResult, trial: SweepTrial, nodes: Sequence[str]) -> Row:
-    record, seen = trial.record, trial.validated
+    record, validation = trial.record, trial.last_validation
     found = trial.row if trial.summary is not None else {"scores": {}, "kept": {}}
     kl = found["scores"].get("kl", {})
     return {
@@ -35,7 +35,7 @@ def _row(sweep: SweepResult, trial: SweepTrial, nodes: Sequence[str]) -> Row:
         "step": record.step,
         "steps": record.steps,
         "seconds": float(record.seconds),
-        **{f"validation.{key}": seen.get(key) for key in ("kl", "kept.total")},
+        **{f"validation.{key}": validation.get(key) for key in ("kl", "kept.total")},
         "kl": kl.get("mean"),
         "kl.low": kl.get("low"),
         "kl.high": kl.get("high"),
@@ -49,7 +49,7 @@ def _row(sweep: SweepResult, trial: SweepTrial, nodes: Sequence[str]) -> Row:
 
 
 def as_csv(columns: Sequence[str], table: Sequence[Row]) -> bytes:
-    """Comma-separated, with a line of column names; None is an empty cell, a truth value or a list is JSON."""
+    """Write rows as CSV with a header; None is an empty cell, booleans, lists and mappings are JSON."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
@@ -62,7 +62,7 @@ def _cell(value: Any) -> Any:
 
 
 def as_parquet(columns: Sequence[str], table: Sequence[Row]) -> bytes:
-    """Parquet, with numbers as numbers; a setting whose values are of several kinds is text."""
+    """Write rows as Parquet; the column of a setting with values of several types is text."""
     file = io.BytesIO()
     parquet.write_table(pa.table({key: _column(key, [row[key] for row in table]) for key in columns}), file)
     return file.getvalue()
@@ -73,7 +73,7 @@ _WHOLE, _SHARES = ("kept.", "validation.kept."), ("kl", "validation.kl", "parame
 
 
 def _column(key: str, values: Sequence[Any]) -> pa.Array:
-    """Also a column that is still empty has the kind that it is going to have."""
+    """Make a typed column; an empty column has the type of its future values."""
     kind = pa.int64() if key.startswith(_WHOLE) else pa.float64() if key in (*_SHARES, "kl.low", "kl.high") else None
     try:
         return pa.array(values, _KINDS.get(key, kind))

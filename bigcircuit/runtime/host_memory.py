@@ -1,4 +1,4 @@
-"""Memory of this machine: what is free, what the process held at most, and how the allocator hands it back."""
+"""Measure the memory of this machine, and configure how the allocator returns freed memory."""
 
 import ctypes
 import resource
@@ -13,59 +13,60 @@ import torch
 from bigcircuit.config.schema import Config
 from bigcircuit.distributed.ranks import Ranks
 
+GIB = 2**30
+"""Bytes."""
+
 
 def peak_memory(ranks: Ranks) -> int:
-    """Bytes: the most that was allocated on the GPU, or the largest resident set of this process on CPU."""
+    """Return the most bytes that were allocated on the GPU, or the largest resident set of this process on CPU."""
     if ranks.device.type == "cuda":
         return torch.cuda.max_memory_allocated(ranks.device)
     try:
         return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     except (OSError, IndexError):
-        # Not on Linux. It counts in the process that started this one, until it became this one.
+        # Not on Linux. This includes the parent process up to the exec that started this program.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-GIB = 2**30
-
-
-class Memory(NamedTuple):
-    """What a rank has."""
+class FreeMemory(NamedTuple):
+    """Memory that a rank can use."""
 
     free: int
-    """Bytes that are left for the run."""
-    accelerator: bool
-    """Whether it is that of a GPU, which holds neither Python nor what is kept on the host."""
+    """Bytes."""
+    is_gpu: bool
+    """Whether the memory is that of a GPU, which holds neither Python nor tensors kept on the host."""
 
     @classmethod
-    def here(cls) -> "Memory":
-        """Of this machine; what this process already holds is its own."""
+    def measure(cls) -> "FreeMemory":
+        """Measure the free memory of this machine; memory that this process already holds counts as free."""
         if torch.cuda.is_available():
             return cls(torch.cuda.mem_get_info()[0], True)
         process = psutil.Process().memory_info()
-        limits = [psutil.virtual_memory().available, _left_in_group()]
-        most, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if most != resource.RLIM_INFINITY:
-            limits.append(most - process.vms)
+        limits = [psutil.virtual_memory().available, _free_in_cgroup()]
+        address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if address_space != resource.RLIM_INFINITY:
+            limits.append(address_space - process.vms)
         return cls(max(0, min(limits)) + process.rss, False)
 
 
-def give_freed_memory_back() -> None:
-    """Have glibc hand blocks back to the system when they are freed, from 1 MiB on.
+def return_freed_memory() -> None:
+    """Have glibc return blocks of 1 MiB and more to the operating system when they are freed.
 
-    From 2 MiB on, loading 109 MB in two pieces held up to .94 of the whole, in place of .70 at most: gaps between smaller weights.
-    Only where memory is what counts: an update takes 1.4 times as long with fresh pages for every block (46M parameters, P = 4).
+    With 2 MiB, loading 109 MB in two pieces held up to .94 of the whole, in place of .70 at most: gaps between smaller weights.
+    Only for runs that have to save memory: an update takes 1.4 times as long with fresh pages for every block (46M parameters,
+    P = 4).
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 20))  # M_MMAP_THRESHOLD, bytes
 
 
 def saves_memory(config: Config, sharded: bool) -> bool:
-    """Whether a run trades time for memory; sharded: whether ZeRO-3 divides its weights."""
+    """Return whether a run trades time for memory; sharded: whether ZeRO-3 divides its weights."""
     return sharded or bool(config.train.checkpointing)
 
 
-def _left_in_group() -> int:
-    """Bytes left under the limit of this process's control group, which batch systems and containers set."""
+def _free_in_cgroup() -> int:
+    """Return the bytes left under the limit of this process's control group, which batch systems and containers set."""
     with suppress(OSError, ValueError):
         name = Path("/proc/self/cgroup").read_text().split("::")[1].split()[0]
         group = Path("/sys/fs/cgroup", name.lstrip("/"))
@@ -73,8 +74,8 @@ def _left_in_group() -> int:
     return sys.maxsize
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether this error of torch says that memory did not suffice."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of torch was raised because memory did not suffice."""
     return (
         isinstance(error, torch.OutOfMemoryError)
         or "allocate memory" in str(error)

@@ -1,11 +1,11 @@
-"""The Ray cluster of a sweep, and how many model workers it has room for."""
+"""Join or start the Ray cluster of a sweep, and decide how many model workers it holds."""
 
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 
@@ -16,62 +16,62 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors witho
 
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see Messages in run.py
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see StopCallback in run.py
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
-_ANSWERS = 5.0
-"""Seconds that a cluster has to answer."""
+_CONNECT_SECONDS = 5.0
+"""Timeout of the first connection to a cluster."""
 
 
-class Room(NamedTuple):
-    """What model workers take of the cluster."""
+class WorkerResources(NamedTuple):
+    """Resources of the cluster that model workers take."""
 
     workers: int
     cpus: int
-    """Of every rank."""
+    """CPU cores per rank."""
     gpus: float
-    """Of every rank."""
+    """GPUs per rank."""
 
 
-def room_for(settings: SweepSettings, trials: int, grows: bool) -> Room:
-    """As many workers as the cluster holds, but no more than the trials need.
+def worker_resources(settings: SweepSettings, trials: int, can_grow: bool) -> WorkerResources:
+    """Return resources for as many workers as the cluster holds, but no more than the trials need.
 
-    grows: whether machines may come that the cluster does not have yet, for workers that are asked for by number. Raises
-    UserError where not one worker fits, or fewer than are asked for fit and nothing is to come.
+    trials: number of trials; can_grow: whether machines may join the cluster later, for workers that `sweep.workers` asks for.
+    Raises UserError where not one worker fits, or fewer than `sweep.workers` fit and the cluster cannot grow.
     """
-    there, ranks = ray.cluster_resources(), settings.ranks
-    gpus = settings.gpus if settings.gpus is not None else float(there.get("GPU", 0) >= ranks)
+    available, ranks = ray.cluster_resources(), settings.ranks
+    gpus = settings.gpus if settings.gpus is not None else float(available.get("GPU", 0) >= ranks)
     cpus = settings.cpus or 1
-    share = there.get("CPU", 0) // (cpus * ranks)
+    fitting = available.get("CPU", 0) // (cpus * ranks)
     if gpus:
-        share = min(share, there.get("GPU", 0) // (gpus * ranks))
+        fitting = min(fitting, available.get("GPU", 0) // (gpus * ranks))
     least = settings.workers or 1
-    if share < least and not (grows and settings.workers):
+    if fitting < least and not (can_grow and settings.workers):
         raise UserError(
             f"sweep: {least} worker(s) of {ranks} rank(s) need {cpus * ranks * least} CPUs and {gpus * ranks * least:g} GPUs, "
-            f"there are {there.get('CPU', 0):g} and {there.get('GPU', 0):g}; lower sweep.workers, sweep.ranks, sweep.cpus or "
-            "sweep.gpus"
+            f"there are {available.get('CPU', 0):g} and {available.get('GPU', 0):g}; lower sweep.workers, sweep.ranks, "
+            "sweep.cpus or sweep.gpus"
         )
-    workers = settings.workers or int(min(share, -(-trials // settings.slots)))
+    workers = settings.workers or int(min(fitting, -(-trials // settings.slots)))
     if settings.cpus is None and not gpus and len(ray.nodes()) == 1:
-        cpus = max(1, int(there.get("CPU", 0)) // (workers * ranks))
-    return Room(workers, cpus, gpus)
+        cpus = max(1, int(available.get("CPU", 0)) // (workers * ranks))
+    return WorkerResources(workers, cpus, gpus)
 
 
 @contextmanager
-def cluster(address: str | None, asked: Sweep) -> Iterator[None]:
-    """Join a Ray cluster, or start Ray on this machine for as long as the sweep runs."""
+def cluster(address: str | None, sweep: Sweep) -> Iterator[None]:
+    """Join the Ray cluster at an address, or start Ray on this machine; leave or stop it at the end. Raises UserError."""
     os.environ |= _QUIET
-    quiet = {"log_to_driver": False, "logging_level": "CRITICAL"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
     if address is not None:
-        _reach(address)
+        _check_reachable(address)
     try:
         if address is None:
             with _private_token():
-                ray.init("local", num_cpus=cores(asked), include_dashboard=False, **quiet)
+                ray.init("local", num_cpus=core_count(sweep), include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -88,7 +88,7 @@ def cluster(address: str | None, asked: Sweep) -> Iterator[None]:
 
 @contextmanager
 def _private_token() -> Iterator[None]:
-    """Inside, Ray may write its token, which others of this machine are not to read."""
+    """Keep the token that Ray may write inside from other users of this machine."""
     token = Path.home() / ".ray" / "auth_token"
     with suppress(OSError):
         token.parent.mkdir(mode=0o700, exist_ok=True)
@@ -97,20 +97,20 @@ def _private_token() -> Iterator[None]:
         token.chmod(0o600)
 
 
-def _reach(address: str) -> None:
-    """Raises UserError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raises UserError where no process listens at HOST:PORT. Ray itself would retry for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdecimal():
-        return  # `auto`, which Ray looks up
+        return  # `auto`, which Ray resolves
     try:
-        socket.create_connection((host, int(port)), timeout=_ANSWERS).close()
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UserError(
             f"--address {address}: nobody answers there ({error}); is the Ray cluster running, and can it be reached from here?"
         ) from error
 
 
-def cores(asked: Sweep) -> int:
-    """CPUs of this machine, or, where workers and ranks are asked for that need more, so many."""
-    settings = asked.settings
+def core_count(sweep: Sweep) -> int:
+    """Return the CPU cores of this machine, or those that the sweep's workers need if that is more."""
+    settings = sweep.settings
     return max(len(os.sched_getaffinity(0)), (settings.workers or 1) * settings.ranks * (settings.cpus or 1))

@@ -1,6 +1,6 @@
-"""The section `sweep` of a sweep's config: what is searched, how, and on which machines.
+"""Section `sweep` of a sweep's config: what is searched, how, and on which machines.
 
-Light, so that a mistake is answered at once; the rest of the file is an ordinary config that all trials start from.
+The rest of the file is an ordinary config that all trials start from. Light, so that a mistake is reported at once.
 """
 
 from collections.abc import Mapping
@@ -9,28 +9,30 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from bigcircuit.config.load import check_key, dotted_keys, flatten, members, override, read_yaml, set_dotted, validate
+from bigcircuit.config.load import check_key, flatten, members, override, set_dotted, validate
 from bigcircuit.config.schema import MEMBER_KEYS, Config, Count, Positive, Section
+from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError
 from bigcircuit.io.run_dir import free_path
 
-_ELSEWHERE = ("output", "deepspeed", "population.", "tracking.")
-"""What belongs to the sweep and not to a trial."""
-_OWN = ("output", "gates.parametrisation")
+_SWEEP_WIDE = ("output", "deepspeed", "population.", "tracking.")
+"""Prefixes of settings that belong to the whole sweep and cannot be searched."""
+_TRIAL_KEYS = ("output", "gates.parametrisation")
+"""Keys, beside those of members, in which trials on shared data may differ."""
 
 
 class Range(Section):
-    """Numbers to draw from: exactly one of these, as [lowest, highest]."""
+    """Range of numbers to draw from: exactly one of these fields, as [lowest, highest]."""
 
     uniform: tuple[float, float] | None = None
     log_uniform: tuple[float, float] | None = None
     integer: tuple[int, int] | None = None
-    """Both ends included."""
+    """Whole numbers, both ends included."""
     log_integer: tuple[int, int] | None = None
 
     @property
-    def chosen(self) -> tuple[str, tuple[float, float]]:
-        """Kind and ends."""
+    def kind_and_ends(self) -> tuple[str, tuple[float, float]]:
+        """Name of the field that is set, and its value."""
         return next((name, ends) for name, ends in self if ends is not None)
 
     @model_validator(mode="after")
@@ -48,36 +50,36 @@ Domain = Range | tuple[Any, ...]
 
 
 class SweepSettings(Section):
-    """The search."""
+    """Search over settings: what is drawn, by which method, and the workers that train the trials."""
 
     space: dict[str, Domain]
     """Dotted config key -> a list of values, or {uniform: [a, b]}, {log_uniform: ...}, {integer: ...}, {log_integer: ...}."""
     search: Literal["grid", "random", "optuna"] = "random"
-    """`grid`: every combination of lists; `random`: independent draws; `optuna`: draws that learn from the trials so far
-    which settings give few neurons and a low KL together."""
+    """`grid`: every combination of lists; `random`: independent draws; `optuna`: draws that learn from finished
+    trials which settings give few neurons and a low KL together."""
     trials: Positive = 16
-    """Draws of `random` and `optuna`."""
+    """Number of draws, for `random` and `optuna`."""
     seed: Count = 0
     """Seed of the draws."""
     scheduler: Literal["none", "asha", "pbt"] = "none"
-    """`asha` stops the worse trials early; `pbt` (population-based training) lets them go on from the state of better ones,
-    with settings that are changed a little."""
+    """`asha` stops the worse trials early; `pbt` (population-based training) replaces their state by that of better trials, with
+    settings changed a little."""
     metric: Literal["objective", "kl", "neurons"] = "objective"
-    """What the scheduler compares trials by, on the validation pairs: the loss with full penalties, KL, or size."""
+    """Score by which the scheduler compares trials, on the validation pairs: the loss with full penalties, KL, or size."""
     grace: Positive = 2
-    """Validations that every trial gets before `asha` may stop it, and between two changes of `pbt`."""
+    """Validations of every trial before `asha` may stop it, and between two changes of `pbt`."""
     reduction: Annotated[int, Field(ge=2)] = 2
-    """`asha` lets one of so many go on at each of its rungs."""
+    """`asha` continues one trial in this many at each of its rungs."""
     slots: Positive = 8
     """Trials that train at once on one copy of the model."""
     workers: Positive | None = None
-    """Copies of the model; by default as many as the machines have room for and the trials need."""
+    """Copies of the model; by default as many as the trials need and the machines can hold."""
     ranks: Positive = 1
-    """Processes that share one copy, its weights divided between them under ZeRO-3."""
+    """Processes of one copy, its weights divided between them under ZeRO-3."""
     cpus: Positive | None = None
-    """CPU cores of a process; by default one, and without GPUs on a single machine its share of all cores."""
+    """CPU cores per process; by default one, or, without GPUs on a single machine, an equal share of all cores."""
     gpus: Annotated[float, Field(ge=0)] | None = None
-    """GPUs of a process; by default one where there are any."""
+    """GPUs per process; by default one where there are any."""
 
     @field_validator("space", mode="before")
     @classmethod
@@ -94,7 +96,7 @@ class SweepSettings(Section):
             )
         for key, domain in self.space.items():
             check_key(key, "sweep.space")
-            if key.startswith(_ELSEWHERE):
+            if key.startswith(_SWEEP_WIDE):
                 raise ValueError(f"sweep.space: {key} is one for all trials; set it beside the section sweep")
             if domain == ():
                 raise ValueError(f"sweep.space.{key} is an empty list; name values")
@@ -122,18 +124,18 @@ def _domains(value: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 class Sweep(NamedTuple):
-    """A sweep's file, validated."""
+    """Validated config of a sweep."""
 
     config: Config
-    """What all trials start from; its output is the folder of the sweep."""
+    """Config that all trials start from; its output is the folder of the sweep."""
     settings: SweepSettings
 
     def fresh(self) -> "Sweep":
-        """The same one in a new folder beside what its output names."""
+        """Return the same sweep with a free output folder: the one it names or one beside."""
         return self._replace(config=override(self.config, {"output": str(free_path(self.config.output))}, "--fresh"))
 
-    def trial(self, settings: Mapping[str, Any], number: int) -> Config:
-        """The config of one trial as a run of its own. Raises UserError if the settings do not fit together."""
+    def trial_config(self, settings: Mapping[str, Any], number: int) -> Config:
+        """Return the config of one trial as a run of its own. Raises UserError if the settings do not fit together."""
         own = {**settings, "output": str(Path(self.config.output) / "trials" / f"{number:03d}")}
         return members(override(self.config, own, f"trial {number}"))[0]
 
@@ -157,28 +159,23 @@ def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:
     return Sweep(config, validate({"space": {}} | search, source, SweepSettings, "sweep."))
 
 
-def sweep_keys() -> list[str]:
-    """Every dotted key that a sweep's command line knows, but those of the space."""
-    return [*dotted_keys(), *(f"sweep.{key}" for key in dotted_keys(SweepSettings))]
-
-
-def shared_part(config: Config) -> str:
-    """As text, what trials on the same model and pairs have in common; they may differ in what members may differ in."""
+def shared_settings(config: Config) -> str:
+    """Return, as text, the settings in which trials must agree to share model and pairs: all but those of members."""
     values = dict(flatten(config.model_dump(mode="json")))
-    own = [key for key in values if key.startswith(MEMBER_KEYS[:2]) or key in (*MEMBER_KEYS, *_OWN)]
+    own = [key for key in values if key.startswith(MEMBER_KEYS[:2]) or key in (*MEMBER_KEYS, *_TRIAL_KEYS)]
     return repr(sorted((key, repr(value)) for key, value in values.items() if key not in own))
 
 
-def kind_of_gates(config: Config) -> tuple[str, ...]:
-    """What members must have in common, beyond this, to share a pass."""
+def gate_settings(config: Config) -> tuple[str, ...]:
+    """Return the settings in which members must agree, beside `shared_settings`, to share a pass."""
     return config.gates.parametrisation, *config.target.sizes()
 
 
 def shares_data(settings: SweepSettings) -> bool:
-    """Whether all trials have the model and the pairs of the base config."""
+    """Return whether all trials have the model and the pairs of the base config."""
     return not any(key.startswith(("task.", "model.")) for key in settings.space)
 
 
 def is_known_ahead(settings: SweepSettings) -> bool:
-    """Whether which trials there are, and that each runs to its end, is known before the first one begins."""
+    """Return whether all trials are known before the first begins, and none is stopped early."""
     return settings.search != "optuna" and settings.scheduler == "none"

@@ -1,138 +1,144 @@
-"""What a person sees of a sweep: a live table on a terminal, a line now and then elsewhere."""
+"""Terminal output of a sweep: a live table on a terminal, else a line of progress every few seconds."""
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
-from bigcircuit.results.pareto import GOOD
+from bigcircuit.results.pareto import GOOD_KL
 from bigcircuit.results.trial_record import TrialRecord
+from bigcircuit.sweep.messages import SweepStatus
 
-_EVERY, _HEARTBEAT = 1.0, 10.0
-_ROWS, _REASONS, _WIDE = 24, 8, 160
+_REFRESH_SECONDS, _LINE_SECONDS, _FIRST_LINE_SECONDS = 1.0, 10.0, 3.0
+"""Seconds between two states of the live table, between two lines in a log, and before the first line."""
+_MAX_ROWS, _MAX_REASONS, _LOG_WIDTH = 24, 8, 160
 
 
 class LiveTable:
-    """Asks the slots how things stand, in a thread of its own."""
+    """Shows the status of the scheduler actor, from a thread of its own."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._started = time.monotonic()
 
     @contextmanager
-    def watching(self, slots: Any) -> Iterator[None]:
-        """Show the state of the sweep inside."""
-        over, screen = threading.Event(), RichLive(console=self.console, auto_refresh=False, transient=True)
+    def watching(self, scheduler: Any) -> Iterator[None]:
+        """Show the sweep as long as the context is open; scheduler: handle of the SchedulerActor."""
+        closed, screen = threading.Event(), RichLive(console=self.console, auto_refresh=False, transient=True)
         self._started = time.monotonic()
-        thread = threading.Thread(target=self._watch, args=(slots, over, screen), daemon=True)
+        thread = threading.Thread(target=self._watch, args=(scheduler, closed, screen), daemon=True)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            closed.set()
             thread.join(5)
             screen.stop()
 
-    def _watch(self, slots: Any, over: threading.Event, screen: RichLive) -> None:
-        last, said = time.monotonic() - _HEARTBEAT + 3, 0
-        while not over.wait(_EVERY):
+    def _watch(self, scheduler: Any, closed: threading.Event, screen: RichLive) -> None:
+        last_line, shown_losses = time.monotonic() - _LINE_SECONDS + _FIRST_LINE_SECONDS, 0
+        while not closed.wait(_REFRESH_SECONDS):
             try:
-                status = ray.get(slots.status.remote(), timeout=30)
+                status: SweepStatus = ray.get(scheduler.status.remote(), timeout=30)
             except ray.exceptions.RayError:
                 return
             seconds = time.monotonic() - self._started
-            for reason in status["losses"][said:]:
+            for reason in status.loss_reasons[shown_losses:]:
                 self.console.print(
                     f"a model worker was lost: {reason}; its trials go on from their last state", markup=False
                 )
-            said = len(status["losses"])
+            shown_losses = len(status.loss_reasons)
             if self.console.is_terminal:
                 screen.start()
-                parts = (
-                    trials_table(status["records"]),
-                    *map(Text, failures(status["records"])),
-                    Text(line(status, seconds)),
-                )
+                parts: list[RenderableType] = [
+                    trials_table(status.records),
+                    *map(Text, failure_lines(status.records)),
+                    Text(status_line(status, seconds)),
+                ]
                 screen.update(Group(*parts), refresh=True)
-            elif time.monotonic() - last > _HEARTBEAT:
-                last = time.monotonic()
-                self.console.print(line(status, seconds), markup=False)
+            elif time.monotonic() - last_line > _LINE_SECONDS:
+                last_line = time.monotonic()
+                self.console.print(status_line(status, seconds), markup=False)
 
 
-def line(status: Mapping[str, Any], seconds: float) -> str:
-    """The sweep in one line."""
-    records: Sequence[TrialRecord] = status["records"]
+def status_line(status: SweepStatus, seconds: float) -> str:
+    """Describe the sweep in one line; seconds: time since this start."""
+    records = status.records
     count = {
         name: sum(record.status == name for record in records) for name in ("finished", "stopped", "failed", "running")
     }
-    seated = sum(map(len, status["seated"]))
+    assigned = sum(map(len, status.assigned))
     parts = [
-        f"{count['finished'] + count['stopped'] + count['failed']}/{status['total']} trials",
+        f"{count['finished'] + count['stopped'] + count['failed']}/{status.total} trials",
         *(f"{count[name]} {name}" for name in ("running", "stopped", "failed") if count[name]),
-        f"{seated}/{status['slots']} slots",
-        f"{status['rate']:.1f} steps/s",
+        f"{assigned}/{status.slots} slots",
+        f"{status.rate:.1f} steps/s",
     ]
     if (best := _best(records)) is not None:
         kl, neurons = _point(best)
         parts.append(
-            f"best {neurons} neurons with KL {kl:.3g}" if kl <= GOOD else f"lowest KL {kl:.3g} with {neurons} neurons"
+            f"best {neurons} neurons with KL {kl:.3g}"
+            if kl <= GOOD_KL
+            else f"lowest KL {kl:.3g} with {neurons} neurons"
         )
-    left = remaining(status, seconds)
+    left = seconds_left(status, seconds)
     return "  ".join([*parts, *([f"{left:.0f} s left"] if left is not None else [])])
 
 
-def remaining(status: Mapping[str, Any], seconds: float) -> float | None:
-    """Seconds until all trials are over at the pace since this start, if none of those to come is stopped early."""
-    records: Sequence[TrialRecord] = status["records"]
-    done = sum((record.steps or status["steps"]) if record.over else record.step for record in records)
-    return (status["total"] * status["steps"] - done) * seconds / status["made"] if status["made"] else None
+def seconds_left(status: SweepStatus, seconds: float) -> float | None:
+    """Estimate the seconds until all trials have ended, at the speed since this start and if no more trials are stopped early.
+
+    seconds: time since this start. Returns None before the first update.
+    """
+    done = sum((record.steps or status.steps) if record.ended else record.step for record in status.records)
+    return (status.total * status.steps - done) * seconds / status.updates if status.updates else None
 
 
 def _best(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The smallest circuit that is good enough, or, while there is none, the most faithful one."""
+    """Return the trial with the smallest circuit whose KL is good, or, while there is none, the one with the lowest KL."""
     scored = [record for record in records if record.validation and record.status != "failed"]
-    good = [record for record in scored if _point(record)[0] <= GOOD]
+    good = [record for record in scored if _point(record)[0] <= GOOD_KL]
     if good:
         return min(good, key=lambda record: _point(record)[::-1])
     return min(scored, key=_point, default=None)
 
 
 def _point(record: TrialRecord) -> tuple[float, int]:
-    """KL in nats and neurons, at the last validation."""
+    """Return KL in nats and neurons at the last validation."""
     assert record.validation is not None
     return record.validation["validation.kl"], record.validation["validation.kept.total"]
 
 
-def print_trials(console: Console, records: Sequence[TrialRecord], rows: int = _ROWS) -> None:
-    """Print the trials, in a log as wide as need be, and why some have failed."""
-    wide = console if console.is_terminal else Console(file=console.file, width=_WIDE, highlight=False)
+def print_trials(console: Console, records: Sequence[TrialRecord], rows: int = _MAX_ROWS) -> None:
+    """Print the table of trials and why some have failed; a log gets a wider table than a terminal."""
+    wide = console if console.is_terminal else Console(file=console.file, width=_LOG_WIDTH, highlight=False)
     wide.print(trials_table(records, rows))
-    for one in failures(records):
-        console.print(one, markup=False)
+    for line in failure_lines(records):
+        console.print(line, markup=False)
 
 
-def failures(records: Sequence[TrialRecord]) -> list[str]:
-    """In a line each, why trials have failed."""
+def failure_lines(records: Sequence[TrialRecord]) -> list[str]:
+    """Describe in a line each why trials have failed; of many failed trials, the first ones and a count."""
     failed = [record for record in records if record.status == "failed"]
-    said = [f"trial {record.number} failed: {record.error}" for record in failed[:_REASONS]]
-    return said + ([f"... and {len(failed) - _REASONS} more"] if len(failed) > _REASONS else [])
+    lines = [f"trial {record.number} failed: {record.error}" for record in failed[:_MAX_REASONS]]
+    return lines + ([f"... and {len(failed) - _MAX_REASONS} more"] if len(failed) > _MAX_REASONS else [])
 
 
-def trials_table(records: Sequence[TrialRecord], rows: int = _ROWS) -> Table:
-    """Trials, those that run first."""
+def trials_table(records: Sequence[TrialRecord], rows: int = _MAX_ROWS) -> Table:
+    """Make the table of trials, running trials first; rows: how many are shown at most."""
     order = {"running": 0, "failed": 1, "finished": 2, "stopped": 3, "waiting": 4}
     shown = sorted(records, key=lambda record: (order[record.status], record.number))
     keys = sorted({key for record in records for key in record.settings})
-    found = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for heading in ("trial", "status", *keys, "step", "KL", "neurons"):
-        found.add_column(
+        table.add_column(
             heading,
             justify="left" if heading == "status" else "right",
             no_wrap=heading not in (*keys, "status"),
@@ -141,7 +147,7 @@ def trials_table(records: Sequence[TrialRecord], rows: int = _ROWS) -> Table:
     for record in shown[:rows]:
         last = record.validation or {}
         kl, size = last.get("validation.kl"), last.get("validation.kept.total")
-        found.add_row(
+        table.add_row(
             str(record.number),
             record.status,
             *(_value(record.settings.get(key)) for key in keys),
@@ -150,9 +156,10 @@ def trials_table(records: Sequence[TrialRecord], rows: int = _ROWS) -> Table:
             "" if size is None else str(size),
         )
     if len(shown) > rows:
-        found.add_row("...", f"{len(shown) - rows} more")
-    return found
+        table.add_row("...", f"{len(shown) - rows} more")
+    return table
 
 
 def _value(value: Any) -> str:
+    """Format the value of a setting."""
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,10 +1,11 @@
-"""One rank of a model worker: a copy of the model, or a piece of one, and the members that train on it.
+"""Replica: one rank of a model worker, with a copy of the model, or a part of one, and the members in its slots.
 
 Members whose settings and step agree share a pass, and so the corrupted stream, the full model's logits and, under ZeRO-3, the
 gathers. The order of the data is a function of a member's own step, so a trial finds what `prune` finds with its config,
-whoever else is there. Those behind go first: they catch up with others and share their passes from there on.
+whatever other members there are. The members with the fewest updates train first: once they reach the step of others they share
+passes.
 
-All ranks of a worker get the same calls and so do the same.
+All ranks of a worker get the same calls and therefore make the same updates.
 """
 
 import time
@@ -13,243 +14,259 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bigcircuit.config.load import override
+from bigcircuit.config.load import members
 from bigcircuit.config.schema import Config
-from bigcircuit.data.collate import train_order
+from bigcircuit.data.collate import batch_indices
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import DivergedError, OutOfMemory, ReportedError
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.gates.population import Population
-from bigcircuit.io.checkpoint import State
+from bigcircuit.io.checkpoint import SavedState
 from bigcircuit.memory.fit import explain_out_of_memory
 from bigcircuit.runtime.progress import ProgressDisplay
-from bigcircuit.sweep.config import kind_of_gates, shared_part
-from bigcircuit.sweep.messages import Entry, Progress
+from bigcircuit.sweep.config import gate_settings, shared_settings
+from bigcircuit.sweep.messages import Assignment, Progress
 from bigcircuit.train.final_circuits import final_circuits
-from bigcircuit.train.setup import RunContext, resolve, set_up
+from bigcircuit.train.resolve import resolve
+from bigcircuit.train.setup import RunContext, set_up
 from bigcircuit.train.state import MemberState, TrainState, metric_rows
 from bigcircuit.train.step import update, validate
 from bigcircuit.train.targets import check_targets
 
-_SILENT = ProgressDisplay(speak=False)
+_SILENT = ProgressDisplay(enabled=False)
 
 
 @dataclass
 class _SharedData:
-    """Members with the same shared settings, and what they train on."""
+    """Model and examples of all members whose shared settings agree, see `shared_settings`."""
 
-    ground: RunContext
+    context: RunContext
     examples: list[Example]
     training: Targets
     validation: Targets
     steps: int
-    """For which the training examples suffice."""
+    """Longest training, in updates, for which `training` holds all targets."""
 
 
 @dataclass
 class _Slot:
-    """A member in its slot."""
+    """A slot with its member: the training state of one trial."""
 
     population: Population
-    """It alone."""
-    learner: MemberState
-    lot: _SharedData
+    """Population of this member alone."""
+    member_state: MemberState
+    shared: _SharedData
     validated: int
+    """Step of the last validation."""
 
 
 class Replica:
-    """A rank, its copies of models, and the members in its slots."""
+    """One rank of a worker: shared data by their settings, and slots by trial number."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._lots: dict[str, _SharedData] = {}
-        self._seats: dict[int, _Slot] = {}
+        self._shared: dict[str, _SharedData] = {}
+        self._slots: dict[int, _Slot] = {}
 
-    def open(self, config: Config) -> None:
-        """Read model and pairs ahead of the first trial. Raises UserError, and OutOfMemory."""
-        self._lot(config)
+    def load(self, config: Config) -> None:
+        """Load model and pairs ahead of the first trial. Raises UserError and OutOfMemory."""
+        self._shared_data(config)
 
     def advance(
-        self, entries: Sequence[Entry], leaving: Sequence[int], ready: Sequence[int], limit: int
+        self, assignments: Sequence[Assignment], evicted: Sequence[int], ready: Sequence[int], max_updates: int
     ) -> Progress | None:
-        """Let trials in and out, then train those of `ready` that are furthest behind, together, up to their next report.
+        """Fill and empty slots, then train the `ready` trials with the fewest updates, together, up to their next report.
 
-        limit: updates at most. Returns what came of it on the first rank, None on others. What a trial meets alone fails it;
-        raises OutOfMemory where several do not fit into memory together.
+        assignments: trials to put in slots; evicted: numbers of trials to remove from theirs; ready: numbers of trials that may
+        train. Returns the progress on the first rank, None on others. An error of a single trial fails the trial; raises
+        OutOfMemory where several trials do not fit into memory together.
         """
         progress, started = Progress(), time.monotonic()
-        for number in leaving:
-            self._seats.pop(number, None)
-        for entry in entries:
-            with self._failing(entry.number, progress):
-                self._seats[entry.number] = self._enter(entry)
-        cohort = self._cohort([number for number in ready if number in self._seats])
+        for number in evicted:
+            self._slots.pop(number, None)
+        for assignment in assignments:
+            with self._failing(assignment.number, progress):
+                self._slots[assignment.number] = self._new_slot(assignment)
+        cohort = self._cohort([number for number in ready if number in self._slots])
         if len(cohort) == 1:
             with self._failing(cohort[0], progress):
-                self._train(cohort, limit, progress)
+                self._train(cohort, max_updates, progress)
         elif cohort:
-            self._train(cohort, limit, progress)
+            self._train(cohort, max_updates, progress)
         progress.seconds = time.monotonic() - started
-        return progress if self._ranks.first else None
+        return progress if self._ranks.is_first else None
 
     @contextmanager
     def _failing(self, number: int, progress: Progress) -> Iterator[None]:
-        """What is raised inside is this trial's own failure, unless it may be that of one rank alone."""
+        """Record an exception raised inside as failure of the trial; raise it again if it may concern one of several ranks only."""
         try:
             yield
         except Exception as error:
             reported = isinstance(error, ReportedError)
             if self._ranks.size > 1 and (isinstance(error, OutOfMemory) or not reported):
                 raise
-            said = str(error) if reported else f"{type(error).__name__}: {error}"
-            progress.failed[number] = said.partition("\n")[0]
-            self._seats.pop(number, None)
+            message = str(error) if reported else f"{type(error).__name__}: {error}"
+            progress.failures[number] = message.partition("\n")[0]
+            self._slots.pop(number, None)
 
-    def _enter(self, entry: Entry) -> _Slot:
-        lot = self._lot(entry.config)
-        check_targets(entry.config, lot.ground.nodes)
-        if entry.config.train.steps > lot.steps:
-            with lot.ground.streams:
-                lot.training = lot.ground.training(lot.examples, entry.config.train.steps)
-            lot.steps = entry.config.train.steps
-        population = lot.ground.population([entry.config])
-        seat = _Slot(population, MemberState.new(population.members[0], lot.ground.nodes), lot, 0)
-        if entry.state is None:
-            with lot.ground.streams:
-                lot.ground.warm(population)
+    def _new_slot(self, assignment: Assignment) -> _Slot:
+        """Set up the member of a trial, new or resumed. Raises UserError."""
+        config, shared = assignment.config, self._shared_data(assignment.config)
+        check_targets(members(config), shared.context.nodes)
+        if config.train.steps > shared.steps:
+            with shared.context.streams:
+                shared.training = shared.context.training_targets(shared.examples, config.train.steps)
+            shared.steps = config.train.steps
+        population = shared.context.population([config])
+        slot = _Slot(population, MemberState.new(population.members[0], shared.context.nodes), shared, validated=0)
+        if assignment.state is None:
+            with shared.context.streams:
+                shared.context.warm_start(population)
         else:
-            state = _alone(seat)
-            state.restore(entry.state)
-            seat.validated = state.validated
-        return seat
+            state = _train_state(slot)
+            state.restore(assignment.state)
+            slot.validated = state.validated
+        return slot
 
-    def _lot(self, config: Config) -> _SharedData:
-        """The lot of a config; one without members makes room for a new one."""
-        key = shared_part(config)
-        if key not in self._lots:
-            used = [id(seat.lot) for seat in self._seats.values()]
-            prepared = resolve(config, self._ranks)
-            same = [lot.ground for lot in self._lots.values() if lot.ground.config.model == config.model]
-            self._lots = {name: lot for name, lot in self._lots.items() if id(lot) in used}
-            with explain_out_of_memory(config, prepared.data, self._ranks):
-                ground = set_up(prepared, _SILENT, same[0].streams.frozen if same else None)
-                with ground.streams:
-                    examples = ground.training_examples()
-                    training = ground.training(examples, config.train.steps)
-                    validation = ground.validation()
-            self._lots[key] = _SharedData(ground, examples, training, validation, config.train.steps)
-        return self._lots[key]
+    def _shared_data(self, config: Config) -> _SharedData:
+        """Return the shared data of a config; loading new data drops those that no slot uses. Raises UserError and OutOfMemory."""
+        key = shared_settings(config)
+        if key not in self._shared:
+            used = [id(slot.shared) for slot in self._slots.values()]
+            run = resolve(config, self._ranks)
+            same_model = [one.context for one in self._shared.values() if one.context.config.model == config.model]
+            self._shared = {name: one for name, one in self._shared.items() if id(one) in used}
+            with explain_out_of_memory(run, self._ranks):
+                context = set_up(run, _SILENT, same_model[0].streams.frozen if same_model else None)
+                with context.streams:
+                    examples = context.training_examples()
+                    training = context.training_targets(examples, config.train.steps)
+                    validation = context.validation_targets()
+            self._shared[key] = _SharedData(context, examples, training, validation, config.train.steps)
+        return self._shared[key]
 
     def _cohort(self, ready: Sequence[int]) -> list[int]:
-        """Those that are furthest behind and can share a pass."""
+        """Return the trials that train next: those with the fewest updates that can share a pass."""
         if not ready:
             return []
-        first = min(ready, key=lambda number: self._seats[number].learner.member.step)
-        return [number for number in ready if _together(self._seats[number], self._seats[first])]
+        first = min(ready, key=lambda number: self._slots[number].member_state.member.step)
+        return [number for number in ready if _can_share_pass(self._slots[number], self._slots[first])]
 
-    def _train(self, cohort: list[int], limit: int, progress: Progress) -> None:
-        lot = self._seats[cohort[0]].lot
-        together = override(lot.ground.config, {"population.seeds": len(cohort)}, "sweep.slots")
-        with explain_out_of_memory(together, lot.ground.data, self._ranks):
-            self._advance_all(cohort, lot, limit, progress)
+    def _train(self, cohort: list[int], max_updates: int, progress: Progress) -> None:
+        """Train a cohort, with advice for the user where memory runs out. Raises OutOfMemory."""
+        shared = self._slots[cohort[0]].shared
+        with explain_out_of_memory(shared.context.run, self._ranks, population=len(cohort)):
+            self._make_updates(cohort, shared, max_updates, progress)
 
-    def _advance_all(self, cohort: list[int], lot: _SharedData, limit: int, progress: Progress) -> None:
-        for _ in range(min(limit, self._until_report(cohort))):
+    def _make_updates(self, cohort: list[int], shared: _SharedData, max_updates: int, progress: Progress) -> None:
+        """Update a cohort up to its next report, then validate or finish the members for which that is due."""
+        for _ in range(min(max_updates, self._updates_to_report(cohort))):
             logged = self._update(cohort, progress)
             if not cohort:
                 return
             progress.updates += 1
-            learners = [self._seats[number].learner for number in cohort]
-            if learners[0].member.step % lot.ground.config.train.log_every == 0:
+            member_states = [self._slots[number].member_state for number in cohort]
+            if member_states[0].member.step % shared.context.config.train.log_every == 0:
                 columns = {name: values.tolist() for name, values in logged.items()}
-                _keep(progress, cohort, metric_rows(learners, learners[0].member.step, columns))
-        with lot.ground.streams:
-            self._validate([number for number in cohort if self._due(number)], progress)
-            self._end([number for number in cohort if self._seats[number].learner.finished], progress)
+                _add_rows(progress, cohort, metric_rows(member_states, member_states[0].member.step, columns))
+        with shared.context.streams:
+            self._validate([number for number in cohort if self._validation_due(number)], progress)
+            self._finish([number for number in cohort if self._slots[number].member_state.finished], progress)
         for number in cohort:
-            if number in self._seats:
-                seat = self._seats[number]
-                progress.states[number] = _copied(_alone(seat).export(lot.ground.prepared.base))
-                progress.steps[number] = seat.learner.member.step
+            if number in self._slots:
+                slot = self._slots[number]
+                progress.states[number] = _host_copy(_train_state(slot).export(shared.context.run.fingerprint))
+                progress.steps[number] = slot.member_state.member.step
 
     def _update(self, cohort: list[int], progress: Progress) -> dict[str, Any]:
-        """One update of all of the cohort; whose loss is not finite leaves it, and the others do theirs without."""
-        lot = self._seats[cohort[0]].lot
-        config = lot.ground.config
+        """Make one update of the whole cohort. Returns what to log, by name, float32 [P]; empty where no member is left.
+
+        A member whose loss is not finite fails and is removed from the cohort, and the others are updated without it.
+        """
+        shared = self._slots[cohort[0]].shared
+        config = shared.context.config
         while cohort:
-            state = self._state(cohort)
-            order = train_order(len(lot.examples), config.train.batch_size, state.step, config.task.seed)
-            chosen = [lot.examples[index] for index in order]
+            state = self._joint_state(cohort)
+            order = batch_indices(len(shared.examples), config.train.batch_size, state.step, config.task.seed)
+            chosen = [shared.examples[index] for index in order]
             try:
-                with lot.ground.streams:
-                    return update(state, lot.ground.streams, lot.training.references, chosen, lot.ground.passes)
+                with shared.context.streams:
+                    references, micro_batches = shared.training.references, shared.context.micro_batches
+                    return update(state, shared.context.streams, references, chosen, micro_batches)
             except DivergedError as error:
                 for number in [cohort[index] for index in error.members]:
-                    progress.failed[number] = str(error).partition(": ")[2]
+                    progress.failures[number] = str(error).partition(": ")[2]
                     cohort.remove(number)
-                    del self._seats[number]
+                    del self._slots[number]
         return {}
 
     def _validate(self, due: Sequence[int], progress: Progress) -> None:
+        """Validate members together and record the rows."""
         if not due:
             return
-        state, lot = self._state(due), self._seats[due[0]].lot
-        found = validate(state, lot.ground.streams, lot.validation, lot.ground.passes)
-        columns = {f"validation.{name}": [row[name] for row in found] for name in found[0]}
-        rows = metric_rows(state.learners, state.step, columns)
-        _keep(progress, due, rows)
+        state, shared = self._joint_state(due), self._slots[due[0]].shared
+        scores = validate(state, shared.context.streams, shared.validation, shared.context.micro_batches)
+        columns = {f"validation.{name}": [row[name] for row in scores] for name in scores[0]}
+        rows = metric_rows(state.member_states, state.step, columns)
+        _add_rows(progress, due, rows)
         for number in due:
-            self._seats[number].validated = state.step
+            self._slots[number].validated = state.step
             progress.validations[number] = progress.rows[number][-1]
 
-    def _end(self, finished: Sequence[int], progress: Progress) -> None:
+    def _finish(self, finished: Sequence[int], progress: Progress) -> None:
+        """Make the final circuits of members that have made all updates, and empty their slots."""
         if not finished:
             return
-        lot = self._seats[finished[0]].lot
-        closing = final_circuits(lot.ground, self._state(finished), (lot.training, lot.validation), _SILENT)
+        shared = self._slots[finished[0]].shared
+        targets = (shared.training, shared.validation)
+        result = final_circuits(shared.context, self._joint_state(finished), targets, _SILENT)
         for index, number in enumerate(finished):
-            progress.endings[number] = closing.alone(index)
-            progress.steps[number] = self._seats.pop(number).learner.member.step
+            progress.results[number] = result.alone(index)
+            progress.steps[number] = self._slots.pop(number).member_state.member.step
 
-    def _state(self, numbers: Sequence[int]) -> TrainState:
-        """Members as a population."""
-        seats = [self._seats[number] for number in numbers]
-        population = seats[0].population.part([seat.learner.member for seat in seats])
-        return TrainState(population, [seat.learner for seat in seats], seats[0].learner.member.step)
+    def _joint_state(self, numbers: Sequence[int]) -> TrainState:
+        """Return the training state of members as one population."""
+        slots = [self._slots[number] for number in numbers]
+        population = slots[0].population.part([slot.member_state.member for slot in slots])
+        return TrainState(population, [slot.member_state for slot in slots], slots[0].member_state.member.step)
 
-    def _due(self, number: int) -> bool:
-        learner = self._seats[number].learner
-        every = learner.member.config.train.validate_every
-        return learner.member.step % every == 0 or learner.finished
+    def _validation_due(self, number: int) -> bool:
+        """Return whether a member is to be validated at its step."""
+        member_state = self._slots[number].member_state
+        every = member_state.member.config.train.validate_every
+        return member_state.member.step % every == 0 or member_state.finished
 
-    def _until_report(self, cohort: Sequence[int]) -> int:
-        """Updates until the first of a cohort is to be validated or saved, or others are met."""
-        learner = self._seats[cohort[0]].learner
-        step, train = learner.member.step, learner.member.config.train
-        ends = [self._seats[number].learner.member.config.train.steps for number in cohort]
-        ends += [seat.learner.member.step for seat in self._seats.values() if seat.learner.member.step > step]
+    def _updates_to_report(self, cohort: Sequence[int]) -> int:
+        """Return the updates until a member of the cohort is validated, saved or finished, or reaches the step of other members."""
+        member_state = self._slots[cohort[0]].member_state
+        step, train = member_state.member.step, member_state.member.config.train
+        ends = [self._slots[number].member_state.member.config.train.steps for number in cohort]
+        ends += [slot.member_state.member.step for slot in self._slots.values() if slot.member_state.member.step > step]
         ends += [(step // every + 1) * every for every in (train.validate_every, train.save_every)]
         return min(ends) - step
 
 
-def _together(one: _Slot, other: _Slot) -> bool:
-    first, second = one.learner.member, other.learner.member
-    alike = kind_of_gates(first.config) == kind_of_gates(second.config)
-    return one.lot is other.lot and first.step == second.step and alike
+def _can_share_pass(one: _Slot, other: _Slot) -> bool:
+    """Return whether two members can train in the same pass."""
+    first, second = one.member_state.member, other.member_state.member
+    same_gates = gate_settings(first.config) == gate_settings(second.config)
+    return one.shared is other.shared and first.step == second.step and same_gates
 
 
-def _alone(seat: _Slot) -> TrainState:
-    return TrainState(seat.population, [seat.learner], seat.learner.member.step, seat.validated)
+def _train_state(slot: _Slot) -> TrainState:
+    """Return the training state of one member as a population of its own."""
+    return TrainState(slot.population, [slot.member_state], slot.member_state.member.step, slot.validated)
 
 
-def _copied(state: State) -> State:
-    """On the host, and no longer what training goes on changing."""
+def _host_copy(state: SavedState) -> SavedState:
+    """Copy a state to the host, so that further updates do not change it."""
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.tensors.items()}
     data = {**state.data, "members": [{**one, "duals": dict(one["duals"])} for one in state.data["members"]]}
-    return State(tensors, data, state.base)
+    return SavedState(tensors, data, state.base)
 
 
-def _keep(progress: Progress, numbers: Sequence[int], rows: Sequence[dict[str, Any]]) -> None:
+def _add_rows(progress: Progress, numbers: Sequence[int], rows: Sequence[dict[str, Any]]) -> None:
+    """Add a row of the metrics to each trial; every trial is member 0 of its own run folder."""
     for number, row in zip(numbers, rows, strict=True):
         progress.rows.setdefault(number, []).append({**row, "member": 0})

@@ -1,4 +1,4 @@
-"""`sweep`: the whole of it, top to bottom."""
+"""Verb `sweep`: run or resume a sweep, top to bottom."""
 
 import sys
 from contextlib import suppress
@@ -13,50 +13,57 @@ from rich.console import Console
 from bigcircuit.config.schema import Config
 from bigcircuit.distributed.signals import StopRequest
 from bigcircuit.errors import ReportedError, Stopped, UserError
-from bigcircuit.io.files import remove, removed_after, temporary_beside, write_json
+from bigcircuit.io.files import remove, removing, temporary_path, write_json
 from bigcircuit.io.run_dir import RunDir
 from bigcircuit.results.sweep import is_sweep
 from bigcircuit.results.trial_record import read_trial_records
-from bigcircuit.sweep.cluster import cluster, room_for
+from bigcircuit.sweep.cluster import cluster, worker_resources
 from bigcircuit.sweep.config import Sweep, is_known_ahead, shares_data
 from bigcircuit.sweep.console import LiveTable, print_trials
 from bigcircuit.sweep.resume import has_begun, replaces_other_sweep, sweep_json, trials_left
 from bigcircuit.sweep.scheduler_actor import SchedulerActor
-from bigcircuit.sweep.search import algorithm, planned, samples, scheduler, space, trial_count
+from bigcircuit.sweep.search import (
+    num_samples,
+    planned_settings,
+    search_algorithm,
+    search_space,
+    trial_count,
+    trial_scheduler,
+)
 from bigcircuit.sweep.trainable import TuneTrial
 
 _HEAD = "node:__internal_head__"
-"""What only the head node has, for Ray."""
-_TO_END = 60.0
-"""Seconds that saving all trials may take at the end."""
+"""Ray resource that only the head node has."""
+_SHUT_DOWN_SECONDS = 60.0
+"""Timeout for saving all trials and writing the outputs at the end."""
 
 
-def run_sweep(asked: Sweep, address: str | None, console: Console) -> None:
-    """Run a sweep, or what is left of it, write its folder and show how it ended.
+def run_sweep(sweep: Sweep, address: str | None, console: Console) -> None:
+    """Run or resume a sweep, write its folder and print the outcome.
 
-    address: of a Ray cluster; without one, Ray is started on this machine and ended with the sweep. Raises UserError, also
-    where all trials have failed, and Stopped after a signal, with all trials saved.
+    address: of a Ray cluster; None: start Ray on this machine for the sweep. Raises UserError, also where all trials have failed,
+    and Stopped after a signal, with all trials saved.
     """
-    folder = Path(asked.config.output)
-    another = replaces_other_sweep(folder, asked)
-    if is_sweep(folder) and not another and not trials_left(folder, asked) and (folder / "report.html").exists():
-        return show(folder, console, f"{folder} holds a finished sweep with these settings; nothing to do")
-    if address is None and not has_begun(folder) and shares_data(asked.settings):
-        check(asked.config)
+    folder = Path(sweep.config.output)
+    replaces = replaces_other_sweep(folder, sweep)
+    if is_sweep(folder) and not replaces and not trials_left(folder, sweep) and (folder / "report.html").exists():
+        return show_outcome(folder, console, f"{folder} holds a finished sweep with these settings; nothing to do")
+    if address is None and not has_begun(folder) and shares_data(sweep.settings):
+        check(sweep.config)
     with RunDir(folder).locked():
-        if another:
+        if replaces:
             remove(folder / "trials")
-        if trials_left(folder, asked):
+        if trials_left(folder, sweep):
             request = StopRequest()
-            with cluster(address, asked), request.heeded():
-                search(asked, folder, LiveTable(console), request, grows=address is not None)
+            with cluster(address, sweep), request.handling_signals():
+                run_trials(sweep, folder, LiveTable(console), request, can_grow=address is not None)
         else:
-            finish(folder)
-    return show(folder, console, f"see {folder / 'report.html'}")
+            write_outputs(folder)
+    return show_outcome(folder, console, f"see {folder / 'report.html'}")
 
 
-def show(folder: Path, console: Console, last: str) -> None:
-    """Print what has become of the trials. Raises UserError where all have failed."""
+def show_outcome(folder: Path, console: Console, last: str) -> None:
+    """Print the table of trials, then the line `last`. Raises UserError where all trials have failed."""
     records = read_trial_records(folder)
     print_trials(console, records)
     console.print(last, markup=False)
@@ -65,105 +72,106 @@ def show(folder: Path, console: Console, last: str) -> None:
 
 
 def check(config: Config) -> None:
-    """Raises UserError for what can be known to go wrong on this machine before Ray is started and a file written."""
-    from bigcircuit.train.setup import resolve_data  # loads torch
+    """Check model and pairs before Ray is started and a file is written. Raises UserError."""
+    from bigcircuit.distributed.ranks import Ranks  # loads torch
+    from bigcircuit.train.resolve import resolve
 
-    resolve_data(config)
+    resolve(config, Ranks())
 
 
-def finish(folder: Path) -> None:
-    """Write what is made of the trials so far."""
+def write_outputs(folder: Path) -> None:
+    """Write the tables, the Pareto front and the report page of the trials so far. Raises UserError."""
     from bigcircuit.report.sweep_outputs import write_sweep_outputs  # loads torch
 
     write_sweep_outputs(folder)
 
 
-def search(asked: Sweep, folder: Path, live: LiveTable, request: StopRequest, grows: bool) -> None:
-    """Let Tune run the trials that are left, until a signal asks to stop; grows: see room_for.
+def run_trials(sweep: Sweep, folder: Path, live: LiveTable, request: StopRequest, can_grow: bool) -> None:
+    """Let Tune run the trials that are left, until all have ended or a signal requests a stop; can_grow: see worker_resources.
 
-    Raises UserError where nothing can run, OutOfMemory, Stopped after a signal.
+    Raises UserError where no worker or trial can run, OutOfMemory, and Stopped after a signal.
     """
-    settings = asked.settings
+    settings = sweep.settings
     before = {record.number: record.settings for record in read_trial_records(folder)}
     total = trial_count(settings)
-    room = room_for(settings, total, grows)
+    resources = worker_resources(settings, total, can_grow)
     if settings.scheduler == "pbt":
-        refuse_away_from_head()
-    write_json(folder / "sweep.json", sweep_json(asked))
-    # Where nobody stops a trial nobody waits for one: a single actor tells Tune what was found, trial by trial.
-    at_once = 1 if is_known_ahead(settings) else min(total, room.workers * settings.slots)
+        check_on_head_node()
+    write_json(folder / "sweep.json", sweep_json(sweep))
+    # Where all trials are known ahead no slot waits for Tune: a single actor is enough to report them to Tune, one by one.
+    max_concurrent = 1 if is_known_ahead(settings) else min(total, resources.workers * settings.slots)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    slots = (
-        ray.remote(SchedulerActor)
-        .options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
-        .remote(asked, room, planned(settings), total, sys.argv)
+    actor: Any = ray.remote(SchedulerActor)
+    scheduler = actor.options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote(
+        sweep, resources, planned_settings(settings), total, sys.argv
     )
-    serving, scratch = slots.serve.remote(), temporary_beside(folder / "tune")
+    serving, scratch = scheduler.serve.remote(), temporary_path(folder / "tune")
     try:
-        with live.watching(slots), removed_after(scratch):
+        with live.watching(scheduler), removing(scratch):
             tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(TuneTrial, slots=slots), _beside_the_driver()),
-                param_space=space(settings),
+                tune.with_resources(tune.with_parameters(TuneTrial, scheduler=scheduler), _trial_resources()),
+                param_space=search_space(settings),
                 tune_config=tune.TuneConfig(
-                    num_samples=samples(settings),
-                    search_alg=algorithm(settings, before, at_once),
-                    scheduler=scheduler(asked),
-                    max_concurrent_trials=at_once if settings.search == "optuna" else None,
+                    num_samples=num_samples(settings),
+                    search_alg=search_algorithm(settings, before, max_concurrent),
+                    scheduler=trial_scheduler(sweep),
+                    max_concurrent_trials=max_concurrent if settings.search == "optuna" else None,
                     reuse_actors=True,
                 ),
-                # What Tune keeps on disk are pickles that nobody reads: a sweep goes on from its own files.
+                # Tune writes pickles that are never read: a sweep resumes from its own files.
                 run_config=tune.RunConfig(
                     name="sweep",
                     storage_path=str(scratch.resolve()),
                     verbose=0,
-                    callbacks=[Messages(slots, request)],
+                    callbacks=[StopCallback(scheduler, request)],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             )
             tuner.fit()
-        if isinstance(fatal := ray.get(slots.fatal.remote()), ReportedError):
-            raise fatal
-        if fatal is not None:
+        fatal_error: Any = ray.get(scheduler.fatal_error.remote())
+        if isinstance(fatal_error, ReportedError):
+            raise fatal_error
+        if fatal_error is not None:
             ray.get(serving)  # raises it: a mistake of this program
     finally:
-        written = False
-        with suppress(ray.exceptions.RayError):  # what is gone has been saved at its last checkpoint
-            written = ray.get(slots.halt.remote(), timeout=_TO_END)
-        ray.kill(slots)
+        written: Any = False
+        with suppress(ray.exceptions.RayError):  # where the actor is lost, its trials keep their last checkpoints
+            written = ray.get(scheduler.shut_down.remote(), timeout=_SHUT_DOWN_SECONDS)
+        ray.kill(scheduler)
         if not written:
-            finish(folder)
+            write_outputs(folder)
 
 
-class Messages(tune.Callback):
-    """What the slots have to know of Tune and of the person at the terminal."""
+class StopCallback(tune.Callback):
+    """Passes ends of trials on to the scheduler actor, and a stop request of the user on to Tune."""
 
-    def __init__(self, slots: Any, request: StopRequest) -> None:
-        self._slots, self._request = slots, request
+    def __init__(self, scheduler: Any, request: StopRequest) -> None:
+        self._scheduler, self._request = scheduler, request
 
-    def on_trial_complete(self, **info: Any) -> None:
-        """Called when a trial has ended or the scheduler has stopped it."""
-        last = info["trial"].last_result or {}
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        """Free the slot of a trial that has ended or that Tune's scheduler has stopped."""
+        last = trial.last_result or {}
         if "number" in last:
-            self._slots.stop.remote(last["number"])
+            self._scheduler.stop_trial.remote(last["number"])
 
-    def on_step_begin(self, **_: Any) -> None:
-        """Called several times a second. Raises Stopped after a signal.
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
+        """End Tune after a signal; called several times a second. Raises Stopped.
 
-        A signal handler must not raise it itself: Tune takes what is raised while it reads a result for the failure of that
-        trial, and goes on with the others. Before it ends Tune waits for its trials, so they are told first.
+        A signal handler must not raise it itself: Tune takes an exception while it reads a result for a failure of that trial, and
+        continues with the others. The scheduler is drained first, because Tune waits for its trials before it ends.
         """
         if self._request.number:
-            self._slots.end.remote()
+            self._scheduler.drain.remote()
             raise Stopped(self._request.number)
 
 
-def refuse_away_from_head() -> None:
-    """Raises UserError where trials, which are on the head node, and this driver do not see the same files."""
+def check_on_head_node() -> None:
+    """Raises UserError where this driver is not on the head node, whose files the trials read and write."""
     here = ray.get_runtime_context().get_node_id()
     if not any(node["NodeID"] == here and _HEAD in node["Resources"] for node in ray.nodes()):
         raise UserError("sweep.scheduler pbt: trials copy each other's state on the head node; start the sweep there")
 
 
-def _beside_the_driver() -> tune.PlacementGroupFactory:
-    """Trials do nothing but wait: a sliver of the head node, which the driver is to run on, holds them all."""
+def _trial_resources() -> tune.PlacementGroupFactory:
+    """Return the resources of a TuneTrial: next to nothing of the head node, which all trials share, since they only wait."""
     return tune.PlacementGroupFactory([{_HEAD: 0.0001}])

@@ -1,307 +1,299 @@
-"""Where trials and model workers meet: an actor on the driver's node that hands trials to free slots and writes what they find.
+"""The Ray actor on the driver's node that assigns trials to slots of workers, and answers Tune's requests for their reports.
 
-A trial that a scheduler may stop advances only when Tune has asked for its next report, so it makes no update too many; workers
-wait a little for trials that are to come, because members in step share their passes. Where all trials are known ahead and none
-is stopped early they are seated from the start, and Tune hears of each what it has found by then.
+A trial that Tune's scheduler may stop is trained only while Tune requests its next report, so it makes no update too many. Where
+all trials are known ahead and none is stopped early they are queued from the start, and reports wait for Tune's requests.
 """
 
 import asyncio
 import sys
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from bigcircuit.errors import UserError
-from bigcircuit.sweep.cluster import Room
+from bigcircuit.sweep.call_policy import LONG_CALL_SECONDS, CallPolicy, SlotUse
+from bigcircuit.sweep.cluster import WorkerResources
 from bigcircuit.sweep.config import Sweep, is_known_ahead, shares_data
-from bigcircuit.sweep.messages import Progress
+from bigcircuit.sweep.messages import Progress, SweepStatus
 from bigcircuit.sweep.slot_assignment import SlotAssignment
-from bigcircuit.sweep.trial_states import TrialStates, last_report, report
+from bigcircuit.sweep.trial_states import TrialStates, last_report, validation_report
 from bigcircuit.sweep.worker_group import WorkerGroup, WorkerLost
 
-_GATHER, _PATIENCE = 2.0, 10.0
-"""Seconds: to wait for more trials to fill the slots, and for a seated trial that does not ask."""
-_PAUSED = 1.0
-"""Seconds after which a seated trial that does not ask leaves its slot to one that waits: the scheduler has paused it."""
-_LONG, _SHORT = 5.0, 1.0
-"""Seconds that a call to a worker may take, and while others may want to come in."""
-_BARREN = 3
-"""Workers that may be lost one after the other before they have a trial."""
-
-_NOBODY, _DONE = -1, {"number": -1, "done": True}
-"""A trial that Tune names once the sweep has ended, and what any trial reports then: Tune is to end, too."""
+_MAX_EMPTY_LOSSES = 3
+"""Losses of workers without a trial, one after the other, that end the sweep: no trial can be the cause."""
+_NO_TRIAL, _DONE = -1, {"number": -1, "done": True}
+"""Number of a trial that Tune starts once the sweep has ended, and the report of every trial from then on: it ends Tune, too."""
 
 
 class SchedulerActor:
-    """The workers of a sweep with their slots, and the trials that come and go."""
+    """Scheduler of a sweep: its workers, their slots, the states of its trials, and Tune's requests."""
 
     def __init__(
         self,
         sweep: Sweep,
-        room: Room,
+        resources: WorkerResources,
         planned: Sequence[Mapping[str, Any]],
         total: int,
         command: Sequence[str],
     ) -> None:
-        """planned: the settings of trials that are known ahead; total: how many trials there will be."""
+        """planned: settings of the trials that are known ahead; total: number of trials; command: the words for config.json."""
         self._sweep, self._total = sweep, total
         self._trials = TrialStates(sweep, planned, command)
-        self._seats = SlotAssignment()
-        self._workers = [WorkerGroup(sweep.settings.ranks, room) for _ in range(room.workers)]
-        self._present = set(self._workers)
-        self._asked: dict[int, asyncio.Future] = {}
-        self._ahead = is_known_ahead(sweep.settings)
-        self._loaded = asyncio.Event()
+        self._assignment = SlotAssignment()
+        self._policy = CallPolicy()
+        self._workers = [WorkerGroup(sweep.settings.ranks, resources) for _ in range(resources.workers)]
+        self._usable_workers = set(self._workers)
+        """Workers that are up, and those that have not been started yet."""
+        self._requests: dict[int, asyncio.Future] = {}
+        """Tune's open request for the next report of a trial."""
+        self._known_ahead = is_known_ahead(sweep.settings)
+        self._opened = asyncio.Event()
+        """Set once torch is imported and known trials are open."""
         self._changed, self._last_change = asyncio.Event(), 0.0
-        self._ended, self._busy = False, 0
-        self._rate: deque[tuple[float, int]] = deque(maxlen=20)
-        self._fatal: Exception | None = None
-        self._losses: list[str] = []
-        """Why workers were lost, each reason once."""
-        self._barren = 0
-        """Workers lost in a row before a trial had a seat there."""
-        self._made = 0
-        """Updates since this start, of all trials."""
+        self._draining, self._open_calls = False, 0
+        self._fatal_error: Exception | None = None
+        self._loss_reasons: list[str] = []
+        self._empty_losses, self._updates = 0, 0
+        """Losses of workers without a trial since the last successful call; updates since this start, summed over trials."""
 
     async def serve(self) -> None:
-        """Keep all workers busy until the sweep is halted. Torch is loaded while they start."""
-        tasks = [asyncio.ensure_future(self._serve(worker)) for worker in self._workers]
+        """Keep all workers busy until the sweep is shut down. Torch is imported while they start."""
+        tasks = [asyncio.ensure_future(self._serve_worker(worker)) for worker in self._workers]
         try:
-            await asyncio.to_thread(self._trials.load)
-            for number in list(self._trials.records) if self._ahead else ():
+            await asyncio.to_thread(self._trials.import_torch)
+            for number in list(self._trials.records) if self._known_ahead else ():
                 self._trials.open(number)
-                if not self._trials.over(number):
-                    self._seats.wait(number)
-            self._change()
-            self._loaded.set()
+                if not self._trials.ended(number):
+                    self._assignment.enqueue(number)
+            self._notify()
+            self._opened.set()
             await asyncio.gather(*tasks)
         except Exception as error:
-            self._fatal = error
+            self._fatal_error = error
             raise
         finally:
-            self._loaded.set()
-            await self.end()
+            self._opened.set()
+            await self.drain()
 
-    # What trials ask for
+    # Requests of TuneTrial
 
-    async def take(self, name: str, settings: dict[str, Any]) -> int:
-        """The number of the trial that Tune calls `name`; one it has named before goes on with these settings."""
-        await self._loaded.wait()
-        if self._ended:
-            return _NOBODY
-        number = self._trials.number(name)
+    async def register(self, name: str, settings: dict[str, Any]) -> int:
+        """Return the number of the trial that Tune calls `name`. A trial that is registered already changes to these settings."""
+        await self._opened.wait()
+        if self._draining:
+            return _NO_TRIAL
+        number = self._trials.number_of(name)
         if number is None:
-            return self._trials.meet(name, settings)
-        self._unseat(number)
-        self._trials.change(number, settings)
+            return self._trials.register(name, settings)
+        self._evict(number)
+        self._trials.change_settings(number, settings)
         return number
 
-    async def report(self, number: int) -> dict[str, Any]:
-        """The next report of a trial, as Tune wants it; waits until there is one."""
-        if self._ended:
+    async def next_report(self, number: int) -> dict[str, Any]:
+        """Return the next report of a trial, as Tune takes it, once there is one."""
+        if self._draining:
             return _DONE
         if self._trials.reports[number]:
             return self._trials.reports[number].popleft()
-        if self._trials.over(number):
+        if self._trials.ended(number):
             return last_report(self._trials.records[number])
-        self._asked[number] = asyncio.get_running_loop().create_future()
-        if not self._ahead:
-            self._trials.let_on(number)
-            self._seats.wait(number)
-        self._change()
-        return await self._asked[number]
+        self._requests[number] = asyncio.get_running_loop().create_future()
+        if not self._known_ahead:
+            self._trials.mark_decided(number)
+            self._assignment.enqueue(number)
+        self._notify()
+        return await self._requests[number]
 
-    async def stop(self, number: int) -> None:
-        """The scheduler has stopped a trial, or it has ended; its slot is free at once."""
-        if not self._ended:
+    async def stop_trial(self, number: int) -> None:
+        """Free the slot of a trial that Tune's scheduler has stopped, or that has ended."""
+        if not self._draining:
             self._trials.stop(number)
-        if number != _NOBODY:
-            self._unseat(number)
+        if number != _NO_TRIAL:
+            self._evict(number)
 
-    async def keep(self, number: int, folder: str) -> None:
-        """See Trials.keep."""
-        self._trials.keep(number, Path(folder))
+    async def save_checkpoint(self, number: int, folder: str) -> None:
+        """See TrialStates.save_checkpoint."""
+        self._trials.save_checkpoint(number, Path(folder))
 
-    async def go_back(self, number: int, folder: str) -> None:
-        """See Trials.go_back."""
-        self._trials.go_back(number, Path(folder))
+    async def load_checkpoint(self, number: int, folder: str) -> None:
+        """See TrialStates.load_checkpoint."""
+        self._trials.load_checkpoint(number, Path(folder))
 
-    # What the driver asks for
+    # Requests of the driver
 
-    async def status(self) -> dict[str, Any]:
-        """What the live table shows."""
-        records, seated = list(self._trials.records.values()), self._seats.all()
-        seconds, updates = self._speed()
-        return {
-            "records": records,
-            "total": self._total,
-            "seated": seated,
-            "slots": self._sweep.settings.slots * len(self._workers),
-            "rate": updates / seconds * max(1, len(seated)) if updates else 0.0,
-            "made": self._made,
-            "steps": max((record.steps for record in records), default=0) or self._sweep.config.train.steps,
-            "losses": self._losses,
-        }
+    async def status(self) -> SweepStatus:
+        """Return the state of the sweep for the live table."""
+        records, assigned = list(self._trials.records.values()), self._assignment.by_worker()
+        return SweepStatus(
+            records=records,
+            total=self._total,
+            assigned=assigned,
+            slots=self._sweep.settings.slots * len(self._workers),
+            rate=self._policy.rate() * max(1, len(assigned)),
+            updates=self._updates,
+            steps=max((record.steps for record in records), default=0) or self._sweep.config.train.steps,
+            loss_reasons=self._loss_reasons,
+        )
 
-    async def fatal(self) -> Exception | None:
-        """What has ended the sweep before its time, if anything has."""
-        return self._fatal
+    async def fatal_error(self) -> Exception | None:
+        """Return the error that has ended the sweep before its time, if there is one."""
+        return self._fatal_error
 
-    async def end(self) -> None:
-        """Begin no more calls, and let Tune have an end of every trial."""
-        self._ended = True
-        for number in list(self._asked):
-            self._answer(number, _DONE)
-        self._change()
+    async def drain(self) -> None:
+        """Begin no more calls, and report the end of every trial to Tune."""
+        self._draining = True
+        for number in list(self._requests):
+            self._reply(number, _DONE)
+        self._notify()
 
-    async def halt(self) -> bool:
-        """Let the workers end their calls, save every trial that runs, release the workers, and write what is made of the trials.
+    async def shut_down(self) -> bool:
+        """Wait for open calls, save every trial that has not ended, shut the workers down and write the sweep's outputs.
 
-        Returns whether that could be done here.
+        Returns whether the outputs are written.
         """
-        await self.end()
-        until = time.monotonic() + 3 * _LONG
-        while self._busy and time.monotonic() < until:
+        await self.drain()
+        until = time.monotonic() + 3 * LONG_CALL_SECONDS
+        while self._open_calls and time.monotonic() < until:
             await asyncio.sleep(0.05)
-        self._trials.save()
+        self._trials.save_all()
         for worker in self._workers:
-            worker.release()
-        with suppress(Exception):  # whatever it is, the driver meets it too and says so
-            outcome = await asyncio.to_thread(import_module, "bigcircuit.report.sweep_outputs")
-            await asyncio.to_thread(outcome.write_outcome, Path(self._sweep.config.output))
+            worker.shut_down()
+        with suppress(Exception):  # the driver then writes the outputs itself, and reports the same error
+            await asyncio.to_thread(self._trials.write_outputs)
             return True
         return False
 
-    # Inside
+    # Calls to workers
 
-    async def _serve(self, worker: WorkerGroup) -> None:
-        """Keep one worker busy for the whole sweep; when it is lost its trials move and it is started again."""
-        while not self._ended:
+    async def _serve_worker(self, worker: WorkerGroup) -> None:
+        """Keep one worker busy for the whole sweep; when it is lost its trials are queued again and it is restarted."""
+        while not self._draining:
             try:
                 await worker.start()
-                self._present.add(worker)
+                self._usable_workers.add(worker)
                 if shares_data(self._sweep.settings):
-                    await worker.open(self._sweep.config)
-                self._seats.arrived(worker)
-                while not self._ended:
+                    await worker.load(self._sweep.config)
+                self._assignment.add_worker(worker)
+                while not self._draining:
                     await self._advance(worker)
             except WorkerLost as error:
-                self._lost(worker, str(error))
-                worker.release()
+                self._handle_loss(worker, str(error))
+                worker.shut_down()
                 await asyncio.sleep(1.0)
 
     async def _advance(self, worker: WorkerGroup) -> None:
-        entering, ready = await self._ready(worker)
-        if not ready or self._ended:
+        new, ready = await self._next_call(worker)
+        if not ready or self._draining:
             return
-        entries, leaving = [self._trials.entry(number) for number in entering], self._seats.leaving(worker)
-        self._busy += 1
+        assignments, evicted = [self._trials.assign(number) for number in new], self._assignment.pop_evicted(worker)
+        self._open_calls += 1
         try:
-            self._take_in(worker, await worker.advance(entries, leaving, ready, self._limit(worker)))
-            self._barren = 0
-            for number in self._seats.acquit(worker):
-                self._trials.wait(number)
-                if self._ahead or number in self._asked:
-                    self._seats.wait(number)
+            progress = await worker.advance(assignments, evicted, ready, self._max_updates(worker))
+            self._record(worker, progress)
+            self._empty_losses = 0
+            for number in self._assignment.release(worker):
+                self._trials.mark_waiting(number)
+                if self._known_ahead or number in self._requests:
+                    self._assignment.enqueue(number)
         finally:
-            self._busy -= 1
+            self._open_calls -= 1
 
-    async def _ready(self, worker: WorkerGroup) -> tuple[list[int], list[int]]:
-        """Trials that come in, and those that are to advance; waits for what is worth waiting for."""
-        entering: list[int] = []
-        while not self._ended:
+    async def _next_call(self, worker: WorkerGroup) -> tuple[list[int], list[int]]:
+        """Wait for the next call to a worker. Returns the trials newly assigned to it and those to train; both empty at the end."""
+        new: list[int] = []
+        while not self._draining:
             self._changed.clear()
-            slots = min(self._sweep.settings.slots, self._share())
-            entering += self._seats.fill(worker, slots)
-            seated = self._seats.of(worker)
-            entering = [number for number in entering if number in seated]
-            asking = [number for number in seated if self._ahead or number in self._asked]
-            quiet = time.monotonic() - self._last_change
-            if self._seats.queue and len(asking) < len(seated) and quiet > _PAUSED:
-                for number in set(seated) - set(asking):
-                    self._unseat(number)
+            slots = min(self._sweep.settings.slots, self._trials_per_worker())
+            new += self._assignment.fill_slots(worker, slots)
+            assigned = self._assignment.trials_of(worker)
+            new = [number for number in new if number in assigned]
+            ready = [number for number in assigned if self._known_ahead or number in self._requests]
+            use = SlotUse(
+                requested=len(ready),
+                assigned=len(assigned),
+                slots=slots,
+                queued=len(self._assignment.queue),
+                more_expected=self._more_expected(),
+                quiet=time.monotonic() - self._last_change,
+            )
+            if use.has_paused():
+                for number in set(assigned) - set(ready):
+                    self._evict(number)
                 continue
-            waiting = len(asking) < len(seated) and quiet < _PATIENCE
-            gathering = len(seated) < slots and self._expected() and quiet < _GATHER
-            if asking and not waiting and not gathering:
-                return entering, asking
+            if use.may_begin():
+                return new, ready
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), 0.2)
         return [], []
 
-    def _expected(self) -> bool:
-        """Whether more trials are to come."""
-        return not self._ahead and self._trials.met < self._total
+    def _more_expected(self) -> bool:
+        """Return whether Tune is going to start more trials."""
+        return not self._known_ahead and self._trials.registered < self._total
 
-    def _share(self) -> int:
-        """Of the trials that are not over, those of each worker that is there or about to be."""
-        over = sum(map(self._trials.over, self._trials.records))
-        return -(-(self._total - over) // max(1, len(self._present)))
+    def _trials_per_worker(self) -> int:
+        """Return the share of each usable worker in the trials that have not ended."""
+        ended = sum(map(self._trials.ended, self._trials.records))
+        return -(-(self._total - ended) // max(1, len(self._usable_workers)))
 
-    def _speed(self) -> tuple[float, int]:
-        """Seconds of the last calls, and their updates."""
-        return sum(seconds for seconds, _ in self._rate), sum(updates for _, updates in self._rate)
+    def _max_updates(self, worker: WorkerGroup) -> int:
+        """Return how many updates the next call to a worker may make."""
+        if self._assignment.quarantined(worker):
+            return (
+                sys.maxsize
+            )  # up to the next report, as far as the call may have been meant to go in which a worker was lost
+        has_free = len(self._assignment.trials_of(worker)) < self._sweep.settings.slots
+        return self._policy.max_updates(has_free and self._more_expected())
 
-    def _limit(self, worker: WorkerGroup) -> int:
-        """Updates that take about as long as a call may take."""
-        if self._seats.on_trial(worker):
-            return sys.maxsize  # up to its next report, as far as the call may have meant to go that was lost
-        seconds, updates = self._speed()
-        if not updates:
-            return 2
-        free = len(self._seats.of(worker)) < self._sweep.settings.slots and self._expected()
-        return max(1, int((_SHORT if free else _LONG) * updates / max(seconds, 1e-9)))
-
-    def _take_in(self, worker: WorkerGroup, progress: Progress) -> None:
-        """Write down what came of a call and answer those who asked for it."""
-        self._made += progress.updates * len(progress.steps)
-        if progress.updates:
-            self._rate.append((progress.seconds, progress.updates))
-        self._trials.take_in(progress, self._seats.of(worker))
-        self._seats.left(worker, [*progress.endings, *progress.failed])
-        for number in progress.failed:
-            self._answer(number, last_report(self._trials.records[number]))
+    def _record(self, worker: WorkerGroup, progress: Progress) -> None:
+        """Record the result of a call and reply to the requests that it answers."""
+        self._updates += progress.updates * len(progress.steps)
+        self._policy.record(progress.seconds, progress.updates)
+        self._trials.record(progress, self._assignment.trials_of(worker))
+        self._assignment.discard(worker, [*progress.results, *progress.failures])
+        for number in progress.failures:
+            self._reply(number, last_report(self._trials.records[number]))
         for number, row in progress.validations.items():
-            self._answer(number, report(number, row, done=number in progress.endings))
+            self._reply(number, validation_report(number, row, done=number in progress.results))
 
-    def _answer(self, number: int, found: dict[str, Any]) -> None:
-        future = self._asked.pop(number, None)
-        if future is not None and not future.done():
-            future.set_result(found)
-        elif self._ahead:
-            self._trials.reports[number].append(found)
-        self._change()
+    def _reply(self, number: int, report: dict[str, Any]) -> None:
+        """Reply to the open request for a trial's report; without one the report waits where all trials are known ahead."""
+        request = self._requests.pop(number, None)
+        if request is not None and not request.done():
+            request.set_result(report)
+        elif self._known_ahead:
+            self._trials.reports[number].append(report)
+        self._notify()
 
-    def _unseat(self, number: int) -> None:
-        self._seats.free(number)
-        self._trials.wait(number)
-        self._asked.pop(number, None)
-        self._change()
+    def _evict(self, number: int) -> None:
+        """Take a trial out of its slot and drop the open request for its report."""
+        self._assignment.evict(number)
+        self._trials.mark_waiting(number)
+        self._requests.pop(number, None)
+        self._notify()
 
-    def _lost(self, worker: WorkerGroup, reason: str) -> None:
-        """Send the trials of a lost worker to the front of the queue; they go on from their last state.
+    def _handle_loss(self, worker: WorkerGroup, reason: str) -> None:
+        """Put the trials of a lost worker at the front of the queue; they resume from their last state.
 
-        One that sat alone may be the cause, and so may what is before any trial.
+        Raises UserError when workers are lost again and again before they have a trial.
         """
-        self._present.discard(worker)
-        if reason not in self._losses:
-            self._losses.append(reason)
-        seated = self._seats.lost(worker)
-        self._barren += not seated
-        if self._barren >= _BARREN:
-            raise UserError(f"no model worker comes up: {_BARREN} were lost in a row, the last by {reason}")
-        for number in reversed(seated):
-            self._trials.lost(number, reason, alone=len(seated) == 1)
-            if self._trials.over(number):
-                self._answer(number, last_report(self._trials.records[number]))
+        self._usable_workers.discard(worker)
+        if reason not in self._loss_reasons:
+            self._loss_reasons.append(reason)
+        trials = self._assignment.remove_worker(worker)
+        self._empty_losses += not trials
+        if self._empty_losses >= _MAX_EMPTY_LOSSES:
+            raise UserError(f"no model worker comes up: {_MAX_EMPTY_LOSSES} were lost in a row, the last by {reason}")
+        for number in reversed(trials):
+            self._trials.record_loss(number, reason, alone=len(trials) == 1)
+            if self._trials.ended(number):
+                self._reply(number, last_report(self._trials.records[number]))
             else:
-                self._seats.queue.appendleft(number)
-        self._change()
+                self._assignment.queue.appendleft(number)
+        self._notify()
 
-    def _change(self) -> None:
+    def _notify(self) -> None:
+        """Wake all waits for the next call: trials, slots or requests have changed."""
         self._last_change = time.monotonic()
         self._changed.set()

@@ -1,4 +1,4 @@
-"""Which trials hold the slots of which worker, and which wait for one."""
+"""Which trials are assigned to the slots of which worker, which are queued, and which are quarantined."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -7,80 +7,90 @@ from bigcircuit.sweep.worker_group import WorkerGroup
 
 
 class SlotAssignment:
-    """Trials by number. A worker has slots from `arrived` to `lost`."""
+    """Trials by number, in the slots of the workers that are up (from `add_worker` to `remove_worker`) or in a queue.
+
+    Trials that were assigned to a worker when it was lost are quarantined, since one of them may be the cause: each is assigned
+    to a worker of its own until a call there succeeds (`release`).
+    """
 
     def __init__(self) -> None:
         self.queue: deque[int] = deque()
-        """Trials that wait, who is first goes first."""
-        self._suspects: set[int] = set()
-        """Those of whom one may have cost its worker: each sits alone until a call has gone well."""
-        self._seated: dict[WorkerGroup, list[int]] = {}
-        self._leaving: dict[WorkerGroup, list[int]] = {}
+        """Trials without a slot that want one, first come, first served."""
+        self._quarantined: set[int] = set()
+        self._assigned: dict[WorkerGroup, list[int]] = {}
+        self._evicted: dict[WorkerGroup, list[int]] = {}
+        """Trials without a slot by now, which the worker still holds."""
 
-    def arrived(self, worker: WorkerGroup) -> None:
-        """A worker that has been started, or started again, is empty."""
-        self._seated[worker], self._leaving[worker] = [], []
+    def add_worker(self, worker: WorkerGroup) -> None:
+        """Add a worker that was started or restarted, with empty slots."""
+        self._assigned[worker], self._evicted[worker] = [], []
 
-    def lost(self, worker: WorkerGroup) -> list[int]:
-        """Those who sat there, and now sit nowhere and are suspected."""
-        seated = self._seated.pop(worker, [])
-        self._suspects |= set(seated)
-        return seated
+    def remove_worker(self, worker: WorkerGroup) -> list[int]:
+        """Remove a lost worker. Returns the trials that were assigned to its slots; they are quarantined from now on."""
+        assigned = self._assigned.pop(worker, [])
+        self._quarantined |= set(assigned)
+        return assigned
 
-    def of(self, worker: WorkerGroup) -> list[int]:
-        """Those who sit with a worker, in the order they came."""
-        return list(self._seated[worker])
+    def trials_of(self, worker: WorkerGroup) -> list[int]:
+        """Return the trials in the slots of a worker, in the order of their assignment."""
+        return list(self._assigned[worker])
 
-    def all(self) -> list[list[int]]:
-        """Those of each worker."""
-        return [list(seated) for seated in self._seated.values()]
+    def by_worker(self) -> list[list[int]]:
+        """Return the trials in the slots of every worker."""
+        return [list(assigned) for assigned in self._assigned.values()]
 
-    def wait(self, number: int) -> None:
-        """Wait for a seat, where the trial neither has one nor waits."""
-        if number not in self.queue and not any(number in seated for seated in self._seated.values()):
+    def enqueue(self, number: int) -> None:
+        """Append a trial to the queue, unless it is queued or assigned already."""
+        if number not in self.queue and not any(number in assigned for assigned in self._assigned.values()):
             self.queue.append(number)
 
-    def fill(self, worker: WorkerGroup, slots: int) -> list[int]:
-        """Seat those who wait until so many slots are taken. Returns who came."""
-        if self.on_trial(worker):
+    def fill_slots(self, worker: WorkerGroup, slots: int) -> list[int]:
+        """Assign queued trials to a worker until `slots` of its slots are taken. Returns the trials assigned.
+
+        A quarantined trial is assigned only to an empty worker, before all others, and nothing beside it.
+        """
+        if self.quarantined(worker):
             return []
-        free = max(0, slots - len(self._seated[worker]))
-        suspects = [number for number in self.queue if number in self._suspects]
-        others = [number for number in self.queue if number not in self._suspects]
-        came = suspects[:1] if suspects and not self._seated[worker] else others[:free]
-        for number in came:
+        free = max(0, slots - len(self._assigned[worker]))
+        quarantined = [number for number in self.queue if number in self._quarantined]
+        others = [number for number in self.queue if number not in self._quarantined]
+        new = quarantined[:1] if quarantined and not self._assigned[worker] else others[:free]
+        for number in new:
             self.queue.remove(number)
-        self._seated[worker] += came
-        return came
+        self._assigned[worker] += new
+        return new
 
-    def on_trial(self, worker: WorkerGroup) -> list[int]:
-        """Who sits alone with a worker because it is suspected, if somebody does."""
-        return [number for number in self._seated[worker] if number in self._suspects]
+    def quarantined(self, worker: WorkerGroup) -> list[int]:
+        """Return the quarantined trials in the slots of a worker: one, alone, or none."""
+        return [number for number in self._assigned[worker] if number in self._quarantined]
 
-    def acquit(self, worker: WorkerGroup) -> list[int]:
-        """A call has gone well. Returns who was suspected and leaves its seat for others who are."""
-        cleared = self.on_trial(worker)
-        self._suspects -= set(cleared)
-        leave = cleared if self._suspects & set(self.queue) else []
-        for number in leave:
-            self.free(number)
-        return leave
+    def release(self, worker: WorkerGroup) -> list[int]:
+        """Release the worker's trial from quarantine, after a call that succeeded.
 
-    def free(self, number: int) -> None:
-        """Take the seat of a trial; its worker is to be told."""
-        for worker, seated in self._seated.items():
-            if number in seated:
-                seated.remove(number)
-                self._leaving[worker].append(number)
+        Returns the trials evicted with that: the released one, if other quarantined trials are queued for an empty worker.
+        """
+        released = self.quarantined(worker)
+        self._quarantined -= set(released)
+        evicted = released if self._quarantined & set(self.queue) else []
+        for number in evicted:
+            self.evict(number)
+        return evicted
+
+    def evict(self, number: int) -> None:
+        """Take a trial out of its slot, or out of the queue; `pop_evicted` passes it on to the worker."""
+        for worker, assigned in self._assigned.items():
+            if number in assigned:
+                assigned.remove(number)
+                self._evicted[worker].append(number)
         if number in self.queue:
             self.queue.remove(number)
 
-    def leaving(self, worker: WorkerGroup) -> list[int]:
-        """Whom a worker has not been told of yet."""
-        leaving, self._leaving[worker] = self._leaving[worker], []
-        return leaving
+    def pop_evicted(self, worker: WorkerGroup) -> list[int]:
+        """Return, once, the evicted trials that a worker still holds, for its next call."""
+        evicted, self._evicted[worker] = self._evicted[worker], []
+        return evicted
 
-    def left(self, worker: WorkerGroup, numbers: Iterable[int]) -> None:
-        """The worker itself has let them go."""
-        gone = set(numbers)
-        self._seated[worker] = [number for number in self._seated[worker] if number not in gone]
+    def discard(self, worker: WorkerGroup, numbers: Iterable[int]) -> None:
+        """Empty the slots of trials that the worker itself has removed because they finished or failed."""
+        removed = set(numbers)
+        self._assigned[worker] = [number for number in self._assigned[worker] if number not in removed]

@@ -1,74 +1,77 @@
-"""The folder of a trial: that of the run which its config describes, with a trial.json beside."""
+"""Folder of a trial: a run folder, as `prune` writes it for the trial's config, with trial.json beside."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bigcircuit.config.schema import Config
 from bigcircuit.io import checkpoint
-from bigcircuit.io.checkpoint import State
+from bigcircuit.io.checkpoint import SavedState
 from bigcircuit.io.files import remove, write_json
-from bigcircuit.io.run_dir import MetricsFile, RunDir, write_config
+from bigcircuit.io.run_dir import MetricsFile, RunDir, read_metrics, write_config
 from bigcircuit.results.trial_record import TrialRecord
 from bigcircuit.train.final_circuits import RunResult
 
 
 class TrialDir:
-    """Writes and reads the folder of one trial."""
+    """Writes and reads the folder of one trial; keeps `record.step` and `record.steps` up to date."""
 
     def __init__(self, folder: Path, record: TrialRecord) -> None:
         self.run, self.record = RunDir(folder), record
         self._metrics: MetricsFile | None = None
 
-    def save(self) -> None:
+    def save_record(self) -> None:
         """Write trial.json."""
-        write_json(self.run.path / "trial.json", asdict(self.record))
+        write_json(self.run.path / "trial.json", self.record.as_json())
 
-    def begin(self, config: Config, command: Sequence[str]) -> State | None:
-        """Write config.json and return the state to go on from, if there is one; later lines of the metrics are dropped."""
-        self.configure(config, command)
-        state = self.newest()
-        self._cut(state)
+    def begin(self, config: Config, command: Sequence[str]) -> SavedState | None:
+        """Write config.json and truncate the metrics to the newest checkpoint. Returns its state; None: start at step 0."""
+        self.save_config(config, command)
+        state = self.newest_checkpoint()
+        self._truncate_metrics(state)
         self.record.steps = config.train.steps
         return state
 
-    def go_back(self, state: State, count: int) -> None:
-        """Go on from this state, which may be another trial's, in place of what this one had from that step on."""
-        remove(self.run.checkpoints / f"step-{state.data['step']:06d}")
-        self.keep(state, count)
-        self._cut(state)
-        self.save()
+    def restore(self, state: SavedState, count: int) -> None:
+        """Replace checkpoint and metrics from the state's step on by the state, which may be another trial's.
 
-    def _cut(self, state: State | None) -> None:
+        count: checkpoints to keep.
+        """
+        remove(self.run.checkpoints / f"step-{state.data['step']:06d}")
+        self.save_checkpoint(state, count)
+        self._truncate_metrics(state)
+        self.save_record()
+
+    def _truncate_metrics(self, state: SavedState | None) -> None:
+        """Drop the rows of the metrics after a state, all without one, and set the record's step."""
         step, validated = (0, 0) if state is None else (state.data["step"], state.data["validated"])
         self._metrics = MetricsFile(self.run, step, validated)
         self.record.step = step
 
-    def configure(self, config: Config, command: Sequence[str]) -> None:
+    def save_config(self, config: Config, command: Sequence[str]) -> None:
         """Write config.json."""
         self.run.config.unlink(missing_ok=True)
         write_config(self.run, config, command)
 
     def validations(self) -> list[dict[str, Any]]:
-        """The lines of the metrics that hold a validation."""
-        return [row for row in MetricsFile.read_from(self.run) if "validation.kl" in row]
+        """Return the rows of the metrics that hold a validation."""
+        return [row for row in read_metrics(self.run.metrics) if "validation.kl" in row]
 
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add lines to the metrics."""
+        """Append rows to the metrics."""
         if rows and self._metrics is not None:
             self._metrics.write(rows)
 
-    def newest(self, folder: Path | None = None) -> State | None:
-        """The newest checkpoint, here or in another folder."""
-        return checkpoint.newest(folder or self.run.checkpoints, lambda _: None)
+    def newest_checkpoint(self, folder: Path | None = None) -> SavedState | None:
+        """Read the newest checkpoint of the trial, or of another folder; None if there is none."""
+        return checkpoint.load_newest(folder or self.run.checkpoints, lambda _: None)
 
-    def keep(self, state: State, count: int, folder: Path | None = None) -> None:
-        """Write a checkpoint, here or in another folder, and drop all but the last `count`."""
+    def save_checkpoint(self, state: SavedState, count: int, folder: Path | None = None) -> None:
+        """Write a checkpoint, to the trial's or another folder, and remove all but the last `count`."""
         checkpoint.save(folder or self.run.checkpoints, state.data["step"], state, count)
 
-    def finish(self, found: RunResult) -> None:
-        """Write the files a finished run has, but the report. The summary comes last."""
+    def write_result(self, found: RunResult) -> None:
+        """Write the files of a finished run but its report: circuit, examples and, last, the summary."""
         found.circuits[0].save(self.run.circuit("0", 1))
         write_json(self.run.examples, {"members": found.examples})
         write_json(self.run.summary, found.summary(["circuit.safetensors"], self.record.seconds))

@@ -1,9 +1,8 @@
-"""The trials of a sweep: what is known of each, where it can go on from, and what is written of it."""
+"""State of all trials of a sweep: record, config, training state and unread reports of each, and what is written to its folder."""
 
 import sys
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,212 +10,233 @@ from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
 from bigcircuit.results.trial_record import TrialRecord, read_trial_records
 from bigcircuit.sweep.config import Sweep
-from bigcircuit.sweep.messages import Entry, Progress
+from bigcircuit.sweep.messages import Assignment, Progress
 
 if TYPE_CHECKING:
-    from bigcircuit.io.checkpoint import State
+    from bigcircuit.io.checkpoint import SavedState
     from bigcircuit.sweep.trial_dir import TrialDir
 
 
-_LIVES = 3
-"""Workers that may be lost under a trial alone before it is held to be the cause."""
+_MAX_LOSSES_ALONE = 3
+"""Workers that may be lost while they train a trial alone; then the trial counts as the cause and fails."""
 
 
 class TrialStates:
-    """All trials, by number. Nothing may be asked of one before `load`."""
+    """All trials by number. Call `import_torch` before anything else."""
 
     def __init__(self, sweep: Sweep, planned: Sequence[Mapping[str, Any]], command: Sequence[str]) -> None:
-        """planned: the settings of trials that are known ahead."""
+        """planned: settings of the trials that are known ahead; command: the words for each trial's config.json."""
         self._sweep, self._command = sweep, command
         self._output = Path(sweep.config.output)
         records = {
             number: TrialRecord(number, dict(settings), dict(settings)) for number, settings in enumerate(planned)
         }
-        records |= {record.number: record for record in map(_again, read_trial_records(self._output))}
+        records |= {record.number: record for record in map(_resumed, read_trial_records(self._output))}
         self.records = dict(sorted(records.items()))
         self.reports: dict[int, deque[dict[str, Any]]] = {}
-        """What Tune has not been told yet, of each trial that has been opened."""
-        self._folders: dict[int, TrialDir] = {}
+        """Reports of each open trial that Tune has not received yet."""
+        self._dirs: dict[int, TrialDir] = {}
         self._configs: dict[int, Config] = {}
-        self._states: dict[int, State] = {}
+        self._states: dict[int, SavedState] = {}
+        """Training state that a trial resumes from; none before its first call."""
         self._names: dict[str, int] = {}
-        self._losses: dict[int, int] = {}
+        """Tune's name of a trial -> number."""
+        self._losses_alone: dict[int, int] = {}
 
-    def load(self) -> None:
-        """Load torch, which states and circuits need."""
-        self._folder = import_module("bigcircuit.sweep.trial_dir").TrialDir
+    def import_torch(self) -> None:
+        """Import the modules that need torch, for states and circuits."""
+        from bigcircuit.sweep.trial_dir import TrialDir
 
-    def over(self, number: int) -> bool:
-        """Whether it will not go on."""
-        return self.records[number].over
+        self._trial_dir = TrialDir
+
+    def ended(self, number: int) -> bool:
+        """Return whether a trial has finished, was stopped or has failed."""
+        return self.records[number].ended
 
     @property
-    def met(self) -> int:
-        """How many Tune has named."""
+    def registered(self) -> int:
+        """Number of trials that Tune has named in this start."""
         return len(self._names)
 
-    # What Tune does with a trial
+    # Requests of Tune
 
-    def number(self, name: str) -> int | None:
-        """Of the trial that Tune calls `name`, if it has been met."""
+    def number_of(self, name: str) -> int | None:
+        """Return the number of the trial that Tune calls `name`; None if it is not registered."""
         return self._names.get(name)
 
-    def meet(self, name: str, settings: dict[str, Any]) -> int:
-        """Give a new name its number. A trial of a sweep that goes on is known by the settings it has now."""
+    def register(self, name: str, settings: dict[str, Any]) -> int:
+        """Give a new name a number: after a resume that of the trial which has these settings now, else a new one."""
         taken = set(self._names.values())
         same = [n for n, record in self.records.items() if n not in taken and record.settings == settings]
         number = same[0] if same else max(self.records, default=-1) + 1
         if not same:
             self.records[number] = TrialRecord(number, settings, dict(settings))
         self._names[name] = number
-        if number not in self._folders:
+        if number not in self._dirs:
             self.open(number)
         return number
 
     def open(self, number: int) -> None:
-        """Prepare a trial: what it reported before is reported again, for the search and the scheduler to know.
+        """Create or reopen the folder of a trial, and replay the reports of earlier starts to the search and the scheduler.
 
-        Not to population-based training, which would act on old reports as if they were of now: it hears of one that is over
-        that it is.
+        Population-based training gets no replays, since it would act on old reports as if they were new; of a trial that has
+        ended it gets the last report.
         """
         record = self.records[number]
-        trial = self._folders[number] = self._folder(self._output / "trials" / f"{number:03d}", record)
-        trial.save()
-        if not record.over and self._configured(number):
+        trial = self._dirs[number] = self._trial_dir(self._output / "trials" / f"{number:03d}", record)
+        trial.save_record()
+        if not record.ended and self._make_config(number):
             state = trial.begin(self._configs[number], self._command)
             if state is not None:
                 self._states[number] = state
-            trial.save()
+            trial.save_record()
         rows = trial.validations()
         if self._sweep.settings.scheduler == "pbt":
-            rows = rows[-1:] if record.over else []
-        decided = sys.maxsize if record.over else record.let_on
-        reports = self.reports[number] = deque(report(number, row, decided=row["step"] <= decided) for row in rows)
+            rows = rows[-1:] if record.ended else []
+        last = sys.maxsize if record.ended else record.decided_step
+        reports = self.reports[number] = deque(
+            validation_report(number, row, decided=row["step"] <= last) for row in rows
+        )
         if reports and record.status in ("finished", "stopped"):
             reports[-1]["done"] = True
 
-    def change(self, number: int, settings: dict[str, Any]) -> None:
-        """Population-based training lets a trial go on with others."""
+    def change_settings(self, number: int, settings: dict[str, Any]) -> None:
+        """Replace the settings of a trial, as population-based training does."""
         self.records[number].settings = settings
-        if self._configured(number):
-            self._folders[number].configure(self._configs[number], self._command)
+        if self._make_config(number):
+            self._dirs[number].save_config(self._configs[number], self._command)
 
-    def let_on(self, number: int) -> None:
-        """Tune has heard all its reports and asks for another."""
+    def mark_decided(self, number: int) -> None:
+        """Record that the scheduler has decided on all reports of a trial so far: Tune requests another one."""
         record = self.records[number]
         if record.validation:
-            record.let_on = record.validation["step"]
-            self._folders[number].save()
+            record.decided_step = record.validation["step"]
+            self._dirs[number].save_record()
 
     def stop(self, number: int) -> None:
-        """The scheduler has stopped it, or it is over."""
-        if not self.over(number):
-            self.records[number].status, self.records[number].at_stake = "stopped", 0
-            self._folders[number].save()
+        """Record that Tune has stopped a trial, unless it has ended before."""
+        if not self.ended(number):
+            self.records[number].status, self.records[number].open_updates = "stopped", 0
+            self._dirs[number].save_record()
 
-    def keep(self, number: int, folder: Path) -> None:
-        """Write its state at its last report to a folder of Tune's."""
+    def save_checkpoint(self, number: int, folder: Path) -> None:
+        """Write a trial's training state, as of its last report, to a folder of Tune's."""
         if number in self._states:
-            self._folders[number].keep(self._states[number], 1, folder)
+            self._dirs[number].save_checkpoint(self._states[number], 1, folder)
 
-    def go_back(self, number: int, folder: Path) -> None:
-        """Go on from a state that `keep` has written, its own or another one's."""
-        state = self._folders[number].newest(folder)
+    def load_checkpoint(self, number: int, folder: Path) -> None:
+        """Set a trial to the training state that `save_checkpoint` wrote, of the same trial or another one."""
+        state = self._dirs[number].newest_checkpoint(folder)
         if state is not None:
             self._states[number] = state
-            self._folders[number].go_back(state, self._sweep.config.train.keep_checkpoints)
+            self._dirs[number].restore(state, self._sweep.config.train.keep_checkpoints)
 
-    # What workers do with it
+    # Calls to workers
 
-    def entry(self, number: int) -> Entry:
-        """What a worker needs to take it in."""
+    def assign(self, number: int) -> Assignment:
+        """Record that a trial gets a slot. Returns what its worker needs."""
         self.records[number].status = "running"
-        self._started(number)
-        self._folders[number].save()
-        return Entry(number, self._configs[number], self._states.get(number))
+        self._set_open_updates(number)
+        self._dirs[number].save_record()
+        return Assignment(number, self._configs[number], self._states.get(number))
 
-    def take_in(self, progress: Progress, seated: Collection[int]) -> None:
-        """Write down what came of a call. Who has lost the seat meanwhile makes those updates again, and then logs them."""
+    def record(self, progress: Progress, assigned: Collection[int]) -> None:
+        """Record and write the result of a call; assigned: the trials that still have their slots.
+
+        Rows of a trial that was evicted during the call are not logged: it was stopped, or resumes from another state.
+        """
         settings = self._sweep.config.train
         self._states |= progress.states
         for number, step in progress.steps.items():
-            trial, record = self._folders[number], self.records[number]
+            trial, record = self._dirs[number], self.records[number]
             record.step, record.seconds = step, record.seconds + progress.seconds
             record.updates += progress.updates
             record.validation = progress.validations.get(number, record.validation)
-            if number in seated or number in progress.endings:
+            if number in assigned or number in progress.results:
                 trial.log(progress.rows.get(number, []))
-                self._started(number)
-            if number in progress.endings:
-                trial.finish(progress.endings[number])
-                record.status, record.at_stake = "finished", 0
+                self._set_open_updates(number)
+            if number in progress.results:
+                trial.write_result(progress.results[number])
+                record.status, record.open_updates = "finished", 0
                 self._states.pop(number, None)
             elif number in progress.validations or step % settings.save_every == 0:
-                trial.keep(progress.states[number], settings.keep_checkpoints)
-            trial.save()
-        for number, message in progress.failed.items():
+                trial.save_checkpoint(progress.states[number], settings.keep_checkpoints)
+            trial.save_record()
+        for number, message in progress.failures.items():
             self.fail(number, message)
 
     def fail(self, number: int, message: str) -> None:
-        """It cannot go on."""
+        """Record that a trial has failed; message: why, in one line."""
         record = self.records[number]
-        record.status, record.error, record.at_stake = "failed", message, 0
-        self._folders[number].save()
+        record.status, record.error, record.open_updates = "failed", message, 0
+        self._dirs[number].save_record()
 
-    def wait(self, number: int) -> None:
-        """It has no slot."""
-        if not self.over(number):
-            self.records[number].status, self.records[number].at_stake = "waiting", 0
+    def mark_waiting(self, number: int) -> None:
+        """Set the status of a trial without a slot, unless it has ended. Not written before the next change."""
+        if not self.ended(number):
+            self.records[number].status, self.records[number].open_updates = "waiting", 0
 
-    def lost(self, number: int, reason: str, alone: bool) -> None:
-        """Its worker has died under it; alone: and under no other."""
-        self.records[number].updates += self.records[number].at_stake
-        self.wait(number)
-        self._losses[number] = self._losses.get(number, 0) + alone
-        if self._losses[number] >= _LIVES and not self.over(number):
-            self.records[number].lost = True
-            self.fail(number, f"{_LIVES} workers were lost with it alone, the last by {reason}")
+    def record_loss(self, number: int, reason: str, alone: bool) -> None:
+        """Record that the worker of a trial was lost; alone: whether the worker had no other trial.
 
-    def save(self) -> None:
-        """Write where all that are not over can go on from."""
+        A trial fails when it was alone with several lost workers.
+        """
+        self.records[number].updates += self.records[number].open_updates
+        self.mark_waiting(number)
+        self._losses_alone[number] = self._losses_alone.get(number, 0) + alone
+        if self._losses_alone[number] >= _MAX_LOSSES_ALONE and not self.ended(number):
+            self.records[number].retry_on_resume = True
+            self.fail(number, f"{_MAX_LOSSES_ALONE} workers were lost with it alone, the last by {reason}")
+
+    def save_all(self) -> None:
+        """Write a checkpoint of every trial that has not ended."""
         for number, state in self._states.items():
-            if not self.over(number):
-                self.records[number].at_stake = 0
-                self._folders[number].keep(state, self._sweep.config.train.keep_checkpoints)
-                self._folders[number].save()
+            if not self.ended(number):
+                self.records[number].open_updates = 0
+                self._dirs[number].save_checkpoint(state, self._sweep.config.train.keep_checkpoints)
+                self._dirs[number].save_record()
 
-    def _started(self, number: int) -> None:
-        """Reckon how many updates are lost at most if its next call is cut off."""
+    def write_outputs(self) -> None:
+        """Write the tables, the Pareto front and the report page of the trials so far. Raises UserError."""
+        from bigcircuit.report.sweep_outputs import write_sweep_outputs
+
+        write_sweep_outputs(self._output)
+
+    def _set_open_updates(self, number: int) -> None:
+        """Set how many updates are lost at most if the trial's next call is cut off: those up to its next report or checkpoint."""
         record, train = self.records[number], self._configs[number].train
         ends = [(record.step // every + 1) * every for every in (train.validate_every, train.save_every)]
-        record.at_stake = min(*ends, record.steps) - record.step
+        record.open_updates = min(*ends, record.steps) - record.step
 
-    def _configured(self, number: int) -> bool:
-        """Work out its config; where the settings do not fit together it has failed."""
+    def _make_config(self, number: int) -> bool:
+        """Make the config of a trial. Returns False, with the trial failed, where its settings do not fit together."""
         try:
-            self._configs[number] = self._sweep.trial(self.records[number].settings, number)
+            self._configs[number] = self._sweep.trial_config(self.records[number].settings, number)
         except UserError as error:
             self.fail(number, str(error).removeprefix(f"trial {number}: "))
             return False
         return True
 
 
-def _again(record: TrialRecord) -> TrialRecord:
-    """What an earlier start has left, ready to go on: with the updates of a call that was cut off, and a new try."""
-    if record.lost:
-        record.status, record.error, record.lost = "waiting", None, False
-    if not record.over:
-        record.status, record.updates, record.at_stake = "waiting", record.updates + record.at_stake, 0
+def _resumed(record: TrialRecord) -> TrialRecord:
+    """Prepare the record of an earlier start: count the updates of a call that was cut off, and reset a trial to retry."""
+    if record.retry_on_resume:
+        record.status, record.error, record.retry_on_resume = "waiting", None, False
+    if not record.ended:
+        record.status, record.updates, record.open_updates = "waiting", record.updates + record.open_updates, 0
     return record
 
 
-def report(number: int, row: Mapping[str, Any], done: bool = False, decided: bool = False) -> dict[str, Any]:
-    """What Tune is told of a validation; decided: whether an earlier start has told it, and what came of it stands."""
+def validation_report(number: int, row: Mapping[str, Any], done: bool = False, decided: bool = False) -> dict[str, Any]:
+    """Return Tune's report of a validation: row is its row of the metrics.
+
+    decided: whether it is the replay of a report that the scheduler has decided on in an earlier start; the decision stands.
+    """
     names = {"objective": "objective", "kl": "kl", "neurons": "kept.total"}
     values = {name: row[f"validation.{key}"] for name, key in names.items()}
     return {"number": number, "step": row["step"], **values, "done": done, "decided": decided}
 
 
 def last_report(record: TrialRecord) -> dict[str, Any]:
-    """What Tune is told of a trial that is over."""
+    """Return Tune's report of a trial that has ended: its error, or that it is done."""
     return {"number": record.number, "error": record.error} if record.error else {"number": record.number, "done": True}

@@ -1,4 +1,4 @@
-"""Model workers: groups of ranks, as plain actors in one placement group, that go through the same calls together."""
+"""Model workers: each a group of ranks, one Ray actor per rank in one placement group, which all get the same calls."""
 
 import asyncio
 import os
@@ -12,30 +12,34 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from bigcircuit.config.schema import Config
 from bigcircuit.errors import ReportedError
-from bigcircuit.sweep.cluster import Room
+from bigcircuit.sweep.cluster import WorkerResources
+from bigcircuit.sweep.messages import Assignment, Progress
 
-_ECHO = 5.0
-"""Seconds within which the death of a rank is known, after another rank's error that may come of it."""
+_DEATH_NOTICE_SECONDS = 5.0
+"""Wait, after an error of one rank, for Ray to report the death of another rank that may have caused it."""
 
 
 class WorkerLost(Exception):
-    """A rank of a worker has died, or its machine, or it has met an error that nobody expected."""
+    """A rank of a worker or its machine has died, or a rank has raised an unexpected error."""
 
 
 class RankActor:
-    """The actor of one rank. Torch is loaded in its process alone."""
+    """Ray actor of one rank. Loads torch in `join`, in the process of the rank."""
 
     def address(self) -> tuple[str, int, str]:
-        """Where the ranks can meet, and the node this one is on."""
+        """Return host and free port for a process group, and the id of this rank's node."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1], ray.get_runtime_context().get_node_id()
 
     def join(self, rank: int, size: int, host: str, port: int, local: int, threads: int) -> None:
-        """Become one of `size` ranks; local: its number among those on its node."""
+        """Join the process group as one of `size` ranks.
+
+        local: number among the ranks of its node; threads: threads of torch.
+        """
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local)}
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
-        # Here, before torch is loaded, and not as Ray's runtime_env: with one Ray starts another process, a second later.
+        # Set here, before torch is loaded, and not as Ray's runtime_env, for which Ray starts another process, a second later.
         os.environ |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         import torch
 
@@ -43,31 +47,31 @@ class RankActor:
         from bigcircuit.sweep.model_replica import Replica
 
         torch.set_num_threads(threads)
-        self._host = Replica(join_ranks(rank, size, 0))
+        self._replica = Replica(join_ranks(rank, size, 0))
 
-    def open(self, config: Config) -> None:
-        """See Host.open."""
-        self._host.open(config)
+    def load(self, config: Config) -> None:
+        """See Replica.load."""
+        self._replica.load(config)
 
     def advance(self, *arguments: Any) -> Any:
-        """See Host.advance."""
-        return self._host.advance(*arguments)
+        """See Replica.advance."""
+        return self._replica.advance(*arguments)
 
 
 class WorkerGroup:
-    """The ranks that hold one copy of the model.
+    """Worker: the ranks that hold one copy of the model.
 
-    Any call raises WorkerLost when one of them is gone, and what a rank raises for the user.
+    Every call raises WorkerLost when a rank is lost, and ReportedError as a rank raised it.
     """
 
-    def __init__(self, ranks: int, room: Room) -> None:
-        self._size, self._room = ranks, room
-        self._bundle = {"CPU": float(room.cpus)} | ({"GPU": room.gpus} if room.gpus else {})
+    def __init__(self, ranks: int, resources: WorkerResources) -> None:
+        self._size, self._resources = ranks, resources
+        self._bundle = {"CPU": float(resources.cpus)} | ({"GPU": resources.gpus} if resources.gpus else {})
         self._group: Any = None
         self._ranks: list[Any] = []
 
     async def start(self) -> None:
-        """Wait for room in the cluster and start the ranks there, with as many threads as they have cores."""
+        """Wait for the resources in the cluster and start the ranks there, each with as many threads as cores."""
         size = self._size
         self._group = placement_group([self._bundle] * size, strategy="PACK")
         await self._group.ready()
@@ -81,46 +85,49 @@ class WorkerGroup:
             .remote()
             for index in range(size)
         ]
-        places = await self._all("address")
-        nodes = [node for _, _, node in places]
-        host, port, _ = places[0]
+        addresses = await self._all("address")
+        nodes = [node for _, _, node in addresses]
+        host, port, _ = addresses[0]
         local = [nodes[:index].count(node) for index, node in enumerate(nodes)]
         calls = [
-            rank.join.remote(index, size, host, port, local[index], self._room.cpus)
+            rank.join.remote(index, size, host, port, local[index], self._resources.cpus)
             for index, rank in enumerate(self._ranks)
         ]
-        await self._answers(calls)
+        await self._gather(calls)
 
-    async def open(self, config: Config) -> None:
-        """See Host.open."""
-        await self._all("open", config)
+    async def load(self, config: Config) -> None:
+        """See Replica.load."""
+        await self._all("load", config)
 
-    async def advance(self, entries: Sequence[Any], leaving: Sequence[int], ready: Sequence[int], limit: int) -> Any:
-        """See Host.advance."""
-        return (await self._all("advance", entries, leaving, ready, limit))[0]
+    async def advance(
+        self, assignments: Sequence[Assignment], evicted: Sequence[int], ready: Sequence[int], max_updates: int
+    ) -> Progress:
+        """See Replica.advance."""
+        return (await self._all("advance", assignments, evicted, ready, max_updates))[0]
 
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method on all ranks. Returns their results by rank."""
         shared = [ray.put(argument) for argument in arguments]
-        return await self._answers([getattr(rank, method).remote(*shared) for rank in self._ranks])
+        return await self._gather([getattr(rank, method).remote(*shared) for rank in self._ranks])
 
-    async def _answers(self, calls: Sequence[Any]) -> list[Any]:
-        """The answers of all ranks; when one is lost nobody waits for the others, which wait for it."""
-        tasks = [asyncio.ensure_future(_answer(call)) for call in calls]
+    async def _gather(self, calls: Sequence[Any]) -> list[Any]:
+        """Wait for the results of all ranks. When a rank is lost the others, which wait for it, are not waited for."""
+        tasks = [asyncio.ensure_future(_result(call)) for call in calls]
         try:
             return list(await asyncio.gather(*tasks))
         except ray.exceptions.RayError as error:
-            await asyncio.wait(tasks, timeout=_ECHO)
+            await asyncio.wait(tasks, timeout=_DEATH_NOTICE_SECONDS)
             errors = [task.exception() for task in tasks if task.done()]
             died = [one for one in errors if one is not None and not isinstance(one, ray.exceptions.RayTaskError)]
-            if not died and isinstance(error, ReportedError):
+            if not died and isinstance(error, ray.exceptions.RayTaskError) and isinstance(error, ReportedError):
                 raise error.cause from None  # as the rank raised it, without Ray's traceback
             raise WorkerLost(_reason(died[0] if died else error)) from error
         finally:
             for task in tasks:
                 task.cancel()
 
-    def release(self) -> None:
-        """End the ranks and give their place back."""
+    def shut_down(self) -> None:
+        """Kill the ranks and release their resources in the cluster."""
         for rank in self._ranks:
             ray.kill(rank)
         if self._group is not None:
@@ -128,12 +135,12 @@ class WorkerGroup:
         self._ranks, self._group = [], None
 
 
-async def _answer(call: Any) -> Any:
+async def _result(call: Any) -> Any:
     return await call
 
 
 def _reason(error: BaseException) -> str:
-    """In one line: what a rank raised, or the first line of what Ray says."""
+    """Describe an error in one line: the exception of a rank, or the first line of Ray's message."""
     cause = getattr(error, "cause", None)
     text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]

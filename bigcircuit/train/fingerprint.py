@@ -1,4 +1,4 @@
-"""What a run stands on: hashes of the base model and of the pairs, compared at resume and between ranks; a circuit's model."""
+"""Fingerprint of a run: hashes of the base model and of the pairs, compared at resume and between ranks."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from bigcircuit.model.fingerprint import fingerprint
 
 
 def run_fingerprint(config: Config, data: TaskData, reference: AblationData | None = None) -> dict[str, str]:
-    """sha256 of model config, weights, tokenizer and adapter, of the pairs, and of those that `ablation.data` names, by name.
+    """Hash model config, weights, tokenizer and adapter, the pairs, and those that `ablation.data` names; sha256 by name.
 
     Weights are read once a host: other ranks leave the hashes of the model empty.
     """
@@ -23,7 +23,7 @@ def run_fingerprint(config: Config, data: TaskData, reference: AblationData | No
 
 
 def check_same_fingerprint(folder: RunDir, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises UserError naming what has changed since the checkpoint was written."""
+    """Compare a checkpoint's fingerprint with that of the run. Raises UserError naming what has changed."""
     for name, value in now.items():
         if value and before.get(name) and before[name] != value:
             raise UserError(

@@ -1,4 +1,7 @@
-"""The constants of a finished run under optimal ablation: learned with the gates, and once more for the finished masks."""
+"""Optimal ablation: fit constants to finished masks, for a run at its end or for circuits without constants.
+
+Shapes: P circuits, L layers, S scored positions, V vocabulary, n width of a site in the widest layer.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -7,9 +10,10 @@ import torch
 from torch import Tensor
 
 from bigcircuit.ablation.ablation import Ablation
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.ablation.learned import ConstantsStart
 from bigcircuit.config.schema import Config
-from bigcircuit.data.collate import train_order
+from bigcircuit.data.collate import batch_indices
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.reference_logits import Targets
@@ -29,47 +33,44 @@ def final_ablation(
     masks: Sequence[Masks],
     train: Targets,
     held_out: Targets,
-    passes: MicroBatches,
-    display: ProgressDisplay,
+    micro_batches: MicroBatches,
+    progress: ProgressDisplay,
 ) -> Ablation:
-    """The ablation of the run; where constants are learned, with those of every member's finished masks.
+    """Make the final ablation of a run: where constants are learned, fit those of every member to its finished masks.
 
     While gates are trained nodes are half open; constants of nodes that are closed for good are others. So they are fitted
     once more, from those that belong to the best gates on, on the pairs of the training, and stay as they were for a member
     whose KL on the validation pairs that does not lower. It depends on nothing but the state, so a resumed run does the same.
     """
-    if config.ablation.kind != NAME:
+    if not KINDS[config.ablation.name].learned:
         return streams.ablation
     steps = config.ablation.finish_steps
-    found = [learner.best.constants for learner in state.learners]
+    found = [member_state.best.constants for member_state in state.member_states]
     learned = {site: torch.stack([constants[site] for constants in found]) for site in found[0]}
     start = ConstantsStart(learned, state.population.spread)
     if not steps:
         return start.ablation([{}] * len(masks))
-    display.say(f"fitting the constants to the finished masks, {steps} steps")
-    with display.training(steps, 0):
+    progress.print_line(f"fitting the constants to the finished masks, {steps} steps")
+    with progress.bar(steps, 0):
         return optimal_ablation(
             streams,
             masks,
             train,
-            passes,
+            micro_batches,
             start,
             held_out=held_out,
             steps=steps,
             batch_size=config.train.batch_size,
             seed=config.task.seed,
-            watch=lambda step, kl: display.step(step, {"kl": kl}),
+            watch=lambda step, kl: progress.update(step, {"kl": kl}),
         )
-
-
-NAME = "optimal"
 
 
 def optimal_ablation(
     streams: Streams,
     circuits: Sequence[Masks],
     train: Targets,
-    passes: MicroBatches,
+    micro_batches: MicroBatches,
     start: ConstantsStart,
     *,
     held_out: Targets | None = None,
@@ -79,24 +80,24 @@ def optimal_ablation(
     seed: int = 0,
     watch: Callable[[int, float], None] = lambda _, __: None,
 ) -> Ablation:
-    """The constants under which each of P finished circuits is nearest to what it is to predict.
+    """Fit the constants under which each of P finished circuits is nearest to its target logits.
 
-    They are learned by Adam, for all circuits in the same passes; no circuit knows of the others. Where that did not lower a
+    They are learned by Adam, for all circuits in the same passes, and no circuit's constants depend on the others. Where that did not lower a
     circuit's KL on `held_out`, by default on `train`, it keeps those of the start. lr: of the first step, in the
-    units of the start; it falls to 0 as a cosine. batch_size: examples a step. watch: is told each step and its mean KL, in nats.
+    units of the start; it falls to 0 as a cosine. batch_size: examples a step. watch: called with each step and its mean KL, in nats.
     """
     offsets = [
         {s: torch.zeros_like(start.unit[s]).requires_grad_() for s, leaf in LEAVES.items() if leaf in masks}
         for masks in circuits
     ]
-    judge = _Fit(streams, circuits, held_out or train, passes)
+    judge = _Fit(streams, circuits, held_out or train, micro_batches)
     with torch.no_grad():
         before = judge.kl(start.ablation(offsets))
     optimizer = torch.optim.Adam([offset for own in offsets for offset in own.values()], lr)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    fit, examples = _Fit(streams, circuits, train, passes), train.examples
+    fit, examples = _Fit(streams, circuits, train, micro_batches), train.examples
     for step in range(steps):
-        order = train_order(len(examples), min(batch_size, len(examples)), step, seed)
+        order = batch_indices(len(examples), min(batch_size, len(examples)), step, seed)
         kl = fit.gradients([examples[index] for index in order], lambda: start.ablation(offsets), offsets)
         watch(step + 1, kl / len(circuits))
         optimizer.step()
@@ -110,20 +111,22 @@ def optimal_ablation(
 
 
 class _Fit(NamedTuple):
-    """How far P circuits with given constants are from what they are to predict. The ranks divide the work and all get the
-    sums, which are float64, so that their order does not show in float32."""
+    """Distance of P circuits with given constants from their targets.
+
+    Ranks divide the work and all get the sums, in float64, so that no float32 bit depends on their order.
+    """
 
     streams: Streams
     circuits: Sequence[Masks]
-    lessons: Targets
-    passes: MicroBatches
+    targets: Targets
+    micro_batches: MicroBatches
 
     def kl(self, ablation: Ablation) -> Tensor:
-        """Summed over all examples, float64 [P], nats."""
+        """Sum KL over all examples, float64 [P], nats."""
         sums = torch.zeros(len(self.circuits), dtype=torch.float64, device=self.streams.frozen.device)
-        for piece in self.passes.over(self.lessons.examples, full=self.lessons.full):
-            sums += self._kl(piece, ablation) * piece.counts
-        self.passes.ranks.sum_([sums])
+        for micro_batch in self.micro_batches.iterate(self.targets.examples, full=self.targets.full):
+            sums += self._kl(micro_batch, ablation) * micro_batch.is_counted
+        self.micro_batches.ranks.all_reduce([sums])
         return sums
 
     def gradients(
@@ -132,22 +135,24 @@ class _Fit(NamedTuple):
         constants: Callable[[], Ablation],
         offsets: Sequence[Mapping[str, Tensor]],
     ) -> float:
-        """Set `grad` of all offsets to that of the mean KL of their circuit; returns the sum of these means, nats."""
+        """Set `grad` of all offsets to that of the mean KL of their circuit. Returns the sum of these means, nats."""
         parameters = [offset for own in offsets for offset in own.values()]
         sums = torch.zeros(1 + sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
-        for piece in self.passes.over(examples, full=self.lessons.full):
-            kl = self._kl(piece, constants()).sum() / len(examples)
+        for micro_batch in self.micro_batches.iterate(examples, full=self.targets.full):
+            kl = self._kl(micro_batch, constants()).sum() / len(examples)
             found = torch.autograd.grad(kl, parameters)
-            self.streams.frozen.settle()
-            if piece.counts:
+            self.streams.frozen.release_gathered()
+            if micro_batch.is_counted:
                 sums += torch.cat([kl.detach().reshape(1), *(gradient.reshape(-1) for gradient in found)])
-        self.passes.ranks.sum_([sums])
+        self.micro_batches.ranks.all_reduce([sums])
         for parameter, total in zip(parameters, sums[1:].split([p.numel() for p in parameters]), strict=True):
             parameter.grad = total.view_as(parameter).float()
         return float(sums[0])
 
-    def _kl(self, piece: MicroBatch, ablation: Ablation) -> Tensor:
-        self.passes.ranks.stop_if_asked()
+    def _kl(self, micro_batch: MicroBatch, ablation: Ablation) -> Tensor:
+        self.micro_batches.ranks.stop_if_requested()
         with self.streams.under(ablation):
-            logits = self.streams.masked(piece.batch, mask_source(self.circuits, self.streams), len(self.circuits))
-        return kl_divergence(self.lessons.references(piece), logits, piece.batch).sum(1)
+            logits = self.streams.masked(
+                micro_batch.batch, mask_source(self.circuits, self.streams), len(self.circuits)
+            )
+        return kl_divergence(self.targets.references(micro_batch), logits, micro_batch.batch).sum(1)

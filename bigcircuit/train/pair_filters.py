@@ -1,4 +1,4 @@
-"""Pairs taken the other way round: the corrupted prompt is the one to explain, its own answers are the wrong ones."""
+"""Choose pairs by what the full model does on them: solved pairs, and pairs that can be swapped."""
 
 from collections.abc import Sequence
 
@@ -15,26 +15,30 @@ from bigcircuit.runtime.progress import ProgressDisplay
 
 
 def keep_solved(
-    config: Config, frozen: FrozenModel, data: TaskData, passes: MicroBatches, display: ProgressDisplay
+    config: Config, frozen: FrozenModel, data: TaskData, micro_batches: MicroBatches, progress: ProgressDisplay
 ) -> TaskData:
-    """With `task.keep: solved`, leave out the pairs that the full model gets wrong. Raises UserError if none is left."""
+    """Leave out the pairs that the full model gets wrong, where `task.keep` is `solved`. Raises UserError if none is left."""
     if config.task.keep == "all":
         return data
     kept, before = {}, sum(map(len, data.splits.values()))
     with Streams(frozen, ZERO) as streams:
         for name, examples in data.splits.items():
-            right = score(streams, examples, None, passes).accuracy[0] if examples else []
+            right = score(streams, examples, None, micro_batches)["accuracy"][0] if examples else []
             kept[name] = [example for example, solved in zip(examples, right, strict=True) if solved]
     after = sum(map(len, kept.values()))
-    display.say(f"task.keep solved: {before - after} of {before} pairs left out, the full model gets them wrong")
+    progress.print_line(
+        f"task.keep solved: {before - after} of {before} pairs left out, the full model gets them wrong"
+    )
     if not kept["train"] or not kept["test"]:
         raise UserError("task.keep solved leaves no pair to train or test on; the model does not show this behaviour")
     return data._replace(splits=kept, unsolved=before - after)
 
 
-def swap_pairs(streams: Streams, examples: Sequence[Example], passes: MicroBatches) -> list[Example]:
-    """The examples, and turned round those that show the behaviour that way too: the full model prefers the answers that
-    were wrong. A pair that is there both ways already is not doubled. Turned ids are below 0.
+def swap_pairs(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> list[Example]:
+    """Add swapped examples: the corrupted prompt is explained, and the wrong answers are right.
+
+    Only where the full model prefers these answers after the corrupted prompt, and where the swapped pair is not among the
+    examples already. Ids of swapped examples are below 0.
     """
     present = {(example.clean, example.corrupted) for example in examples}
     turned = [
@@ -42,5 +46,5 @@ def swap_pairs(streams: Streams, examples: Sequence[Example], passes: MicroBatch
         for e in examples
         if e.wrong_answers and (e.corrupted, e.clean) not in present
     ]
-    solved = score(streams, turned, None, passes).accuracy[0] > 0 if turned else []
+    solved = score(streams, turned, None, micro_batches)["accuracy"][0] > 0 if turned else []
     return [*examples, *(example for example, right in zip(turned, solved, strict=True) if right)]

@@ -1,4 +1,4 @@
-"""What a member pays for its size: fixed penalties, or dual variables that find the penalty for an asked size."""
+"""Penalties of a member's size: fixed weights, or dual variables that find the weight for an asked size."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from bigcircuit.model.granularity import GRANULARITIES
 
 
 class Duals:
-    """One non-negative multiplier for every size a member was asked for, raised while the member is too large.
+    """Non-negative multipliers, one for every target size of a member, raised while the member is too large.
 
     The term is the augmented Lagrangian of (open - allowed) / nodes <= 0 (Nocedal and Wright, Numerical Optimization,
     2nd ed., section 17.3): the multiplier grows by `train.dual_lr` times the violation, relative to the allowed size.
@@ -24,7 +24,7 @@ class Duals:
         self.value = dict.fromkeys(self.sizes, 0.0)
 
     def terms(self, expected: dict[str, Tensor], done: float) -> dict[str, Tensor]:
-        """Loss terms by target, scalars; `expected` holds this member's expected open nodes."""
+        """Compute loss terms by target, scalars; expected: this member's expected open nodes."""
         terms = {}
         for name in self.sizes:
             excess = self._excess(name, expected[name], done)
@@ -32,7 +32,7 @@ class Duals:
         return terms
 
     def update(self, expected: dict[str, Tensor], done: float) -> None:
-        """Dual ascent: too large raises the multiplier, too small lowers it, never below 0."""
+        """Make a step of dual ascent: too large raises the multiplier, too small lowers it, never below 0."""
         for name in self.sizes:
             change = self.config.train.dual_lr * float(self._excess(name, expected[name].detach(), done))
             self.value[name] = max(0.0, self.value[name] + change)
@@ -43,7 +43,7 @@ class Duals:
 
 
 def fixed_terms(config: Config, expected: dict[str, Tensor], nodes: dict[str, int], done: float) -> dict[str, Tensor]:
-    """Loss terms by granularity: penalty x expected open fraction, for what has no target; scalars of one member."""
+    """Compute loss terms by granularity, scalars of one member: penalty x expected open fraction, where there is no target."""
     targets = config.target.sizes()
     if "total" in targets:
         return {}
@@ -55,5 +55,5 @@ def fixed_terms(config: Config, expected: dict[str, Tensor], nodes: dict[str, in
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
-    """Sum of scalar terms, 0 when there are none."""
+    """Sum scalar terms; 0 without any."""
     return torch.stack(list(terms.values())).sum() if terms else torch.zeros(())

@@ -1,4 +1,4 @@
-"""What training changes: gates, Adam moments, dual variables and the best validated gates of every member."""
+"""Training state: gates, Adam moments, dual variables and the best validated gates of every member."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bigcircuit.gates.members import Member
 from bigcircuit.gates.population import Population
-from bigcircuit.io.checkpoint import State
+from bigcircuit.io.checkpoint import SavedState
 from bigcircuit.train.penalty import Duals
 
 
@@ -26,7 +26,7 @@ class Best:
 
 @dataclass
 class MemberState:
-    """A member with all that training keeps for it, and for nobody else: it can leave a population and join another.
+    """A member with its optimizer, duals and best gates: all that moves with it from one population to another.
 
     Noise and the order of the data are functions of seeds and steps, so no generator has a state of its own.
     """
@@ -39,7 +39,7 @@ class MemberState:
 
     @classmethod
     def new(cls, member: Member, nodes: dict[str, int]) -> "MemberState":
-        """At step 0; nodes: how many the model has, by granularity and as `total`."""
+        """Make the state at step 0; nodes: of the model, by granularity and as `total`."""
         kinds = [list(kind.values()) for kind in (member.log_alpha, member.offset) if kind]
         optimizer = torch.optim.Adam([{"params": parameters, "lr": 0.0} for parameters in kinds])
         return cls(member, optimizer, Duals(member.config, nodes))
@@ -51,16 +51,16 @@ class MemberState:
 
     @property
     def finished(self) -> bool:
-        """Whether it has made all its updates."""
+        """Whether the member has made all its updates."""
         return self.member.step >= self.member.config.train.steps
 
     @property
     def done(self) -> float:
-        """The share of its updates that is made."""
+        """Share of the member's updates that is made, 0 to 1."""
         return self.member.step / self.member.config.train.steps
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain data that `restore` needs."""
+        """Collect the tensors and plain data that `restore` needs."""
         tensors: dict[str, Tensor] = {}
         updates = 0
         for name, parameter in self.member.named_parameters():
@@ -78,7 +78,7 @@ class MemberState:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
-        """Continue exactly where `export` was called; the granularities must be the same."""
+        """Restore the state that `export` collected, of a member with the same granularities."""
         self.member.step, self.duals.value = data["step"], dict(data["duals"])
         self.optimizer.param_groups[0]["lr"] = data["lr"]
         device = next(self.member.parameters()).device
@@ -90,70 +90,71 @@ class MemberState:
                     "exp_avg": tensors[f"exp_avg.{_short(name)}"].to(device, copy=True),
                     "exp_avg_sq": tensors[f"exp_avg_sq.{_short(name)}"].to(device, copy=True),
                 }
+        objective, step = data["best"]
         gates, constants = (_below(tensors, prefix, device) for prefix in ("best.", "best_constants."))
-        self.best = Best(*data["best"], gates, constants)
+        self.best = Best(objective, step, gates, constants)
 
 
 def metric_rows(
-    learners: Sequence[MemberState], step: int, columns: Mapping[str, Sequence[Any]]
+    member_states: Sequence[MemberState], step: int, columns: Mapping[str, Sequence[Any]]
 ) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl, one a learner; columns: what to say of each, by name."""
+    """Make rows of metrics.jsonl, one a member; columns: name -> one value a member."""
     return [
-        {"step": step, "member": index, "lr": learner.lr}
-        | {f"dual.{name}": value for name, value in learner.duals.value.items()}
+        {"step": step, "member": index, "lr": member_state.lr}
+        | {f"dual.{name}": value for name, value in member_state.duals.value.items()}
         | {name: values[index] for name, values in columns.items()}
-        for index, learner in enumerate(learners)
+        for index, member_state in enumerate(member_states)
     ]
 
 
 @dataclass
 class TrainState:
-    """The learners of a run, and the population that they are in a pass."""
+    """State of all members of a run, and the population that they form in a pass."""
 
     population: Population
-    learners: Sequence[MemberState]
+    member_states: Sequence[MemberState]
     step: int = 0
     """Updates made by the run; a member with fewer steps than the longest stops earlier."""
     validated: int = 0
-    """The step of the last validation."""
+    """Step of the last validation."""
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """All that is trained, gates and learned constants, in a fixed order."""
+        """All trained parameters, gates and learned constants, in a fixed order."""
         return list(self.population.parameters())
 
     @classmethod
     def new(cls, population: Population, nodes: dict[str, int]) -> "TrainState":
-        """State at step 0."""
+        """Make the state at step 0."""
         return cls(population, [MemberState.new(member, nodes) for member in population.members])
 
-    def export(self, base: Mapping[str, str]) -> State:
-        """Tensors and plain data that `restore` needs, beside the hashes of what the run stands on."""
+    def export(self, base: Mapping[str, str]) -> SavedState:
+        """Collect the tensors and plain data that `restore` needs, with the fingerprint of the run."""
         tensors: dict[str, Tensor] = {}
         data: dict[str, Any] = {"step": self.step, "validated": self.validated, "members": []}
-        for index, learner in enumerate(self.learners):
-            own, plain = learner.export()
+        for index, member_state in enumerate(self.member_states):
+            own, plain = member_state.export()
             tensors |= {f"{index}.{name}": values for name, values in own.items()}
             data["members"].append(plain)
         for site, centre in self.population.centre.items():
             tensors |= {f"constants.centre.{site}": centre, f"constants.spread.{site}": self.population.spread[site]}
-        return State(tensors, data, dict(base))
+        return SavedState(tensors, data, dict(base))
 
-    def restore(self, state: State) -> None:
-        """Continue exactly where `export` was called; the population must be of the same config."""
+    def restore(self, state: SavedState) -> None:
+        """Restore the state that `export` collected, for a population of the same config."""
         self.step, self.validated = state.data["step"], state.data["validated"]
         device = self.population.device
-        for index, (learner, plain) in enumerate(zip(self.learners, state.data["members"], strict=True)):
-            learner.restore(_below(state.tensors, f"{index}.", device), plain)
+        for index, (member_state, plain) in enumerate(zip(self.member_states, state.data["members"], strict=True)):
+            member_state.restore(_below(state.tensors, f"{index}.", device), plain)
         self.population.centre = _below(state.tensors, "constants.centre.", device)
         self.population.spread = _below(state.tensors, "constants.spread.", device)
 
 
 def _short(name: str) -> str:
-    """The name of a parameter of a member without the word that all gates share."""
+    """Name of a member's parameter without the prefix that all gates share."""
     return name.removeprefix("log_alpha.")
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
-    """The tensors whose names start with a prefix, by the rest of their names."""
+    """Select the tensors whose names start with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): t.to(device) for name, t in tensors.items() if name.startswith(prefix)}

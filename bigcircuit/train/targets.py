@@ -1,14 +1,18 @@
-"""Whether the sizes that were asked for can be met at all."""
+"""Check that the sizes asked for can be met."""
 
-from bigcircuit.config.load import members
+from collections.abc import Mapping, Sequence
+
 from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
 from bigcircuit.model.granularity import ATTENTION, MLP, finest
 
 
-def check_targets(config: Config, nodes: dict[str, int]) -> None:
-    """Raises UserError for a target above what the model has, or for targets that no circuit can meet together."""
-    for member in members(config):
+def check_targets(members: Sequence[Config], nodes: Mapping[str, int]) -> None:
+    """Check the sizes that members ask for; nodes: of the model, by granularity and as `total`.
+
+    Raises UserError for a target above what the model has, or for targets that no circuit can meet together.
+    """
+    for member in members:
         sizes = member.target.sizes()
         for site in (ATTENTION, MLP) if "total" in sizes else ():
             if finest(member.gates.granularities, site) is None:

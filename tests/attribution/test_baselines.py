@@ -18,15 +18,15 @@ from bigcircuit.metrics.logit_metrics import contrast, kl_divergence
 from bigcircuit.metrics.score import score
 from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT, SITE_WIDTH, expand
 from bigcircuit.model.sites import find_sites
-from tests.model.test_architectures import IDS, SMALL, build, examples
-from tests.model.test_zero3 import CONFIGS, launch
+from tests.helpers.launch import DEEPSPEED_CONFIGS, launch
+from tests.helpers.tiny_models import TINY, TOKEN_IDS, tiny_examples, tiny_model
 
-NAMES = [name for name in BASELINES if name != "random"]
+NAMES = [name for name, baseline in BASELINES.items() if not baseline.is_random]
 
 
 @pytest.fixture(scope="module")
 def llama():
-    return build("llama", SMALL)
+    return tiny_model("llama", TINY)
 
 
 def site_rows(frozen, vector, sites=(ATTENTION, MLP)):
@@ -39,7 +39,7 @@ def site_rows(frozen, vector, sites=(ATTENTION, MLP)):
 
 @pytest.mark.parametrize("ablation", [INTERCHANGE, ZERO], ids=lambda a: a.name)
 def test_integrated_gradients_are_those_of_captum(llama, ablation):
-    chosen = examples(3)
+    chosen = tiny_examples(3)
     batch = collate(chosen, full=False)
     count = level_size("neuron", llama.shapes)
     with Streams(llama, ablation) as streams:
@@ -57,11 +57,11 @@ def test_integrated_gradients_are_those_of_captum(llama, ablation):
 
 
 def test_integrated_gradients_sum_to_the_change_of_kl_at_every_granularity(llama):
-    chosen, passes = examples(3), MicroBatches(2)
+    chosen, micro_batches = tiny_examples(3), MicroBatches(2)
     with Streams(llama, INTERCHANGE) as streams:
-        found = by_integrated_gradients(streams, chosen, passes, points=60)
+        found = by_integrated_gradients(streams, chosen, micro_batches, points=60)
         ends = circuits_of(found, "neuron", [0, level_size("neuron", llama.shapes)], llama.shapes)
-        empty, full = score(streams, chosen, ends, passes).kl.mean(1).tolist()
+        empty, full = score(streams, chosen, ends, micro_batches)["kl"].mean(1).tolist()
     for name in ("block", "head", "attention_neuron"):
         other = 0 if name == "block" else found["mlp"].sum().item()
         assert found[name].sum().item() + other == pytest.approx(empty - full, rel=0.02)
@@ -94,12 +94,12 @@ def direction_of(frozen, name, layer, node):
 @pytest.mark.parametrize("name", list(GRANULARITIES))
 def test_gradients_at_the_full_model_equal_divided_differences(llama, name):
     """Attribution patching: mean of the logit difference's; head importance: mean of the cross-entropy's absolute ones."""
-    chosen, passes = examples(3), MicroBatches(2)
+    chosen, micro_batches = tiny_examples(3), MicroBatches(2)
     model = llama.model.double()
     try:
         with Streams(llama, INTERCHANGE) as streams:
-            patching = BASELINES["attribution_patching"](streams, chosen, passes)[name]
-            importance = BASELINES["head_importance"](streams, chosen, passes)[name]
+            patching = BASELINES["attribution_patching"].score(streams, chosen, micro_batches)[name]
+            importance = BASELINES["head_importance"].score(streams, chosen, micro_batches)[name]
             for layer in range(3):
                 node = GRANULARITIES[name].width(llama.shapes[layer]) - 1
                 direction = direction_of(llama, name, layer, node)
@@ -117,7 +117,7 @@ def linear_model():
     config = AutoConfig.for_model(
         "opt", vocab_size=96, hidden_size=32, ffn_dim=48, num_hidden_layers=1, num_attention_heads=4,
         max_position_embeddings=64, word_embed_proj_dim=32, do_layer_norm_before=True, _remove_final_layer_norm=True,
-        **IDS,
+        **TOKEN_IDS,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for parameter in model.parameters():
@@ -127,24 +127,24 @@ def linear_model():
 
 
 def one_token_answers(count):
-    return [e._replace(answers=(e.answers[0][:1],)) for e in examples(count)]
+    return [e._replace(answers=(e.answers[0][:1],)) for e in tiny_examples(count)]
 
 
 @pytest.mark.parametrize("ablation", [INTERCHANGE, ZERO], ids=lambda a: a.name)
 @pytest.mark.parametrize("name", ["attention_neuron", "head", "attention", "mlp_neuron"])
 def test_attribution_patching_is_exact_where_the_model_is_linear(name, ablation):
     frozen = linear_model()
-    chosen, passes = one_token_answers(3), MicroBatches(2)
+    chosen, micro_batches = one_token_answers(3), MicroBatches(2)
     with Streams(frozen, ablation) as streams:
-        found = BASELINES["attribution_patching"](streams, chosen, passes)[name][0]
-        full = score(streams, chosen, None, passes).logit_difference.mean()
+        found = BASELINES["attribution_patching"].score(streams, chosen, micro_batches)[name][0]
+        full = score(streams, chosen, None, micro_batches)["logit_difference"].mean()
         (everything,) = circuits_of({name: torch.ones(1, len(found))}, name, [len(found)], frozen.shapes)
         for node in range(len(found)):
             without = {key: mask.clone() for key, mask in everything.items()}
             leaf = "mlp_neuron" if name.startswith("mlp") else "attention_neuron"
             width = without[leaf].shape[1] // len(found)
             without[leaf][0, node * width : (node + 1) * width] = False
-            effect = full - score(streams, chosen, [without], passes).logit_difference.mean()
+            effect = full - score(streams, chosen, [without], micro_batches)["logit_difference"].mean()
             assert found[node].item() == pytest.approx(effect.item(), abs=2e-5)
     assert (found.abs().max() > 0.01) == (ablation is ZERO or name != "mlp_neuron")
 
@@ -168,12 +168,14 @@ def by_hand(frozen, chosen, weight_of):
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "lora"])
 def test_activation_magnitude_is_the_norm_of_wanda_scores(kind):
     if kind == "conv1d":
-        frozen = build("gpt2", {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, **IDS})
+        frozen = tiny_model(
+            "gpt2", {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, **TOKEN_IDS}
+        )
 
         def weights(site, index):
             return getattr(frozen.layers[index], {ATTENTION: "attention", MLP: "mlp"}[site]).weight.T
     else:
-        frozen = build("llama", SMALL)
+        frozen = tiny_model("llama", TINY)
         if kind == "lora":
             lora = LoraConfig(r=2, lora_alpha=8, target_modules=["o_proj", "down_proj"], init_lora_weights=False)
             adapted = get_peft_model(frozen.model, lora).eval().requires_grad_(False)
@@ -186,10 +188,10 @@ def test_activation_magnitude_is_the_norm_of_wanda_scores(kind):
             added = projection.lora_B["default"].weight @ projection.lora_A["default"].weight
             return projection.base_layer.weight + 4 * added
 
-    chosen = examples(3)
+    chosen = tiny_examples(3)
     wanted = by_hand(frozen, chosen, weights)
     with Streams(frozen, INTERCHANGE) as streams:
-        found = BASELINES["activation_magnitude"](streams, chosen, MicroBatches(2))
+        found = BASELINES["activation_magnitude"].score(streams, chosen, MicroBatches(2))
     for index, shape in enumerate(frozen.shapes):
         attention, mlp = wanted[ATTENTION, index], wanted[MLP, index]
         norms = {
@@ -204,7 +206,7 @@ def test_activation_magnitude_is_the_norm_of_wanda_scores(kind):
 
 
 def test_coarse_scores_add_up_their_neurons():
-    shapes = build("llama", SMALL).shapes
+    shapes = tiny_model("llama", TINY).shapes
     ones = {site: [torch.ones(3, SITE_WIDTH[site](s)) for s in shapes] for site in SITE_WIDTH}
     counts = aggregate(ones, shapes, lambda neurons: neurons.sum(-1))
     assert {name: rows[0].shape[-1] * rows[0][0, 0].item() for name, rows in counts.items()} == {
@@ -215,7 +217,7 @@ def test_coarse_scores_add_up_their_neurons():
 
 def test_random_scores_depend_on_their_seed_alone(llama):
     with Streams(llama, INTERCHANGE) as streams:
-        first, again, other = (by_chance(streams, (), MicroBatches(1), seed) for seed in (0, 0, 1))
+        first, again, other = (by_chance(streams, (), MicroBatches(1), seed=seed) for seed in (0, 0, 1))
     assert first.keys() == GRANULARITIES.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head"], other["head"])
@@ -225,7 +227,7 @@ def test_padding_and_micro_batches_change_no_score(llama):
     with Streams(llama, INTERCHANGE) as streams:
         for name in NAMES:
             one, other = (
-                BASELINES[name](streams, examples(4), p) for p in (MicroBatches(4), MicroBatches(1, padding="left"))
+                BASELINES[name].score(streams, tiny_examples(4), p) for p in (MicroBatches(4), MicroBatches(1, padding="left"))
             )  # fmt: skip
             assert LEAVES[ATTENTION] in one
             for node, values in one.items():
@@ -234,11 +236,11 @@ def test_padding_and_micro_batches_change_no_score(llama):
 
 def test_two_ranks_with_weights_in_pieces_score_as_one_does(tmp_path):
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in SMALL.items() if k != "use_cache"}))
+    model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in TINY.items() if k != "use_cache"}))
     model.save_pretrained(tmp_path)
-    launch(2, 29641, "tests.helpers.zero3_baselines", str(tmp_path), str(CONFIGS / "zero3.json"))
+    launch(2, "-m", "tests.helpers.zero3_baselines", str(tmp_path), str(DEEPSPEED_CONFIGS / "zero3.json"))
     found = load_file(tmp_path / "scores.safetensors")
     with Streams(find_sites(model.eval().requires_grad_(False)), INTERCHANGE) as streams:
         for name, baseline in BASELINES.items():
-            for node, values in baseline(streams, examples(3), MicroBatches(1)).items():
+            for node, values in baseline.score(streams, tiny_examples(3), MicroBatches(1)).items():
                 torch.testing.assert_close(found[f"{name}.{node}"], values, rtol=1e-4, atol=1e-8, msg=f"{name} {node}")

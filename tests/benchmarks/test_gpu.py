@@ -100,8 +100,8 @@ def test_what_does_not_fit_is_listed(monkeypatch):
 def test_the_floor_is_the_whole_work_of_the_plain_model():
     tokens, layers = [], []
     with gpu.built(CASE, CPU) as frozen:
-        passes = MicroBatches.of(gpu.settings(CASE, 1), Ranks())
-        run = gpu.floor(frozen, gpu.make_examples(2, 12, 512), passes)
+        micro_batches = MicroBatches.of(gpu.settings(CASE, 1), Ranks())
+        run = gpu.floor(frozen, gpu.make_examples(2, 12, 512), micro_batches)
         frozen.layers[0].module.register_forward_hook(lambda _, args, __: tokens.append(args[0].shape[:2]))
         for layer in frozen.layers:
             layer.module.register_full_backward_hook(lambda _, into, __: layers.append(into[0].abs().sum() > 0))
@@ -163,14 +163,14 @@ def trained(device: torch.device, dtype: torch.dtype):
         "target.total": 200,
     }
     config = load(None, values)
-    state, passes = gpu.new_state(frozen, config), MicroBatches.of(config, Ranks(device=device))
+    state, micro_batches = gpu.new_state(frozen, config), MicroBatches.of(config, Ranks(device=device))
     state.population._noise = _CpuNoise(device)
     before = torch.cat([gate.detach().cpu().reshape(-1) for gate in state.parameters])
     examples = gpu.make_examples(4, 16, 512)
     with Streams(frozen, INTERCHANGE) as streams:
-        references = ReferenceLogits(streams, examples, passes)
+        references = ReferenceLogits(streams, examples, micro_batches)
         for _ in range(2):
-            update(state, streams, references, examples, passes)
+            update(state, streams, references, examples, micro_batches)
     return state, before
 
 
@@ -187,7 +187,7 @@ def test_gates_stay_float32_and_move_as_on_the_cpu_in_float32(device, dtype, ali
     expected, before = trained(CPU, torch.float32)
     found, same = trained(torch.device(device), dtype)
     torch.testing.assert_close(before, same, atol=0, rtol=0)
-    states = [state for learner in found.learners for state in learner.optimizer.state.values()]
+    states = [state for member_state in found.member_states for state in member_state.optimizer.state.values()]
     moments = [value for state in states for name, value in state.items() if name != "step"]
     for tensor in (*found.parameters, *moments):
         assert (tensor.dtype, tensor.device.type) == (torch.float32, device)
@@ -199,8 +199,8 @@ def test_gates_stay_float32_and_move_as_on_the_cpu_in_float32(device, dtype, ali
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 def test_all_gates_open_is_the_plain_model_bit_for_bit_in_bfloat16(device):
     frozen = gpu.build("tiny", 0, torch.device(device))
-    passes = MicroBatches.of(gpu.settings(CASE, 1), Ranks(device=torch.device(device)))
-    batch = next(passes.over(gpu.make_examples(2, 12, 512), full=False)).batch
+    micro_batches = MicroBatches.of(gpu.settings(CASE, 1), Ranks(device=torch.device(device)))
+    batch = next(micro_batches.iterate(gpu.make_examples(2, 12, 512), full=False)).batch
     widths = {"attention": 64, "mlp": 128}
 
     def everything(_):

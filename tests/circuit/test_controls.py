@@ -5,30 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigcircuit.circuit.controls import complement, consistent, empty, full, leaves, partly_open, random_circuits
+from bigcircuit.circuit.controls import complement, empty, full, partly_open, random_circuits
+from bigcircuit.circuit.masks import complete_masks, leaves
 from bigcircuit.evaluation.minimality import groups, without
 from bigcircuit.gates.discretise import count
 from bigcircuit.model.granularity import LayerShape
-
-
-@st.composite
-def circuits(draw):
-    """Shapes of one to three layers of different widths, and a circuit in them."""
-    head_dim = draw(st.integers(1, 3))
-    shapes = []
-    for _ in range(draw(st.integers(1, 3))):
-        groups_, per_group = draw(st.integers(1, 3)), draw(st.integers(1, 2))
-        shapes.append(LayerShape(groups_ * per_group, groups_, head_dim, draw(st.integers(1, 6)), 4))
-    widths = {
-        "attention_neuron": [s.heads * s.head_dim for s in shapes],
-        "mlp_neuron": [s.intermediate for s in shapes],
-    }
-    masks = {}
-    for name, sizes in widths.items():
-        masks[name] = torch.zeros(len(shapes), max(sizes), dtype=torch.bool)
-        for layer, size in enumerate(sizes):
-            masks[name][layer, :size] = torch.tensor(draw(st.lists(st.booleans(), min_size=size, max_size=size)))
-    return consistent(masks, shapes), shapes
+from tests.helpers.strategies import circuits
 
 
 @settings(deadline=None, max_examples=60)
@@ -36,7 +18,7 @@ def circuits(draw):
 def test_random_circuits_have_the_shape_of_the_circuit(made, seed):
     masks, shapes = made
     for drawn in random_circuits(masks, shapes, 3, seed):
-        whole = consistent(drawn, shapes)
+        whole = complete_masks(drawn, shapes)
         for name, mask in masks.items():
             assert whole[name].sum(1).tolist() == mask.sum(1).tolist(), name
         for layer, shape in enumerate(shapes):
@@ -88,18 +70,18 @@ def test_groups_cover_every_kept_node_once_and_close_what_is_below(made, limit):
         assert all(len(nodes) <= size for _, nodes in found)
         assert len(found) <= limit + len(shapes) - 1 or not places
         for group in found:
-            left = consistent(without(masks, name, [group], shapes), shapes)
+            left = complete_masks(without(masks, name, [group], shapes), shapes)
             assert not left[name][group.layer, group.nodes].any()
             assert count(left)["total"] < count(masks)["total"]
             assert all(not (left[leaf] & ~masks[leaf]).any() for leaf in leaves(masks))
         if places:
-            gone = consistent(without(masks, name, found, shapes), shapes)
+            gone = complete_masks(without(masks, name, found, shapes), shapes)
             assert not gone[name].any()
 
 
 def test_closing_a_head_leaves_the_rest_of_its_layer():
     shapes = [LayerShape(2, 2, 2, 2, 4)]
-    masks = consistent({"attention_neuron": torch.ones(1, 4).bool(), "mlp_neuron": torch.ones(1, 2).bool()}, shapes)
+    masks = complete_masks({"attention_neuron": torch.ones(1, 4).bool(), "mlp_neuron": torch.ones(1, 2).bool()}, shapes)
     (first, _), size = groups(masks["head"], 10)
     assert (first.layer, first.nodes, size) == (0, [0], 1)
     left = without(masks, "head", [first], shapes)

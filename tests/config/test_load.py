@@ -38,7 +38,7 @@ BAD = {
     "nothing to train on": ("task: {split: {train: 0, validation: 0.5}}", ["train and test must both be above 0"]),
     "pairs without a path": ("task: {name: pairs}", ["task.path is not set"]),
     "a path that is not read": ("task: {name: ioi, path: x.jsonl}", ["set task.name to pairs"]),
-    "unknown ablation": ("ablation: {kind: resample}", ["ablation.kind", "'interchange', 'zero', 'mean' or 'optimal'"]),
+    "unknown ablation": ("ablation: {kind: resample}", ["ablation.kind", "'interchange', 'zero', 'mean', 'optimal' or 'noise'"]),
     "unknown precision": ("model: {dtype: float8}", ["model.dtype", "'bfloat16'"]),
     "unknown tracker": ("tracking: {trackers: [mlflow]}", ["tracking.trackers", "'wandb'"]),
     "a list for a section": ("train: [1, 2]", ["train", "[1, 2]"]),

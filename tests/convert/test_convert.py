@@ -1,7 +1,6 @@
 """Circuits of other tools: what is kept of their files, as those tools write them, and that they are circuits like any other."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -9,83 +8,34 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bigcircuit.circuit.circuit import Circuit
-from bigcircuit.circuit.controls import consistent
+from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.cli import answer, run_compare, run_convert, run_evaluate, run_report
-from bigcircuit.convert import eap_ig, edge_pruning
-from bigcircuit.convert.nodes import END, START, on_paths
-from bigcircuit.model.granularity import LayerShape
+from bigcircuit.convert.formats import eap_ig, edge_pruning
+from bigcircuit.planted.induction import induction_pairs
 from bigcircuit.results.evaluation import read_result
-from tests.prune.test_real_models import induction_pairs, write
-
-LAYERS, HEADS, WIDTH, HEAD_DIM, FFN = 3, 4, 16, 4, 24
-SHAPES = [LayerShape(HEADS, 2, HEAD_DIM, FFN, WIDTH)] * LAYERS
-SIZES = {
-    "gpt2": {"n_layer": LAYERS, "n_head": HEADS, "n_embd": WIDTH, "n_inner": FFN, "n_positions": 16},
-    "llama": {
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": 2,
-        "hidden_size": WIDTH,
-        "intermediate_size": FFN,
-    },
-}
-TOKENS = {"vocab_size": 32, "bos_token_id": None, "eos_token_id": None}
-NAMES = ["input", *(name for i in range(LAYERS) for name in [*(f"a{i}.h{h}" for h in range(HEADS)), f"m{i}"])]
-
-KEPT = {
-    "input->a0.h1<v>",
-    "input->m0",
-    "a0.h1->m0",
-    "m0->a1.h2<q>",
-    "m0->a2.h3<k>",
-    "a1.h2->m2",
-    "m2->logits",
-    "a2.h3->logits",
-}
-LOOSE = {"input->a0.h0<q>", "a1.h0->logits", "m0->m1"}
-"""Edges to nowhere, or from nowhere."""
-NODES = {"a0.h1", "m0", "a1.h2", "a2.h3", "m2"}
-
-
-def place(name: str) -> tuple[int, bool]:
-    return (-1, True) if name == "input" else (int(name[1:].split(".")[0]), name[0] == "m")
-
-
-def graph(edges=KEPT | LOOSE, marked=NODES, **cfg) -> dict:
-    """Every node and edge there is, in the shape and order of EAP-IG's to_json."""
-    readers = [f"a{i}.h{h}<{letter}>" for i in range(LAYERS) for letter in "qkv" for h in range(HEADS)] + [
-        f"m{i}" for i in range(LAYERS)
-    ]
-    every = [f"{w}->{r}" for r in readers for w in NAMES if place(w) < place(r.split("<")[0])] + [
-        f"{w}->logits" for w in NAMES
-    ]
-    assert edges <= set(every)
-    return {
-        "cfg": {"n_layers": LAYERS, "n_heads": HEADS, "parallel_attn_mlp": False, "d_model": WIDTH} | cfg,
-        "nodes": {name: {"in_graph": name in {"input", *marked}} for name in NAMES} | {"logits": {"in_graph": True}},
-        "edges": {name: {"score": 0.5, "in_graph": name in edges} for name in every},
-    }
-
-
-def pruned_edges(edges, group: int, embeds: str) -> list[list[str]]:
-    """The same edges as Edge-Pruning lists them; keys and values by key/value head."""
-    made = []
-    for edge in sorted(edges):
-        writer, reader = edge.replace("logits", "resid_post").split("->")
-        if reader.endswith(">"):
-            head, letter = reader[:-3], reader[-2]
-            layer, number = head.split(".h")
-            reader = f"{head}.q" if letter == "q" else f"{layer}.h{int(number) // group}.{letter}"
-        made.append([embeds if writer == "input" else writer, reader])
-    return made
+from tests.helpers.foreign_circuits import (
+    FFN,
+    HEAD_DIM,
+    HEADS,
+    KEPT,
+    KEPT_NODES,
+    LAYERS,
+    LOOSE,
+    SHAPES,
+    SIZES,
+    TOKENS,
+    graph,
+    pruned_edges,
+)
+from tests.helpers.pair_files import write_pairs
 
 
 def by_hand(kv_heads: int) -> dict[str, torch.Tensor]:
-    """Masks of every granularity of NODES with all their neurons."""
-    heads = torch.tensor([[f"a{i}.h{h}" in NODES for h in range(HEADS)] for i in range(LAYERS)])
-    mlps = torch.tensor([[f"m{i}" in NODES] for i in range(LAYERS)])
+    """Masks of every granularity of KEPT_NODES with all their neurons."""
+    heads = torch.tensor([[f"a{i}.h{h}" in KEPT_NODES for h in range(HEADS)] for i in range(LAYERS)])
+    mlps = torch.tensor([[f"m{i}" in KEPT_NODES] for i in range(LAYERS)])
     leaves = {"attention_neuron": heads.repeat_interleave(HEAD_DIM, 1), "mlp_neuron": mlps.expand(-1, FFN)}
-    return consistent(leaves, [shape._replace(kv_heads=kv_heads) for shape in SHAPES])
+    return complete_masks(leaves, [shape._replace(kv_heads=kv_heads) for shape in SHAPES])
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +83,7 @@ def test_a_converted_circuit_is_evaluated_as_one_of_ours(models, tmp_path):
     made = converted(tmp_path / "graph.json", graph(), model)
     Circuit(by_hand(2), {}, {"ablation": "interchange"}).save(tmp_path / "ours.safetensors")
     config = tmp_path / "config.yaml"
-    pairs = write(tmp_path / "pairs.jsonl", induction_pairs(30))
+    pairs = write_pairs(tmp_path / "pairs.jsonl", induction_pairs(30))
     config.write_text(json.dumps({"model": {"path": str(model)}, "task": {"name": "pairs", "path": pairs}}))
     files = [str(tmp_path / "graph.safetensors"), str(tmp_path / "ours.safetensors")]
     options = "--draws 2 --partial_draws 1 --groups 4 --methods none".split()
@@ -160,60 +110,6 @@ def test_the_file_says_what_it_was_made_from_and_how(models, tmp_path):
     )
     assert (found["converted_file"], found["ablation"]) == ("edges.json", "zero")
     assert "task" not in found and json.loads(found["granularities"]) == list(by_hand(4))
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_kept_are_the_nodes_that_repeated_removal_leaves(seed):
-    """Removal as EAP-IG does it: nodes without an edge in or out, then edges without an end, until nothing changes."""
-    rng = random.Random(seed)
-    every = list(graph()["edges"])
-    chosen = rng.sample(every, rng.randint(10, 60))
-    left = [(edge.split("->")[0], edge.split("->")[1].split("<")[0]) for edge in chosen]
-    before = None
-    while left != before:
-        before = left
-        writers, readers = {"logits"} | {w for w, _ in left}, {"input"} | {r for _, r in left}
-        left = [(w, r) for w, r in left if w in readers and r in writers]
-    expected = {end for edge in left for end in edge} - {"input", "logits"}
-    same_nodes = eap_ig.read(graph(set(chosen), set(NAMES)), SHAPES, "graph")
-    assert {f"m{n.layer}" if n.head is None else f"a{n.layer}.h{n.head}" for n in same_nodes.nodes} == expected
-    assert str(len(NAMES) - 1 - len(expected)) in " ".join(same_nodes.notes), (
-        "marked ones that are left out are counted"
-    )
-
-
-def test_paths_by_hand():
-    assert on_paths([(START, END)]) == set()
-    assert on_paths([]) == set()
-
-
-def edges_read(*edges: str):
-    nodes = edge_pruning.read([edge.split(" ") for edge in edges], SHAPES, "edges").nodes
-    return {f"m{n.layer}" if n.head is None else f"a{n.layer}.h{n.head}" for n in nodes}
-
-
-def test_query_heads_of_a_group_share_its_key_and_value_edges():
-    ends = [f"a1.h{h} resid_post" for h in range(HEADS)]
-    assert edges_read("embeds a1.h1.k", *ends) == {"a1.h2", "a1.h3"}
-    assert edges_read("embeds a1.h1.v", *ends[:3]) == {"a1.h2"}, "one that nothing reads is not kept"
-    assert edges_read("embeds a1.h1.q", *ends) == {"a1.h1"}
-
-
-def test_without_embeddings_every_node_reads_them():
-    assert edges_read("a0.h0 m1", "m1 resid_post", "a2.h1 resid_post", "m0 a1.h0.q") == {"a0.h0", "m1", "a2.h1"}
-    assert edges_read("a0.h0 m1", "m1 resid_post", "pos_embeds m1") == {"m1"}
-
-
-def test_older_files_and_those_of_nodes_alone_are_read():
-    old = graph()
-    old["nodes"] = {name: entry["in_graph"] for name, entry in old["nodes"].items()}
-    old["edges"] = {name: {"score": None, "in_graph": entry["in_graph"]} for name, entry in old["edges"].items()}
-    assert eap_ig.read(old, SHAPES, "x") == eap_ig.read(graph(), SHAPES, "x")
-    alone = graph(edges=set(), marked={"a0.h2", "m1"})
-    alone["nodes"]["m1"] |= {"score": float("nan"), "neurons": [True] * 3 + [False] * (WIDTH - 3)}
-    kept = eap_ig.read(alone, SHAPES, "x")
-    assert kept.nodes == {(0, 2), (1, None)}
-    assert [note.split(",")[0] for note in kept.notes] == ["it keeps no edge", "its neurons"]
 
 
 MISTAKES = [

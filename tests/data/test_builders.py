@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bigcircuit.data import builders
 from bigcircuit.data.builders import BUILDERS, gendered_pronoun, ioi
-from bigcircuit.data.builders.words import EVENTS, MEN, NOUNS, OBJECTS, PLACES, WOMEN, collect, single
+from bigcircuit.data.builders.words import EVENTS, MEN, NOUNS, OBJECTS, PLACES, WOMEN, collect_pairs, single_token_words
 from bigcircuit.data.pair import Pair
 from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.errors import UserError
@@ -39,6 +39,11 @@ def case(request, tokenizers):
     return tokenizer, name, BUILDERS[name](tokenizer, SIZE, random.Random(3))
 
 
+def without(*names: str) -> list[tuple[str, str]]:
+    """The cases of all other tasks."""
+    return [case for case in CASES if case[1] not in names]
+
+
 def pairs_of(name: str, tokenizer, size: int = SIZE) -> list[Pair]:
     return BUILDERS[name](tokenizer, size, random.Random(5))
 
@@ -59,20 +64,20 @@ def test_pairs_align_when_read_with_their_answers(case):
             assert after_clean[len(clean) :] == after_corrupted[len(clean) :] != []
 
 
+@pytest.mark.parametrize("case", without("arithmetic"), indirect=True, ids="-".join)
 def test_first_tokens_of_right_and_wrong_answers_differ(case):
-    tokenizer, name, pairs = case
-    if name == "arithmetic":
-        pytest.skip("numbers are scored as a whole")
+    """Not those of arithmetic, where numbers are scored as a whole."""
+    tokenizer, _, pairs = case
     for pair in pairs:
         end = len(ids(tokenizer, pair.clean))
         right, wrong = ({ids(tokenizer, pair.clean + a)[end] for a in group} for group in pair[2:4])
         assert not right & wrong
 
 
+@pytest.mark.parametrize("case", without("arithmetic", "boolean"), indirect=True, ids="-".join)
 def test_answers_are_single_tokens(case):
-    tokenizer, name, pairs = case
-    if name in ("arithmetic", "boolean"):
-        pytest.skip("answers may be several tokens long")
+    """Not those of arithmetic and boolean, which may be several tokens long."""
+    tokenizer, _, pairs = case
     for pair in pairs:
         end = len(ids(tokenizer, pair.clean))
         assert all(len(ids(tokenizer, pair.clean + a)) == end + 1 for a in pair.answers + pair.wrong_answers)
@@ -241,14 +246,14 @@ def test_a_tokenizer_of_bytes_gets_aligned_pairs_or_one_line(name):
 
 def test_words_that_are_missing_are_named():
     with pytest.raises(UserError, match=r"0 of 2 names .* needs 1 \(missing: Qwzyx, Vbnmq\); write a pair file"):
-        single(AutoTokenizer.from_pretrained(PATH), ["Qwzyx", "Vbnmq"], 1, "names")
+        single_token_words(AutoTokenizer.from_pretrained(PATH), ["Qwzyx", "Vbnmq"], 1, "names")
 
 
 def test_the_reason_is_told_when_no_prompt_fits():
     tokenizer = AutoTokenizer.from_pretrained(PATH)
     longer = Pair("Mary", "Mary and Tom", (" he",), (" she",))
     with pytest.raises(UserError, match=r"^task x: no prompt fits this tokenizer \('Mary': clean has 2 tokens"):
-        collect("x", tokenizer, 3, random.Random(0), lambda _: longer)
+        collect_pairs("x", tokenizer, 3, random.Random(0), lambda _: longer)
 
 
 def test_a_tokenizer_that_puts_a_space_in_front_has_single_tokens():
@@ -260,7 +265,7 @@ def test_a_tokenizer_that_puts_a_space_in_front_has_single_tokens():
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
     assert len(tokenizer(" Mary")["input_ids"]) == 2
-    assert single(tokenizer, WOMEN, 1, "names") == WOMEN
+    assert single_token_words(tokenizer, WOMEN, 1, "names") == WOMEN
     assert len(pairs_of("ioi", tokenizer, 20)) == 20
 
 

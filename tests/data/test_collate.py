@@ -6,12 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bigcircuit.data.collate import Batch, collate, train_order
-from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.data.collate import Batch, batch_indices, collate
 from bigcircuit.data.pair import Example
-from bigcircuit.distributed.ranks import Ranks
-
-VOCABULARY = 13
+from tests.helpers.examples import EXAMPLES, VOCABULARY, example
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +26,6 @@ def model():
     )
     torch.manual_seed(0)
     return LlamaForCausalLM(config).double().eval().requires_grad_(False)
-
-
-def example(number, clean, answers, wrong, corrupted=None) -> Example:
-    clean = tuple(clean)
-    corrupted = tuple(corrupted) if corrupted else tuple((t + 1) % VOCABULARY for t in clean)
-    return Example(number, clean, corrupted, tuple(map(tuple, answers)), tuple(map(tuple, wrong)), f"x:{number}")
-
-
-EXAMPLES = [
-    example(0, [1, 2, 3], [[4]], [[5]]),
-    example(1, [7, 2], [[4, 5, 6]], [[4, 5, 7], [8], [4, 9, 9, 9]]),
-    example(2, [9, 8, 7, 6, 5, 4], [[1], [2], [3]], [[10], [11], [12]]),
-    example(3, [3], [[4, 5], [6, 5], [6, 7, 8]], [[6, 9], [7, 7]]),
-    example(4, [5, 5, 5, 5], [[1, 2], [1, 2, 3, 4]], [[1, 3]]),
-    example(5, [5, 6, 5, 5], [[1]], [[2, 3, 4, 5, 6]]),
-    example(6, [0, 1], [[1, 2, 3, 4], [1, 2]], [[2], [1, 5]]),
-]
 
 
 def naive(model, prompt, continuation) -> float:
@@ -181,22 +161,6 @@ def test_random_layouts(found, full, padding):
     assert [tuple(spelled[number]) for number in range(len(expected))] == expected
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 50])
-def test_passes_hold_every_example_once(size):
-    seen = [piece.batch.ids.tolist() for piece in MicroBatches(size).over(EXAMPLES, full=True)]
-    assert sorted(number for ids in seen for number in ids) == list(range(len(EXAMPLES)))
-    assert all(len(ids) == size for ids in seen[:-1])
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
-def test_ranks_divide_the_same_micro_batches_and_make_as_many_passes(count):
-    alone = [[e.id for e in piece.examples] for piece in MicroBatches(2).over(EXAMPLES, full=False)]
-    of_ranks = [list(MicroBatches(2, Ranks(rank, count)).over(EXAMPLES, full=False)) for rank in range(count)]
-    assert len({len(pieces) for pieces in of_ranks}) == 1
-    dealt = [[e.id for e in p.examples] for turn in zip(*of_ranks, strict=True) for p in turn if p.counts]
-    assert dealt == alone
-
-
 def test_to_a_device_keeps_everything():
     batch = collate(EXAMPLES, full=True)
     moved = batch.to("meta")
@@ -207,19 +171,19 @@ def test_to_a_device_keeps_everything():
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 5))
 def test_train_order_takes_every_example_once_an_epoch(count, size, seed):
     steps = -(-3 * count // size)
-    order = [index for step in range(steps) for index in train_order(count, size, step, seed)]
+    order = [index for step in range(steps) for index in batch_indices(count, size, step, seed)]
     for epoch in range(3):
         assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
 def test_train_order_depends_on_step_and_seed_alone():
     torch.manual_seed(1)
-    first = train_order(100, 8, 37, seed=3)
+    first = batch_indices(100, 8, 37, seed=3)
     state = torch.get_rng_state()
-    assert train_order(100, 8, 37, seed=3) == first
+    assert batch_indices(100, 8, 37, seed=3) == first
     assert torch.equal(torch.get_rng_state(), state)
-    assert train_order(100, 8, 37, seed=4) != first
-    assert train_order(100, 100, 0, seed=3) != train_order(100, 100, 1, seed=3)
+    assert batch_indices(100, 8, 37, seed=4) != first
+    assert batch_indices(100, 100, 0, seed=3) != batch_indices(100, 100, 1, seed=3)
 
 
 @settings(deadline=None, max_examples=60)
@@ -262,17 +226,8 @@ def test_to_a_device_keeps_absent_masks_absent():
     assert batch.attention_mask is None and batch.position_ids is None
 
 
-def test_passes_pad_little_and_do_not_depend_on_the_order_of_the_data():
-    lengths = [3, 30, 4, 29, 5, 28, 3, 31]
-    found = [example(number, [1] * n, [[3]], [[4]]) for number, n in enumerate(lengths)]
-    sorted_ones = [piece.batch for piece in MicroBatches(2).over(found, full=True)]
-    assert [batch.clean.shape[1] for batch in sorted_ones] == [3, 5, 29, 31]
-    again = [piece.batch.ids.tolist() for piece in MicroBatches(2).over(found[::-1], full=True)]
-    assert again == [batch.ids.tolist() for batch in sorted_ones]
-
-
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(0, 5))
 def test_train_order_is_one_stream_whatever_the_batch_size(count, size, seed):
     """So a batch may straddle an epoch, or be larger than the data."""
-    stream = [train_order(count, 1, place, seed)[0] for place in range(3 * size)]
-    assert [index for step in range(3) for index in train_order(count, size, step, seed)] == stream
+    stream = [batch_indices(count, 1, place, seed)[0] for place in range(3 * size)]
+    assert [index for step in range(3) for index in batch_indices(count, size, step, seed)] == stream

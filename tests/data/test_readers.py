@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from pyarrow import parquet
 
 from bigcircuit.data.pair import Pair
-from bigcircuit.data.readers.formats import FORMATS, Format
+from bigcircuit.data.readers.formats import FORMATS, PairFormat
 from bigcircuit.data.readers.read import read_pairs
 from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.errors import UserError
@@ -260,7 +260,7 @@ def test_a_format_is_one_entry(tmp_path, monkeypatch):
     def reversed_text(values):
         return Pair(values["a"][::-1], values["b"][::-1], (values["yes"],), (values["no"],))
 
-    monkeypatch.setitem(FORMATS, "reversed", Format(("a", "b", "yes", "no"), reversed_text))
+    monkeypatch.setitem(FORMATS, "reversed", PairFormat(("a", "b", "yes", "no"), reversed_text))
     path = write_jsonl(tmp_path / "new.jsonl", [{"a": "12", "b": "34", "yes": "y", "no": "n"}])
     assert without_source(read_pairs(path)) == [Pair("21", "43", ("y",), ("n",))]
 

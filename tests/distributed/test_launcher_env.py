@@ -5,7 +5,7 @@ import socket
 import psutil
 import pytest
 
-from bigcircuit.distributed.launcher_env import launched_as, set_gloo_interface
+from bigcircuit.distributed.launcher_env import read_launcher_env, set_gloo_interface
 from bigcircuit.errors import UserError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE",
@@ -21,12 +21,12 @@ def environment(monkeypatch):
 
 def test_one_process_without_a_launcher(environment):
     environment()
-    assert launched_as() == (0, 1, 0)
+    assert read_launcher_env() == (0, 1, 0)
 
 
 def test_a_launcher_that_says_it_all(environment):
     environment(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", MASTER_ADDR="h", ACCELERATE_MIXED_PRECISION="no")
-    assert launched_as() == (5, 8, 1)
+    assert read_launcher_env() == (5, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def test_a_launcher_that_says_it_all(environment):
 def test_ranks_that_cannot_know_who_they_are_are_refused(environment, values, message):
     environment(**values)
     with pytest.raises(UserError, match=message):
-        launched_as()
+        read_launcher_env()
 
 
 def test_one_slurm_task_is_one_process(environment):
     environment(SLURM_STEP_NUM_TASKS="1", OMPI_COMM_WORLD_SIZE="1")
-    assert launched_as().size == 1
+    assert read_launcher_env().world_size == 1
 
 
 def test_gloo_gets_the_interface_on_the_way_to_the_first_host(environment, monkeypatch):

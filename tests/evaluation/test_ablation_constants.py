@@ -85,7 +85,7 @@ def by_hand(embedded, folder, per_position, averaged, prompts):
     means = mean_ablation(frozen, averaged(config, data), MicroBatches(8), per_position, prompts)
     with Streams(frozen, means) as streams:
         masks = Circuit.load(folder / "circuit.safetensors").masks
-        return score(streams, data.splits["test"], [masks], MicroBatches(8)).kl.mean().item()
+        return score(streams, data.splits["test"], [masks], MicroBatches(8))["kl"].mean().item()
 
 
 def induction(embedded):

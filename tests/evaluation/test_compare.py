@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bigcircuit.circuit.circuit import Circuit
-from bigcircuit.circuit.controls import consistent
+from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.circuit.overlap import (
     chance,
     chance_of_two,
@@ -24,8 +24,8 @@ from bigcircuit.circuit.validate import shapes_of
 from bigcircuit.cli import answer, run_compare
 from bigcircuit.gates.discretise import discretise
 from bigcircuit.results.evaluation import read_result
-from tests.circuit.test_controls import circuits
 from tests.helpers.short_runs import run
+from tests.helpers.strategies import circuits
 
 
 @st.composite
@@ -48,7 +48,7 @@ def several(draw):
         for name, mask in flips.items():
             for layer, width in enumerate(widths[name]):
                 mask[layer, width:] = False
-        made.append(consistent(flips, shapes))
+        made.append(complete_masks(flips, shapes))
     return made, shapes
 
 
@@ -77,7 +77,7 @@ def test_laws_of_sets_hold_for_single_neurons(made):
 def test_a_head_without_a_common_neuron_is_in_no_intersection():
     shapes = shapes_of({"head": [1], "kv_group": [1], "attention_neuron": [2], "mlp_neuron": [1], "mlp_output": [4]})
     one, two = (
-        consistent({"attention_neuron": torch.tensor([row]).bool(), "mlp_neuron": torch.ones(1, 1).bool()}, shapes)
+        complete_masks({"attention_neuron": torch.tensor([row]).bool(), "mlp_neuron": torch.ones(1, 1).bool()}, shapes)
         for row in ([1, 0], [0, 1])
     )
     assert one["head"].all() and two["head"].all()

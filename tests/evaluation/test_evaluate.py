@@ -10,11 +10,11 @@ import torch
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.attribution.baselines import BASELINES
 from bigcircuit.circuit.circuit import Circuit
-from bigcircuit.circuit.controls import consistent
+from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.circuit.overlap import OPERATIONS
 from bigcircuit.cli import answer, run_evaluate
 from bigcircuit.config.load import load
-from bigcircuit.config.schema import ABLATIONS
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.data.dataset import load_task
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import Ranks
@@ -25,16 +25,14 @@ from bigcircuit.evaluation.runner import EvaluationRunner
 from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
 from bigcircuit.io.files import write_json
-from bigcircuit.metrics.registry import SCORES
+from bigcircuit.metrics.registry import SCORES, example_scores
 from bigcircuit.metrics.score import ExampleScores, score, summarise
 from bigcircuit.model.granularity import GRANULARITIES
 from bigcircuit.model.load import skeleton
 from bigcircuit.planted.induction import induction_pairs
 from bigcircuit.results.evaluation import read_result
-from tests.helpers.short_runs import QUICK, run
-from tests.prune.test_real_models import write
-
-FAST = {"draws": 4, "partial_draws": 1, "fractions": [0.5], "groups": 4, "methods": "random", "levels": "head"}
+from tests.helpers.pair_files import write_pairs
+from tests.helpers.short_runs import FAST, QUICK, run
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +96,8 @@ def test_recovered_is_measured_from_the_empty_circuit(result):
 def test_what_no_number_can_be_is_null(tmp_path):
     write_json(tmp_path / "x.json", {"a": [float("nan"), 1.5, (float("inf"), "b")]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5, [None, "b"]]}
-    scores = ExampleScores(*torch.ones(6, 1, 3))
-    assert math.isnan(summarise(scores, scores, 0, torch.ones(3))["recovered"].mean)
+    scores = ExampleScores({name: torch.ones(1, 3) for name in example_scores()})
+    assert math.isnan(summarise(scores, scores, 0, scores)["recovered"].mean)
 
 
 def test_held_out_templates_are_apart(finished, result):
@@ -145,7 +143,7 @@ def induction(shared, tmp_path_factory):
     """A circuit file with the two heads that are known to do induction, and one with a decoy as well."""
     folder = tmp_path_factory.mktemp("induction")
     model = str(shared / "models/induction_2L1H")
-    pairs = write(folder / "pairs.jsonl", induction_pairs(300))
+    pairs = write_pairs(folder / "pairs.jsonl", induction_pairs(300))
     config = folder / "task.yaml"
     config.write_text(
         f"model: {{path: {model}}}\ntask: {{name: pairs, path: {pairs}, keep: solved}}\ntrain: {{batch_size: 16}}\n"
@@ -157,7 +155,7 @@ def induction(shared, tmp_path_factory):
         for layer, kept in enumerate(heads):
             for one in kept:
                 neurons[layer, one * head : (one + 1) * head] = True
-        masks = consistent(
+        masks = complete_masks(
             {"attention_neuron": neurons, "mlp_neuron": torch.zeros(2, shapes[0].intermediate, dtype=torch.bool)},
             shapes,
         )
@@ -270,7 +268,7 @@ def test_all_and_each_name_once():
     assert every.rankings == ("learned", *BASELINES)
     assert EvaluationSettings(methods="all,random").rankings == every.rankings
     assert EvaluationSettings(methods="none").rankings == ()
-    assert EvaluationSettings(ablations="zero,all").ablations == ABLATIONS
+    assert EvaluationSettings(ablations="zero,all").ablations == tuple(KINDS)
     assert ComparisonSettings(save="all").save == tuple(OPERATIONS)
 
 
@@ -305,8 +303,8 @@ def test_many_circuits_score_the_same_in_any_number_of_passes(embedded):
         full = score(streams, examples, None, MicroBatches(8))
         cached = ReferenceLogits(streams, examples, MicroBatches(8), full=True)
         again = score(streams, examples, circuits, MicroBatches(8), at_once=2, references=cached)
-    for name in together._fields:
-        torch.testing.assert_close(getattr(apart, name), getattr(together, name), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(getattr(again, name), getattr(apart, name), atol=1e-6, rtol=1e-6)
-        assert torch.equal(getattr(beside, name), torch.cat([getattr(apart, name), getattr(full, name)])), name
-    assert (together.cross_entropy >= 0).all()
+    for name in together:
+        torch.testing.assert_close(apart[name], together[name], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(again[name], apart[name], atol=1e-6, rtol=1e-6)
+        assert torch.equal(beside[name], torch.cat([apart[name], full[name]])), name
+    assert (together["cross_entropy"] >= 0).all()

@@ -7,13 +7,13 @@ import torch
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.attribution.node_scores import LEVELS, flat, level_size, strengths
 from bigcircuit.data.micro_batches import MicroBatches
-from bigcircuit.evaluation.ranking import Sized, circuits_of, sized
+from bigcircuit.evaluation.ranking import ScoresBySize, circuits_of, scores_by_size
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.metrics.mib import areas
 from bigcircuit.metrics.score import score
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape
-from tests.model.test_architectures import SMALL, build, examples
+from tests.helpers.tiny_models import TINY, tiny_examples, tiny_model
 
 SHAPES = (LayerShape(4, 2, 2, 6, 5), LayerShape(4, 2, 2, 3, 5))
 """Two layers of different MLP widths."""
@@ -88,25 +88,31 @@ def test_coarse_nodes_are_as_strong_as_all_their_neurons():
 
 @pytest.mark.parametrize("level", ["neuron", "head", "mlp"])
 def test_curve_ends_at_the_empty_and_the_full_circuit(level):
-    frozen = build("llama", SMALL)
+    frozen = tiny_model("llama", TINY)
     nodes = level_size(level, frozen.shapes)
-    chosen, passes = examples(4), MicroBatches(2)
+    chosen, micro_batches = tiny_examples(4), MicroBatches(2)
     scores = drawn(shapes=frozen.shapes)
     with Streams(frozen, INTERCHANGE) as streams:
-        found = sized(streams, chosen, [scores], level, [0, nodes // 2, nodes], passes, at_once=2)
+        found = scores_by_size(
+            lambda circuits: score(streams, chosen, circuits, micro_batches, at_once=2),
+            [scores],
+            level,
+            [0, nodes // 2, nodes],
+            frozen.shapes,
+        )
         first, middle, last = found.points()
         closed = circuits_of(scores, level, [0], frozen.shapes)
-        empty, full = score(streams, chosen, closed, passes), score(streams, chosen, None, passes)
+        empty, full = score(streams, chosen, closed, micro_batches), score(streams, chosen, None, micro_batches)
     assert count(closed[0])[level if level != "neuron" else "total"] == 0
-    assert first.kl == pytest.approx(empty.kl.mean().item(), rel=1e-5)
-    assert first.logit_difference == pytest.approx(empty.logit_difference.mean().item(), rel=1e-5)
+    assert first.kl == pytest.approx(empty["kl"].mean().item(), rel=1e-5)
+    assert first.logit_difference == pytest.approx(empty["logit_difference"].mean().item(), rel=1e-5)
     for point, end in ((first, 0), (last, 1)):
         assert (point.faithfulness, point.low, point.high) == pytest.approx((end, end, end), abs=1e-4)
     assert middle.kl_low <= middle.kl <= middle.kl_high and middle.low <= middle.faithfulness <= middle.high
     assert middle.sd == middle.kl_sd == 0
     assert last.kl == pytest.approx(0, abs=1e-6)
     assert last.exact_match == 1
-    assert last.logit_difference == pytest.approx(full.logit_difference.mean().item(), rel=1e-5)
+    assert last.logit_difference == pytest.approx(full["logit_difference"].mean().item(), rel=1e-5)
     assert (middle.fraction, middle.size) == ((nodes // 2) / nodes, nodes // 2)
     assert last.neurons == level_size("neuron", frozen.shapes) > middle.neurons
     assert middle.kl > 1e-4
@@ -120,7 +126,15 @@ def test_random_rankings_are_averaged_with_their_spread():
         rng.normal(size=(draws, count, examples_)),
         np.stack([np.zeros(examples_), rng.gamma(5, size=examples_)]),
     )
-    found = Sized(10, range(count), [0] * count, difference**2, difference, difference > 0, ends)
+    found = ScoresBySize(
+        nodes=10,
+        sizes=range(count),
+        neurons=[0] * count,
+        kl=difference**2,
+        logit_difference=difference,
+        exact_match=difference > 0,
+        ends=ends,
+    )
     f = difference.mean(-1) / ends[1].mean()
     points = found.points()
     assert [p.faithfulness for p in points] == pytest.approx(f.mean(0))

@@ -1,7 +1,5 @@
 """Constants in the place of closed nodes: means against a loop with plain hooks, the pass against a model edited by hand."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
@@ -10,19 +8,18 @@ from bigcircuit.config.schema import ModelConfig
 from bigcircuit.data.collate import collate
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.forward.activation_means import mean_ablation, moments
-from bigcircuit.forward.interpolate import Interpolate
 from bigcircuit.forward.streams import Streams
 from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.load import load_frozen
-from tests.forward.test_streams import random_masks
-from tests.model.test_architectures import CONFIGS, SMALL, build, constant, examples
+from tests.helpers.edited_models import edited
+from tests.helpers.tiny_models import TINY, TINY_CONFIGS, constant_masks, random_masks, tiny_examples, tiny_model
 
 SITES = tuple(SITE_WIDTH)
 
 
 @pytest.fixture(scope="module")
 def frozen():
-    return build("llama", SMALL)
+    return tiny_model("llama", TINY)
 
 
 def random_constants(frozen, members=1, positions=1, requires_grad=False):
@@ -33,29 +30,6 @@ def random_constants(frozen, members=1, positions=1, requires_grad=False):
         site: torch.randn(members, layers, positions, n, generator=generator).requires_grad_(requires_grad)
         for site, n in sizes.items()
     }
-
-
-@contextmanager
-def edited(frozen, change):
-    """The plain model with `change(layer, site, activation)` in the place of every site's activation."""
-    handles = []
-    for index, layer in enumerate(frozen.layers):
-        for site, module in (("attention", layer.attention), ("mlp", layer.mlp)):
-
-            def before(_module, args, index=index, site=site):
-                return (change(index, site, args[0]), *args[1:])
-
-            handles.append(module.register_forward_pre_hook(before))
-
-        def after(_module, _args, output, index=index):
-            return change(index, "mlp_output", output)
-
-        handles.append(layer.mlp.register_forward_hook(after))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def by_loop(frozen, chosen, prompts):
@@ -77,11 +51,11 @@ def by_loop(frozen, chosen, prompts):
 @pytest.mark.parametrize("prompts", ["corrupted", "clean", "both"])
 @pytest.mark.parametrize(("padding", "size"), [("right", 2), ("left", 2), ("left", 1), ("right", 5)])
 def test_means_are_those_of_a_loop_over_single_prompts(frozen, prompts, padding, size):
-    chosen, passes = examples(5), MicroBatches(size, padding=padding)
+    chosen, micro_batches = tiny_examples(5), MicroBatches(size, padding=padding)
     names = ("clean", "corrupted") if prompts == "both" else (prompts,)
-    overall = mean_ablation(frozen, chosen, passes, prompts=prompts)
-    by_position = mean_ablation(frozen, chosen, passes, True, prompts)
-    deviation = moments(frozen, chosen, passes, per_position=False, prompts=prompts).deviation
+    overall = mean_ablation(frozen, chosen, micro_batches, prompts=prompts)
+    by_position = mean_ablation(frozen, chosen, micro_batches, True, prompts)
+    deviation = moments(frozen, chosen, micro_batches, per_position=False, prompts=prompts).deviation
     assert (overall.name, by_position.name) == ("mean", "mean_per_position")
     longest = max(len(e.clean) for e in chosen) + 1  # the answer has two tokens, and the first is given
     for (index, site), values in by_loop(frozen, chosen, names).items():
@@ -94,14 +68,6 @@ def test_means_are_those_of_a_loop_over_single_prompts(frozen, prompts, padding,
             column = torch.stack([value[position] for value in values if len(value) > position])
             torch.testing.assert_close(found[position].double(), column.mean(0), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(found[-1], overall.constants[site][0, index, 0], atol=1e-7, rtol=1e-6)
-
-
-def test_a_position_that_no_prompt_of_the_data_has_gets_the_mean_over_all():
-    rows = torch.arange(4.0).reshape(1, 1, 4, 1)  # for the positions 0, 1, 2 and for all beyond
-    found = Ablation("mean_per_position", {"mlp": rows}).at(
-        "mlp", 0, 1, torch.tensor([[0, 1, 2, 3, 9], [0, 0, 0, 1, 2]])
-    )
-    assert found[0, :, :, 0].tolist() == [[0, 1, 2, 3, 3], [0, 0, 0, 1, 2]]
 
 
 def by_hand(frozen, tokens, masks, constants, member):
@@ -119,7 +85,7 @@ def by_hand(frozen, tokens, masks, constants, member):
 @pytest.mark.parametrize(("members", "positions"), [(1, 1), (2, 1), (1, 6), (2, 9)])
 @pytest.mark.parametrize(("padding", "checkpointing"), [("right", False), ("left", True)])
 def test_pass_and_gradients_are_those_of_the_model_edited_by_hand(frozen, members, positions, padding, checkpointing):
-    chosen = examples(3)
+    chosen = tiny_examples(3)
     batch = collate(chosen, full=False, padding=padding)
     masks = random_masks(frozen, 2, 3, requires_grad=True)
     constants = random_constants(frozen, members, positions, requires_grad=True)
@@ -142,19 +108,8 @@ def test_pass_and_gradients_are_those_of_the_model_edited_by_hand(frozen, member
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("ablated", [(1, 1, 1, 5), (2, 1, 1, 5), (1, 3, 4, 5), (2, 3, 4, 5)])
-@pytest.mark.parametrize("mask", [(2, 1, 1, 5), (2, 3, 1, 5)])
-def test_gradients_of_the_interpolation_are_finite_differences(ablated, mask):
-    generator = torch.Generator().manual_seed(0)
-    parts = [
-        torch.rand(size, dtype=torch.float64, generator=generator).requires_grad_()
-        for size in ((2, 3, 4, 5), ablated, mask)
-    ]
-    assert torch.autograd.gradcheck(Interpolate.apply, parts)
-
-
 def test_zero_ablation_is_a_mean_of_zero(frozen):
-    batch, nothing = collate(examples(3), full=False), {s: c * 0 for s, c in random_constants(frozen).items()}
+    batch, nothing = collate(tiny_examples(3), full=False), {s: c * 0 for s, c in random_constants(frozen).items()}
     masks = random_masks(frozen, 2, 3)
     with torch.no_grad(), Streams(frozen, ZERO) as streams:
         zero = streams.masked(batch, lambda index: masks[index], 2)
@@ -170,13 +125,13 @@ def test_zero_ablation_is_a_mean_of_zero(frozen):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "gpt_neox"])
 def test_open_is_the_plain_model_bit_for_bit_and_closed_is_exactly_the_constant(name, dtype):
-    frozen = build(name, CONFIGS[name][0])
+    frozen = tiny_model(name, TINY_CONFIGS[name][0])
     frozen.model.to(dtype)
-    batch = collate(examples(3), full=False)
+    batch = collate(tiny_examples(3), full=False)
     constants = random_constants(frozen, 2, requires_grad=True)
     seen = {}
     with Streams(frozen, Ablation("optimal", constants)) as streams:
-        opened = streams.masked(batch, constant(frozen, 1.0, 2), 2)
+        opened = streams.masked(batch, constant_masks(frozen, 1.0, 2), 2)
         for member in range(2):
             assert torch.equal(opened[member], streams.reference(batch))
         handles = [
@@ -185,7 +140,7 @@ def test_open_is_the_plain_model_bit_for_bit_and_closed_is_exactly_the_constant(
             )  # after the project's own
             for i, layer in enumerate(frozen.layers)
         ]
-        logits = streams.masked(batch, constant(frozen, 0.0, 2), 2)
+        logits = streams.masked(batch, constant_masks(frozen, 0.0, 2), 2)
         for handle in handles:
             handle.remove()
         logits.float().square().sum().backward()
@@ -202,20 +157,20 @@ def test_open_is_the_plain_model_bit_for_bit_and_closed_is_exactly_the_constant(
 
 @pytest.mark.parametrize("name", ["mean", "mean_per_position", "optimal"])
 def test_no_corrupted_stream_is_run(frozen, name):
-    batch, rows = collate(examples(2), full=False), []
+    batch, rows = collate(tiny_examples(2), full=False), []
     handle = frozen.layers[0].module.self_attn.register_forward_hook(lambda _m, _a, out: rows.append(len(out[0])))
     constants = random_constants(frozen, 2 if name == "optimal" else 1, 4 if name == "mean_per_position" else 1)
     with torch.no_grad(), Streams(frozen, Ablation(name, constants)) as streams:
-        streams.masked(batch, constant(frozen, 0.5, 2), 2)
+        streams.masked(batch, constant_masks(frozen, 0.5, 2), 2)
     handle.remove()
     assert rows == [4], "two members, two prompts, no more"
 
 
 def test_streams_inside_others_leave_them_as_they_were(frozen):
-    batch, masks = collate(examples(2), full=False), random_masks(frozen, 1, 2)
+    batch, masks = collate(tiny_examples(2), full=False), random_masks(frozen, 1, 2)
     with torch.no_grad(), Streams(frozen, INTERCHANGE) as streams:
         before = streams.masked(batch, lambda index: masks[index], 1)
-        mean_ablation(frozen, examples(2), MicroBatches(2))
+        mean_ablation(frozen, tiny_examples(2), MicroBatches(2))
         assert torch.equal(streams.masked(batch, lambda index: masks[index], 1), before)
     assert all("forward" not in layer.module.__dict__ for layer in frozen.layers)
 
@@ -224,7 +179,7 @@ def test_everything_ablated_is_a_closed_form_of_a_real_model(shared):
     """induction_2L1H with all nodes closed: embeddings, plus the images of the means, through the final norm."""
     frozen = load_frozen(ModelConfig(path=str(shared / "models/induction_2L1H")))
     chosen = [e._replace(clean=tuple(t % 26 for t in e.clean[:7]), corrupted=tuple(t % 26 for t in e.corrupted[:7]),
-                         answers=((3,),), wrong_answers=((4,),)) for e in examples(6)]  # fmt: skip
+                         answers=((3,),), wrong_answers=((4,),)) for e in tiny_examples(6)]  # fmt: skip
     mean = mean_ablation(frozen, chosen, MicroBatches(4), True).constants
     batch, model = collate(chosen, full=False), frozen.model.transformer
     with torch.no_grad(), Streams(frozen, Ablation("mean_per_position", mean)) as streams:

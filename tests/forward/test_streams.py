@@ -13,23 +13,12 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
 from bigcircuit.metrics.logit_metrics import kl_divergence
 from bigcircuit.model.granularity import SITE_WIDTH
-from tests.model.test_architectures import SMALL, build, examples
+from tests.helpers.tiny_models import TINY, random_masks, tiny_examples, tiny_model
 
 
 @pytest.fixture(scope="module")
 def frozen():
-    return build("llama", SMALL)
-
-
-def random_masks(frozen, members, rows, seed=0, requires_grad=False):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        {
-            site: torch.rand(members, rows, width(shape), generator=generator).requires_grad_(requires_grad)
-            for site, width in SITE_WIDTH.items()
-        }
-        for shape in frozen.shapes
-    ]
+    return tiny_model("llama", TINY)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -79,7 +68,7 @@ def by_hand(frozen, clean: Tensor, corrupted: Tensor, masks, zero: bool) -> Tens
 @pytest.mark.parametrize("ablation", ["interchange", "zero"])
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_masked_pass_equals_the_formulas(frozen, ablation, padding):
-    chosen = examples(3)
+    chosen = tiny_examples(3)
     batch = collate(chosen, full=False, padding=padding)
     masks = random_masks(frozen, 2, 3)
     with torch.no_grad(), Streams(frozen, Ablation(ablation)) as streams:
@@ -102,7 +91,7 @@ def test_masked_pass_equals_the_formulas(frozen, ablation, padding):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_mask_gradients_equal_those_of_the_formulas(frozen, checkpointing):
-    chosen = examples(2)
+    chosen = tiny_examples(2)
     batch = collate(chosen, full=False)
     masks = random_masks(frozen, 1, 2, requires_grad=True)
     flat = [values for layer in masks for values in layer.values()]
@@ -120,9 +109,9 @@ def test_mask_gradients_equal_those_of_the_formulas(frozen, checkpointing):
 
 
 def test_finite_differences():
-    frozen = build("llama", SMALL)
+    frozen = tiny_model("llama", TINY)
     frozen.model.double()
-    batch = collate(examples(2), full=False)
+    batch = collate(tiny_examples(2), full=False)
     masks = [{site: v.double().detach() for site, v in layer.items()} for layer in random_masks(frozen, 1, 2)]
     masks[1]["mlp"].requires_grad_()
     with Streams(frozen, INTERCHANGE) as streams:
@@ -144,7 +133,7 @@ def test_finite_differences():
 
 
 def test_checkpointing_changes_no_gradient_and_keeps_less(frozen):
-    batch, ids = collate(examples(3), full=False), [0, 1, 2]
+    batch, ids = collate(tiny_examples(3), full=False), [0, 1, 2]
     population = Population.new(members(load(None, {"population.seeds": 2})), frozen.shapes)
     gradients, sizes = [], []
     for checkpointing in (False, True):
@@ -158,7 +147,7 @@ def test_checkpointing_changes_no_gradient_and_keeps_less(frozen):
 
 
 def test_hooks_are_removed_after_an_error(frozen):
-    batch = collate(examples(2), full=False)
+    batch = collate(tiny_examples(2), full=False)
     before = frozen.model(input_ids=batch.clean).logits
     with pytest.raises(RuntimeError, match="on purpose"), Streams(frozen, INTERCHANGE) as streams:
 
@@ -172,7 +161,7 @@ def test_hooks_are_removed_after_an_error(frozen):
 
 
 def test_zero_ablation_runs_no_corrupted_stream(frozen):
-    batch = collate(examples(2), full=False)
+    batch = collate(tiny_examples(2), full=False)
     rows = []
     handle = frozen.layers[0].module.self_attn.register_forward_hook(
         lambda _module, _args, out: rows.append(out[0].shape[0])
@@ -187,9 +176,9 @@ def test_zero_ablation_runs_no_corrupted_stream(frozen):
 
 
 def test_bfloat16_model_keeps_float32_gates():
-    frozen = build("llama", SMALL)
+    frozen = tiny_model("llama", TINY)
     frozen.model.bfloat16()
-    batch = collate(examples(2), full=False)
+    batch = collate(tiny_examples(2), full=False)
     population = Population.new(members(load(None)), frozen.shapes)
     with Streams(frozen, INTERCHANGE) as streams:
         open_masks = [{s: torch.ones(1, 1, w(shape)) for s, w in SITE_WIDTH.items()} for shape in frozen.shapes]
@@ -202,7 +191,7 @@ def test_bfloat16_model_keeps_float32_gates():
 
 
 def test_the_model_itself_is_plain_between_passes(frozen):
-    batch = collate(examples(2), full=False)
+    batch = collate(tiny_examples(2), full=False)
     before = frozen.model(input_ids=batch.clean).logits
     masks = random_masks(frozen, 1, 2)
     with Streams(frozen, INTERCHANGE, checkpointing=True) as streams:

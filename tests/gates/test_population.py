@@ -1,4 +1,4 @@
-"""Members of one population do not know of each other; noise depends on what it is for and on nothing else."""
+"""Members of one population do not depend on each other, and have the sizes that were asked for."""
 
 import pytest
 import torch
@@ -10,14 +10,11 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.hard_concrete import probability_open
-from bigcircuit.gates.members import node_counts
-from bigcircuit.gates.noise import Noise
 from bigcircuit.gates.population import Population
-from bigcircuit.seeding import mix
-from bigcircuit.train.penalty import Duals
+from bigcircuit.model.granularity import node_counts
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import current_masks, update
-from tests.model.test_architectures import SMALL, build, examples
+from tests.helpers.tiny_models import TINY, tiny_examples, tiny_model
 
 SETTINGS = [
     {"train.seed": 0, "penalty.mlp_neuron": 0.5},
@@ -30,18 +27,18 @@ BASE = {"gates.parametrisation": "hard_concrete", "train.steps": 8, "train.lr_wa
 
 @pytest.fixture(scope="module")
 def frozen():
-    return build("llama", SMALL)
+    return tiny_model("llama", TINY)
 
 
 def trained(frozen, settings, checkpointing=False, padding="right", steps=8):
     config = load(None, {**BASE, "population.members": settings, "task.padding": padding})
     population = Population.new(members(config), frozen.shapes)
     state = TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
-    chosen, passes = examples(4), MicroBatches.of(config, Ranks())
+    chosen, micro_batches = tiny_examples(4), MicroBatches.of(config, Ranks())
     with Streams(frozen, INTERCHANGE, checkpointing) as streams:
-        references = ReferenceLogits(streams, chosen, passes)
+        references = ReferenceLogits(streams, chosen, micro_batches)
         for _ in range(steps):
-            update(state, streams, references, chosen, passes)
+            update(state, streams, references, chosen, micro_batches)
     return state
 
 
@@ -54,7 +51,7 @@ def test_members_together_are_what_they_are_alone(frozen):
     for index, setting in enumerate(SETTINGS):
         alone = trained(frozen, [setting])
         torch.testing.assert_close(gates(together, index), gates(alone, 0), atol=1e-6, rtol=0)
-        assert together.learners[index].duals.value == pytest.approx(alone.learners[0].duals.value, abs=1e-6)
+        assert together.member_states[index].duals.value == pytest.approx(alone.member_states[0].duals.value, abs=1e-6)
     assert not torch.allclose(gates(together, 0), gates(together, 1), atol=1e-2)
     assert together.population.members[3].step == 4
 
@@ -64,30 +61,6 @@ def test_neither_padding_nor_checkpointing_changes_the_gates(frozen, change):
     torch.testing.assert_close(
         gates(trained(frozen, SETTINGS[:2]), 0), gates(trained(frozen, SETTINGS[:2], **change), 0), atol=1e-5, rtol=0
     )
-
-
-def test_noise_depends_on_member_step_layer_and_example_only():
-    noise = Noise()
-    whole = noise.uniform([3, 4], [7, 9], 2, [10, 11, 12], 6)
-    torch.manual_seed(99)
-    assert torch.equal(noise.uniform([4], [9], 2, [12], 6)[0, 0], whole[1, 2])
-    assert torch.equal(noise.uniform([4, 3], [9, 7], 2, [11], 6)[1, 0], whole[0, 1])
-    for other in (
-        noise.uniform([5], [9], 2, [12], 6),
-        noise.uniform([4], [8], 2, [12], 6),
-        noise.uniform([4], [9], 1, [12], 6),
-    ):
-        assert not torch.equal(other[0, 0], whole[1, 2])
-    many = noise.uniform(range(20), [0] * 20, 0, range(50), 100)
-    assert many.mean().item() == pytest.approx(0.5, abs=5e-3)
-    assert many.var().item() == pytest.approx(1 / 12, abs=2e-3)
-    flat = many.view(1000, 100)
-    correlation = torch.corrcoef(flat)[~torch.eye(1000, dtype=torch.bool)]
-    assert correlation.std().item() == pytest.approx(0.1, abs=5e-3), "streams of different keys are independent"
-
-
-def test_mix_has_no_collisions_on_a_grid():
-    assert len({mix(a, b, c) for a in range(30) for b in range(30) for c in range(30)}) == 27_000
 
 
 def test_expected_open_equals_a_count_of_samples(frozen):
@@ -104,19 +77,6 @@ def test_expected_open_equals_a_count_of_samples(frozen):
     assert opened.item() == pytest.approx(expected["total"].item(), rel=0.02)
     blocks = probability_open(stacked["block"]).sum()
     assert expected["block"].item() == pytest.approx(blocks.item(), rel=1e-5)
-
-
-def test_dual_rises_while_too_large_and_falls_when_too_small():
-    """The published code ascends with the wrong sign."""
-    duals = Duals(load(None, {"target.head": 4, "train.penalty_ramp": 0.0}), {"head": 10})
-    duals.update({"head": torch.tensor(8.0)}, 1.0)
-    risen = duals.value["head"]
-    assert risen > 0
-    size = torch.tensor(8.0, requires_grad=True)
-    duals.terms({"head": size}, 1.0)["head"].backward()
-    assert size.grad > 0, "descent on the loss must shrink the circuit"
-    duals.update({"head": torch.tensor(2.0)}, 1.0)
-    assert duals.value["head"] < risen
 
 
 @pytest.mark.parametrize(

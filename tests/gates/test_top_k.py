@@ -7,18 +7,14 @@ from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.config.load import load, members
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import Ranks
-from bigcircuit.errors import UserError
 from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import count, discretise
-from bigcircuit.gates.members import node_counts
 from bigcircuit.gates.population import Population
-from bigcircuit.gates.soft_top_k import soft_top_k
-from bigcircuit.model.granularity import LayerShape
-from bigcircuit.train.pair_filters import swap_pairs
+from bigcircuit.model.granularity import LayerShape, node_counts
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import current_masks, update
-from tests.model.test_architectures import SMALL, build, examples
+from tests.helpers.tiny_models import TINY, tiny_examples, tiny_model
 
 UNEVEN = (LayerShape(4, 2, 4, 10, 8), LayerShape(2, 1, 4, 6, 8), LayerShape(4, 4, 4, 12, 8))
 
@@ -36,42 +32,6 @@ def sums(found):
     """Effective site neurons that are open, softly, of each member and example."""
     masks = found.draw([5, 6])
     return sum(sites[name].sum(-1) for sites in map(masks, range(len(found.shapes))) for name in sites)
-
-
-def test_values_add_up_and_keep_the_order():
-    scores = torch.randn(3, 1, 40, dtype=torch.float64)
-    weight = torch.rand(3, 1, 40, dtype=torch.float64)
-    size = torch.tensor([0.5, 4.0, 17.0], dtype=torch.float64).view(3, 1, 1).clamp(max=0.9 * weight.sum(-1).min())
-    for temperature in (1.0, 0.1, 0.01):
-        found = soft_top_k(scores, size, torch.full_like(size, temperature), weight)
-        torch.testing.assert_close((found * weight).sum(-1, keepdim=True), size, rtol=1e-6, atol=1e-9)
-        assert (found.gather(-1, scores.argsort(-1)).diff(dim=-1) >= 0).all()
-
-
-def test_a_cold_one_is_the_top_k():
-    scores = torch.randperm(30).double().view(1, 1, 30)
-    found = soft_top_k(scores, torch.full((1, 1, 1), 7.0), torch.full((1, 1, 1), 1e-2), torch.ones_like(scores))
-    assert torch.equal((found > 0.5).nonzero()[:, -1].sort().values, scores[0, 0].topk(7).indices.sort().values)
-
-
-def test_the_gradient_goes_through_the_threshold():
-    scores = torch.randn(2, 1, 12, dtype=torch.float64, requires_grad=True)
-    weight = torch.rand(2, 1, 12, dtype=torch.float64, requires_grad=True)
-    size, temperature = torch.full((2, 1, 1), 2.0).double(), torch.full((2, 1, 1), 0.4).double()
-    # The threshold is known to about 1e-11, so differences are over more than the usual 1e-6.
-    assert torch.autograd.gradcheck(
-        lambda s, w: soft_top_k(s, size, temperature, w), (scores, weight), eps=1e-4, atol=1e-5
-    )
-    # What opens one node closes the others by as much.
-    found = soft_top_k(scores, size, temperature, weight.detach())
-    gradient = torch.autograd.grad((found * weight.detach()).sum(), scores)[0]
-    assert gradient.abs().max() < 1e-9
-
-
-def test_more_than_there_is_opens_everything():
-    scores = torch.randn(1, 1, 9)
-    found = soft_top_k(scores, torch.full((1, 1, 1), 50.0), torch.full((1, 1, 1), 0.3), torch.ones_like(scores))
-    assert torch.isfinite(found).all() and found.min() > 0.9
 
 
 @pytest.mark.parametrize(
@@ -170,17 +130,17 @@ def test_each_update_looks_ahead_to_the_asked_size_until_it_is_reached():
 
 @pytest.fixture(scope="module")
 def frozen():
-    return build("llama", SMALL)
+    return tiny_model("llama", TINY)
 
 
 def trained(frozen, members_, **overrides):
     config = load(None, {"train.steps": 8, "population.members": members_, **overrides})
     state = TrainState.new(Population.new(members(config), frozen.shapes), node_counts(frozen.shapes, []))
-    chosen, passes = examples(4), MicroBatches.of(config, Ranks())
+    chosen, micro_batches = tiny_examples(4), MicroBatches.of(config, Ranks())
     with Streams(frozen, INTERCHANGE) as streams:
-        references = ReferenceLogits(streams, chosen, passes)
+        references = ReferenceLogits(streams, chosen, micro_batches)
         for _ in range(8):
-            logged = update(state, streams, references, chosen, passes)
+            logged = update(state, streams, references, chosen, micro_batches)
     return state, logged
 
 
@@ -201,52 +161,3 @@ def test_members_together_are_what_they_are_alone(frozen, sampled):
             mine = together.population.members[index].log_alpha[name]
             torch.testing.assert_close(mine, values, atol=1e-5, rtol=0)
     assert [count(masks)["total"] for masks in current_masks(together)] == [40, 15, 40]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"gates.parametrisation": "sigmoid_top_k"}, "no size is asked for; set target.total"),
-        ({"gates.parametrisation": "sigmoid_top_k", "target.head": 3, "penalty.head": 1.0}, "a penalty is set"),
-        (
-            {"gates.parametrisation": "sigmoid_top_k", "population.members": [{"target.head": 3}, {"target.total": 9}]},
-            "give all the same target",
-        ),
-        ({"gates.sampled_sizes": True}, "gates.sampled_sizes is true but gates.parametrisation is hard_concrete"),
-    ],
-)
-def test_what_does_not_suit_is_one_line(overrides, message):
-    with pytest.raises(UserError, match=message):
-        members(load(None, overrides))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "chosen"),
-    [
-        ({}, "hard_concrete"),
-        ({"target.total": 9}, "sigmoid_top_k"),
-        ({"target.total": 9, "penalty.head": 0.1}, "hard_concrete"),
-        ({"population.members": [{"target.total": 9}, {"penalty.head": 0.1}]}, "hard_concrete"),
-    ],
-)
-def test_auto_is_top_k_where_sizes_are_asked_for(overrides, chosen):
-    assert {member.gates.parametrisation for member in members(load(None, overrides))} == {chosen}
-
-
-def test_pairs_serve_both_ways_where_the_model_shows_the_behaviour(frozen):
-    chosen = [example._replace(answers=((3,),), wrong_answers=((5,),)) for example in examples(6)]
-    with Streams(frozen, INTERCHANGE) as streams:
-        found = swap_pairs(streams, chosen, MicroBatches(4))
-        assert found[:6] == chosen
-        turned = {example.id: example for example in found[6:]}
-        for example in chosen:
-            ids = torch.tensor([example.corrupted])
-            logits = frozen.model(input_ids=ids, use_cache=False).logits[0, -1]
-            assert (-1 - example.id in turned) == bool(logits[5] > logits[3])
-        for other in turned.values():
-            origin = chosen[-1 - other.id]
-            assert (other.clean, other.corrupted) == (origin.corrupted, origin.clean)
-            assert (other.answers, other.wrong_answers) == (origin.wrong_answers, origin.answers)
-        assert 0 < len(turned) < 6, "some of either kind, or the test shows nothing"
-        both = [*chosen, *turned.values()]
-        assert swap_pairs(streams, both, MicroBatches(4)) == both, "nothing is doubled that is there both ways"

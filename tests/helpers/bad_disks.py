@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bigcircuit.io import checkpoint
-from tests.helpers.interrupted_runs import ROOT, states_equal, states_of
+from tests.helpers.interrupted_runs import states_equal, states_of
+from tests.helpers.launch import ROOT
 
 STATE, MANIFEST = "state.safetensors", "state.json"
 Damager = Callable[[Path, str, str, random.Random], None]
@@ -114,7 +115,7 @@ def damages(folder: Path, scratch: Path, times: int, seed: int) -> Iterator[Dama
         for name in names[:bad]:
             DAMAGES[kind](copy, name, names[-1], rng)
         said: list[str] = []
-        loaded = checkpoint.newest(copy, said.append)
+        loaded = checkpoint.load_newest(copy, said.append)
         expected = [f"{copy / name}: checkpoint is damaged" for name in names[:bad]]
         named = len(said) == bad and all(line.startswith(start) for line, start in zip(said, expected, strict=True))
         yield Damage(kind, named and states_equal(loaded, states[names[bad]]))

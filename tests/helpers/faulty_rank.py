@@ -20,8 +20,7 @@ from bigcircuit.distributed.ranks import joined_ranks
 from bigcircuit.io.files import tensor_sha256
 from bigcircuit.train import step
 from bigcircuit.train.state import TrainState
-from tests.helpers import bad_disks as disks
-from tests.helpers import interrupted_runs as faults
+from tests.helpers import bad_disks, interrupted_runs
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -38,15 +37,15 @@ def around_update(before: Callable[[TrainState], None], after: Callable[[TrainSt
     prune.update = update
 
 
-def sleep(rank: int, step: int, silence: float) -> None:
-    """One rank falls asleep before the update that follows `step`; silence: in place of the 15 s of watch.py."""
-    watchdog.SILENCE = silence
+def sleep(rank: int, step: int, timeout: float) -> None:
+    """One rank falls asleep before the update that follows `step`; timeout: s, in place of the 15 s of watchdog.py."""
+    watchdog.TIMEOUT = timeout
     around_update(lambda state: time.sleep(1e6) if (RANK, state.step) == (rank, step) else None)
 
 
-def slow(seconds: float, silence: float) -> None:
+def slow(seconds: float, timeout: float) -> None:
     """Every update takes longer."""
-    watchdog.SILENCE = silence
+    watchdog.TIMEOUT = timeout
     around_update(lambda _: time.sleep(seconds))
 
 
@@ -87,16 +86,16 @@ def memory(steps: list[int], folder: str) -> None:
 
 def full_disk(step: int, folder: str) -> None:
     """After `step` updates nothing more fits on the disk of `folder`."""
-    around_update(lambda state: disks.fill(Path(folder, "filler")) if (RANK, state.step) == (0, step) else None)
+    around_update(lambda state: bad_disks.fill(Path(folder, "filler")) if (RANK, state.step) == (0, step) else None)
 
 
 def stops(folder: str, steps: list[int], mixed: bool) -> None:
     """Stop and resume at every one of `steps` on all ranks; rank 0 writes what came of it to stops.json."""
     target = Path(folder)
     with joined_ranks() as ranks:
-        seen = {"stops": faults.stop_and_resume(ranks, target, steps)}
+        seen = {"stops": interrupted_runs.stop_and_resume(ranks, target, steps)}
         if mixed:
-            seen["mixed"] = faults.change_ranks(ranks, target)
+            seen["mixed"] = interrupted_runs.change_ranks(ranks, target)
     if RANK == 0:
         (target / "stops.json").write_text(json.dumps(seen))
 

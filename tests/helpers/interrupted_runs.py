@@ -4,12 +4,9 @@ The tests make each a few times, benchmarks/reliability.py as often as it takes 
 """
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,10 +25,12 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import Stopped
 from bigcircuit.io import checkpoint
 from bigcircuit.io.run_dir import RunDir
+from bigcircuit.model.load import EMBEDDED
+from tests.helpers.launch import ENVIRONMENT, ROOT, launcher_command
+from tests.helpers.pair_files import write_pairs
 from tests.helpers.short_runs import QUICK
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+ON_CPU = {**ENVIRONMENT, "DS_ACCELERATOR": "cpu"}
 SETTINGS: dict[str, Any] = {
     **QUICK,
     "task.size": 40,
@@ -51,7 +50,7 @@ class Result(NamedTuple):
     """sha256 of the circuit file, or of those of all members."""
     metrics: str
     """All of metrics.jsonl."""
-    state: checkpoint.State
+    state: checkpoint.SavedState
     """The last checkpoint."""
 
     @classmethod
@@ -59,7 +58,7 @@ class Result(NamedTuple):
         """Read a finished run."""
         run = RunDir(folder)
         assert run.finished, f"{folder} has not finished"
-        state = checkpoint.newest(run.checkpoints, unexpected)
+        state = checkpoint.load_newest(run.checkpoints, unexpected)
         assert state is not None
         return cls(circuit_sha256(folder), run.metrics.read_text(), state)
 
@@ -68,8 +67,12 @@ class Result(NamedTuple):
         mine, theirs = (_numbers(result.state) for result in (self, other))
         return float((mine - theirs).abs().max())
 
+    def equals(self, other: "Result") -> bool:
+        """Whether circuit, metrics and every number of the last checkpoint are the same."""
+        return (self.circuit, self.metrics, self.difference(other)) == (other.circuit, other.metrics, 0)
 
-def _numbers(state: checkpoint.State) -> torch.Tensor:
+
+def _numbers(state: checkpoint.SavedState) -> torch.Tensor:
     duals = [value for member in state.data["members"] for value in [*member["duals"].values(), *member["best"]]]
     parts = [state.tensors[name].double().flatten() for name in sorted(state.tensors)]
     return torch.cat([*parts, torch.tensor(duals, dtype=torch.float64)])
@@ -85,17 +88,17 @@ def circuit_sha256(folder: Path) -> str:
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def states_of(folder: Path) -> dict[str, checkpoint.State]:
+def states_of(folder: Path) -> dict[str, checkpoint.SavedState]:
     """Every checkpoint of a folder of checkpoints, by name."""
     states = {}
     for path in sorted(folder.iterdir()):
         with TemporaryDirectory() as alone:
             (Path(alone) / path.name).symlink_to(path.resolve())
-            states[path.name] = checkpoint.newest(Path(alone), unexpected)
+            states[path.name] = checkpoint.load_newest(Path(alone), unexpected)
     return states
 
 
-def states_equal(one: checkpoint.State | None, other: checkpoint.State | None) -> bool:
+def states_equal(one: checkpoint.SavedState | None, other: checkpoint.SavedState | None) -> bool:
     """Whether every tensor and every number is the same."""
     if one is None or other is None:
         return one is other
@@ -113,7 +116,7 @@ def once(output: Path, ranks: Ranks, **overrides: Any) -> Path:
     """Run, or go on with, the short run in this folder; overrides are dotted keys with `__` for the dot."""
     values = {key.replace("__", "."): value for key, value in overrides.items()}
     prune.prune(load(None, {**SETTINGS, "output": str(output), **values}), ranks)
-    ranks.wait()  # before another rank looks into the folder
+    ranks.barrier()  # before another rank looks into the folder
     return output
 
 
@@ -140,9 +143,35 @@ def stop(output: Path, ranks: Ranks, step: int, **overrides: Any) -> None:
         try:
             once(output, ranks, **overrides)
         except Stopped:
-            ranks.wait()
+            ranks.barrier()
             return
     raise AssertionError(f"{output} did not stop at step {step}")
+
+
+class StoppedRun(NamedTuple):
+    """A run on files of its own, stopped after two of four updates."""
+
+    folder: Path
+    """Holds model/, pairs.jsonl and run/."""
+    overrides: dict[str, Any]
+    """What `once` takes to resume it."""
+
+
+def stopped_run_on_own_files(folder: Path) -> StoppedRun:
+    """Copy the embedded model to the folder, write pairs beside it, run on both, and stop."""
+    shutil.copytree(EMBEDDED, folder / "model")
+    rows = [
+        {"clean": f"So {a} likes a {b}", "corrupted": f"So {c} likes a {b}", "answers": " she", "wrong_answers": " he"}
+        for a, c in (("Mary", "John"), ("Anna", "James"), ("Emma", "Tom"))
+        for b in ("book", "cake", "ball")
+    ]
+    overrides = {
+        "model__path": str(folder / "model"), "task__name": "pairs",
+        "task__path": write_pairs(folder / "pairs.jsonl", rows), "train__steps": 4,
+        "gates__parametrisation": "hard_concrete",
+    }  # fmt: skip
+    stop(folder / "run", Ranks(), 2, **overrides)
+    return StoppedRun(folder, overrides)
 
 
 class Stop(NamedTuple):
@@ -170,21 +199,14 @@ def change_ranks(ranks: Ranks, folder: Path, **overrides: Any) -> Stop:
     """A run of 30 steps on all ranks, stopped at 10, continued by one until 20, and by all again; against all the time."""
     whole, mixed = Result.of(once(folder / "whole", ranks, **overrides)), folder / "mixed"
     stop(mixed, ranks, 10, **overrides)
-    if ranks.first:
+    if ranks.is_first:
         stop(mixed, Ranks(), 20, **overrides)
-    ranks.wait()
+    ranks.barrier()
     found = Result.of(once(mixed, ranks, **overrides))
     return Stop(10, whole.difference(found), whole.circuit == found.circuit, whole.metrics == found.metrics)
 
 
 # Jobs of two processes.
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Ending(NamedTuple):
@@ -205,7 +227,7 @@ class Ending(NamedTuple):
 class Job:
     """Two ranks under a launcher, or with the launcher "none" one process; as a context manager it leaves nothing behind.
 
-    fault: a function of tests/faulty.py and its arguments. inside: a command that runs another one somewhere else.
+    fault: a function of tests/helpers/faulty_rank.py and its arguments. inside: a command that runs another one somewhere else.
     """
 
     def __init__(
@@ -223,12 +245,11 @@ class Job:
         program = (
             ["-m", "tests.helpers.faulty_rank", fault[0], json.dumps(fault[1])] if fault else ["launchers/prune.py"]
         )
-        python = [] if launcher == "deepspeed" else [sys.executable]
-        command = [*inside, *python, *_launcher(launcher), *program, *words]
+        command = [*inside, *launcher_command(launcher), *program, *words]
         self.output, self._log = output, log or output.with_name(f"{output.name}.log")
         with self._log.open("w") as file:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
+                command, cwd=ROOT, env=ON_CPU, stdout=file, stderr=file, start_new_session=True
             )
         self._since = time.monotonic()
         self._known: dict[int, psutil.Process] = {}
@@ -297,18 +318,8 @@ class Job:
     def interruption(self) -> "Interruption":
         """Wait for the end of a run that has been disturbed."""
         ending = self.end()
-        state = checkpoint.newest(RunDir(self.output).checkpoints, unexpected)
+        state = checkpoint.load_newest(RunDir(self.output).checkpoints, unexpected)
         return Interruption(self.step(), ending, "\n".join(ending.lines), state.data["step"] if state else 0)
-
-
-def _launcher(name: str) -> list[str]:
-    if name == "none":
-        return []
-    port = str(free_port())
-    if name == "deepspeed":
-        program = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
-        return [str(program), "--num_accelerators", "2", "--master_port", port]
-    return ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
 
 
 def finish(output: Path, **options: Any) -> Result:

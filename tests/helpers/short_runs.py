@@ -19,6 +19,9 @@ QUICK = {
     "target.total": 200,
     "ablation.finish_steps": 6,
 }
+"""Settings of a run of about a second."""
+FAST = {"draws": 4, "partial_draws": 1, "fractions": [0.5], "groups": 4, "methods": "random", "levels": "head"}
+"""Options of an evaluation of a few seconds."""
 
 
 def run(output: Path, **overrides: Any) -> RunDir:

@@ -16,7 +16,7 @@ from bigcircuit.distributed.ranks import joined_ranks
 from bigcircuit.forward.streams import Streams
 from bigcircuit.model.load import load_frozen
 from bigcircuit.model.zero3 import read_deepspeed
-from tests.model.test_architectures import examples
+from tests.helpers.tiny_models import tiny_examples
 
 
 def main() -> None:
@@ -28,9 +28,10 @@ def main() -> None:
         with Streams(frozen, INTERCHANGE) as streams:
             # Three pairs one by one: with two ranks one of them makes a pass that does not count.
             scores = {
-                name: baseline(streams, examples(3), MicroBatches(1, ranks)) for name, baseline in BASELINES.items()
+                name: baseline.score(streams, tiny_examples(3), MicroBatches(1, ranks))
+                for name, baseline in BASELINES.items()
             }
-        if ranks.first:
+        if ranks.is_first:
             flat = {f"{name}.{node}": values for name, all_ in scores.items() for node, values in all_.items()}
             save_file(flat, folder / "scores.safetensors")
 

@@ -20,14 +20,14 @@ from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import joined_ranks
 from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
-from bigcircuit.gates.members import node_counts
+from bigcircuit.model.granularity import node_counts
 from bigcircuit.gates.population import Population
 from bigcircuit.model.load import load_frozen, skeleton
-from bigcircuit.model.zero3 import completed, loading_sharded, numel, read_deepspeed
-from bigcircuit.runtime.host_memory import give_freed_memory_back
+from bigcircuit.model.zero3 import loading_sharded, numel, read_deepspeed, with_auto_values
+from bigcircuit.runtime.host_memory import return_freed_memory
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import update
-from tests.model.test_architectures import SMALL, examples
+from tests.helpers.tiny_models import TINY, tiny_examples
 
 
 @contextmanager
@@ -84,13 +84,13 @@ def look(folder: Path, settings_path: str, dtype: str) -> dict:
         "train.micro_batch_size": 2, "train.penalty_ramp": 0.5, "target.total": 40, "deepspeed": settings_path,
     })  # fmt: skip
     seen: dict = {}
-    give_freed_memory_back()
+    return_freed_memory()
     with joined_ranks() as ranks:
         settings = read_deepspeed(config.deepspeed)
         with loading_sharded(
-            completed(settings, skeleton(config.model)), torch.float32
+            with_auto_values(settings, skeleton(config.model)), torch.float32
         ):  # imports are not what is measured
-            AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
+            AutoModelForCausalLM.from_config(LlamaConfig(**TINY))
         with peak_of(seen, "peak_loading"):
             frozen = load_frozen(config.model, ranks.device, settings)
         parameters = dict(frozen.model.named_parameters())
@@ -100,17 +100,17 @@ def look(folder: Path, settings_path: str, dtype: str) -> dict:
         state = TrainState.new(
             Population.new(members(config), frozen.shapes), node_counts(frozen.shapes, config.gates.granularities)
         )
-        passes, chosen = MicroBatches.of(config, ranks), examples(4)
+        micro_batches, chosen = MicroBatches.of(config, ranks), tiny_examples(4)
         with Streams(frozen, INTERCHANGE) as streams:
-            references = ReferenceLogits(streams, chosen, passes)
-            update(state, streams, references, chosen, passes)
+            references = ReferenceLogits(streams, chosen, micro_batches)
+            update(state, streams, references, chosen, micro_batches)
             seen["held_after"] = _held(frozen)
             with counting_gathers(frozen) as counts, peak_of(seen, "peak_update"):
-                update(state, streams, references, chosen, passes)
+                update(state, streams, references, chosen, micro_batches)
         seen["gathers"] = dict(counts)
         seen["trained"] = [name for name, p in parameters.items() if p.requires_grad or p.grad is not None]
         optimized = [
-            p for learner in state.learners for group in learner.optimizer.param_groups for p in group["params"]
+            p for member_state in state.member_states for group in member_state.optimizer.param_groups for p in group["params"]
         ]
         seen["gates"] = {
             "dtypes": sorted({str(p.dtype) for p in optimized}),

@@ -1,48 +1,19 @@
-"""Bytes kept for the backward pass, the prediction that needs no weights, and what is said when memory runs out."""
+"""The prediction of a run's memory, which needs no weights, against closed forms and real runs."""
 
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from benchmarks.memory import Case, make_model, make_pairs, measured, predicted_afresh
-from benchmarks.saved_bytes import count_saved, masked, plain
-from bigcircuit.check import check_config
-from bigcircuit.config.load import load, override
-from bigcircuit.distributed.ranks import Ranks
-from bigcircuit.errors import OutOfMemory
-from bigcircuit.memory import fit
+from bigcircuit.config.load import load
 from bigcircuit.memory.estimate import LiveBytes, Workload, estimate
-from bigcircuit.memory.fit import needs, remedies
+from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.load import skeleton
 from bigcircuit.model.zero3 import read_deepspeed
-from bigcircuit.runtime import host_memory
-from bigcircuit.runtime.host_memory import GIB, Memory
-from bigcircuit.train.setup import resolve
-from tests.helpers.short_runs import QUICK, run
 
 ROOT = Path(__file__).parents[2]
 WORK = Workload(tokens=32, answer=1, rows=1, trained=50, validated=50)
-
-
-@pytest.mark.parametrize(("checkpointing", "limit"), [(False, 1.3), (True, 2.0)])
-def test_saved_bytes_of_gpt2_small_against_the_plain_model(checkpointing, limit):
-    base, ours = plain(4, checkpointing), masked(4, checkpointing)  # 12 and 24: benchmarks/saved_bytes.md
-    assert base < ours <= limit * base
-
-
-def test_counter_counts_each_storage_once_and_no_parameter():
-    layer = torch.nn.Linear(8, 8, bias=False).requires_grad_(False)
-    x = torch.randn(4, 8, requires_grad=True)
-    with count_saved(layer) as saved:
-        y = layer(x)  # a frozen projection keeps nothing of its input
-        assert saved.total == 0
-        (y * y).sum()
-    assert saved.total == y.numel() * 4
 
 
 def test_live_bytes_are_counted_while_they_live_and_no_longer():
@@ -87,83 +58,20 @@ def test_prediction_is_within_15_percent_of_a_real_run(tmp_path, case):
     assert predicted_afresh(case, tmp_path) == pytest.approx(measured(case, tmp_path), rel=0.15)
 
 
-def test_remedies_fit_and_come_gentlest_first():
-    config = load(None, {"target.total": 200, "train.batch_size": 32, "train.micro_batch_size": 32})
-    memory = Memory(int(0.35 * sum(needs(config, None, WORK, Memory(0, True)).values())), accelerator=True)
-    found = list(remedies(config, None, WORK, memory))
-    assert found[0].startswith("--train.micro_batch_size 8 (")
-    assert any("--train.checkpointing true" in one for one in found)
-    for one in found:
-        assert float(one.rsplit("(", 1)[1].split(" GiB")[0]) * GIB <= memory.free + 0.01 * GIB
-
-
-def test_what_is_known_of_other_settings_is_what_would_be_counted():
-    """In a search for settings that fit, the same pairs at once, dtype and checkpointing are counted once."""
-    base, known = {"target.total": 200, "train.micro_batch_size": 8}, {}
-    memory = Memory(0, True)
-    for change, ranks in [({}, 1), ({}, 4), ({"train.micro_batch_size": 4}, 1), ({"train.checkpointing": True}, 1)]:
-        config, work = load(None, {**base, **change}), WORK._replace(ranks=ranks)
-        assert needs(config, None, work, memory, known) == needs(config, None, work, memory)
-    assert sorted(size for size, _, _ in known) == [4, 8, 8], "16 pairs on 4 ranks are 4 at once"
-
-
-def test_check_says_whether_it_fits_and_what_would(capsys):
-    config = load(None, {**QUICK, "population.seeds": 4})
-    console = Console(width=150, highlight=False)
-    check_config(config, console, 1, Memory(GIB, accelerator=True))
-    assert "it fits: 1.00 GiB are free" in capsys.readouterr().out
-    check_config(config, console, 1, Memory(GIB // 100, accelerator=True))
-    said = capsys.readouterr().out
-    assert "it does not fit: 0.01 GiB are free" in said
-    assert "--train.micro_batch_size" in said and "GiB a rank)" in said
-
-
-def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(host_memory.Memory, "here", classmethod(lambda cls: cls(GIB // 4, False)))
-    with pytest.raises(
-        OutOfMemory,
-        match=r"the run needs about \d\.\d+ GiB .*Python and libraries .* a rank and 0\.25 GiB are free; try fewer members",
-    ):
-        run(tmp_path / "x")
-    assert not (tmp_path / "x").exists()
-
-
-def test_freed_memory_is_kept_where_there_is_room_and_handed_back_where_there_is_not(tmp_path, monkeypatch):
-    config = load(None, {**QUICK, "output": str(tmp_path / "x")})
-    data, called = resolve(config, Ranks()).data, []
-    monkeypatch.setattr(fit, "give_freed_memory_back", lambda: called.append(True))
-    work, kept = Workload.of(data.splits, 1), "freed memory that is kept"
-    roomy = needs(config, None, work, Memory(64 * GIB, False))
-    least = needs(config, None, work, Memory(sum(roomy.values()), False))
-    assert kept not in least and {name: size for name, size in roomy.items() if name != kept} == least
-    saving = override(config, {"train.checkpointing": True}, "saving")
-    assert kept not in needs(saving, None, work, Memory(64 * GIB, False))
-    assert kept not in needs(config, None, work._replace(ranks=2), Memory(2 * sum(roomy.values()), False))
-    for free, handed_back in ((64 * GIB, []), (sum(roomy.values()), [True])):
-        monkeypatch.setattr(host_memory.Memory, "here", classmethod(lambda cls, free=free: cls(free, False)))
-        fit.check_fits(config, data, Ranks())
-        assert called == handed_back
-
-
-def test_memory_that_runs_out_in_the_middle_is_one_line_with_the_estimate_and_three_remedies(tmp_path):
-    """A limit on the address space makes the allocator fail, as a GPU's does; the refusal before the run is switched off."""
-    script = (
-        "import sys; from bigcircuit import cli, prune; from bigcircuit.memory import fit\n"
-        "prune.check_fits = lambda *_: fit._libraries(False)\n"
-        "sys.exit(cli.answer(cli.run_prune, sys.argv[1:]))"
-    )
-    settings = {**QUICK, "population.seeds": 8, "train.batch_size": 800, "train.micro_batch_size": 800}
-    words = [f"--{key}={value}" for key, value in {**settings, "output": tmp_path / "x"}.items()]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (5 * GIB // 2, 5 * GIB // 2)),
-    )  # fmt: skip
-    assert done.returncode == OutOfMemory.exit_code == 4, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("bigcircuit: out of memory on rank 0: the run needs about ")
-    assert done.stderr.count("GiB a rank)") == 3
-
-
-def test_other_runtime_errors_are_not_taken_for_memory():
-    with pytest.raises(RuntimeError, match="shapes"), fit.explain_out_of_memory(load(None), None, Ranks()):
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+def test_the_estimate_knows_of_constants_and_of_the_stream_that_is_not_run():
+    work = Workload(tokens=32, answer=1, rows=1, trained=50, validated=50)
+    parts = {}
+    for kind in ("interchange", "zero", "mean", "optimal"):
+        config = load(None, {"ablation.kind": kind})
+        parts[kind] = estimate(skeleton(config.model), config, None, work)
+    layers = skeleton(load(None).model).shapes
+    neurons = sum(width(shape) for width in SITE_WIDTH.values() for shape in layers)
+    sites = sum(SITE_WIDTH[site](shape) for site in ("attention", "mlp") for shape in layers)
+    assert parts["mean"]["ablation constants"] == 4 * neurons
+    assert parts["optimal"]["ablation constants"] == 12 * neurons
+    assert "ablation constants" not in parts["zero"]
+    gates = "gates, Adam moments and sums"
+    assert parts["optimal"][gates] - parts["mean"][gates] == 20 * sites
+    activations = {kind: part["activations and gradients"] for kind, part in parts.items()}
+    assert activations["zero"] < activations["interchange"]
+    assert activations["mean"] < activations["interchange"] and activations["optimal"] < 1.02 * activations["mean"]

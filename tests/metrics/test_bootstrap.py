@@ -1,19 +1,10 @@
-"""Intervals and attributions against closed forms."""
+"""Bootstrap intervals against closed forms and scipy."""
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
-from bigcircuit.ablation.ablation import INTERCHANGE
-from bigcircuit.attribution.mask_gradients import integrated_gradients, rank_scores
-from bigcircuit.data.collate import collate
-from bigcircuit.data.micro_batches import MicroBatches
-from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.bootstrap import intervals
-from bigcircuit.metrics.logit_metrics import kl_divergence
-from bigcircuit.model.granularity import SITE_WIDTH
-from tests.model.test_architectures import SMALL, build, examples
 
 
 def test_interval_is_that_of_the_normal_for_many_examples():
@@ -50,23 +41,3 @@ def test_intervals_are_those_of_scipy_for_any_function_of_means(monkeypatch):
 
 def interval_of(column):
     return tuple(float(part[0]) for part in intervals(column[None]))
-
-
-def test_integrated_gradients_sum_to_the_change_of_the_loss():
-    """Completeness (Sundararajan et al. 2017, proposition 1)."""
-    frozen = build("llama", SMALL)
-    chosen = examples(3)
-    batch = collate(chosen, full=False)
-    with Streams(frozen, INTERCHANGE) as streams:
-        scores = integrated_gradients(streams, chosen, MicroBatches(2), points=60)
-        closed = [{s: torch.zeros(1, 1, w(shape)) for s, w in SITE_WIDTH.items()} for shape in frozen.shapes]
-        with torch.no_grad():
-            logits = streams.masked(batch, lambda i: closed[i], 1)
-            kl = kl_divergence(streams.reference(batch), logits, batch).mean().item()
-    total = sum(row.sum().item() for rows in scores.values() for row in rows)
-    assert total == pytest.approx(kl, rel=0.02)
-    ranks = rank_scores(scores)
-    flat = torch.cat([row for rows in scores.values() for row in rows])
-    order = torch.cat([row for rows in ranks.values() for row in rows])
-    assert (order.min().item(), order.max().item()) == (-1.0, 1.0)
-    assert torch.equal(flat.argsort(), order.argsort())

@@ -18,9 +18,9 @@ from bigcircuit.gates.discretise import discretise
 from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.model.load import EMBEDDED as PATH
 from bigcircuit.model.load import load_config, load_frozen, load_tokenizer, skeleton
-from bigcircuit.model.parameter_count import parameters_kept
+from bigcircuit.model.parameter_count import count_parameters
 from tests.helpers.short_runs import run
-from tests.model.test_architectures import constant, examples
+from tests.helpers.tiny_models import constant_masks, tiny_examples
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def adapter(tmp_path):
 def test_open_gates_on_an_adapted_model_are_the_adapted_model(adapter):
     path, expected = adapter
     frozen = load_frozen(ModelConfig(adapter=path))
-    batch = collate(examples(), full=True)
+    batch = collate(tiny_examples(), full=True)
     with torch.no_grad():
         logits = expected(
             input_ids=batch.clean, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
         ).logits[batch.score_row, batch.score_position]
         plain = load_frozen(ModelConfig()).model(input_ids=batch.clean).logits
         with Streams(frozen, INTERCHANGE) as streams:
-            assert torch.equal(streams.masked(batch, constant(frozen, 1.0), 1)[0], logits)
+            assert torch.equal(streams.masked(batch, constant_masks(frozen, 1.0), 1)[0], logits)
     assert not torch.allclose(plain[batch.score_row, batch.score_position], logits, atol=1e-2)
     assert not any(parameter.requires_grad for parameter in frozen.model.parameters())
 
@@ -52,7 +52,7 @@ def test_open_gates_on_an_adapted_model_are_the_adapted_model(adapter):
 def test_parameters_of_an_adapter_are_counted_once(adapter):
     frozen = load_frozen(ModelConfig(adapter=adapter[0]))
     everything = discretise({"block": torch.ones(len(frozen.shapes), 1)}, frozen.shapes, {})
-    kept = parameters_kept(frozen, everything)
+    kept = count_parameters(frozen, everything)
     assert kept.kept == kept.total
 
 

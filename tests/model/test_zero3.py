@@ -14,28 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bigcircuit.errors import UserError
 from bigcircuit.model.zero3 import read_deepspeed
+from tests.helpers.launch import DEEPSPEED_CONFIGS, ENVIRONMENT, ROOT, launch
 from tests.helpers.short_runs import QUICK
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs/deepspeed"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 LAYERS = 6
-
-
-def launch(ranks: int, port: int, *words: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(ranks),
-        "--master-port",
-        str(port),
-    ]
-    done = subprocess.run(
-        [*command, "-m", *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +29,7 @@ def seen(tmp_path_factory):
         num_key_value_heads=4, max_position_embeddings=128,
     )  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    launch(2, 29621, "tests.helpers.zero3_rank", str(folder), str(CONFIGS / "zero3.json"), "bfloat16")
+    launch(2, "-m", "tests.helpers.zero3_rank", str(folder), str(DEEPSPEED_CONFIGS / "zero3.json"), "bfloat16")
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -96,9 +78,11 @@ def gates_after(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("ranks", "stages"), [(2, STAGES), (4, ["zero0", "zero3"])])
 def test_neither_ranks_nor_stages_change_the_gates(tmp_path, alone, ranks, stages):
-    runs = [{**RUN, "output": str(tmp_path / name), "deepspeed": str(CONFIGS / f"{name}.json")} for name in stages]
+    runs = [
+        {**RUN, "output": str(tmp_path / name), "deepspeed": str(DEEPSPEED_CONFIGS / f"{name}.json")} for name in stages
+    ]
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    launch(ranks, 29622 + ranks, "tests.helpers.run_series", str(tmp_path / "runs.json"))
+    launch(ranks, "-m", "tests.helpers.run_series", str(tmp_path / "runs.json"))
     for name in stages:
         found = gates_after(tmp_path / name)
         assert found.keys() == alone.keys()
@@ -111,7 +95,7 @@ def alone(tmp_path_factory):
     """Gates after 30 steps in one process, and the same under ZeRO-3 without a launcher, where nothing is compiled."""
     folder = tmp_path_factory.mktemp("alone")
     plain = {name: value for name, value in ENVIRONMENT.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    for name, more in (("whole", {}), ("pieces", {"deepspeed": str(CONFIGS / "zero3.json")})):
+    for name, more in (("whole", {}), ("pieces", {"deepspeed": str(DEEPSPEED_CONFIGS / "zero3.json")})):
         words = [f"--{key}={json.dumps(value)}" for key, value in {**RUN, **more, "output": str(folder / name)}.items()]
         done = subprocess.run(
             [sys.executable, "-m", "bigcircuit", "prune", *words], cwd=ROOT, capture_output=True, text=True,
@@ -138,12 +122,12 @@ def compiled(extension: str) -> bool:
 def test_nvme(tmp_path, alone):
     if not all(map(compiled, ("async_io", "pin_memory"))):
         pytest.skip("DeepSpeed's async_io, which needs libaio and minutes of a compiler, was not built with this torch")
-    settings = json.loads((CONFIGS / "zero3_offload_nvme.json").read_text())
+    settings = json.loads((DEEPSPEED_CONFIGS / "zero3_offload_nvme.json").read_text())
     settings["zero_optimization"]["offload_param"]["nvme_path"] = str(tmp_path)
     (tmp_path / "nvme.json").write_text(json.dumps(settings))
     runs = [{**RUN, "output": str(tmp_path / "run"), "deepspeed": str(tmp_path / "nvme.json")}]
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    launch(2, 29630, "tests.helpers.run_series", str(tmp_path / "runs.json"))
+    launch(2, "-m", "tests.helpers.run_series", str(tmp_path / "runs.json"))
     assert (tmp_path / "zero_stage_3").is_dir(), "the weights lay on the disk"
     found = gates_after(tmp_path / "run")
     assert all(torch.equal(values, found[gate]) for gate, values in alone.items())
@@ -169,18 +153,18 @@ def test_an_adapter_is_divided_too(tmp_path):
         "model.adapter": str(tmp_path / "adapter"),
         "target.total": 40,
     }
-    runs = [{**shared, "output": str(tmp_path / name), "deepspeed": str(CONFIGS / f"{name}.json")}
+    runs = [{**shared, "output": str(tmp_path / name), "deepspeed": str(DEEPSPEED_CONFIGS / f"{name}.json")}
             for name in ("zero0", "zero3")]  # fmt: skip
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    launch(2, 29631, "tests.helpers.run_series", str(tmp_path / "runs.json"))
+    launch(2, "-m", "tests.helpers.run_series", str(tmp_path / "runs.json"))
     whole, pieces = gates_after(tmp_path / "zero0"), gates_after(tmp_path / "zero3")
     assert all(torch.equal(values, pieces[gate]) for gate, values in whole.items())
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.json")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in DEEPSPEED_CONFIGS.glob("*.json")))
 def test_every_config_that_comes_with_us_is_read(name, monkeypatch):
     monkeypatch.setattr("bigcircuit.model.zero3._check_nvme", lambda *_: None)
-    settings = read_deepspeed(str(CONFIGS / f"{name}.json"))
+    settings = read_deepspeed(str(DEEPSPEED_CONFIGS / f"{name}.json"))
     assert (settings is not None) == name.startswith("zero3")
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from bigcircuit.ablation.ablation import INTERCHANGE, ZERO
 from bigcircuit.circuit.circuit import Circuit
-from bigcircuit.circuit.controls import consistent
+from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.config.load import load
 from bigcircuit.data.collate import collate
 from bigcircuit.data.micro_batches import MicroBatches
@@ -25,7 +25,7 @@ from bigcircuit.planted.base import examples_of, knockouts, make_base
 from bigcircuit.planted.decoys import NEEDED
 from bigcircuit.planted.recovery import auroc, kept_by_kind
 from bigcircuit.prune import prune
-from tests.model.test_architectures import IDS, SMALL, build
+from tests.helpers.tiny_models import TINY, TOKEN_IDS, tiny_model
 
 SITES = {"attention_neuron": ATTENTION, "mlp_neuron": MLP}
 
@@ -45,16 +45,16 @@ def assert_equal_on_random_tokens(planted, model, length: int):
 
 
 FAMILIES = {
-    "llama": SMALL,
-    "qwen3": {**SMALL, "tie_word_embeddings": True},
-    "starcoder2": SMALL,
-    "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": 64, **IDS},
+    "llama": TINY,
+    "qwen3": {**TINY, "tie_word_embeddings": True},
+    "starcoder2": TINY,
+    "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": 64, **TOKEN_IDS},
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_planted_models_equal_their_originals(family, tmp_path):
-    model = build(family, FAMILIES[family]).model
+    model = tiny_model(family, FAMILIES[family]).model
     planted = plant(model, tmp_path, seed=1)
     assert_equal_on_random_tokens(planted, model, 12)
     kinds = {kind for row in planted.kinds["head"] + planted.kinds["mlp_neuron"] for kind in row}
@@ -119,10 +119,10 @@ def test_no_circuit_depends_on_its_decoys(sharp, ablation):
             pairs = torch.tensor([[kind == "opposed" for kind in row] for row in planted.kinds[name]])
             bare[name] = mask & planted.truth[name]
             dressed[name] = bare[name] | (mask & free) | (pairs if part % 2 else torch.zeros_like(pairs))
-        circuits += [consistent(bare, frozen.shapes), consistent(dressed, frozen.shapes)]
+        circuits += [complete_masks(bare, frozen.shapes), complete_masks(dressed, frozen.shapes)]
     with Streams(frozen, ablation) as streams:
         found = score(streams, chosen, circuits, MicroBatches(30))
-    assert found.kl.mean(1)[0] > 0.1
+    assert found["kl"].mean(1)[0] > 0.1
     for values in found:
         torch.testing.assert_close(values[0::2], values[1::2], atol=1e-4, rtol=1e-4)
 
@@ -131,7 +131,7 @@ def test_the_truth_is_exact_and_all_of_it_is_needed(sharp):
     base, planted, frozen = sharp
     chosen = examples_of(base.pairs[1::2])  # others than those it was made sharp on
     with Streams(frozen, INTERCHANGE) as streams:
-        assert score(streams, chosen, [planted.truth], MicroBatches(110)).kl.max() < 1e-6
+        assert score(streams, chosen, [planted.truth], MicroBatches(110))["kl"].max() < 1e-6
     costs = defaultdict(list)
     for (name, layer, node), cost in knockouts(frozen, chosen).items():
         costs[planted.kinds[name][layer][node]].append(cost)
@@ -213,7 +213,7 @@ def test_area_counts_pairs():
 
 
 def test_what_cannot_be_planted_is_refused_in_one_line(tmp_path):
-    model = build("llama", SMALL).model
+    model = tiny_model("llama", TINY).model
     needed = {
         "attention_neuron": torch.ones(3, 32, dtype=torch.bool),
         "mlp_neuron": torch.ones(3, 48, dtype=torch.bool),
@@ -222,5 +222,5 @@ def test_what_cannot_be_planted_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="MLP neurons that are not needed write"):
         plant(model, tmp_path, 0, needed=needed)
     with pytest.raises(UserError, match="'gpt_neox' cannot be widened"):
-        plant(build("gpt_neox", {**SMALL, "num_key_value_heads": 4}).model, tmp_path, 0)
+        plant(tiny_model("gpt_neox", {**TINY, "num_key_value_heads": 4}).model, tmp_path, 0)
     assert not any(tmp_path.iterdir())

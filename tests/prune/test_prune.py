@@ -1,7 +1,6 @@
 """Whole runs on the embedded model: outputs, determinism, resuming, refusing, stopping."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,12 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import DivergedError, UserError
 from bigcircuit.io import checkpoint
 from bigcircuit.io.files import tensor_sha256
-from bigcircuit.io.run_dir import RunDir
 from bigcircuit.train import step
 from tests.helpers.short_runs import run
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("run") / "a")
-
-
-def test_run_folder_is_complete(finished):
-    assert {path.name for path in finished.path.iterdir()} == {
+def test_run_folder_is_complete(finished_run):
+    assert {path.name for path in finished_run.path.iterdir()} == {
         "config.json",
         "metrics.jsonl",
         "circuit.safetensors",
@@ -35,14 +28,14 @@ def test_run_folder_is_complete(finished):
         "report.html",
         "checkpoints",
     }
-    assert [path.name for path in sorted(finished.checkpoints.iterdir())] == ["step-000006", "step-000012"]
-    assert not list(finished.path.rglob("*.tmp"))
+    assert [path.name for path in sorted(finished_run.checkpoints.iterdir())] == ["step-000006", "step-000012"]
+    assert not list(finished_run.path.rglob("*.tmp"))
 
 
-def test_summary_counts_what_the_file_holds(finished):
-    summary = json.loads(finished.summary.read_text())
+def test_summary_counts_what_the_file_holds(finished_run):
+    summary = json.loads(finished_run.summary.read_text())
     (member,) = summary["members"]
-    circuit = Circuit.load(finished.path / member["circuit"])
+    circuit = Circuit.load(finished_run.path / member["circuit"])
     assert member["kept"] == circuit.sizes()
     assert member["kept"]["total"] == 200
     assert summary["nodes"]["total"] == 1792
@@ -65,8 +58,8 @@ def test_summary_counts_what_the_file_holds(finished):
     assert summary["peak_memory_bytes"] > 1e7
 
 
-def test_circuit_file_opens_without_this_project(finished):
-    with safe_open(str(finished.path / "circuit.safetensors"), framework="pt") as file:
+def test_circuit_file_opens_without_this_project(finished_run):
+    with safe_open(str(finished_run.path / "circuit.safetensors"), framework="pt") as file:
         metadata = file.metadata()
         names = set(file.keys())
         masks = {name: file.get_tensor(name) for name in names}
@@ -89,44 +82,26 @@ def test_circuit_file_opens_without_this_project(finished):
     assert json.loads(metadata["scores"])["interchange"]["kl"]["mean"] > 0
 
 
-def test_metrics_have_a_line_a_logged_step(finished):
-    rows = [json.loads(line) for line in finished.metrics.read_text().splitlines()]
+def test_metrics_have_a_line_a_logged_step(finished_run):
+    rows = [json.loads(line) for line in finished_run.metrics.read_text().splitlines()]
     assert [row["step"] for row in rows if "kl" in row] == [4, 8, 12]
     assert [row["step"] for row in rows if "validation.kl" in row] == [6, 12]
     assert all(row["validation.kept.total"] == 200 for row in rows if "validation.kl" in row)
 
 
-def test_same_seed_gives_the_same_bytes_and_another_seed_others(finished, tmp_path):
-    first = (finished.path / "circuit.safetensors").read_bytes()
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(finished_run, tmp_path):
+    first = (finished_run.path / "circuit.safetensors").read_bytes()
     again = run(tmp_path / "b")
     other = run(tmp_path / "c", train__seed=1)
     assert (again.path / "circuit.safetensors").read_bytes() == first
     assert (other.path / "circuit.safetensors").read_bytes() != first
 
 
-def test_finished_run_is_left_alone(finished, capsys):
-    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*")}
-    run(finished.path)
+def test_finished_run_is_left_alone(finished_run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished_run.path.rglob("*")}
+    run(finished_run.path)
     assert "finished" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in finished.path.rglob("*")} == before
-
-
-def test_another_config_in_the_same_folder_is_refused_by_field(finished):
-    with pytest.raises(UserError, match=r"train\.lr 0\.1, not 0\.2; name another output or use --fresh"):
-        run(finished.path, train__lr=0.2)
-
-
-def test_fresh_takes_a_new_name(finished):
-    from bigcircuit.io.run_dir import choose_run_dir
-
-    assert choose_run_dir(load(None, {"output": str(finished.path)}), fresh=True).path.name == "a-2"
-
-
-def test_folder_with_other_files_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds other files and no run"):
-        run(tmp_path)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert {path: path.stat().st_mtime_ns for path in finished_run.path.rglob("*")} == before
 
 
 def test_not_a_number_stops_before_the_update(tmp_path, monkeypatch):
@@ -152,7 +127,7 @@ def test_not_a_number_stops_before_the_update(tmp_path, monkeypatch):
     with pytest.raises(DivergedError, match="member 0, step 8: .*not finite.*lower train.lr"):
         run(tmp_path / "nan")
     assert len(calls) == 8
-    assert checkpoint.newest(tmp_path / "nan/checkpoints", pytest.fail).data["step"] == 6
+    assert checkpoint.load_newest(tmp_path / "nan/checkpoints", pytest.fail).data["step"] == 6
 
 
 def test_population_writes_one_file_a_member(tmp_path):
@@ -167,16 +142,6 @@ def test_population_writes_one_file_a_member(tmp_path):
     )
     for name, values in ours.log_alpha.items():
         torch.testing.assert_close(values, theirs.log_alpha[name], atol=1e-5, rtol=0)
-
-
-def test_damaged_circuit_file_is_refused(finished, tmp_path):
-    path = tmp_path / "c.safetensors"
-    shutil.copy(finished.path / "circuit.safetensors", path)
-    content = bytearray(path.read_bytes())
-    content[-9] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"c\.safetensors: tensor .* is damaged"):
-        Circuit.load(path)
 
 
 def test_unsolved_pairs_are_counted(tmp_path, capsys):
@@ -251,16 +216,3 @@ def test_bad_pairs_can_be_dropped_and_are_counted(tmp_path, capsys):
     assert summary["left_out"] == {"bad": 2, "unsolved": 0}
     assert pairs["train"] + pairs["validation"] + pairs["test"] == 8
     assert "2 of 10 pairs left out; the first: " in capsys.readouterr().out
-
-
-def test_two_processes_do_not_share_a_folder(tmp_path):
-    folder = RunDir(tmp_path / "r")
-    with folder.locked(), pytest.raises(UserError, match="another process is running in this folder; wait for it"):
-        run(tmp_path / "r")
-    assert run(tmp_path / "r", train__steps=2).finished
-
-
-def test_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/run: cannot be made .*; name another output"):
-        run(tmp_path / "file/run")

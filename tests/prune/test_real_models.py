@@ -21,6 +21,7 @@ from bigcircuit.model.load import load_frozen
 from bigcircuit.planted.base import examples_of
 from bigcircuit.planted.induction import induction_pairs
 from bigcircuit.prune import prune
+from tests.helpers.pair_files import write_pairs
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,11 +33,6 @@ def from_root(monkeypatch, shared):
     return shared
 
 
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def test_each_head_of_the_induction_circuit_is_needed_on_every_pair(shared):
     """Otherwise the pairs would not tell it from one head alone."""
     frozen = load_frozen(ModelConfig(path=str(shared / "models/induction_2L1H")))
@@ -45,8 +41,8 @@ def test_each_head_of_the_induction_circuit_is_needed_on_every_pair(shared):
     places = [(layer, head) for head in range(2) for layer in range(2)]
     circuits = [without(everything, "head", [Group(layer, [head])], frozen.shapes) for layer, head in places]
     with Streams(frozen, INTERCHANGE) as streams:
-        needed_1, needed_2, *padding = score(streams, examples, circuits, MicroBatches(60)).kl
-        assert score(streams, examples, None, MicroBatches(60)).accuracy.mean() == 1
+        needed_1, needed_2, *padding = score(streams, examples, circuits, MicroBatches(60))["kl"]
+        assert score(streams, examples, None, MicroBatches(60))["accuracy"].mean() == 1
     assert min(needed_1.min(), needed_2.min()) > 2, "nats"
     assert all(kl.max() < 1e-5 for kl in padding)
 
@@ -57,7 +53,7 @@ def test_induction_is_head_0_of_both_layers_over_five_seeds(shared, tmp_path):
         {
             "model.path": str(shared / "models/induction_2L1H"),
             "task.name": "pairs",
-            "task.path": write(tmp_path / "pairs.jsonl", induction_pairs(200)),
+            "task.path": write_pairs(tmp_path / "pairs.jsonl", induction_pairs(200)),
             "task.keep": "solved",
             "gates.granularities": ["attention", "mlp", "head"],
             "penalty.head": 0.5,
@@ -108,7 +104,7 @@ def test_sorting_has_a_circuit(shared, tmp_path):
         {
             "model.path": str(shared / "models/sort_letters_3L3H"),
             "task.name": "pairs",
-            "task.path": write(tmp_path / "pairs.jsonl", sorting_pairs(300)),
+            "task.path": write_pairs(tmp_path / "pairs.jsonl", sorting_pairs(300)),
             "task.keep": "solved",
             "task.split.train": 0.6,
             "task.split.validation": 0.1,

@@ -13,8 +13,9 @@ WORKER = """
 import sys
 from pathlib import Path
 
-from bigcircuit.config import ModelConfig
-from bigcircuit.frozen.load import fingerprint, load_frozen
+from bigcircuit.config.schema import ModelConfig
+from bigcircuit.model.fingerprint import fingerprint
+from bigcircuit.model.load import load_frozen
 
 def read():
     return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["read_bytes"])

@@ -1,7 +1,7 @@
-"""Task builders: pairs made from templates with words that fit the model's tokenizer.
+"""Task builders: functions that make pairs from templates and words that fit the model's tokenizer.
 
-A file in this folder that defines `build` is a builder of its own name; one more task is one more file. The first line of its
-docstring is what `bigcircuit tasks` shows.
+A file in this folder that defines `build` is a builder with the name of the file; one more task is one more file. `bigcircuit
+tasks` shows the first line of the file's docstring.
 """
 
 import random
@@ -13,11 +13,12 @@ from typing import Any
 from bigcircuit.data.pair import Pair
 
 Builder = Callable[[Any, int, random.Random], list[Pair]]
-"""Tokenizer, number of pairs, random generator -> up to so many pairs. Raises UserError where no pair fits the tokenizer."""
+"""(tokenizer, size, random generator) -> at most `size` pairs with distinct clean prompts; fewer if the task has no more that fit
+the tokenizer. Raises UserError if no pair fits."""
 
 
 def _registry() -> dict[str, Builder]:
-    """Builders by the name of their file, in alphabetical order."""
+    """Import the files of this folder. Returns their builders by file name, in alphabetical order."""
     modules = {one.name: import_module(f"{__name__}.{one.name}") for one in iter_modules(__path__)}
     return {name: module.build for name, module in sorted(modules.items()) if hasattr(module, "build")}
 

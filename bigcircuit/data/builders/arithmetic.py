@@ -3,12 +3,12 @@
 import random
 from typing import Any
 
-from bigcircuit.data.builders.words import collect
+from bigcircuit.data.builders.words import collect_pairs
 from bigcircuit.data.pair import Pair
 
 
-def draw(rng: random.Random) -> Pair:
-    """One pair; corrupted changes the second number, and its answer is the wrong one."""
+def draw_pair(rng: random.Random) -> Pair:
+    """Draw a pair; the corrupted prompt has another second number, and its answer is the wrong answer."""
     sign = rng.choice("+-")
     first, second, other = rng.randint(1, 99), rng.randint(1, 99), rng.randint(1, 99)
     if sign == "-":
@@ -24,5 +24,5 @@ def draw(rng: random.Random) -> Pair:
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
-    """Up to `size` pairs whose numbers have as many tokens. Raises UserError if none align."""
-    return collect("arithmetic", tokenizer, size, rng, draw, distinct_first=False)
+    """Build up to `size` pairs whose clean and corrupted prompts have equally many tokens. Raises UserError if none align."""
+    return collect_pairs("arithmetic", tokenizer, size, rng, draw_pair, distinct_first=False)

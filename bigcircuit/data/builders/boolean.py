@@ -4,14 +4,14 @@ import random
 from functools import cache
 from typing import Any
 
-from bigcircuit.data.builders.words import collect
+from bigcircuit.data.builders.words import collect_pairs
 from bigcircuit.data.pair import Pair
 
 LITERALS = ("True", "False")
 
 
 def _expression(rng: random.Random) -> list[str]:
-    """Words of `( a op b ) op c` with `not` here and there; they are valid Python."""
+    """Draw the words of `( a op b ) op c` or `c op ( a op b )`, some literals with `not`; the expression is valid Python."""
 
     def term() -> list[str]:
         return (["not"] if rng.random() < 0.3 else []) + [rng.choice(LITERALS)]
@@ -23,18 +23,18 @@ def _expression(rng: random.Random) -> list[str]:
     return [*inner, operator(), *term()] if rng.random() < 0.5 else [*term(), operator(), *inner]
 
 
-@cache  # there are 512 expressions, and each is met often
+@cache  # there are 512 expressions, and each is drawn often
 def _value(text: str) -> bool:
     return bool(eval(text, {"__builtins__": {}}))
 
 
 def evaluate(words: list[str]) -> bool:
-    """Value of an expression that `_expression` made."""
+    """Return the value of an expression as from `_expression`."""
     return _value(" ".join(words))
 
 
-def draw(rng: random.Random) -> Pair:
-    """One pair; corrupted flips one literal on which the value depends."""
+def draw_pair(rng: random.Random) -> Pair:
+    """Draw a pair; the corrupted prompt has one literal flipped on which the value depends."""
     while True:
         words = _expression(rng)
         places = [i for i, word in enumerate(words) if word in LITERALS]
@@ -52,5 +52,5 @@ def draw(rng: random.Random) -> Pair:
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
-    """Up to `size` pairs; there are a few hundred distinct expressions. Raises UserError if none align."""
-    return collect("boolean", tokenizer, size, rng, draw)
+    """Build up to `size` pairs, from a few hundred distinct expressions. Raises UserError if none align."""
+    return collect_pairs("boolean", tokenizer, size, rng, draw_pair)

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from bigcircuit.data.builders.words import MEN, WOMEN, collect, single
+from bigcircuit.data.builders.words import MEN, WOMEN, collect_pairs, single_token_words
 from bigcircuit.data.pair import Pair
 
 FRAMES = (
@@ -40,8 +40,8 @@ FRAMES = (
 )
 
 
-def draw(rng: random.Random, women: list[str], men: list[str]) -> Pair:
-    """One pair; corrupted has a name of the other gender."""
+def draw_pair(rng: random.Random, women: list[str], men: list[str]) -> Pair:
+    """Draw a pair; the corrupted prompt has a name of the other gender."""
     frame, woman, man = rng.choice(FRAMES), rng.choice(women), rng.choice(men)
     she, he = (woman, " she"), (man, " he")
     (name, right), (other, wrong) = rng.sample([she, he], 2)
@@ -49,6 +49,7 @@ def draw(rng: random.Random, women: list[str], men: list[str]) -> Pair:
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
-    """Up to `size` pairs; names times frames bound how many there are. Raises UserError if names are missing."""
-    women, men = single(tokenizer, WOMEN, 1, "women's names"), single(tokenizer, MEN, 1, "men's names")
-    return collect("gendered_pronoun", tokenizer, size, rng, lambda r: draw(r, women, men))
+    """Build up to `size` pairs, at most names x frames. Raises UserError if no name is a single token."""
+    women = single_token_words(tokenizer, WOMEN, 1, "women's names")
+    men = single_token_words(tokenizer, MEN, 1, "men's names")
+    return collect_pairs("gendered_pronoun", tokenizer, size, rng, lambda r: draw_pair(r, women, men))

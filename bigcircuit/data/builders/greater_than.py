@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from bigcircuit.data.builders.words import EVENTS, collect, single
+from bigcircuit.data.builders.words import EVENTS, collect_pairs, single_token_words
 from bigcircuit.data.pair import Pair
 from bigcircuit.errors import UserError
 
@@ -12,8 +12,8 @@ CENTURIES = tuple(range(11, 18))
 YEARS = [f"{year:02d}" for year in range(100)]
 
 
-def draw(rng: random.Random, events: list[str], centuries: list[int], years: list[str]) -> Pair:
-    """One pair; every later year is right, the year itself and all before it are wrong. Corrupted begins in year 01."""
+def draw_pair(rng: random.Random, events: list[str], centuries: list[int], years: list[str]) -> Pair:
+    """Draw a pair; later years are right, the year itself and earlier years are wrong. The corrupted prompt begins in year 01."""
     event, century = rng.choice(events), rng.choice(centuries)
     year = rng.choice([y for y in years if "02" <= y <= "98"])
     return Pair(
@@ -26,15 +26,15 @@ def draw(rng: random.Random, events: list[str], centuries: list[int], years: lis
 
 
 def single_years(tokenizer: Any, century: int) -> list[str]:
-    """The two-digit years that are one token of their own after a century, which is one token itself."""
+    """Return the two-digit years that are a token of their own after a century."""
     prefix = tokenizer(f" year {century}", add_special_tokens=False)["input_ids"]
     rows = tokenizer([f" year {century}{year}" for year in YEARS], add_special_tokens=False)["input_ids"]
     return [year for year, row in zip(YEARS, rows, strict=True) if row[:-1] == prefix]
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
-    """Up to `size` pairs. Raises UserError if the tokenizer does not divide years into two tokens."""
-    events = single(tokenizer, EVENTS, 1, "events")
+    """Build up to `size` pairs. Raises UserError if the tokenizer does not split years into two tokens."""
+    events = single_token_words(tokenizer, EVENTS, 1, "events")
     years = {century: single_years(tokenizer, century) for century in CENTURIES}
     usable = [century for century in CENTURIES if "01" in years[century] and len(years[century]) >= 50]
     if not usable:
@@ -44,6 +44,6 @@ def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
 
     def draw_one(r: random.Random) -> Pair:
         century = r.choice(usable)
-        return draw(r, events, [century], years[century])
+        return draw_pair(r, events, [century], years[century])
 
-    return collect("greater_than", tokenizer, size, rng, draw_one)
+    return collect_pairs("greater_than", tokenizer, size, rng, draw_one)

@@ -3,15 +3,15 @@
 import random
 from typing import Any
 
-from bigcircuit.data.builders.words import NOUNS, collect, single
+from bigcircuit.data.builders.words import NOUNS, collect_pairs, single_token_words
 from bigcircuit.data.pair import Pair
 
 SHORTEST, LONGEST = 4, 8
 """Words before the repetition."""
 
 
-def draw(rng: random.Random, nouns: list[str]) -> Pair:
-    """One pair; in the corrupted prompt another word followed at the first occurrence."""
+def draw_pair(rng: random.Random, nouns: list[str]) -> Pair:
+    """Draw a pair; in the corrupted prompt another word follows the first occurrence of the last word."""
     length = rng.randint(SHORTEST, LONGEST)
     *words, other = rng.sample(nouns, length + 1)
     shown = rng.randint(2, length - 1)
@@ -27,6 +27,6 @@ def draw(rng: random.Random, nouns: list[str]) -> Pair:
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
-    """Up to `size` pairs of single-token words. Raises UserError if the tokenizer has too few."""
-    nouns = single(tokenizer, NOUNS, LONGEST + 1, "nouns")
-    return collect("induction", tokenizer, size, rng, lambda r: draw(r, nouns))
+    """Build up to `size` pairs of single-token words. Raises UserError if the tokenizer has too few."""
+    nouns = single_token_words(tokenizer, NOUNS, LONGEST + 1, "nouns")
+    return collect_pairs("induction", tokenizer, size, rng, lambda r: draw_pair(r, nouns))

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from bigcircuit.data.builders.words import MEN, OBJECTS, PLACES, WOMEN, collect, single
+from bigcircuit.data.builders.words import MEN, OBJECTS, PLACES, WOMEN, collect_pairs, single_token_words
 from bigcircuit.data.pair import Pair
 
 FRAMES = (
@@ -15,8 +15,8 @@ FRAMES = (
 )
 
 
-def draw(rng: random.Random, names: list[str], places: list[str], objects: list[str]) -> Pair:
-    """One pair; the giver is named first (BABA) or second (ABBA). Corrupted: the other one gives."""
+def draw_pair(rng: random.Random, names: list[str], places: list[str], objects: list[str]) -> Pair:
+    """Draw a pair; the giver is named first (BABA) or second (ABBA). In the corrupted prompt the other person gives."""
     first, second = rng.sample(names, 2)
     giver, receiver = rng.sample([first, second], 2)
     fill = {"first": first, "second": second, "place": rng.choice(places), "object": rng.choice(objects)}
@@ -31,7 +31,8 @@ def draw(rng: random.Random, names: list[str], places: list[str], objects: list[
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
-    """Up to `size` pairs with single-token names. Raises UserError if the tokenizer has too few."""
-    names = single(tokenizer, WOMEN + MEN, 4, "names")
-    places, objects = single(tokenizer, PLACES, 1, "places"), single(tokenizer, OBJECTS, 1, "objects")
-    return collect("ioi", tokenizer, size, rng, lambda r: draw(r, names, places, objects))
+    """Build up to `size` pairs with single-token names. Raises UserError if the tokenizer has too few."""
+    names = single_token_words(tokenizer, WOMEN + MEN, 4, "names")
+    places = single_token_words(tokenizer, PLACES, 1, "places")
+    objects = single_token_words(tokenizer, OBJECTS, 1, "objects")
+    return collect_pairs("ioi", tokenizer, size, rng, lambda r: draw_pair(r, names, places, objects))

@@ -3,27 +3,27 @@
 import random
 from typing import Any
 
-from bigcircuit.data.builders.words import collect
+from bigcircuit.data.builders.words import collect_pairs
 from bigcircuit.data.pair import Pair
 
-NOUNS = {"key": "keys", "book": "books", "boy": "boys", "girl": "girls", "dog": "dogs", "car": "cars", "house": "houses",
+PLURALS = {"key": "keys", "book": "books", "boy": "boys", "girl": "girls", "dog": "dogs", "car": "cars", "house": "houses",
          "teacher": "teachers", "doctor": "doctors", "student": "students", "farmer": "farmers", "tree": "trees",
          "friend": "friends", "picture": "pictures", "letter": "letters", "table": "tables"}  # fmt: skip
 LINKS = ("near", "behind", "beside", "above", "by", "next to")
-VERBS = ((" is", " are"), (" was", " were"), (" has", " have"))
+VERB_FORMS = ((" is", " are"), (" was", " were"), (" has", " have"))
 
 
-def draw(rng: random.Random) -> Pair:
-    """One pair; corrupted has the subject in the other number."""
-    subject, attractor = rng.sample(sorted(NOUNS), 2)
-    forms = [(subject, 0), (NOUNS[subject], 1)]
+def draw_pair(rng: random.Random) -> Pair:
+    """Draw a pair; the corrupted prompt has the subject in the other number."""
+    subject, attractor = rng.sample(sorted(PLURALS), 2)
+    forms = [(subject, 0), (PLURALS[subject], 1)]
     (shown, number), (changed, _) = rng.sample(forms, 2)
     link = rng.choice(LINKS)
-    rest = f" {link} the {rng.choice([attractor, NOUNS[attractor]])}"
-    verbs = rng.choice(VERBS)
+    rest = f" {link} the {rng.choice([attractor, PLURALS[attractor]])}"
+    verbs = rng.choice(VERB_FORMS)
     return Pair(f"The {shown}{rest}", f"The {changed}{rest}", (verbs[number],), (verbs[1 - number],), template=link)
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:
-    """Up to `size` pairs; only nouns whose singular and plural have as many tokens survive. Raises UserError if none."""
-    return collect("subject_verb", tokenizer, size, rng, draw)
+    """Build up to `size` pairs, with nouns whose singular and plural have equally many tokens. Raises UserError if none align."""
+    return collect_pairs("subject_verb", tokenizer, size, rng, draw_pair)

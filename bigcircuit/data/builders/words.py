@@ -1,4 +1,4 @@
-"""Word lists that tasks share, and what makes a candidate pair fit a tokenizer."""
+"""Word lists that tasks share, and the check whether a pair fits a tokenizer."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -21,9 +21,12 @@ NOUNS = (
 EVENTS = "war contract marriage project journey study plan trial campaign siege reign voyage".split()
 
 
-def single(tokenizer: Any, words: Sequence[str], least: int, what: str) -> list[str]:
-    """The words that are one token inside a sentence. Raises UserError if fewer than `least` are."""
-    # Read after another word: some tokenizers put a space of their own in front of every text.
+def single_token_words(tokenizer: Any, words: Sequence[str], least: int, what: str) -> list[str]:
+    """Return the words that are a single token inside a sentence. Raises UserError if fewer than `least` are.
+
+    what: plural noun for the words, in the error message.
+    """
+    # Tokenised after another word, because some tokenizers add a space in front of every text.
     before, *rows = tokenizer(["the", *(f"the {word}" for word in words)], add_special_tokens=False)["input_ids"]
     fitting = [word for word, row in zip(words, rows, strict=True) if row[:-1] == before]
     if len(fitting) < least:
@@ -36,29 +39,30 @@ def single(tokenizer: Any, words: Sequence[str], least: int, what: str) -> list[
     return fitting
 
 
-def collect(
+def collect_pairs(
     name: str,
     tokenizer: Any,
     size: int,
     rng: random.Random,
-    draw: Callable[[random.Random], Pair],
+    draw_pair: Callable[[random.Random], Pair],
     distinct_first: bool = True,
 ) -> list[Pair]:
-    """Draw candidates until `size` pairs with distinct clean prompts fit the tokenizer, or new ones stop appearing.
+    """Draw pairs until `size` pairs with distinct clean prompts fit the tokenizer, or no new pair has appeared for many draws.
 
-    distinct_first: right and wrong answers must differ in their first token. Raises UserError if no candidate fits.
+    name: of the task. distinct_first: whether right and wrong answers must differ in their first token. Raises UserError if no
+    pair fits.
     """
     pairs: list[Pair] = []
     seen: set[str] = set()
     misses, reason = 0, ""
-    # The more there are already, the longer it takes to meet one of the few that are left.
+    # The more pairs there are already, the more draws it takes to find one of the few that are left.
     while len(pairs) < size and misses < 500 + 30 * len(pairs):
-        pair = draw(rng)
+        pair = draw_pair(rng)
         misses += 1
         if pair.clean in seen:
             continue
         seen.add(str(pair.clean))
-        problem = misfit(pair, tokenizer, distinct_first)
+        problem = alignment_problem(pair, tokenizer, distinct_first)
         if problem:
             reason = problem
         else:
@@ -71,8 +75,8 @@ def collect(
     return pairs
 
 
-def misfit(pair: Pair, tokenizer: Any, distinct_first: bool) -> str:
-    """What is wrong with a pair when its prompts are tokenised together with every answer; empty if nothing is."""
+def alignment_problem(pair: Pair, tokenizer: Any, distinct_first: bool) -> str:
+    """Return why a pair cannot be scored with this tokenizer, or "" if it can. distinct_first: as for `collect_pairs`."""
     source = repr(pair.clean)
     try:
         example = tokenize_pairs([pair._replace(source=source)], tokenizer, max_tokens=4096)[0]

@@ -1,4 +1,4 @@
-"""Read clean/corrupted pairs from the files of this project and of its neighbours."""
+"""Readers: pairs from the file formats of this project and of related projects."""
 
 from bigcircuit.data.readers.read import read_pairs
 

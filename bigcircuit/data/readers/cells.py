@@ -1,4 +1,4 @@
-"""Checked access to the cells of a row. Everything raises ValueError with a message that names the column."""
+"""Checked access to the cells of a row. Every function raises ValueError with a message that names the column."""
 
 import re
 from collections.abc import Mapping
@@ -10,42 +10,42 @@ Values = Mapping[str, Any]
 
 
 def text(values: Values, column: str) -> str:
-    """A cell that must be text."""
-    value = values.get(column)
+    """Read a cell that must be text."""
+    value: Any = values.get(column)
     if not isinstance(value, str):
         raise ValueError(f"{column} must be text, not {value!r:.60}")
-    return _sound(value, column)
+    return _valid_unicode(value, column)
 
 
 def prompt(values: Values, column: str) -> Text:
-    """Text, kept exactly, or a list of token ids for models without a tokenizer."""
-    value = values.get(column)
+    """Read a prompt: text, kept exactly, or a list of token ids for models without a tokenizer."""
+    value: Any = values.get(column)
     if isinstance(value, str):
-        return _sound(value, column)
+        return _valid_unicode(value, column)
     if _are_ids(value):
         return tuple(value)
     raise ValueError(f"{column} must be text or a list of token ids, not {value!r:.60}")
 
 
 def answers(values: Values, column: str) -> tuple[Text, ...]:
-    """One text, a list of texts, or a list of lists of token ids. A flat list of numbers is ONE answer of several ids."""
-    value = values.get(column)
+    """Read answers: a text, a list of texts or of lists of token ids. A flat list of numbers is ONE answer of several ids."""
+    value: Any = values.get(column)
     if isinstance(value, str):
-        return (_sound(value, column),)
+        return (_valid_unicode(value, column),)
     if value == []:
         raise ValueError(f"{column} is an empty list; give at least one answer and one wrong answer")
     if _are_ids(value):
         return (tuple(value),)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(_sound(item, column) for item in value)
+        return tuple(_valid_unicode(item, column) for item in value)
     if isinstance(value, list) and all(map(_are_ids, value)):
         return tuple(map(tuple, value))
     raise ValueError(f"{column} must be text, a list of texts or a list of token ids, not {value!r:.60}")
 
 
 def token_id(values: Values, column: str) -> int:
-    """A whole number, also written as text."""
-    value = values.get(column)
+    """Read a token id: a whole number, or a whole number written as text."""
+    value: Any = values.get(column)
     if _is_id(value):
         return value
     if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,12}\s*", value):
@@ -54,8 +54,8 @@ def token_id(values: Values, column: str) -> int:
 
 
 def two_digits(values: Values, column: str) -> int:
-    """A number from 0 to 98; at 99 nothing would be greater."""
-    value = values.get(column)
+    """Read a two-digit year from 0 to 98; no two-digit year is greater than 99."""
+    value: Any = values.get(column)
     if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,2}", str(value)):
         raise ValueError(f"{column} must be the two digits of a year, not {value!r:.60}")
     if int(value) == 99:
@@ -63,16 +63,16 @@ def two_digits(values: Values, column: str) -> int:
     return int(value)
 
 
-def part(values: Values, column: str) -> Values:
-    """A cell that must be an object with columns of its own."""
-    value = values.get(column)
+def nested(values: Values, column: str) -> Values:
+    """Read a cell that must be an object with columns of its own."""
+    value: Any = values.get(column)
     if not isinstance(value, Mapping):
         raise ValueError(f"{column} must be an object, not {value!r:.60}")
     return value
 
 
-def _sound(value: str, column: str) -> str:
-    """JSON can spell half a character (a lone surrogate), which no tokenizer reads."""
+def _valid_unicode(value: str, column: str) -> str:
+    """Return the text unless it has a lone surrogate, which JSON can write and no tokenizer reads."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

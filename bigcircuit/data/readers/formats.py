@@ -1,7 +1,7 @@
-"""The formats of pair files, as a table: which columns tell a format, and how one of its rows becomes a pair.
+"""Table of the formats of pair files: the columns that identify a format, and the function that turns a row into a pair.
 
-A converter takes the cells of a row and returns a Pair, or raises ValueError saying what is wrong with the row.
-One more format is one more entry. A `split` column is read in every format.
+The function takes the cells of a row and returns a Pair, or raises ValueError with what is wrong with the row. One more format
+is one more entry of FORMATS. A `split` column is read in every format.
 """
 
 import re
@@ -10,19 +10,20 @@ from fnmatch import filter as matching
 from typing import NamedTuple
 
 from bigcircuit.data.pair import Pair
-from bigcircuit.data.readers.cells import Values, answers, part, prompt, text, token_id, two_digits
+from bigcircuit.data.readers.cells import Values, answers, nested, prompt, text, token_id, two_digits
 
 
-class Format(NamedTuple):
-    """How to know a format and read its rows."""
+class PairFormat(NamedTuple):
+    """Format of pair files."""
 
     columns: tuple[str, ...]
-    """Columns that must be there; `*` stands for any part of a name."""
+    """Columns that a file of this format has; `*` matches any part of a name."""
     convert: Callable[[Values], Pair]
+    """Turns the cells of a row into a pair."""
 
 
 def canonical(values: Values) -> Pair:
-    """Ours: prompts are text or token ids, answers one or several of either."""
+    """Read a row of this project's own format: prompts are text or token ids, answers one or several of either."""
     return Pair(
         prompt(values, "clean"),
         prompt(values, "corrupted"),
@@ -32,29 +33,29 @@ def canonical(values: Values) -> Pair:
 
 
 def auto_circuit(values: Values) -> Pair:
-    """auto-circuit: as ours, but the corrupted prompt is called `corrupt`."""
+    """Read a row of auto-circuit: as `canonical`, but the corrupted prompt is in column `corrupt`."""
     return canonical({**values, "corrupted": values.get("corrupt")})
 
 
 def eap_ids(values: Values) -> Pair:
-    """EAP-IG and MIB: the answers are ids of single tokens of one tokenizer, after a text."""
+    """Read a row of EAP-IG or MIB whose answers are ids of single tokens of one tokenizer."""
     right, wrong = token_id(values, "correct_idx"), token_id(values, "incorrect_idx")
     return Pair(text(values, "clean"), text(values, "corrupted"), ((right,),), ((wrong,),))
 
 
 def eap_greater_than(values: Values) -> Pair:
-    """EAP-IG and MIB greater-than: the answer continues the year directly and must exceed the two digits `label`."""
+    """Read a row of EAP-IG or MIB greater-than: the answer continues the year directly and must exceed the two digits `label`."""
     return Pair(text(values, "clean"), text(values, "corrupted"), *_years(two_digits(values, "label")))
 
 
 def mib(values: Values) -> Pair:
-    """MIB on the hub: one counterfactual's prompt is the corrupted one.
+    """Read a row of MIB's data sets on the hub: the corrupted prompt is that of a counterfactual.
 
-    Of several counterfactuals MIB's own default is taken; task.columns.corrupted=<name>_counterfactual chooses another.
-    IOI has its names in `metadata`. Multiple choice has `choices.label`; the wrong answer is the label that the
-    counterfactual makes right, or all other labels where that is the same one.
+    Of several counterfactuals MIB's own default is used; task.columns.corrupted=<name>_counterfactual chooses another. IOI has
+    its names in `metadata`. Multiple choice has `choices.label`; the wrong answer is the label that the counterfactual makes
+    right, or all other labels if that label is also the right answer.
     """
-    other = part(values, _counterfactual(values))
+    other = nested(values, _counterfactual(values))
     clean, corrupted = text(values, "prompt"), text(other, "prompt")
     names = values.get("metadata") or {}
     if "indirect_object" in names and "subject" in names:
@@ -68,20 +69,20 @@ def mib(values: Values) -> Pair:
 
 
 def edge_pruning_custom(values: Values) -> Pair:
-    """Edge-Pruning: either prompt ends where its `<predict>target</predict>` begins.
+    """Read a row of Edge-Pruning: a prompt ends where its `<predict>target</predict>` begins.
 
-    The target of the corrupted prompt is the wrong answer. A space before `<predict>` goes with the answer, because
-    that is where tokenizers put it; text after `</predict>` is not used.
+    The target of the corrupted prompt is the wrong answer. A space before `<predict>` becomes part of the answer, because
+    tokenizers put spaces in front of words; text after `</predict>` is not used.
     """
     (clean, right), (corrupted, wrong) = _predicted(values, "clean"), _predicted(values, "corrupted")
     return Pair(clean, corrupted, (right,), (wrong,))
 
 
 def edge_pruning_ioi(values: Values) -> Pair:
-    """Edge-Pruning IOI: whole sentences that end with a name, so both prompts are cut before their last word.
+    """Read a row of Edge-Pruning IOI: whole sentences that end with a name; both prompts are cut before their last word.
 
-    Right is `a` and wrong is `b`, the names of the clean sentence. The corrupted sentence is about other people and
-    ends with a name of its own, which is not used.
+    The right answer is `a`, the wrong answer `b`, the names of the clean sentence. The corrupted sentence is about other people
+    and ends with another name, which is not used.
     """
     right = text(values, "a")
     clean, _, last = text(values, "ioi_sentences").rpartition(" ")
@@ -92,40 +93,42 @@ def edge_pruning_ioi(values: Values) -> Pair:
 
 
 def edge_pruning_greater_than(values: Values) -> Pair:
-    """Edge-Pruning greater-than: the answer continues the year directly, must exceed `digits` of the clean one."""
+    """Read a row of Edge-Pruning greater-than: the answer continues the year directly and must exceed the clean `digits`."""
     return Pair(text(values, "prefix"), text(values, "corr_prefix"), *_years(two_digits(values, "digits")))
 
 
 def edge_pruning_pronoun(values: Values) -> Pair:
-    """Edge-Pruning gendered pronoun: the corrupted prompt's pronoun is the wrong answer."""
+    """Read a row of Edge-Pruning gendered pronoun: the corrupted prompt's pronoun is the wrong answer."""
     right, wrong = text(values, "pronoun"), text(values, "corr_pronoun")
     return Pair(text(values, "prefix"), text(values, "corr_prefix"), (" " + right,), (" " + wrong,))
 
 
-FORMATS: dict[str, Format] = {
-    "pairs": Format(("clean", "corrupted", "answers", "wrong_answers"), canonical),
-    "auto-circuit": Format(("clean", "corrupt", "answers", "wrong_answers"), auto_circuit),
-    "eap-ig": Format(("clean", "corrupted", "correct_idx", "incorrect_idx"), eap_ids),
-    "eap-ig-greater-than": Format(("clean", "corrupted", "label"), eap_greater_than),
-    "mib": Format(("prompt", "*_counterfactual"), mib),
-    "edge-pruning": Format(("clean", "corrupted"), edge_pruning_custom),
-    "edge-pruning-ioi": Format(("ioi_sentences", "corr_ioi_sentences", "a", "b"), edge_pruning_ioi),
-    "edge-pruning-greater-than": Format(("prefix", "corr_prefix", "digits"), edge_pruning_greater_than),
-    "edge-pruning-pronoun": Format(("prefix", "corr_prefix", "pronoun", "corr_pronoun"), edge_pruning_pronoun),
+FORMATS: dict[str, PairFormat] = {
+    "pairs": PairFormat(("clean", "corrupted", "answers", "wrong_answers"), canonical),
+    "auto-circuit": PairFormat(("clean", "corrupt", "answers", "wrong_answers"), auto_circuit),
+    "eap-ig": PairFormat(("clean", "corrupted", "correct_idx", "incorrect_idx"), eap_ids),
+    "eap-ig-greater-than": PairFormat(("clean", "corrupted", "label"), eap_greater_than),
+    "mib": PairFormat(("prompt", "*_counterfactual"), mib),
+    "edge-pruning": PairFormat(("clean", "corrupted"), edge_pruning_custom),
+    "edge-pruning-ioi": PairFormat(("ioi_sentences", "corr_ioi_sentences", "a", "b"), edge_pruning_ioi),
+    "edge-pruning-greater-than": PairFormat(("prefix", "corr_prefix", "digits"), edge_pruning_greater_than),
+    "edge-pruning-pronoun": PairFormat(("prefix", "corr_prefix", "pronoun", "corr_pronoun"), edge_pruning_pronoun),
 }
-"""The first one whose columns are all in the file is chosen, so the one with the fewest of the same columns is last."""
+"""Name of a format, as in `task.format` -> its entry. The first format whose columns are all in a file is chosen, so a format
+whose columns are a subset of another's comes after it."""
 
 _PREDICT = re.compile(r"(.*?)( ?)<predict>(.+?)</predict>", re.DOTALL)
 _MIB_DEFAULTS = ("s2_io_flip_counterfactual", "symbol_counterfactual")
 
 
 def _years(year: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The two-digit texts above a year, and the year with all below it."""
+    """Return the two-digit texts of the later years, and those of the year itself and the earlier years."""
     numbers = tuple(f"{number:02d}" for number in range(100))
     return numbers[year + 1 :], numbers[: year + 1]
 
 
 def _predicted(values: Values, column: str) -> tuple[str, str]:
+    """Return the prompt before `<predict>`, and the target."""
     whole = text(values, column)
     match = _PREDICT.match(whole)
     if match is None or whole.count("<predict>") != 1:
@@ -135,6 +138,7 @@ def _predicted(values: Values, column: str) -> tuple[str, str]:
 
 
 def _counterfactual(values: Values) -> str:
+    """Return the name of the column with the counterfactual to use."""
     if "corrupted" in values:
         return "corrupted"
     there = [name for name in matching(values, "*_counterfactual") if values[name] is not None]
@@ -145,8 +149,8 @@ def _counterfactual(values: Values) -> str:
 
 
 def _choices(values: Values) -> tuple[list[str], int]:
-    """The labels and the index of the right one."""
-    labels = part(values, "choices").get("label")
+    """Return the labels of a multiple choice, and the index of the right label."""
+    labels = nested(values, "choices").get("label")
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"choices.label must be a list of texts, not {labels!r:.60}")
     key = token_id(values, "answerKey")
@@ -156,5 +160,5 @@ def _choices(values: Values) -> tuple[list[str], int]:
 
 
 def _word_after(before: str, word: str) -> str:
-    """The word with the space that parts it from the prompt, unless one of them brings it."""
+    """Return the word with a space in front, unless the word begins or the prompt ends with a space."""
     return word if word[:1].isspace() or before[-1:].isspace() else " " + word

@@ -1,26 +1,26 @@
-"""Hugging Face data sets as pair files: folders on disk and names on the hub. No code of a data set is ever run."""
+"""Open Hugging Face data sets as pair files: folders on disk and names on the hub. No code of a data set is ever run."""
 
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from bigcircuit.errors import UserError
+from bigcircuit.errors import UserError, first_line
 
 
 def open_saved(path: str) -> Any:
-    """A folder written by `save_to_disk`. Raises UserError when it is another folder, or broken."""
+    """Open a folder written by `save_to_disk`. Raises UserError if the folder is not one or is damaged."""
     datasets = _library(path)
     try:
         return datasets.load_from_disk(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: is a folder that datasets cannot open ({_first_line(error)}); "
+            f"{path}: is a folder that datasets cannot open ({first_line(error)[:200]}); "
             "set task.path to a pair file or to a folder saved by save_to_disk"
         ) from error
 
 
 def open_hub(path: str) -> Any:
-    """`hf://org/name`, with `/config` and `:split` where needed. Raises UserError when it cannot be opened."""
+    """Open `hf://org/name[/config][:split]`. Raises UserError if the data set cannot be opened."""
     name, _, split = path.removeprefix("hf://").partition(":")
     parts = name.split("/")
     if not 2 <= len(parts) <= 3 or not all(parts):
@@ -32,12 +32,12 @@ def open_hub(path: str) -> Any:
         return datasets.load_dataset("/".join(parts[:2]), *parts[2:], split=split or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"{path}: cannot be opened ({_first_line(error)}); check the name and the connection"
+            f"{path}: cannot be opened ({first_line(error)[:200]}); check the name and the connection"
         ) from error
 
 
 def dataset_rows(path: str, data: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    """Cells and place of every row. The names of several splits become the `split` column; one alone divides nothing."""
+    """Yield cells and place of every row. The names of several splits become the column `split`; a single split has no column."""
     parts = dict(data) if isinstance(data, dict) else {"": data}
     for name, part in parts.items():
         given = {"split": name} if len(parts) > 1 else {}
@@ -52,7 +52,3 @@ def _library(path: str) -> ModuleType:
     except ImportError as error:
         raise UserError(f"{path}: reading a data set needs datasets; pip install datasets, or write JSONL") from error
     return datasets
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

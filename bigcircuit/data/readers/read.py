@@ -1,13 +1,13 @@
-"""Choose the format of a pair file and read it."""
+"""Read a pair file or data set in any of the formats."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import filter as matching
 
 from bigcircuit.data.pair import Pair
-from bigcircuit.data.readers.formats import FORMATS, Format
-from bigcircuit.data.readers.rows import Row, read_rows
-from bigcircuit.data.splits import OFF, SPLITS
+from bigcircuit.data.readers.formats import FORMATS, PairFormat
+from bigcircuit.data.readers.rows import SourceRow, read_rows
+from bigcircuit.data.splits import OFF_DISTRIBUTION, SPLITS
 from bigcircuit.errors import UserError
 
 _ANYWHERE = ("split", "template")
@@ -15,12 +15,12 @@ _ANYWHERE = ("split", "template")
 
 
 def read_pairs(path: str, format: str | None = None, columns: Mapping[str, str] | None = None) -> list[Pair]:
-    """All pairs of a file or data set, prompts exactly as they are written there.
+    """Read all pairs of a file or data set, prompts exactly as they are written there.
 
     path: a JSONL, JSON, CSV or Parquet file, a folder saved by datasets' save_to_disk, or `hf://org/name`.
-    format: a key of FORMATS; found out from the columns of the first row when None.
+    format: key of FORMATS; None to recognise the format by the columns of the first row.
     columns: canonical column -> the file's column, such as {"clean": "prompt"}.
-    Raises UserError, one line that names the file, the row or column, and what to do.
+    Raises UserError, one line with the file, the row or column, and what to do.
     """
     columns = columns or {}
     if format is not None and format not in FORMATS:
@@ -41,22 +41,22 @@ def _check_columns(columns: Mapping[str, str]) -> None:
             )
 
 
-def _rename(row: Row, columns: Mapping[str, str]) -> Row:
-    for ours, theirs in columns.items():
-        if theirs not in row.values:
-            near = _nearest(theirs, row.values)
-            raise UserError(f"{row.source}: no column {theirs}, which task.columns.{ours} names{near}; {_has(row)}")
-    return row._replace(values={**row.values, **{ours: row.values[theirs] for ours, theirs in columns.items()}})
+def _rename(row: SourceRow, columns: Mapping[str, str]) -> SourceRow:
+    for canonical, name in columns.items():
+        if name not in row.values:
+            near = _nearest(name, row.values)
+            raise UserError(f"{row.source}: no column {name}, which task.columns.{canonical} names{near}; {_has(row)}")
+    return row._replace(values={**row.values, **{canonical: row.values[name] for canonical, name in columns.items()}})
 
 
-def _recognise(path: str, first: Row) -> str:
-    """The format whose columns are there, or an error against the canonical ones."""
+def _recognise(path: str, first: SourceRow) -> str:
+    """Return the format whose columns a file has. Raises UserError with the columns of the format `pairs` that are missing."""
     for name, known in FORMATS.items():
         if _missing(first, known) is None and _plausible(name, first):
             return name
     absent = [column for column in FORMATS["pairs"].columns if column not in first.values]
     free = [name for name in first.values if name not in FORMATS["pairs"].columns]
-    near = get_close_matches(absent[0], map(_shown, free), n=1, cutoff=0.4)
+    near = get_close_matches(absent[0], list(map(_shown, free)), n=1, cutoff=0.4)
     remedy = (
         f"is {near[0]} {absent[0]}? then set task.columns.{absent[0]}={near[0]}"
         if near
@@ -66,12 +66,12 @@ def _recognise(path: str, first: Row) -> str:
     raise UserError(f"{path}: no {plural} {', '.join(absent)}; {_has(first)}; {remedy}, or set task.format")
 
 
-def _plausible(name: str, first: Row) -> bool:
-    """A file that lost its answers must not pass for the format whose answers stand inside the prompts."""
+def _plausible(name: str, first: SourceRow) -> bool:
+    """Return False for a file of format `pairs` that lacks its answers: it has the columns of edge-pruning but no targets."""
     return name != "edge-pruning" or any("<predict>" in str(first.values[column]) for column in ("clean", "corrupted"))
 
 
-def _convert(row: Row, chosen: Format) -> Pair:
+def _convert(row: SourceRow, chosen: PairFormat) -> Pair:
     missing = _missing(row, chosen)
     if missing is not None:
         near = _nearest(missing, row.values)
@@ -83,26 +83,26 @@ def _convert(row: Row, chosen: Format) -> Pair:
     except ValueError as error:
         raise UserError(f"{row.source}: {error}") from error
     split = row.values.get("split") or ""
-    if split not in ("", *SPLITS, OFF):
-        raise UserError(f"{row.source}: split is {split!r:.60}; use {', '.join(SPLITS)} or {OFF}")
+    if split not in ("", *SPLITS, OFF_DISTRIBUTION):
+        raise UserError(f"{row.source}: split is {split!r:.60}; use {', '.join(SPLITS)} or {OFF_DISTRIBUTION}")
     return pair._replace(split=split, source=row.source, template=str(row.values.get("template") or ""))
 
 
-def _missing(row: Row, known: Format) -> str | None:
+def _missing(row: SourceRow, known: PairFormat) -> str | None:
     return next((column for column in known.columns if not matching(row.values, column)), None)
 
 
-def _has(row: Row) -> str:
+def _has(row: SourceRow) -> str:
     names = [_shown(name) for name in row.values]
     return f"it has {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
 
 
 def _shown(name: object) -> str:
-    """A column name as it is, or quoted where it could not stand in a line."""
+    """Return a column name, quoted if it is empty or not printable."""
     text = str(name)
     return text if text and text.isprintable() else repr(text)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, map(_shown, known), n=1, cutoff=0.5)
+    near = get_close_matches(name, list(map(_shown, known)), n=1, cutoff=0.5)
     return f" (nearest: {near[0]})" if near else ""

@@ -1,4 +1,4 @@
-"""Turn a file or data set into rows, each with the place where a person would look for it."""
+"""Read a file or data set into rows, each with its place for error messages."""
 
 import csv
 import io
@@ -11,26 +11,27 @@ from bigcircuit.data.readers.hugging_face import dataset_rows, open_hub, open_sa
 from bigcircuit.errors import UserError
 
 
-class Row(NamedTuple):
-    """One record and where it is."""
+class SourceRow(NamedTuple):
+    """Record of a file or data set, and its place."""
 
     values: dict[str, Any]
+    """Cells by column."""
     source: str
     """`file:line` in JSONL and CSV (the first line is 1), `file row N` elsewhere (the first row is 0)."""
 
 
-def read_rows(path: str) -> list[Row]:
-    """All rows of a JSONL, JSON, CSV or Parquet file, a folder saved by datasets, or `hf://org/name[/config][:split]`.
+def read_rows(path: str) -> list[SourceRow]:
+    """Read all rows of a JSONL, JSON, CSV or Parquet file, a folder saved by datasets, or `hf://org/name[/config][:split]`.
 
-    Raises UserError naming the file, and the line where there is one.
+    Raises UserError naming the file, and the line if there is one.
     """
     if path.startswith("hf://"):
-        return _some(path, dataset_rows(path, open_hub(path)))
+        return _not_empty(path, dataset_rows(path, open_hub(path)))
     file = Path(path)
     if not file.exists():
         raise UserError(f"{path}: no such file; set task.path to a pair file")
     if file.is_dir():
-        return _some(path, dataset_rows(path, open_saved(path)))
+        return _not_empty(path, dataset_rows(path, open_saved(path)))
     if file.suffix.lower() not in _READERS:
         ending = f"the ending {file.suffix}" if file.suffix else "a file without ending"
         raise UserError(f"{path}: cannot read {ending}; use {', '.join(_READERS)} or a folder saved by datasets")
@@ -38,18 +39,18 @@ def read_rows(path: str) -> list[Row]:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    return _some(path, _READERS[file.suffix.lower()](path, content))
+    return _not_empty(path, _READERS[file.suffix.lower()](path, content))
 
 
-def _some(path: str, rows: Iterable[tuple[dict[str, Any], str]]) -> list[Row]:
-    found = [Row(*row) for row in rows]
+def _not_empty(path: str, rows: Iterable[tuple[dict[str, Any], str]]) -> list[SourceRow]:
+    found = [SourceRow(*row) for row in rows]
     if not found:
         raise UserError(f"{path}: has no rows; write at least two pairs")
     return found
 
 
 def _decode(path: str, content: bytes) -> str:
-    """Text of a UTF-8 file; the mark that some editors put at its start is dropped."""
+    """Decode a UTF-8 file without the byte order mark that some editors write at its start."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -60,7 +61,7 @@ def _decode(path: str, content: bytes) -> str:
 
 
 def _jsonl(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
-    # Not splitlines: it also splits at characters that may stand inside a JSON text.
+    # Not splitlines, which also splits at characters that a JSON text may contain.
     for number, line in enumerate(_decode(path, content).split("\n"), 1):
         if not line.strip():
             continue
@@ -74,7 +75,7 @@ def _jsonl(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _json(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
-    """auto-circuit's file: an object whose `prompts` is a list of objects; a plain list of objects is read too."""
+    """Read a file of auto-circuit, an object whose `prompts` is a list of objects, or a plain list of objects."""
     try:
         whole = json.loads(_decode(path, content))
     except (ValueError, RecursionError) as error:
@@ -92,7 +93,7 @@ def _json(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _csv(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
-    """Rows under a header. A cell that is a JSON list, such as [5] or ["a", "b"], is read as a list."""
+    """Read the rows below a header. A cell that is a JSON list, such as [5] or ["a", "b"], is read as a list."""
     lines = csv.reader(io.StringIO(_decode(path, content), newline=""), strict=True)
     start = 1
     try:

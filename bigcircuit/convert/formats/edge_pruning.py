@@ -9,10 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from bigcircuit.convert.nodes import END, START, Edge, KeptNodes, Node, named, names, on_paths
+from bigcircuit.convert.nodes import END, START, Edge, KeptNodes, Node, known_names, nodes_on_paths, parse_node
 from bigcircuit.errors import UserError
 from bigcircuit.model.granularity import LayerShape
 
+NAME = "Edge-Pruning edges"
 RULE = (
     "A head or MLP is kept if it lies on a path of kept edges from the embeddings to resid_post; in a file without embeddings, "
     "where Edge-Pruning gives them to every node, if a path leads from it to resid_post. An edge into a key/value head is one into "
@@ -21,19 +22,23 @@ RULE = (
 IF_EMPTY = "no path of its edges ends at resid_post"
 _EMBEDDINGS = ("embeds", "tok_embeds", "pos_embeds")
 _HEAD = re.compile(r"(a\d+\.h\d+)\.([qkv])")
+_END_OF_EDGE = re.compile(rf"{'|'.join(_EMBEDDINGS)}|resid_post|m\d+|a\d+\.h\d+(\.[qkv])?")
 
 
 def recognises(data: Any) -> bool:
-    """Whether parsed JSON is meant to be such a list."""
-    return isinstance(data, list)
+    """Check whether parsed JSON is meant to be such a list: empty, or some entry is a list with the name of a writer or reader."""
+    if not isinstance(data, list):
+        return False
+    names = [name for entry in data if isinstance(entry, list) for name in entry if isinstance(name, str)]
+    return not data or any(_END_OF_EDGE.fullmatch(name) for name in names)
 
 
 def read(data: Sequence[Any], shapes: Sequence[LayerShape], source: str) -> KeptNodes:
-    """The nodes that a list of edges keeps. Raises UserError naming `source` and the edge, counted from 1."""
+    """Read the nodes that a list of edges keeps. Raises UserError naming `source` and the edge, counted from 1."""
     edges = [edge for number, entry in enumerate(data, 1) for edge in _edges(entry, shapes, f"{source}: edge {number}")]
     if all(writer != START for writer, _ in edges):
         edges += [(START, writer) for writer in {writer for writer, _ in edges}]
-    return KeptNodes(on_paths(edges))
+    return KeptNodes(nodes_on_paths(edges))
 
 
 def _edges(entry: Any, shapes: Sequence[LayerShape], where: str) -> list[Edge]:
@@ -41,25 +46,28 @@ def _edges(entry: Any, shapes: Sequence[LayerShape], where: str) -> list[Edge]:
         raise UserError(
             f"{where}: {str(entry)[:60]} is no pair of names; write edges.json with vis_fpt2.py or vis_fllama.py"
         )
-    writer = START if entry[0] in _EMBEDDINGS else named(entry[0], shapes)
+    writer = START if entry[0] in _EMBEDDINGS else parse_node(entry[0], shapes)
     edges = [(writer, reader) for reader in _readers(entry[1], shapes) if writer and writer.place < reader.place]
     if not edges:
         raise UserError(
-            f"{where}: {' -> '.join(entry)} is no edge; {names(shapes)}, {shapes[0].kv_heads} key/value heads a layer, and edges "
-            "are like [embeds, a0.h0.q], [a0.h0, m0], [m0, resid_post]"
+            f"{where}: {' -> '.join(entry)} is no edge; {known_names(shapes)}, {shapes[0].kv_heads} key/value heads a layer, and "
+            "edges are like [embeds, a0.h0.q], [a0.h0, m0], [m0, resid_post]"
         )
     return edges
 
 
 def _readers(name: str, shapes: Sequence[LayerShape]) -> list[Node]:
-    """The nodes that read at this place; none where the model has no such place."""
+    """List the nodes that read at a place called `name`; none if the model has no such place."""
     if name == "resid_post":
         return [END]
-    found = _HEAD.fullmatch(name)
-    node = named(found[1] if found else name, shapes)
-    if node is None or (node.head is not None) != (found is not None):
+    head_input = _HEAD.fullmatch(name)
+    if head_input is None:
+        mlp = parse_node(name, shapes)
+        return [mlp] if mlp is not None and mlp.head is None else []
+    node = parse_node(head_input[1], shapes)
+    if node is None or node.head is None:
         return []
-    if node.head is None or found[2] == "q":
+    if head_input[2] == "q":
         return [node]
     shape = shapes[node.layer]
     group = shape.heads // shape.kv_heads

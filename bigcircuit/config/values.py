@@ -1,0 +1,72 @@
+"""Read the value of a setting from a word on the command line, by the type of the setting's field."""
+
+import re
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from bigcircuit.errors import UserError
+
+
+class _NumberLoader(yaml.SafeLoader):
+    """YAML in which `1e-3` is a number, as in YAML 1.2; YAML 1.1 asks for `1.0e-3`."""
+
+
+_NumberLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_value(key: str, text: str, kind: Any) -> Any:
+    """Read the word after `--key` by the type `kind` of the field.
+
+    Where the field holds text, the word itself, whatever it looks like (`0123`, `no`, `runs/exp #1`); `null`, or an empty word,
+    is no value where the field may have none. In lists and mappings of text all entries are text. All else is read as YAML.
+    Raises UserError for YAML that is not valid, and for an empty word where there must be a value.
+    """
+    kinds = alternatives(kind)
+    if all(is_text(one) for one in kinds if one is not NoneType):
+        if text in ("", "null") and NoneType in kinds:
+            return None
+        if not text:
+            raise UserError(f"--{key} needs a value")
+        return text
+    if len(kinds) == 1 and (entries := _entries(kinds[0])) and is_text(entries[1]):
+        return _read_yaml(key, text, yaml.BaseLoader) if text.lstrip().startswith(entries[0]) else text
+    return _read_yaml(key, text, _NumberLoader)
+
+
+def _entries(kind: Any) -> tuple[str, Any] | None:
+    """How a list or a mapping begins in YAML, and the type of its values; None for another type."""
+    origin, inner = get_origin(kind), get_args(kind)
+    return ("[", inner[0]) if origin is tuple else ("{", inner[1]) if origin is dict else None
+
+
+def _read_yaml(key: str, text: str, loader: type[Any]) -> Any:
+    try:
+        return yaml.load(text, loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        raise UserError(
+            f"--{key}: {text} is not readable, so not a valid value; lists are written [a, b], mappings {{a: b}}"
+        ) from error
+
+
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """Types that a field may have: those of a union, else the type alone."""
+    if get_origin(kind) is Annotated:
+        return alternatives(get_args(kind)[0])
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def is_text(kind: Any) -> bool:
+    """Check whether values of a type are text: `str`, also with a validator, and choices of words."""
+    if get_origin(kind) is Annotated:
+        return is_text(get_args(kind)[0])
+    return kind is str or (get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind)))
+
+
+def open_keys(kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are mappings, whose own keys anyone may name (`--task.columns.clean x`): prefix -> type of the values."""
+    return {f"{key}.": get_args(kind)[1] for key, kind in kinds.items() if get_origin(kind) is dict}

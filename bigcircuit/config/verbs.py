@@ -1,0 +1,245 @@
+"""The verbs of the command line as data: their parsers and their help are made of this table."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bigcircuit.config.schema import Section
+
+Settings = Mapping[type[Section], str]
+"""Settings that a verb takes: section -> prefix of its keys. The first section that has a key gets it."""
+
+
+class Option(NamedTuple):
+    """An option of a verb that is no setting."""
+
+    name: str
+    meaning: str
+    value: str = ""
+    """What to give, as usage lines have it; empty for a flag."""
+    read: Callable[[str], Any] = str
+    wanted: str = "number"
+    """What a value is to be that cannot be read."""
+
+    @property
+    def key(self) -> str:
+        """The name in Python."""
+        return self.name.replace("-", "_")
+
+
+class Verb(NamedTuple):
+    """A verb, but for what it does."""
+
+    name: str
+    summary: str
+    """For the list of verbs."""
+    about: str
+    """What the verb does, for its own help."""
+    usage: str
+    """What comes after the name."""
+    examples: tuple[tuple[str, str], ...]
+    """Three commands, each with what it is for."""
+    settings: Sequence[str] = ()
+    """The ten that matter most, or all where there are no more."""
+    options: tuple[Option, ...] = ()
+    names: bool = False
+    """Whether words beside the options are taken, as files and folders."""
+
+
+_CONFIG = Option("config", "Config file (YAML). Settings on the command line come before those of the file.", "FILE")
+_FRESH = Option("fresh", "Start over in a new folder beside the one that output names, instead of resuming.")
+_SETTINGS = "[--config FILE] [--SETTING VALUE ...]"
+
+_TABLE = (
+    Verb(
+        name="prune",
+        summary="find circuits and write a run folder",
+        about="Find circuits: train masks over the frozen model, and write circuits, held-out scores and a page into the run "
+        "folder. The same command resumes a run that was stopped.",
+        usage=f"{_SETTINGS} [--fresh]",
+        examples=(
+            ("bigcircuit prune --config configs/quickstart.yaml", "a first circuit, of the small model in the package"),
+            (
+                "bigcircuit prune --model.path ./my-llama --target.total 5000 --output runs/a",
+                "5000 neurons of a model of your own",
+            ),
+            (
+                "bigcircuit prune --config configs/quickstart.yaml --population.seeds 8",
+                "eight circuits that differ in their seed, in one pass over the model",
+            ),
+        ),
+        settings=(
+            "model.path task.name task.path ablation.kind gates.granularities target.total train.steps "
+            "train.micro_batch_size population.seeds output"
+        ).split(),
+        options=(_CONFIG, _FRESH),
+    ),
+    Verb(
+        name="check",
+        summary="validate config and pairs, print gates and memory; loads no weights",
+        about="Validate config and pairs, and print sites, gates, the memory of a rank, and which settings would fit. Loads no "
+        "weights.",
+        usage=f"{_SETTINGS} [--ranks N] [--memory GIB]",
+        examples=(
+            ("bigcircuit check --config configs/quickstart.yaml", "is this config right, and does it fit here?"),
+            (
+                "bigcircuit check --model.path ./my-llama --task.name pairs --task.path my.jsonl",
+                "are these pairs right for this model?",
+            ),
+            (
+                "bigcircuit check --config configs/quickstart.yaml --ranks 8 --memory 80",
+                "does it fit on eight GPUs of 80 GiB?",
+            ),
+        ),
+        settings=(
+            "model.path model.dtype task.name task.path gates.granularities target.total train.micro_batch_size "
+            "train.checkpointing population.seeds deepspeed"
+        ).split(),
+        options=(
+            _CONFIG,
+            _FRESH._replace(meaning="Ignored, so that the words of a `prune` can be checked as they are."),
+            Option("ranks", "Processes that it is to run on; one by default.", "N", int),
+            Option("memory", "Free memory of each GPU that it is to run on; by default that of this machine.", "GIB", float),
+        ),
+    ),
+    Verb(
+        name="evaluate",
+        summary="is it right? faithfulness, completeness, minimality, baselines",
+        about="Is a circuit right? Measure faithfulness, completeness and minimality, beside random circuits and baselines, and "
+        "write evaluation.json.",
+        usage=f"RUN_OR_CIRCUIT ... {_SETTINGS}",
+        examples=(
+            ("bigcircuit evaluate runs/quickstart --ablations all", "all circuits of a run, under every ablation"),
+            (
+                "bigcircuit evaluate found.safetensors --config configs/quickstart.yaml",
+                "a circuit file, with the config that names its model and task",
+            ),
+            (
+                "bigcircuit evaluate runs/a --tasks configs/gpt2_ioi.yaml --control runs/random",
+                "on another task as well, and beside a control",
+            ),
+        ),
+        settings=(
+            "ablations draws methods levels tasks control at_once output model.path train.micro_batch_size"
+        ).split(),
+        options=(_CONFIG._replace(meaning="Config file (YAML) that names model and task of circuit files."),),
+        names=True,
+    ),
+    Verb(
+        name="compare",
+        summary="what circuits share; union, intersection and difference as circuits",
+        about="Show what circuits share, write comparison.json, and save their union, intersection or difference as new circuits. "
+        "Loads no weights.",
+        usage="RUN_OR_CIRCUIT ... [--save NAMES] [--output FOLDER]",
+        examples=(
+            ("bigcircuit compare runs/a runs/b", "what two runs agree on"),
+            ("bigcircuit compare runs/seeds --output runs/stability", "how stable a run's circuits are over its members"),
+            ("bigcircuit compare runs/a runs/b --save union,intersection --output runs/ab", "new circuits of both"),
+        ),
+        settings="save output".split(),
+        names=True,
+    ),
+    Verb(
+        name="convert",
+        summary="circuits of EAP-IG, MIB and Edge-Pruning as circuit files",
+        about="Write a circuit that another tool has found as a circuit file, for evaluate, compare and report. Loads no weights.",
+        usage="FILE [--config FILE] [--SETTING VALUE ...]",
+        examples=(
+            ("bigcircuit convert edges.json --model.path ./my-llama", "edges.json becomes edges.safetensors"),
+            ("bigcircuit convert graph.json --config configs/gpt2_ioi.yaml", "the model is that of a config"),
+            (
+                "bigcircuit convert graph.json --model.path gpt2 --ablation mean --output ioi.safetensors",
+                "a circuit that was found under mean ablation",
+            ),
+        ),
+        settings=(
+            "output ablation config model.path model.revision model.dtype model.adapter model.attention"
+        ).split(),
+        names=True,
+    ),
+    Verb(
+        name="report",
+        summary="the page of a run, a sweep or a circuit, or of several",
+        about="Write the page of a run, a sweep or a circuit, or of several circuits beside each other. Loads no model.",
+        usage="RUN_OR_CIRCUIT ... [--output FILE] [--figures FOLDER]",
+        examples=(
+            ("bigcircuit report runs/quickstart", "write runs/quickstart/report.html again"),
+            ("bigcircuit report runs/a runs/b --output ab.html", "two runs on one page"),
+            ("bigcircuit report runs/quickstart --figures figures", "every figure as a file, for a paper"),
+        ),
+        options=(
+            Option("output", "Page to write (HTML); by default report.html of the run, or comparison.html.", "FILE"),
+            Option("figures", "Folder for every figure of the page as SVG, PNG and PDF.", "FOLDER"),
+        ),
+        names=True,
+    ),
+    Verb(
+        name="sweep",
+        summary="search settings with Ray Tune, many circuits per copy of the model",
+        about="Search settings with Ray Tune: many circuits train at once on each copy of the model. The same command resumes a "
+        "sweep that was stopped.",
+        usage=f"{_SETTINGS} [--dry-run] [--fresh]",
+        examples=(
+            ("bigcircuit sweep --config configs/sweeps/penalties.yaml --dry-run", "which trials, how long, how much memory?"),
+            ("bigcircuit sweep --config configs/sweeps/penalties.yaml --output runs/s", "run them here"),
+            (
+                "bigcircuit sweep --config configs/sweeps/penalties.yaml --sweep.trials 64 --address auto",
+                "more of them, on a Ray cluster",
+            ),
+        ),
+        settings=(
+            "sweep.space sweep.search sweep.trials sweep.scheduler sweep.metric sweep.slots sweep.workers sweep.ranks "
+            "train.steps output"
+        ).split(),
+        options=(
+            _CONFIG._replace(meaning="Config file (YAML) with a section sweep. Settings on the command line come before its own."),
+            Option("dry-run", "Print trials, time and memory, and run none."),
+            _FRESH,
+            Option("address", "Address of a Ray cluster, or auto; without one, Ray starts on this machine.", "ADDRESS"),
+        ),
+    ),
+    Verb(
+        name="sweep best",
+        summary="the config of the best trial of a sweep",
+        about="Print the config of the best trial within a bound, for `bigcircuit prune --config FILE`.",
+        usage="FOLDER (--kl NATS | --neurons COUNT)",
+        examples=(
+            ("bigcircuit sweep best runs/s --kl 0.1", "the fewest neurons with a held-out KL of at most 0.1 nats"),
+            ("bigcircuit sweep best runs/s --neurons 200", "the lowest held-out KL with at most 200 neurons"),
+            ("bigcircuit sweep best runs/s --kl 0.1 > best.yaml", "as a file, to run it again"),
+        ),
+        options=(
+            Option("kl", "The fewest neurons with a held-out KL of at most this.", "NATS", float, "number of nats"),
+            Option("neurons", "The lowest held-out KL with at most so many neurons.", "COUNT", int, "count"),
+        ),
+        names=True,
+    ),
+    Verb(
+        name="tasks",
+        summary="list the task builders, or print pairs of one",
+        about="List the task builders; with any setting, print the first pairs of the task that it describes.",
+        usage=_SETTINGS,
+        examples=(
+            ("bigcircuit tasks", "all task builders"),
+            ("bigcircuit tasks --task.name greater_than", "pairs of one, for the small model in the package"),
+            ("bigcircuit tasks --task.name pairs --task.path my.jsonl --model.path ./my-llama", "pairs of a file"),
+        ),
+        settings=(
+            "task.name task.path task.format task.columns task.size task.seed task.special_tokens task.max_tokens "
+            "task.bad_pairs model.path"
+        ).split(),
+        options=(_CONFIG,),
+    ),
+    Verb(
+        name="env",
+        summary="versions, devices and cores",
+        about="Print versions of libraries, devices, cores and the variables that launchers set.",
+        usage="",
+        examples=(
+            ("bigcircuit env", "of this machine"),
+            ("bigcircuit env > environment.txt", "as a file, for a bug report"),
+            ("bigcircuit env | grep accelerators", "which GPUs does torch see?"),
+        ),
+    ),
+)
+VERBS = {verb.name: verb for verb in _TABLE}
+"""Name -> verb, in the order of the help."""

@@ -1,0 +1,56 @@
+"""Resolve a run: everything that is known before weights are loaded, read once and checked once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from bigcircuit.config.load import members, override
+from bigcircuit.config.schema import Config
+from bigcircuit.data.dataset import AblationData, TaskData, load_ablation_data, load_task
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.model.resolve import ResolvedModel, resolve_model
+from bigcircuit.train.fingerprint import run_fingerprint
+from bigcircuit.train.targets import check_targets
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run whose settings, model, tokenizer and pairs are read and fit each other."""
+
+    config: Config
+    members: tuple[Config, ...]
+    """The config of every member of the population, its parametrisation chosen."""
+    model: ResolvedModel
+    data: TaskData
+    ablation_data: AblationData | None
+    """The pairs that moments of the ablation are measured over, where these are not the training pairs."""
+    micro_batches: MicroBatches
+
+    @cached_property
+    def fingerprint(self) -> Mapping[str, str]:
+        """sha256 of model files and pairs by name, see `run_fingerprint`. Reads all weights at the first use."""
+        return run_fingerprint(self.config, self.data, self.ablation_data)
+
+    def changed(self, overrides: Mapping[str, Any], source: str) -> "ResolvedRun":
+        """The same run with other settings, but for those that name files: model, pairs and DeepSpeed config stay as read."""
+        config = override(self.config, overrides, source)
+        return replace(self, config=config, members=tuple(members(config)), model=self.model.changed(config.model))
+
+
+def resolve(config: Config, ranks: Ranks) -> ResolvedRun:
+    """Read and check all but the weights. Raises UserError."""
+    configs = tuple(members(config))
+    model = resolve_model(config.model, config.deepspeed)
+    data = load_task(config.task, model.tokenizer, model.hf_config)
+    ablation_data = load_ablation_data(config, model.tokenizer, model.hf_config)
+    check_targets(configs, model.nodes)
+    return ResolvedRun(
+        config=config,
+        members=configs,
+        model=model,
+        data=data,
+        ablation_data=ablation_data,
+        micro_batches=MicroBatches.of(config, ranks),
+    )

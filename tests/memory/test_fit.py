@@ -1,0 +1,108 @@
+"""Whether a run fits into memory, what would make it fit, and what is said when memory runs out."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bigcircuit.check import check_config
+from bigcircuit.config.load import load, override
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.errors import OutOfMemory
+from bigcircuit.memory import fit
+from bigcircuit.memory.estimate import Workload
+from bigcircuit.memory.fit import needs, remedies
+from bigcircuit.runtime import host_memory
+from bigcircuit.runtime.host_memory import GIB, FreeMemory
+from bigcircuit.train.setup import resolve
+from tests.helpers.short_runs import QUICK, run
+
+ROOT = Path(__file__).parents[2]
+
+
+WORK = Workload(tokens=32, answer=1, rows=1, trained=50, validated=50)
+
+
+def test_remedies_fit_and_come_gentlest_first():
+    config = load(None, {"target.total": 200, "train.batch_size": 32, "train.micro_batch_size": 32})
+    memory = FreeMemory(int(0.35 * sum(needs(config, None, WORK, FreeMemory(0, True)).values())), is_gpu=True)
+    found = list(remedies(config, None, WORK, memory))
+    assert found[0].startswith("--train.micro_batch_size 8 (")
+    assert any("--train.checkpointing true" in one for one in found)
+    for one in found:
+        assert float(one.rsplit("(", 1)[1].split(" GiB")[0]) * GIB <= memory.free + 0.01 * GIB
+
+
+def test_what_is_known_of_other_settings_is_what_would_be_counted():
+    """In a search for settings that fit, the same pairs at once, dtype and checkpointing are counted once."""
+    base, known = {"target.total": 200, "train.micro_batch_size": 8}, {}
+    memory = FreeMemory(0, True)
+    for change, ranks in [({}, 1), ({}, 4), ({"train.micro_batch_size": 4}, 1), ({"train.checkpointing": True}, 1)]:
+        config, work = load(None, {**base, **change}), WORK._replace(ranks=ranks)
+        assert needs(config, None, work, memory, known) == needs(config, None, work, memory)
+    assert sorted(size for size, _, _ in known) == [4, 8, 8], "16 pairs on 4 ranks are 4 at once"
+
+
+def test_check_says_whether_it_fits_and_what_would(capsys):
+    config = load(None, {**QUICK, "population.seeds": 4})
+    console = Console(width=150, highlight=False)
+    check_config(config, console, 1, FreeMemory(GIB, is_gpu=True))
+    assert "it fits: 1.00 GiB are free" in capsys.readouterr().out
+    check_config(config, console, 1, FreeMemory(GIB // 100, is_gpu=True))
+    said = capsys.readouterr().out
+    assert "it does not fit: 0.01 GiB are free" in said
+    assert "--train.micro_batch_size" in said and "GiB a rank)" in said
+
+
+def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_memory.FreeMemory, "measure", classmethod(lambda cls: cls(GIB // 4, False)))
+    with pytest.raises(
+        OutOfMemory,
+        match=r"the run needs about \d\.\d+ GiB .*Python and libraries .* a rank and 0\.25 GiB are free; try fewer members",
+    ):
+        run(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_freed_memory_is_kept_where_there_is_room_and_handed_back_where_there_is_not(tmp_path, monkeypatch):
+    config = load(None, {**QUICK, "output": str(tmp_path / "x")})
+    data, called = resolve(config, Ranks()).data, []
+    monkeypatch.setattr(fit, "give_freed_memory_back", lambda: called.append(True))
+    work, kept = Workload.of(data.splits, 1), "freed memory that is kept"
+    roomy = needs(config, None, work, FreeMemory(64 * GIB, False))
+    least = needs(config, None, work, FreeMemory(sum(roomy.values()), False))
+    assert kept not in least and {name: size for name, size in roomy.items() if name != kept} == least
+    saving = override(config, {"train.checkpointing": True}, "saving")
+    assert kept not in needs(saving, None, work, FreeMemory(64 * GIB, False))
+    assert kept not in needs(config, None, work._replace(ranks=2), FreeMemory(2 * sum(roomy.values()), False))
+    for free, handed_back in ((64 * GIB, []), (sum(roomy.values()), [True])):
+        monkeypatch.setattr(host_memory.FreeMemory, "measure", classmethod(lambda cls, free=free: cls(free, False)))
+        fit.check_fits(config, data, Ranks())
+        assert called == handed_back
+
+
+def test_memory_that_runs_out_in_the_middle_is_one_line_with_the_estimate_and_three_remedies(tmp_path):
+    """A limit on the address space makes the allocator fail, as a GPU's does; the refusal before the run is switched off."""
+    script = (
+        "import sys; from bigcircuit import cli, prune; from bigcircuit.memory import fit\n"
+        "prune.check_fits = lambda *_: fit._libraries(False)\n"
+        "sys.exit(cli.answer(cli.run_prune, sys.argv[1:]))"
+    )
+    settings = {**QUICK, "population.seeds": 8, "train.batch_size": 800, "train.micro_batch_size": 800}
+    words = [f"--{key}={value}" for key, value in {**settings, "output": tmp_path / "x"}.items()]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (5 * GIB // 2, 5 * GIB // 2)),
+    )  # fmt: skip
+    assert done.returncode == OutOfMemory.exit_code == 4, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("bigcircuit: out of memory on rank 0: the run needs about ")
+    assert done.stderr.count("GiB a rank)") == 3
+
+
+def test_other_runtime_errors_are_not_taken_for_memory():
+    with pytest.raises(RuntimeError, match="shapes"), fit.explain_out_of_memory(load(None), None, Ranks()):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -1,0 +1,29 @@
+"""Scores of circuits on examples."""
+
+import pytest
+import torch
+
+from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.config.load import load, members
+from bigcircuit.data.dataset import load_task
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.discretise import discretise
+from bigcircuit.gates.population import Population
+from bigcircuit.metrics.score import score
+
+
+@pytest.mark.parametrize("task", ["ioi", "induction", "greater_than"])
+def test_padding_and_batch_size_change_no_score(embedded, task):
+    frozen, tokenizer = embedded
+    config = load(None, {"task.name": task, "task.size": 60, "gates.init_spread": 2.0})
+    examples = load_task(config.task, tokenizer, frozen.model.config).splits["test"]
+    population = Population.new(members(config), frozen.shapes)
+    masks = discretise(dict(population.members[0].log_alpha), frozen.shapes, {"total": 900})
+    with Streams(frozen, INTERCHANGE) as streams:
+        first = score(streams, examples, [masks], MicroBatches(30))
+        for batch_size, padding in ((1, "right"), (7, "left"), (30, "left")):
+            other = score(streams, examples, [masks], MicroBatches(batch_size, padding=padding))
+            for name in first:
+                torch.testing.assert_close(first[name], other[name], atol=1e-5, rtol=1e-5, msg=name)
+    assert first["kl"].mean() > 0.01
