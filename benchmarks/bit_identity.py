@@ -2,10 +2,9 @@
 
     python -m benchmarks.bit_identity record --output before.json [--checkout DIR] [--only prune_zero,sweep]
     python -m benchmarks.bit_identity compare before.json after.json
+    python -m benchmarks.bit_identity sample --output tests/benchmarks/bit_identity.json
 
-Only the command line is used, so any checkout can be recorded. A record holds, by case, the sha256 of every circuit file and of
-all numbers in the JSON, JSONL and CSV files of its folder, without what differs from run to run (seconds, memory, paths,
-versions). Bits depend on the machine and on the versions of torch, so only records of one machine can be compared.
+is four of the cases, with the masks and the main scores beside the hashes, so that it tells something on other machines too.
 """
 
 import argparse
@@ -13,6 +12,7 @@ import csv
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -83,6 +83,15 @@ GRAPH = {
 }  # fmt: skip
 
 
+SAMPLE: dict[str, dict[str, Any]] = {
+    "hard_concrete": {**PENALTY, "train.steps": 4},
+    "sigmoid_top_k": TOTAL,
+    "optimal": {**TOTAL, "ablation.kind": "optimal"},
+}
+"""The prunes of a sample; `convert` is the fourth case."""
+MAIN_SCORES = ("kl", "cross_entropy", "logit_difference", "probability_difference")
+
+
 def words(settings: Mapping[str, Any]) -> list[str]:
     """Dotted overrides of the short run as command-line words."""
     return [word for key, value in {**SHORT, **settings}.items() for word in (f"--{key}", _text(value))]
@@ -151,6 +160,56 @@ def _commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
     )
 
 
+def sample(folder: Path) -> dict[str, Any]:
+    """Run the four cases of a sample in this process; returns `machine`, and by case the hashes, masks and main scores."""
+    from bigcircuit import cli
+
+    commands = {
+        name: (cli.run_prune, [*words(settings), "--output", str(folder / name)]) for name, settings in SAMPLE.items()
+    }
+    (folder / "convert").mkdir(parents=True)
+    (folder / "graph.json").write_text(json.dumps(GRAPH))
+    output = str(folder / "convert/graph.safetensors")
+    convert = [str(folder / "graph.json"), "--model.path", "embedded", "--output", output]
+    cases = {}
+    for name, (verb, command) in {**commands, "convert": (cli.run_convert, convert)}.items():
+        if code := cli.answer(verb, command):
+            raise SystemExit(f"{name}: exit code {code}")
+        cases[name] = {"hashes": hashes(folder / name), **main_numbers(folder / name)}
+    return {"machine": machine(), "cases": cases}
+
+
+def machine() -> dict[str, str]:
+    """What the bits of a result depend on: the build of torch, the vector instructions it uses, and the processor."""
+    import torch
+
+    info = Path("/proc/cpuinfo").read_text().split("\n\n")[0] if Path("/proc/cpuinfo").exists() else ""
+    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    known = {name.strip(): value.strip() for name, value in fields.items()}
+    processor = [known.get("model name", platform.processor()), known.get("cpu family", ""), known.get("model", "")]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "capability": capability, "processor": " ".join(processor).strip()}
+
+
+def main_numbers(folder: Path) -> dict[str, Any]:
+    """Read the circuit of a folder: numbers of kept nodes, kept neurons layer by layer in hexadecimal, mean scores if any."""
+    from bigcircuit.circuit.circuit import Circuit
+
+    circuit = Circuit.load(next(iter(sorted(folder.glob("*.safetensors")))))
+    leaves = ("attention_neuron", "mlp_neuron")
+    found: dict[str, Any] = {"kept": circuit.sizes(), "masks": {name: to_hex(circuit.masks[name]) for name in leaves}}
+    if (folder / "summary.json").exists():
+        summary = json.loads((folder / "summary.json").read_text())
+        rows = {"circuit": summary["members"][0]["scores"], "empty": summary["empty"], "full": summary["full"]}
+        found["scores"] = {f"{row}.{name}": rows[row][name]["mean"] for row in rows for name in MAIN_SCORES}
+    return found
+
+
+def to_hex(mask: Any) -> list[str]:
+    """Write each row of a bool tensor [L, n] as a hexadecimal number."""
+    return [f"{int(''.join(map(str, row)), 2):x}" for row in mask.int().tolist()]
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """sha256 of every circuit file, and of the lasting content of every JSON, JSONL and CSV file, by relative path."""
     found = {}
@@ -200,6 +259,8 @@ def main() -> None:
     recording.add_argument("--output", type=Path, required=True)
     recording.add_argument("--checkout", type=Path, default=ROOT)
     recording.add_argument("--only", default="")
+    sampling = verbs.add_parser("sample")
+    sampling.add_argument("--output", type=Path, required=True)
     comparing = verbs.add_parser("compare")
     comparing.add_argument("records", type=Path, nargs=2)
     arguments = parser.parse_args()
@@ -208,6 +269,11 @@ def main() -> None:
             only = arguments.only.split(",") if arguments.only else []
             found = record(arguments.checkout.resolve(), Path(folder), only)
         arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+        return
+    if arguments.verb == "sample":
+        with tempfile.TemporaryDirectory() as folder:
+            found_here = sample(Path(folder))
+        arguments.output.write_text(json.dumps(found_here, indent=1) + "\n")
         return
     before, after = (json.loads(path.read_text()) for path in arguments.records)
     different = differences(before, after)

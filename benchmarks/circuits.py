@@ -1,4 +1,4 @@
-"""Circuits of the pretrained models in ../shared: run every config at several sizes and write the table.
+"""Find circuits of the pretrained models in ../shared: run every config at several sizes and write the table.
 
 python benchmarks/circuits.py [--totals 290 150] [--configs configs/stories260k/natural_pronoun_swap.yaml ...]
 """
@@ -24,11 +24,11 @@ RUNS: list[tuple[Path, int | None]] = [
     (Path("configs/stories260k/natural_pronoun_swap.yaml"), 150),
     *((config, None) for config in CONFIGS),
 ]
-"""Every config as it stands, and one that was asked for fewer neurons."""
+"""Config and target of every run: each config with its own target, and one config with fewer neurons."""
 
 
 def main() -> None:
-    """Run and write."""
+    """Run the configs and write the table after each run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="part of the names of the configs to run; all when empty")
     arguments = parser.parse_args()

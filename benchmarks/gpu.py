@@ -1,9 +1,9 @@
-"""Step time, peak memory and tokens per second of large models with random weights, made on the device in bfloat16.
+"""Measure step time, peak memory and tokens per second of large models with random bfloat16 weights.
 
-The floor is what the plain Hugging Face model needs for the same batch with the same weights, whole (stage 0) or in pieces
-(ZeRO stage 3): one forward pass without a graph, and one forward and backward pass with respect to activations only. Floor and
+The floor is the time of the plain Hugging Face model for the same batch with the same weights, whole (stage 0) or divided over
+ranks (ZeRO stage 3): one forward pass without a graph, and one forward and backward pass of activations only. Floor and
 updates alternate in one process; times are medians. Every row is kept in a JSON file beside the table and replaced when it is
-measured again, so one size, stage or population at a time will do:
+measured again, so sizes, stages and populations can be measured one at a time:
 
     python benchmarks/gpu.py --sizes 7b --stages 0 --members 1 4 8
     torchrun --nproc-per-node 4 benchmarks/gpu.py --sizes 32b --stages 3
@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +35,13 @@ from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks, joined_ranks
 from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
-from bigcircuit.model.granularity import node_counts
 from bigcircuit.gates.population import Population
+from bigcircuit.model.granularity import node_counts
 from bigcircuit.model.sites import FrozenModel, find_sites
 from bigcircuit.model.zero3 import DeepSpeedConfig, loading_sharded, read_deepspeed, shard, with_auto_values
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import update
+from tests.helpers.resolved_runs import without_pairs
 
 OUTPUT = Path(__file__).with_suffix(".md")
 STAGES = Path(__file__).parents[1] / "configs/deepspeed"
@@ -54,27 +56,27 @@ SIZES = {
 
 
 class Case(NamedTuple):
-    """What is measured for several populations in turn."""
+    """Model and batch, measured for several populations in turn."""
 
     size: str
     stage: int
-    """Of ZeRO: 0 whole weights, 3 weights in pieces."""
+    """ZeRO stage: 0 for whole weights, 3 for weights divided over ranks."""
     batch: int
-    """Pairs of one rank, in one pass."""
+    """Pairs per rank and pass."""
     tokens: int
-    """Length of a prompt."""
+    """Tokens per prompt."""
     checkpointing: bool
-    """Of updates and floor alike."""
+    """Whether updates and floor use activation checkpointing."""
 
 
 class Row(NamedTuple):
-    """One population. Times are seconds, memory is GiB of the first rank; None where there is none or it did not fit."""
+    """Figures of a population: times in seconds, memory in GiB of rank 0; None if not measured or if it did not fit."""
 
     case: Case
     members: int
     ranks: int
     measured: str
-    """When and on what."""
+    """Date and device of the measurement."""
     predicted: float | None = None
     floor: float | None = None
     update: float | None = None
@@ -85,20 +87,20 @@ class Row(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one call."""
+    """Cost of a call."""
 
     seconds: float
     peak: int | None
-    """Most bytes allocated on the GPU; None without one."""
+    """Most bytes allocated on the GPU; None without a GPU."""
 
 
 def deepspeed(stage: int) -> DeepSpeedConfig | None:
-    """The DeepSpeed config that comes with the package; None for whole weights."""
+    """Read the DeepSpeed config that comes with the package; None for whole weights."""
     return read_deepspeed(str(STAGES / f"zero{stage}.json"))
 
 
 def build(size: str, stage: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> FrozenModel:
-    """A frozen model with random weights, made where it will be used: on the device, under ZeRO-3 in pieces at once."""
+    """Build a frozen model with random weights directly on the device, under ZeRO-3 divided from the start."""
     disable_progress_bar()
     sharding = deepspeed(stage)
     if sharding is not None:
@@ -113,7 +115,7 @@ def build(size: str, stage: int, device: torch.device, dtype: torch.dtype = torc
 
 @contextmanager
 def built(case: Case, device: torch.device) -> Iterator[FrozenModel]:
-    """The model of a case; its weights are let go at the end, also where DeepSpeed still holds on to its modules."""
+    """Build the model of a case and free its weights at the end, even while DeepSpeed still refers to its modules."""
     frozen = build(case.size, case.stage, device)
     if case.checkpointing:
         frozen.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -126,24 +128,33 @@ def built(case: Case, device: torch.device) -> Iterator[FrozenModel]:
 
 
 def make_examples(count: int, tokens: int, vocabulary: int) -> list[Example]:
-    """Random prompts of equal length that differ from their corrupted ones in four tokens, one answer token each."""
+    """Draw random pairs of equal length: clean and corrupted prompt differ in four tokens, answers have one token."""
     rng, found = random.Random(0), []
     for index in range(count):
         clean = [rng.randrange(vocabulary) for _ in range(tokens)]
         corrupted = [*clean[:2], *(rng.randrange(vocabulary) for _ in range(4)), *clean[6:]]
-        found.append(Example(index, tuple(clean), tuple(corrupted), ((5,),), ((6,),), ""))
+        found.append(
+            Example(
+                id=index,
+                clean=tuple(clean),
+                corrupted=tuple(corrupted),
+                answers=((5,),),
+                wrong_answers=((6,),),
+                source="",
+            )
+        )
     return found
 
 
 def settings(case: Case, count: int, ranks: int = 1) -> Config:
-    """The settings of `count` members whose update is one pass on every rank."""
+    """Return a config of `count` members whose update is one pass on every rank."""
     values = {"population.seeds": count, "model.dtype": "bfloat16", "train.checkpointing": case.checkpointing}
     sizes = {"batch_size": case.batch * ranks, "micro_batch_size": case.batch, "steps": 100_000}
     return load(None, values | {f"train.{name}": value for name, value in sizes.items()})
 
 
 def floor(frozen: FrozenModel, examples: Sequence[Example], micro_batches: MicroBatches) -> Callable[[], None]:
-    """The plain model's passes over the tokens of this rank, with logits at the last position only, as in an update."""
+    """Return a function that makes the plain model's passes over this rank's tokens, with logits at the last position only."""
     batch, model = next(micro_batches.iterate(examples, full=False)).batch, frozen.model
 
     def run() -> None:
@@ -151,7 +162,7 @@ def floor(frozen: FrozenModel, examples: Sequence[Example], micro_batches: Micro
             model(input_ids=batch.corrupted, use_cache=False, logits_to_keep=1)
         embedded = model.get_input_embeddings()(batch.clean).requires_grad_()
         for layer in frozen.layers:
-            layer.module.training = True  # transformers checkpoints, where asked to, in training mode only
+            layer.module.training = True  # transformers uses activation checkpointing in training mode only
         logits = model(inputs_embeds=embedded, use_cache=False, logits_to_keep=1).logits
         logits.float().log_softmax(-1)[:, 0, 0].sum().backward()
         frozen.release_gathered()
@@ -162,13 +173,13 @@ def floor(frozen: FrozenModel, examples: Sequence[Example], micro_batches: Micro
 
 
 def new_state(frozen: FrozenModel, config: Config) -> TrainState:
-    """Fresh gates for all members, on the device of the model."""
+    """Initialise the gates of all members on the device of the model."""
     population = Population.new(members(config), frozen.shapes, frozen.device)
     return TrainState.new(population, node_counts(frozen.shapes, config.gates.granularities))
 
 
 def cost(run: Callable[[], Any], device: torch.device) -> Cost:
-    """Wall time of one call until the device is done, and its peak memory."""
+    """Measure a call: wall time until the device is done, and peak memory."""
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)
@@ -181,19 +192,23 @@ def cost(run: Callable[[], Any], device: torch.device) -> Cost:
 
 
 def predicted(case: Case, count: int, ranks: int = 1) -> float:
-    """GiB a rank will need, as `bigcircuit check` says before it loads weights."""
+    """Predict the GiB that a rank needs, as `bigcircuit check` does without weights."""
     from bigcircuit.memory.estimate import Workload, estimate
 
     work = Workload(case.tokens, answer=1, rows=1, trained=case.batch * ranks, validated=0, ranks=ranks)
-    frozen = build(case.size, 0, torch.device("meta"))
-    return sum(estimate(frozen, settings(case, count, ranks), deepspeed(case.stage), work).values()) / GIB
+    run = without_pairs(settings(case, count, ranks), build(case.size, 0, torch.device("meta")))
+    run = replace(run, model=replace(run.model, deepspeed=deepspeed(case.stage)))
+    return sum(estimate(run, work).values()) / GIB
 
 
 def measure(case: Case, counts: Sequence[int], rounds: int, ranks: Ranks) -> Iterator[Row]:
-    """One row for each number of members, smallest first; those from the first that does not fit on have no figures."""
+    """Yield a row for each number of members, smallest first; from the first that does not fit on, without figures."""
     on = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
     measured = f"{date.today()}, {on}, torch {torch.__version__}"
-    left = [Row(case, count, ranks.size, measured, predicted(case, count, ranks.size)) for count in sorted(counts)]
+    left = [
+        Row(case=case, members=count, ranks=ranks.size, measured=measured, predicted=predicted(case, count, ranks.size))
+        for count in sorted(counts)
+    ]
     with (
         suppress(torch.OutOfMemoryError),
         built(case, ranks.device) as frozen,
@@ -218,7 +233,7 @@ def measure(case: Case, counts: Sequence[int], rounds: int, ranks: Ranks) -> Ite
 
 
 def filled(row: Row, pairs: Sequence[tuple[Cost, Cost]]) -> Row:
-    """The row with what the rounds say: medians of times, the highest peaks."""
+    """Fill a row with the median times and the highest peak of the rounds."""
     times = [statistics.median(one.seconds for one in column) for column in zip(*pairs, strict=True)]
     peaks = [max((one.peak or 0) for one in column) / GIB or None for column in zip(*pairs, strict=True)]
     ratio = statistics.median(ours.seconds / plain.seconds for plain, ours in pairs)
@@ -233,7 +248,7 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def line(row: Row, rows: Sequence[Row]) -> str:
-    """A row of the table; other rows say what single runs and whole weights take."""
+    """Format a row of the table; rows: all rows, for the comparison with single runs and whole weights."""
     case = row.case
     whole = [r.floor for r in rows if (r.case, r.ranks) == (case._replace(stage=0), row.ranks) and r.floor]
     single = next((r.update for r in rows if (r.case, r.ranks, r.members) == (case, row.ranks, 1)), None)
@@ -250,21 +265,21 @@ def line(row: Row, rows: Sequence[Row]) -> str:
 
 
 def merged(rows: Sequence[Row], row: Row) -> list[Row]:
-    """The rows with this one in the place of what was measured before."""
+    """Return the rows with an older row of the same case replaced."""
     order = list(SIZES)
     kept = [other for other in rows if other[:3] != row[:3]]
     return sorted([*kept, row], key=lambda r: (order.index(r.case.size), r.ranks, *r.case[1:], r.members))
 
 
 def read(output: Path | None) -> list[Row]:
-    """What has been measured already."""
+    """Read the rows measured so far."""
     if output is None or not output.with_suffix(".json").exists():
         return []
     return [Row(Case(*row[0]), *row[1:]) for row in json.loads(output.with_suffix(".json").read_text())]
 
 
 def write(output: Path, rows: Sequence[Row]) -> None:
-    """The table, and beside it the figures it is made from."""
+    """Write the table, and the rows beside it as JSON."""
     output.with_suffix(".json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     text = [
         f"# Large models, {date.today()}\n",
@@ -279,7 +294,7 @@ def write(output: Path, rows: Sequence[Row]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["7b"])
     parser.add_argument("--members", type=int, nargs="+", default=[1, 4, 8])
@@ -297,10 +312,10 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, and write the table after every row."""
+    """Measure and write the table after every row."""
     arguments = parse()
     if arguments.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything looks for a GPU: ranks take the one there is
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for a GPU: ranks would use it
     elif not torch.cuda.is_available():
         print("no GPU is here: nothing measured, the table stays as it is (--device cpu --sizes tiny tries the script)")  # noqa: T201
         return

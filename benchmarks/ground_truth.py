@@ -1,12 +1,12 @@
-"""How well learned masks and every baseline recover a planted circuit; writes ground_truth.md beside this file.
+"""Measure how well learned masks and every baseline recover a planted circuit; writes ground_truth.md beside this file.
 
-Tables of families that are not measured again stay there.
+Tables of families that are not measured again are kept.
 
 python -m benchmarks.ground_truth [--seeds 10] [--families gpt2,llama,induction] [--induction FOLDER]
 
 `gpt2` and `llama` are small models trained here and widened (see bigcircuit/planted); `induction` is the textbook induction model
-of two layers, whose second head of each layer is padding: widened as well, its truth is known for heads alone. The learned
-masks are those of the default preset, told the size of the truth; once more with penalties instead, not told the size.
+of two layers, whose second head of each layer is padding; it is widened as well, and its truth is known for heads only. The
+learned masks are those of the default preset with the true size as target, and once more with penalties in place of a target.
 """
 
 import argparse
@@ -49,14 +49,14 @@ RANKINGS: dict[str, tuple[Ranking, ...]] = {
     "integrated_gradients": ("signed", "absolute"),
     "attribution_patching": ("signed", "absolute"),
 }
-"""Where both orders differ; the scores of the others are not negative."""
-TOLD, UNTOLD = "learned", "learned, size not told"
+"""Methods with negative scores, for which the orders by score and by absolute score differ."""
+WITH_SIZE, WITHOUT_SIZE = "learned", "learned, size not told"
 PENALTY = 0.5
-"""Nats for all neurons of a site, where the size is not told."""
+"""Nats for all neurons of a site, in runs without a target size."""
 
 
 class Case(NamedTuple):
-    """One planted model with its pairs."""
+    """Planted model with its pairs."""
 
     planted: Planted
     frozen: FrozenModel
@@ -65,7 +65,7 @@ class Case(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one method made of one level of one case."""
+    """Result of a method on a case at one level: neurons or heads."""
 
     method: str
     level: str
@@ -73,13 +73,13 @@ class Found(NamedTuple):
     recall: float
     auroc: float
     kl: float
-    """Held-out, nats; of the nodes the method keeps."""
+    """Held-out KL of the kept nodes, nats."""
     kinds: dict[str, float]
-    """Share kept of each kind of node."""
+    """Kind of node -> share kept."""
 
 
 def main() -> None:
-    """Run and write after every case."""
+    """Measure and write the page after every case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--families", default="gpt2,llama,induction")
@@ -104,13 +104,13 @@ def main() -> None:
 
 
 def sections(path: Path) -> list[str]:
-    """The tables of the file that is there, from heading to heading."""
+    """Read the sections of an existing page, each with its heading."""
     parts = path.read_text().split("\n## ")[1:] if path.is_file() else []
     return ["\n## " + part.strip("\n") + "\n" for part in parts]
 
 
 def make_case(family: str, seed: int, folder: Path, induction: Path) -> Case:
-    """A planted model of a family."""
+    """Make a planted model of a family with its pairs."""
     from transformers import AutoModelForCausalLM
 
     if family in FAMILIES:
@@ -131,18 +131,18 @@ def make_case(family: str, seed: int, folder: Path, induction: Path) -> Case:
 
 
 def divided_pairs(seed: int) -> list[dict[str, Any]]:
-    """Pairs of the induction model, divided once and for all."""
+    """Make the pairs of the induction model, with fixed splits."""
     splits = [name for name, count in (("train", 160), ("validation", 40), ("test", 160)) for _ in range(count)]
     return [{**row, "split": name} for row, name in zip(induction_pairs(len(splits), seed), splits, strict=True)]
 
 
 def split(case: Case, name: str) -> list[Example]:
-    """The examples of one split."""
+    """Return the examples of a split."""
     return examples_of([row for row in case.pairs if row["split"] == name])
 
 
 def compare(case: Case, seed: int, folder: Path, steps: int | None) -> Iterator[Found]:
-    """All methods on one case, each on the same training pairs."""
+    """Run all methods on a case, each on the same training pairs."""
     truth, shapes, test = case.planted.truth, case.frozen.shapes, split(case, "test")
     kept: list[tuple[str, str, Ranking, NodeScores, Masks]] = []
     with Streams(case.frozen, INTERCHANGE) as streams:
@@ -160,20 +160,26 @@ def compare(case: Case, seed: int, folder: Path, steps: int | None) -> Iterator[
         kl = score(streams, test, [masks for *_, masks in kept], MicroBatches(80), at_once=8)["kl"].mean(1).tolist()
     for (method, level, ranking, scores, masks), nats in zip(kept, kl, strict=True):
         names = LEVELS[level]
+        precision, recall, auroc = recovery(scores, truth, level, shapes, ranking, masks)
         yield Found(
-            method, level, *recovery(scores, truth, level, shapes, ranking, masks), nats,
-            kept_by_kind(masks, case.planted.kinds, names),
-        )  # fmt: skip
+            method=method,
+            level=level,
+            precision=precision,
+            recall=recall,
+            auroc=auroc,
+            kl=nats,
+            kinds=kept_by_kind(masks, case.planted.kinds, names),
+        )
 
 
 def learn(case: Case, folder: Path, steps: int | None) -> list[tuple[str, str, Circuit]]:
-    """Told the size of the truth at one level each, and not told. What is asked for differs, so these are separate runs."""
+    """Train masks with the true size as target at each level, and with penalties without a target: separate runs."""
     truth, shapes = case.planted.truth, case.frozen.shapes
     shared = {
         "model.path": str(case.planted.folder),
         "task.name": "pairs",
         "task.path": str(folder / "pairs.jsonl"),
-        "train.micro_batch_size": 16,  # all of a batch at once
+        "train.micro_batch_size": 16,  # the whole batch in one pass
     } | ({"train.steps": steps} if steps else {})
 
     def circuit(name: str, settings: dict[str, Any]) -> Circuit:
@@ -183,15 +189,15 @@ def learn(case: Case, folder: Path, steps: int | None) -> list[tuple[str, str, C
     found = []
     for level in case.levels:
         target = "target.total" if level == "neuron" else f"target.{level}"
-        found.append((TOLD, level, circuit(level, {target: int(flat(truth, level, shapes).sum())})))
+        found.append((WITH_SIZE, level, circuit(level, {target: int(flat(truth, level, shapes).sum())})))
     if "neuron" in case.levels:
         untold = circuit("untold", {"penalty.attention_neuron": PENALTY, "penalty.mlp_neuron": PENALTY})
-        found += [(UNTOLD, level, untold) for level in case.levels]
+        found += [(WITHOUT_SIZE, level, untold) for level in case.levels]
     return found
 
 
 def describe(case: Case) -> str:
-    """What there is to be found, and what it costs to leave one node of it out."""
+    """Describe the true circuit and the KL of leaving one of its nodes out."""
     truth, shapes = case.planted.truth, case.frozen.shapes
     sizes = ", ".join(
         f"{int(flat(truth, level, shapes).sum())} of {level_size(level, shapes)} {level}s" for level in case.levels
@@ -206,13 +212,13 @@ def describe(case: Case) -> str:
 
 
 def page(results: dict[str, list[list[Found]]], notes: dict[str, list[str]]) -> str:
-    """The whole report."""
+    """Compose the page."""
     lines = [
         "# Recovery of planted circuits",
         "",
         "Means over seeds, each another model or another planting, with the standard deviation and the worst seed. Everything on",
         "the same nodes, training pairs and ablation (interchange). Circuits have exactly the size of the truth, so that precision",
-        f"is recall, but for `{UNTOLD}` (penalty {PENALTY} for either kind of neuron). KL is held out, in nats; the truth",
+        f"is recall, but for `{WITHOUT_SIZE}` (penalty {PENALTY} for either kind of neuron). KL is held out, in nats; the truth",
         "itself has 0. What decoys are, and why they are not needed: `bigcircuit/planted/__init__.py`. Rankings are signed unless",
         "said otherwise.",
     ]
@@ -225,7 +231,7 @@ def page(results: dict[str, list[list[Found]]], notes: dict[str, list[str]]) -> 
 
 
 def _tables(seeds: list[list[Found]]) -> list[str]:
-    """One row a method, best first: recovery, and which kinds of nodes it keeps."""
+    """Compose a table with a row per method, best first: recovery, and the kinds of nodes that the method keeps."""
     kinds = sorted({kind for seed in seeds for one in seed for kind in one.kinds}, key=lambda k: (k not in NEEDED, k))
     methods = list(dict.fromkeys(one.method for one in seeds[0]))
     by_method = {method: [one for seed in seeds for one in seed if one.method == method] for method in methods}

@@ -1,6 +1,6 @@
-"""Peak memory of a rank: what `bigcircuit check` predicts against what `prune` then takes, on CPU.
+"""Measure the peak memory of a rank on CPU: the prediction of `bigcircuit check` against the use of `prune`.
 
-python -m benchmarks.memory [NUMBER ...]        (of the cases below; the other rows of the table stay)
+python -m benchmarks.memory [NUMBER ...]        (of the cases below; other rows of the table are kept)
 """
 
 import json
@@ -17,13 +17,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bigcircuit.config.load import load
-from bigcircuit.data.dataset import load_task
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.memory.estimate import Workload
 from bigcircuit.memory.fit import needs
-from bigcircuit.model.load import load_config
-from bigcircuit.model.zero3 import read_deepspeed
 from bigcircuit.runtime.host_memory import FreeMemory
-from tests.helpers.launch import free_port
+from bigcircuit.train.resolve import resolve
+from tests.helpers.launch import free_port, option_words
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = Path(__file__).with_suffix(".md")
@@ -32,42 +31,42 @@ SIZES = {"33M": (8, 512, 8000), "135M": (8, 1024, 8000)}
 
 
 class Case(NamedTuple):
-    """One combination."""
+    """Combination of settings to measure."""
 
     size: str
     batch: int
-    """Pairs at once on a rank."""
+    """Pairs per rank and pass."""
     tokens: int
     members: int
     stage: str
-    """File of configs/deepspeed, run on two ranks, or "whole" on one."""
+    """File of configs/deepspeed, for two ranks, or "whole" for one rank."""
     checkpointing: bool
     dtype: str = "float32"
     steps: int = 3
 
 
 CASES = [
-    Case("33M", 8, 64, 1, "whole", False),
-    Case("33M", 8, 64, 4, "whole", False),
-    Case("33M", 32, 64, 1, "whole", False),
-    Case("33M", 8, 64, 8, "whole", True),
-    Case("33M", 8, 64, 4, "zero3", False),
-    Case("33M", 8, 32, 8, "zero3", True),
-    Case("135M", 8, 64, 1, "whole", False),
-    Case("135M", 8, 64, 4, "whole", False),
-    Case("135M", 8, 64, 4, "whole", True),
-    Case("135M", 32, 32, 1, "whole", True),
-    Case("135M", 8, 64, 2, "zero0", False),
-    Case("135M", 8, 64, 1, "zero3", False),
-    Case("135M", 8, 64, 4, "zero3", True),
-    Case("135M", 4, 64, 2, "zero3_offload_cpu", False),
-    Case("135M", 8, 64, 2, "whole", False, "bfloat16"),
-    Case("135M", 8, 64, 2, "zero3", False, "bfloat16"),
+    Case(size="33M", batch=8, tokens=64, members=1, stage="whole", checkpointing=False),
+    Case(size="33M", batch=8, tokens=64, members=4, stage="whole", checkpointing=False),
+    Case(size="33M", batch=32, tokens=64, members=1, stage="whole", checkpointing=False),
+    Case(size="33M", batch=8, tokens=64, members=8, stage="whole", checkpointing=True),
+    Case(size="33M", batch=8, tokens=64, members=4, stage="zero3", checkpointing=False),
+    Case(size="33M", batch=8, tokens=32, members=8, stage="zero3", checkpointing=True),
+    Case(size="135M", batch=8, tokens=64, members=1, stage="whole", checkpointing=False),
+    Case(size="135M", batch=8, tokens=64, members=4, stage="whole", checkpointing=False),
+    Case(size="135M", batch=8, tokens=64, members=4, stage="whole", checkpointing=True),
+    Case(size="135M", batch=32, tokens=32, members=1, stage="whole", checkpointing=True),
+    Case(size="135M", batch=8, tokens=64, members=2, stage="zero0", checkpointing=False),
+    Case(size="135M", batch=8, tokens=64, members=1, stage="zero3", checkpointing=False),
+    Case(size="135M", batch=8, tokens=64, members=4, stage="zero3", checkpointing=True),
+    Case(size="135M", batch=4, tokens=64, members=2, stage="zero3_offload_cpu", checkpointing=False),
+    Case(size="135M", batch=8, tokens=64, members=2, stage="whole", checkpointing=False, dtype="bfloat16"),
+    Case(size="135M", batch=8, tokens=64, members=2, stage="zero3", checkpointing=False, dtype="bfloat16"),
 ]
 
 
 def make_model(folder: Path, size: str) -> None:
-    """A Llama with random weights."""
+    """Save a Llama with random weights."""
     layers, hidden, vocabulary = SIZES[size]
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
@@ -77,7 +76,7 @@ def make_model(folder: Path, size: str) -> None:
 
 
 def make_pairs(path: Path, tokens: int, count: int = 60) -> None:
-    """Pairs of random token ids."""
+    """Write a file of pairs of random token ids."""
     rng = random.Random(0)
 
     def prompt() -> list[int]:
@@ -88,7 +87,7 @@ def make_pairs(path: Path, tokens: int, count: int = 60) -> None:
 
 
 def settings(case: Case, folder: Path) -> dict[str, object]:
-    """Dotted settings of a case."""
+    """Return the dotted settings of a case."""
     ranks = 1 if case.stage == "whole" else 2
     stage = {} if case.stage == "whole" else {"deepspeed": str(ROOT / f"configs/deepspeed/{case.stage}.json")}
     return {
@@ -100,23 +99,25 @@ def settings(case: Case, folder: Path) -> dict[str, object]:
 
 
 def predicted(case: Case, folder: Path) -> int:
-    """Bytes a rank, from config and pairs alone, in a process that has done nothing else."""
+    """Predict bytes per rank from config and pairs; to be called in a process that has done nothing else."""
     config = load(None, settings(case, folder))
-    data = load_task(config.task, None, load_config(config.model))
-    work = Workload.of(data.splits, 1 if case.stage == "whole" else 2)
-    return sum(needs(config, read_deepspeed(config.deepspeed), work, FreeMemory.measure()).values())
+    import bigcircuit.prune  # noqa: F401 - what a run imports counts
+
+    run = resolve(config, Ranks())
+    work = Workload.of(run.data.splits, 1 if case.stage == "whole" else 2)
+    return sum(needs(run, work, FreeMemory.measure()).values())
 
 
 def predicted_afresh(case: Case, folder: Path) -> int:
-    """The same, in a process of its own."""
+    """Predict bytes per rank in a new process."""
     command = [sys.executable, "-m", "benchmarks.memory", "--predict", json.dumps(case), str(folder)]
     return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
 def measured(case: Case, folder: Path) -> int:
-    """The largest resident set of any rank of a real run, bytes."""
+    """Run a case and return the largest resident set of any rank, bytes."""
     output = folder / "run"
-    words = [f"--{key}={json.dumps(value)}" for key, value in {**settings(case, folder), "output": str(output)}.items()]
+    words = option_words({**settings(case, folder), "output": str(output)})
     if case.stage == "whole":
         command = [sys.executable, "-m", "bigcircuit", "prune"]
     else:
@@ -139,7 +140,7 @@ def measured(case: Case, folder: Path) -> int:
 
 
 def main() -> None:
-    """Measure all cases and write the table; `--predict CASE FOLDER` is the fresh process of one prediction."""
+    """Measure all cases and write the table; `--predict CASE FOLDER` is how `predicted_afresh` starts a process."""
     if sys.argv[1:2] == ["--predict"]:
         sys.stdout.write(str(predicted(Case(*json.loads(sys.argv[2])), Path(sys.argv[3]))))
         return
@@ -172,7 +173,7 @@ def main() -> None:
 
 
 def _rows() -> list[str]:
-    """Rows of the last table."""
+    """Read the rows of the last table."""
     return [line for line in OUTPUT.read_text().splitlines() if line.startswith(tuple(f"| {size} " for size in SIZES))]
 
 

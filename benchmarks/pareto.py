@@ -1,8 +1,8 @@
-"""Faithfulness against size: the presets, top-k gates and all baselines on the same nodes and pairs, of pretrained models and
-of models with planted circuits.
+"""Measure faithfulness against size: presets, top-k gates and all baselines on the same nodes and pairs.
 
-What has been measured is kept in pareto.jsonl, so an interrupted benchmark goes on with what is missing, and several may
-measure at once with different words; pareto.md and pareto.svg are written anew after every part, and by
+The models are pretrained or have planted circuits. Results are kept in pareto.jsonl, so an interrupted benchmark resumes with
+what is missing, and several processes may measure at once with different --only; pareto.md and pareto.svg are rewritten after every
+part, and by
 `python -m benchmarks.pareto_table` without measuring.
 
     python -m benchmarks.pareto --models FOLDER --pairs FOLDER [--only WORD ...] [--planted 3]
@@ -42,42 +42,42 @@ from bigcircuit.prune import prune
 ROWS = Path(__file__).with_name("pareto.jsonl")
 PRESETS = Path(__file__).parents[1] / "configs/presets"
 SHARES = (0.06, 0.12, 0.25, 0.4)
-"""Sizes asked for, as shares of all site neurons."""
+"""Target sizes, as shares of all site neurons."""
 HEAD_SHARES = (0.1, 0.2, 0.3, 0.45, 0.6)
-"""Heads asked for, as shares of all heads."""
+"""Target numbers of heads, as shares of all heads."""
 STEADY, SEEDS = 0.25, 8
-"""The size at which eight seeds are trained, for stability; two at the others."""
+"""Target share at which stability is measured, and its number of seeds; other shares have two seeds."""
 PRESSURES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 """Multiples of the published penalties, for circuits of several sizes."""
 CURVE = (0.03, 0.06, 0.09, 0.12, 0.18, 0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Shares of all neurons at which a ranking is cut."""
+"""Shares of all neurons that are kept of a ranking."""
 
 
 class Setting(NamedTuple):
-    """One pair file, its model, and what every run on it shares."""
+    """Pair file, its model, and what all runs on the file share."""
 
     name: str
     base: dict[str, Any]
     arguments: argparse.Namespace
 
     def config(self, preset: str, output: Path, **overrides: Any) -> Config:
-        """A run of a preset; overrides are dotted keys with `__` for the dot."""
+        """Build the config of a run of a preset. overrides: dotted keys with `__` for the dot."""
         values = {key.replace("__", "."): value for key, value in overrides.items()}
         steady = {"train.save_every": 10**6, "output": str(output)}
         return load(str(PRESETS / f"{preset}.yaml"), {**self.base, **steady, **values})
 
 
 class Measured(NamedTuple):
-    """Circuits of one method, measured on the held-out pairs."""
+    """Circuits of a method, measured on the held-out pairs."""
 
     masks: Masks
     seed: int
     heads: int | None = None
-    """How many were asked for, if they were."""
+    """Target number of heads, if there was one."""
 
 
 def trained(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
-    """The default preset at four sizes."""
+    """Train with the default preset at four sizes."""
     members = [
         {"target.total": round(share * neurons), "train.seed": seed}
         for share in SHARES
@@ -89,7 +89,7 @@ def trained(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
 
 
 def few_heads(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
-    """The default preset, asked for few heads and, of all neurons, the share of its largest circuits."""
+    """Train with the default preset for few heads and the neurons of the largest circuits."""
     heads = sum(shape.heads for shape in load_frozen(load(None, setting.base).model, torch.device("cpu"), None).shapes)
     members = [
         {"target.total": round(SHARES[-1] * neurons), "target.head": round(share * heads)} for share in HEAD_SHARES
@@ -101,7 +101,7 @@ def few_heads(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
 
 
 def published(setting: Setting, folder: Path, _: int) -> list[Measured]:
-    """The published settings, with several strengths of its penalties."""
+    """Train with the published settings, with several strengths of the penalties."""
     plain = load(str(PRESETS / "paper.yaml"), {}).penalty
     members = [{f"penalty.{g}": w * pressure for g, w in plain if w} for pressure in PRESSURES]
     overrides = {"train__steps": setting.arguments.published_steps, "train__batch_size": 16}
@@ -110,7 +110,7 @@ def published(setting: Setting, folder: Path, _: int) -> list[Measured]:
 
 
 def bound(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
-    """The default preset trained on the very pairs that are held out from all others: what masks could reach at best."""
+    """Train with the default preset on the held-out pairs themselves: a bound on what masks can reach."""
     config = load(None, setting.base)
     data = load_task(config.task, load_tokenizer(config.model), load_config(config.model))
     swapped = {"train": "test", "validation": "validation", "test": "train"}
@@ -120,7 +120,7 @@ def bound(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = {
         "task__path": str(path), "train__both_ways": False, "train__steps": setting.arguments.steps,
-        "train__validate_every": setting.arguments.steps,  # what comes out is the last, not the best on validation pairs
+        "train__validate_every": setting.arguments.steps,  # the result is the last state, not the best on validation pairs
         "population__members": [{"target.total": round(share * neurons)} for share in SHARES],
     }  # fmt: skip
     run = prune(setting.config("default", folder, **overrides), Ranks())
@@ -128,7 +128,7 @@ def bound(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
 
 
 def any_size(parametrisation: str) -> Callable[[Setting, Path, int], list[Measured]]:
-    """One run whose gates order the neurons at every size; two seeds."""
+    """Train gates that order the neurons at every size, one run for each of two seeds."""
 
     def run(setting: Setting, folder: Path, neurons: int) -> list[Measured]:
         overrides = {
@@ -145,7 +145,7 @@ def any_size(parametrisation: str) -> Callable[[Setting, Path, int], list[Measur
 
 
 def baseline(name: str) -> Callable[[Setting, Path, int], list[Measured]]:
-    """A ranking of neurons by one of the baselines."""
+    """Rank neurons by a baseline."""
 
     def run(setting: Setting, _: Path, neurons: int) -> list[Measured]:
         config = load(None, setting.base)
@@ -204,7 +204,7 @@ def measure(setting: Setting, method: str) -> Iterator[dict[str, Any]]:
 
 
 def _jaccard(found: Sequence[Measured], index: int, level: str) -> float | None:
-    """Mean over the other seeds of the same size."""
+    """Compute the mean Jaccard index with the circuits of the other seeds of the same size."""
     names = ("head",) if level == "head" else ("attention_neuron", "mlp_neuron")
     mine = torch.cat([found[index].masks[name].flatten() for name in names])
     size = count(found[index].masks)["total"]
@@ -214,7 +214,7 @@ def _jaccard(found: Sequence[Measured], index: int, level: str) -> float | None:
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[Path], dict[str, Any]]]]:
-    """Name of each set of pairs, and what gives its settings, with a folder to put files in."""
+    """Return for the name of each set of pairs a function from a folder for files to the settings."""
     for path in sorted(arguments.pairs.glob("*/*.jsonl"), reverse=True):
         model = arguments.models / path.parent.name
         yield f"{path.parent.name}/{path.stem}", lambda _, model=model, path=path: _settings(model, path)

@@ -1,4 +1,4 @@
-"""pareto.svg: held-out KL against neurons, heads and parameters kept; a row a pair file, a line a method."""
+"""Draw pareto.svg: held-out KL against neurons, heads and parameters kept; a row per pair file, a line per method."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +25,11 @@ STYLES = {
     "activation magnitude": {"color": "#6f7782", "lw": 1.1, "ls": "-.", "marker": ".", "ms": 4},
     "random": {"color": "#b4bbc4", "lw": 1.1, "marker": ".", "ms": 4},
 }
-"""By method, in the order of the tables. Learned masks are solid, rankings broken, random grey."""
+"""Method -> style of its line, in the order of the tables. Learned masks are solid, rankings dashed, random is grey."""
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Write the plot; the format is that of the name, and the same rows give the same file."""
+    """Write the plot in the format of the file's suffix; the same rows give the same file."""
     files = list(dict.fromkeys(row["file"] for row in rows))
     methods = [name for name in STYLES if any(row["method"] == name for row in rows)]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fronts", "font.size": 9, "axes.grid": True,

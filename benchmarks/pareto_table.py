@@ -1,8 +1,8 @@
-"""The tables of what benchmarks/pareto.py has measured.
+"""Write the tables and the plot of the results of benchmarks/pareto.py.
 
     python -m benchmarks.pareto_table [--rows benchmarks/pareto.jsonl] [--output benchmarks]
 
-writes pareto.md and pareto.svg from it without measuring anything.
+writes pareto.md and pareto.svg without measuring anything.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from benchmarks.pareto_plot import STYLES, draw
 FOLDER = Path(__file__).parent
 OURS, BOUND = "default", "default, fitted to the held-out pairs"
 OTHERS = [*((other, size) for other in ("paper", "integrated gradients") for size in SIZES), (BOUND, "neurons")]
-"""What the default is compared with, in which size."""
+"""(method, unit of size) pairs that the default preset is compared with."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """What has been measured, by pair file and method."""
+    """Read the results, sorted by pair file and method."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return sorted(rows, key=lambda row: (row["file"], list(STYLES).index(row["method"])))
 
@@ -33,7 +33,7 @@ def _files(rows: Sequence[Row]) -> list[str]:
 
 
 def comparison(rows: Sequence[Row]) -> list[str]:
-    """For every size of the default preset, what others need for the same KL."""
+    """Compose a table: for every size of the default preset, the size that other methods need for the same KL."""
     lines = [
         "| pairs | neurons | heads | parameters | KL, nats (spread over seeds) | exact match | "
         + " | ".join(f"{other}: {size}" for other, size in OTHERS)
@@ -53,7 +53,7 @@ def comparison(rows: Sequence[Row]) -> list[str]:
 
 
 def _need(other: Sequence[Row], own: Row, size: str) -> str:
-    """What another method needs for our KL, and ours as a share of it."""
+    """Format the size that another method needs for our KL, and our size as a share of that size."""
     if not other:
         return ""
     sign, found = needed(front(other, size), own["kl"], max(row[size] for row in other))
@@ -62,7 +62,7 @@ def _need(other: Sequence[Row], own: Row, size: str) -> str:
 
 
 def everything(rows: Sequence[Row], size: str) -> list[str]:
-    """KL of every method at the same sizes: of its best circuit that is not larger."""
+    """Compose a table: the KL of every method's best circuit of at most each size."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = [f"| pairs | {SIZES[size]}, at most | " + " | ".join(methods) + " |", "|---|---|" + "---|" * len(methods)]
     for file in _files(rows):
@@ -76,7 +76,7 @@ def everything(rows: Sequence[Row], size: str) -> list[str]:
 
 
 def stability(rows: Sequence[Row]) -> list[str]:
-    """Mean pairwise Jaccard of the seeds of one size."""
+    """Compose a table: mean pairwise Jaccard index of the seeds of a size."""
     lines = ["| pairs | neurons | seeds | heads | neurons |", "|---|---|---|---|---|"]
     for file in _files(rows):
         mine = [row for row in rows if (row["file"], row["method"]) == (file, OURS)]
@@ -89,7 +89,7 @@ def stability(rows: Sequence[Row]) -> list[str]:
 
 
 def write(rows: Sequence[Row], steps: int, published_steps: int, folder: Path = FOLDER) -> None:
-    """pareto.md and pareto.svg. steps, published_steps: of the default and of the `paper` preset."""
+    """Write pareto.md and pareto.svg. steps, published_steps: updates of the default and of the `paper` preset."""
     lines = [
         f"# Size against faithfulness, {date.today()}",
         "",
@@ -114,7 +114,7 @@ def write(rows: Sequence[Row], steps: int, published_steps: int, folder: Path = 
 
 
 def main() -> None:
-    """Tables and plot from rows that are there."""
+    """Read the command line and write tables and plot from existing rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=FOLDER / "pareto.jsonl")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of pareto.md and pareto.svg")

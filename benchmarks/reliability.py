@@ -1,6 +1,6 @@
-"""Faults made on purpose in short runs on two CPU ranks, as often as it takes to trust the figure.
+"""Inject faults into short runs on two CPU ranks, often enough to trust the figures.
 
-Each row of the table is written when it has been measured, so an interrupted benchmark leaves what it has found.
+Each row of the table is written as soon as it is measured, so an interrupted benchmark keeps its results.
 
     python -m benchmarks.reliability [--only WORD] [--kills 20] [--damages 1000] [--steps 2000]
 """
@@ -35,16 +35,16 @@ HEAD = (
 
 
 Lost = tuple[int, Interruption, Result]
-"""The rank that was lost, how the job ended, and what it found when it went on."""
+"""(lost rank, how the job ended, result after resuming)."""
 
 
 def spread(seconds: Sequence[float]) -> str:
-    """Median and largest."""
+    """Format the median and the largest value."""
     return f"{statistics.median(seconds):.1f} ({max(seconds):.1f})"
 
 
 class Row(NamedTuple):
-    """One of the table."""
+    """Row of the table."""
 
     fault: str
     times: int
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 class Bench:
-    """The faults, each a method that gives the cells of its rows."""
+    """Faults, each a method that returns its rows."""
 
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
         self.folder, self.arguments = folder, arguments
@@ -62,12 +62,12 @@ class Bench:
         self.rng = random.Random(0)
 
     def stops_alone(self) -> list[Row]:
-        """Every step of a run of 30, on one process."""
+        """Stop and resume at every step of a run of 30 steps, on one process."""
         seen = interrupted_runs.stop_and_resume(Ranks(), self._new(), range(1, 30))
         return [self._stops("stopped after every step of 30 and resumed, one process", seen)]
 
     def stops_on_two(self) -> list[Row]:
-        """The same on two ranks; and from two to one and back."""
+        """Stop and resume at every step on two ranks, and from two ranks to one and back."""
         folder = self._new()
         arguments = {"folder": str(folder), "steps": list(range(1, 30)), "mixed": True}
         with Job(folder / "series", fault=("stops", arguments)) as job:
@@ -85,7 +85,7 @@ class Bench:
         return Row(name, len(seen), outcome)
 
     def kills(self) -> list[Row]:
-        """kill -9 of either rank at a random moment."""
+        """Send SIGKILL to either rank at a random moment."""
         seen: list[Lost] = []
         for index in range(self.arguments.kills):
             folder, launcher = self._new() / "run", ("torchrun", "deepspeed")[index % 2]
@@ -102,7 +102,7 @@ class Bench:
         return [self._losses(name, seen)]
 
     def held(self) -> list[Row]:
-        """SIGSTOP of either rank, and a rank whose main thread sleeps for ever."""
+        """Send SIGSTOP to either rank, or let the main thread of a rank sleep forever."""
         held: list[Lost] = []
         asleep: list[Lost] = []
         for rank in (0, 1, 0, 1):
@@ -116,7 +116,7 @@ class Bench:
             )
             with Job(folder / "b", fault=("sleep", {"rank": rank, "step": 20, "timeout": TIMEOUT})) as job:
                 job.wait_for(20)
-                job.signal(0, job.rank(rank))  # starts the clock
+                job.signal(0, job.rank(rank))  # signal 0 changes nothing: the clock starts here
                 lost = job.interruption()
             asleep.append((rank, lost, interrupted_runs.finish(folder / "b")))
         return [
@@ -135,7 +135,7 @@ class Bench:
         return Row(name, len(seen), outcome, spread([lost.ending.seconds for _, lost, _ in seen]))
 
     def terminated(self) -> list[Row]:
-        """SIGTERM to the launcher, and to all processes, once and three times."""
+        """Send SIGTERM to the launcher or to all processes, once or three times."""
         rows = []
         for name, launcher, everybody, times in (
             ("SIGTERM to torchrun", "torchrun", False, 1),
@@ -156,7 +156,7 @@ class Bench:
         return rows
 
     def crashes_of_a_save(self) -> list[Row]:
-        """A crash at every operation of a save."""
+        """Crash at every file operation of a save."""
         folder = self._new() / "checkpoints"
         before, after = self.states["step-000028"], self.states["step-000030"]
 
@@ -176,7 +176,7 @@ class Bench:
         return [Row(name, times, outcome)]
 
     def crashes_of_a_run(self) -> list[Row]:
-        """The same of all that a whole run writes."""
+        """Crash at every file operation of a whole run."""
         short = {"train__steps": 2, "train__save_every": 1}
         result, run = Result.of(once(self._new() / "whole", Ranks(), **short)), self._new() / "run"
         seen = []
@@ -190,7 +190,7 @@ class Bench:
         return [Row("the same of all that a run of 2 steps writes, one process", len(seen), outcome)]
 
     def damaged(self) -> list[Row]:
-        """Random damage."""
+        """Damage checkpoints at random places."""
         folder = self._new()
         for name in ("step-000020", "step-000024", "step-000028"):
             shutil.copytree(self.whole / "checkpoints" / name, folder / "three" / name)
@@ -201,7 +201,7 @@ class Bench:
         return [Row(f"random damage of one or two of three checkpoints: {kinds}", len(seen), outcome)]
 
     def refused(self) -> list[Row]:
-        """A full disk and a read-only one, under two ranks."""
+        """Run two ranks on a full disk and on a read-only disk."""
         rows = []
         for name, step, log_every in (
             ("disk full at a line of metrics.jsonl", 9, 1),
@@ -244,7 +244,7 @@ class Bench:
         return Row(name, 1, outcome)
 
     def not_a_number(self) -> list[Row]:
-        """NaN on one rank only."""
+        """Let the loss of one rank become NaN."""
         stopped = same = 0
         places = ((3, 0), (12, 1), (17, 0), (28, 1))
         for step, rank in places:
@@ -263,7 +263,7 @@ class Bench:
         return [Row("NaN in the loss of one rank", len(places), outcome)]
 
     def memory(self) -> list[Row]:
-        """Resident memory over many steps."""
+        """Measure resident memory over many steps."""
         folder, steps = self._new(), self.arguments.steps
         fault = ("memory", {"steps": [steps // 10, steps], "folder": str(folder)})
         overrides = {"train__steps": steps, "train__save_every": 20, "train__validate_every": 100}

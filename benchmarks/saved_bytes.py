@@ -1,4 +1,4 @@
-"""Bytes that autograd keeps for the backward pass, GPT-2 small shape, float32, batch 8 x 32, parameters excluded.
+"""Count the bytes that autograd saves for the backward pass: GPT-2 small, float32, batch 8 x 32, parameters excluded.
 
 python benchmarks/saved_bytes.py
 """
@@ -27,15 +27,15 @@ OUTPUT = Path(__file__).with_suffix(".md")
 
 
 class SavedBytes:
-    """Bytes that autograd keeps for the backward pass, each storage once, parameters excluded."""
+    """Counter of the bytes that autograd saves for the backward pass, each storage once, parameters excluded."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        self._kept: list[Tensor] = []  # a meta storage must stay alive for its address to stay its own
+        self._kept: list[Tensor] = []  # a meta storage must stay alive, or its address is used again
         self.total = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """The pack hook."""
+        """Count a tensor that is saved; the pack hook."""
         key = tensor.untyped_storage()._cdata
         if key not in self._known:
             self._known.add(key)
@@ -46,18 +46,18 @@ class SavedBytes:
 
 @contextmanager
 def count_saved(model: torch.nn.Module) -> Iterator[SavedBytes]:
-    """Count what is saved for backward inside the context."""
+    """Count the bytes that are saved for the backward pass inside."""
     counter = SavedBytes(model)
     with torch.autograd.graph.saved_tensors_hooks(counter, lambda tensor: tensor):
         yield counter
 
 
 def plain(layers: int, checkpointing: bool) -> int:
-    """The plain model, gradients with respect to activations only, logits at one position a row."""
+    """Count for the plain model: gradients of activations only, logits at one position per row."""
     model = GPT2LMHeadModel(GPT2Config(n_layer=layers)).requires_grad_(False)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train(checkpointing)  # transformers checkpoints in training mode only; dropout is off below
+    model.train(checkpointing)  # transformers uses activation checkpointing in training mode only; dropout is off below
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -68,14 +68,17 @@ def plain(layers: int, checkpointing: bool) -> int:
 
 
 def masked(layers: int, checkpointing: bool, members: int = 1) -> int:
-    """An update of this project, from the gates to the logits."""
+    """Count for an update of this project, from the gates to the logits."""
     frozen = find_sites(GPT2LMHeadModel(GPT2Config(n_layer=layers)).eval().requires_grad_(False))
     rng = random.Random(0)
 
     def prompt() -> tuple[int, ...]:
         return tuple(rng.randrange(50_000) for _ in range(TOKENS))
 
-    examples = [Example(index, prompt(), prompt(), ((5,),), ((6,),), "") for index in range(ROWS)]
+    examples = [
+        Example(id=index, clean=prompt(), corrupted=prompt(), answers=((5,),), wrong_answers=((6,),), source="")
+        for index in range(ROWS)
+    ]
     population = Population.new(config_members(load(None)) * members, frozen.shapes)
     with Streams(frozen, INTERCHANGE, checkpointing) as streams, count_saved(frozen.model) as saved:
         streams.masked(collate(examples, full=False), population.draw(range(ROWS)), members)

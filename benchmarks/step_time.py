@@ -1,6 +1,6 @@
-"""Time of one update against the floor, on a Llama of about 50M parameters with random weights.
+"""Measure the time of an update against the floor, on a Llama of about 50M parameters with random weights.
 
-The floor is what the plain Hugging Face model needs for the same batch: one forward pass without a graph, and one forward and
+The floor is the time of the plain Hugging Face model for the same batch: one forward pass without a graph, and one forward and
 backward pass with respect to activations only. Floor and updates alternate in one process; ratios are medians of pairs.
 
     python benchmarks/step_time.py [--rounds 15] [--members 1 2 4 8]
@@ -25,8 +25,8 @@ from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
-from bigcircuit.model.granularity import node_counts
 from bigcircuit.gates.population import Population
+from bigcircuit.model.granularity import node_counts
 from bigcircuit.model.sites import FrozenModel, find_sites
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import update
@@ -36,7 +36,7 @@ OUTPUT = Path(__file__).with_suffix(".md")
 
 
 def make_model() -> FrozenModel:
-    """12 layers, width 512, 8 query and 4 key/value heads, MLP width 1536, vocabulary 16,384."""
+    """Build a Llama: 12 layers, width 512, 8 query and 4 key/value heads, MLP width 1536, vocabulary 16,384."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=16_384,
@@ -51,18 +51,27 @@ def make_model() -> FrozenModel:
 
 
 def make_examples(seed: int = 0) -> list[Example]:
-    """A batch of random prompts of equal length that differ from their corrupted ones in four tokens."""
+    """Draw random pairs of equal length whose clean and corrupted prompts differ in four tokens."""
     rng = random.Random(seed)
     examples = []
     for index in range(BATCH):
         clean = [rng.randrange(16_384) for _ in range(TOKENS)]
         corrupted = [*clean[:10], *(rng.randrange(16_384) for _ in range(4)), *clean[14:]]
-        examples.append(Example(index, tuple(clean), tuple(corrupted), ((5,),), ((6,),), ""))
+        examples.append(
+            Example(
+                id=index,
+                clean=tuple(clean),
+                corrupted=tuple(corrupted),
+                answers=((5,),),
+                wrong_answers=((6,),),
+                source="",
+            )
+        )
     return examples
 
 
 def floor(frozen: FrozenModel, examples: list[Example]) -> Callable[[], None]:
-    """The plain model's passes over the same tokens, with logits at the last position only, as in an update."""
+    """Return a function that makes the plain model's passes over the same tokens, with logits at the last position only."""
     batch = collate(examples, full=False)
     model = frozen.model
 
@@ -77,7 +86,7 @@ def floor(frozen: FrozenModel, examples: list[Example]) -> Callable[[], None]:
 
 
 def step(streams: Streams, examples: list[Example], count: int) -> Callable[[], None]:
-    """One update of a population of `count` members."""
+    """Return a function that makes an update of a population of `count` members."""
     config = load(None, {"population.seeds": count, "train.steps": 100_000})
     shapes = streams.frozen.shapes
     state = TrainState.new(Population.new(members(config), shapes), node_counts(shapes, config.gates.granularities))
@@ -87,7 +96,7 @@ def step(streams: Streams, examples: list[Example], count: int) -> Callable[[], 
 
 
 def seconds(run: Callable[[], None]) -> float:
-    """Wall time of one call."""
+    """Measure the wall time of a call, s."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

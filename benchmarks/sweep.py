@@ -1,8 +1,8 @@
-"""Sixteen trials as one sweep, with 1, 4, 8 and 16 members on a copy of the model, against sixteen separate `prune` runs.
+"""Time sixteen trials as one sweep, with 1, 4, 8 and 16 slots on a copy of the model, against sixteen separate `prune` runs.
 
-Everything is a process of its own, timed from its start to its end. Of the separate runs a few are made, between the sweeps and
-with all cores to themselves, and their mean is taken sixteen times.
-Where a run has two ranks they have a thread each: with two threads each on two cores they took 1.5 times as long.
+Every run is a process, timed from its start to its end. Only a few of the separate runs are made, between the sweeps and with all
+cores for each, and their mean counts sixteen times. The two ranks of a run under ZeRO-3 have one thread each: with two threads each
+on two cores they took 1.5 times as long.
 
     python -m benchmarks.sweep --models FOLDER --pairs FOLDER [--cases stories260k,50M,zero3] [--slots 8 1 4 16]
 """
@@ -28,7 +28,7 @@ from benchmarks.step_time import make_examples, make_model
 ROOT = Path(__file__).parents[1]
 OUTPUT = Path(__file__).with_suffix(".md")
 TRIALS, SHORT, LONG = 16, 5, 600
-"""Trials; updates of the short runs, and of the default preset."""
+"""Number of trials; updates of a short run and of a run with the default preset."""
 HEAD = """# A sweep of sixteen trials against sixteen separate runs
 
 Seconds are those of the whole commands, start-up included. Default settings: as many workers as trials need and cores allow.
@@ -37,32 +37,32 @@ The last column reckons with trials of the default length, from the start and th
 
 
 class Case(NamedTuple):
-    """A model, and how long its runs are."""
+    """A model with its settings, and how many runs of which length are made."""
 
     name: str
     settings: dict[str, Any]
     steps: int
     separate: int
-    """Of the sixteen separate runs, how many are made."""
+    """Number of separate runs made, of sixteen."""
     ranks: int = 1
 
     @property
     def threads(self) -> int | None:
-        """Of a rank of a separate run; with one rank as many as it likes."""
+        """Threads of a rank of a separate run; None: torch's default."""
         return None if self.ranks == 1 else 1
 
 
 class Timed(NamedTuple):
-    """Seconds of all sixteen trials."""
+    """Measured seconds of all sixteen trials, one way to run them."""
 
     name: str
     whole: float
     short: float | None
-    """With SHORT updates a trial."""
+    """Seconds with SHORT updates a trial; None where not measured."""
 
 
 def cases(arguments: argparse.Namespace, folder: Path) -> list[Case]:
-    """Those asked for; the model of 50M parameters is made in the folder."""
+    """Return the cases of `--cases`; the model of 50M parameters is write_config to the folder."""
     pairs = {"name": "pairs", "path": str(arguments.pairs / "stories260k/pronoun_noun_name.jsonl")}
     stories = {"model": {"path": str(arguments.models / "stories260k")}, "task": pairs}
     zero3 = stories | {"deepspeed": str(ROOT / "configs/deepspeed/zero3.json")}
@@ -73,12 +73,12 @@ def cases(arguments: argparse.Namespace, folder: Path) -> list[Case]:
         elif name == "zero3":
             found.append(Case("stories260k under ZeRO-3 on 2 ranks", zero3, 150, 2, 2))
         else:
-            found.append(large(folder))
+            found.append(large_case(folder))
     return found
 
 
-def large(folder: Path) -> Case:
-    """A model with random weights and random prompts of 64 tokens."""
+def large_case(folder: Path) -> Case:
+    """Return the case of a model with random weights and random prompts of 64 tokens."""
     frozen = make_model()
     frozen.model.save_pretrained(folder / "model")
     lines = []
@@ -96,8 +96,8 @@ def large(folder: Path) -> Case:
     )
 
 
-def written(folder: Path, case: Case, steps: int, slots: int | None, total: int = 0) -> Path:
-    """The config of the sweep with so many slots; without slots that of a separate run for a size."""
+def write_config(folder: Path, case: Case, steps: int, slots: int | None, total: int = 0) -> Path:
+    """Write the config of a sweep with `slots` slots, or, for None, of a separate run with `total` neurons."""
     path = folder / f"{slots}-{steps}-{total}.yaml"
     train = {**case.settings.get("train", {}), "steps": steps}
     raw = {"extends": str(ROOT / "configs/presets/default.yaml"), **case.settings, "train": train}
@@ -111,12 +111,12 @@ def written(folder: Path, case: Case, steps: int, slots: int | None, total: int 
 
 
 def sizes() -> range:
-    """What the trials ask for, in neurons."""
+    """Return the target sizes of the trials, in neurons."""
     return range(60, 60 + 50 * TRIALS, 50)
 
 
-def seconds(words: Sequence[str], threads: int | None = None) -> float:
-    """Wall time of a command, with as many threads as it likes if none are said."""
+def seconds_of(words: Sequence[str], threads: int | None = None) -> float:
+    """Run a command and return its wall time; threads: None for torch's default. Raises RuntimeError if it fails."""
     with started(words, threads) as process:
         start = time.monotonic()
         said, _ = process.communicate()
@@ -126,22 +126,22 @@ def seconds(words: Sequence[str], threads: int | None = None) -> float:
 
 
 def started(words: Sequence[str], threads: int | None) -> "subprocess.Popen[str]":
-    """The command, running."""
+    """Start a command with a number of threads."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def a_sweep(folder: Path, case: Case, slots: int, steps: int) -> float:
-    """Seconds of a sweep of all trials."""
-    config = written(folder, case, steps, slots)
+def sweep_seconds(folder: Path, case: Case, slots: int, steps: int) -> float:
+    """Run a sweep of all trials and return its seconds."""
+    config = write_config(folder, case, steps, slots)
     words = [sys.executable, str(ROOT / "launchers/sweep.py"), "--config", str(config)]
-    return seconds([*words, "--output", str(folder / f"sweep-{slots}-{steps}")])
+    return seconds_of([*words, "--output", str(folder / f"sweep-{slots}-{steps}")])
 
 
-def a_prune(folder: Path, case: Case, number: int, steps: int) -> list[str]:
-    """The command of a separate run."""
-    config = written(folder, case, steps, None, sizes()[number])
+def prune_command(folder: Path, case: Case, number: int, steps: int) -> list[str]:
+    """Write the config of a separate run and return its command."""
+    config = write_config(folder, case, steps, None, sizes()[number])
     prune = [
         str(ROOT / "launchers/prune.py"),
         "--config",
@@ -154,9 +154,9 @@ def a_prune(folder: Path, case: Case, number: int, steps: int) -> list[str]:
     return [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(case.ranks), *prune]
 
 
-def two_at_a_time(folder: Path, case: Case) -> float:
-    """Seconds of a separate run while another one goes on beside it, for each of the two; half of that is a trial's."""
-    commands = [a_prune(folder, case, number, case.steps) for number in (TRIALS - 1, TRIALS - 2)]
+def pair_seconds(folder: Path, case: Case) -> float:
+    """Run two separate runs side by side and return the seconds per trial: half of those of the pair."""
+    commands = [prune_command(folder, case, number, case.steps) for number in (TRIALS - 1, TRIALS - 2)]
     start = time.monotonic()
     both = [started(words, 1) for words in commands]
     for process in both:
@@ -167,24 +167,24 @@ def two_at_a_time(folder: Path, case: Case) -> float:
 
 
 def measure(case: Case, slots: Sequence[int], folder: Path) -> Iterator[list[Timed]]:
-    """All that is known so far, after every sweep. Separate runs are made between the sweeps; the first is that of all."""
-    short = TRIALS * seconds(a_prune(folder, case, 0, SHORT), case.threads)
+    """Yield all measurements so far, after every sweep or separate run; the first entry is the separate runs."""
+    short = TRIALS * seconds_of(prune_command(folder, case, 0, SHORT), case.threads)
     alone, sweeps = list[float](), list[Timed]()
     for number in range(max(case.separate, len(slots))):
         if number < case.separate:
-            alone.append(seconds(a_prune(folder, case, number, case.steps), case.threads))
+            alone.append(seconds_of(prune_command(folder, case, number, case.steps), case.threads))
         if number < len(slots):
             count = slots[number]
-            whole = a_sweep(folder, case, count, case.steps)
-            sweeps.append(Timed(f"sweep, P = {count}", whole, a_sweep(folder, case, count, SHORT)))
+            whole = sweep_seconds(folder, case, count, case.steps)
+            sweeps.append(Timed(f"sweep, P = {count}", whole, sweep_seconds(folder, case, count, SHORT)))
         yield [Timed("separate runs", TRIALS * mean(alone), short), *sweeps]
     if case.ranks == 1:
-        both = Timed("separate runs, two at a time", TRIALS * two_at_a_time(folder, case), None)
+        both = Timed("separate runs, two at a time", TRIALS * pair_seconds(folder, case), None)
         yield [Timed("separate runs", TRIALS * mean(alone), short), both, *sweeps]
 
 
 def page(case: Case, measured: Sequence[Timed]) -> list[str]:
-    """The section of a case."""
+    """Return the lines of a case's section."""
     separate, *_ = measured
     lines = [
         f"## {case.name}",
@@ -204,13 +204,13 @@ def page(case: Case, measured: Sequence[Timed]) -> list[str]:
 
 
 def long(timed: Timed, case: Case) -> float:
-    """Seconds if every trial had LONG updates: the start as measured, every update as measured."""
+    """Extrapolate to seconds with LONG updates a trial: start and seconds per update as measured."""
     assert timed.short is not None
     return timed.whole + (timed.whole - timed.short) / (case.steps - SHORT) * (LONG - case.steps)
 
 
 def main() -> None:
-    """Measure and write the tables; those of cases that are not measured again stay."""
+    """Measure and write the tables; tables of other cases are kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--pairs", type=Path, required=True)
@@ -222,12 +222,12 @@ def main() -> None:
             folder = Path(scratch) / case.name.replace(" ", "-")
             folder.mkdir()
             for measured in measure(case, arguments.slots, folder):
-                keep(case.name, page(case, measured))
+                write_section(case.name, page(case, measured))
                 print(*page(case, measured), sep="\n", flush=True)  # noqa: T201
 
 
-def keep(name: str, lines: Sequence[str]) -> None:
-    """Put the section in place of the one of the same name."""
+def write_section(name: str, lines: Sequence[str]) -> None:
+    """Replace the section of the same name in the output."""
     before = OUTPUT.read_text().split("\n## ")[1:] if OUTPUT.is_file() else []
     others = [part for part in before if not part.startswith(name + "\n")]
     sections = [*("## " + part.strip() + "\n" for part in others), "\n".join(lines)]

@@ -1,4 +1,4 @@
-"""Sweeps of eight trials, interrupted and robbed of workers and nodes at random moments, as often as it takes to trust the figure.
+"""Disturbed sweeps: sweeps of eight trials are interrupted, or lose a worker or a node, at random times; what each fault costs.
 
 Each row of the table is written when it has been measured.
 
@@ -21,15 +21,16 @@ import psutil
 
 from bigcircuit.results.trial_record import read_trial_records
 from tests.helpers.sweep_processes import (
-    named,
-    ranks_of,
-    safely_read,
-    start,
-    table,
-    to_the_end,
-    until,
-    what_was_found,
-    written,
+    RANK,
+    command_line,
+    rank_processes,
+    records_so_far,
+    run_sweep_command,
+    start_sweep,
+    statuses_and_circuits,
+    trials_csv,
+    wait_until,
+    write_sweep_config,
 )
 
 OUTPUT = Path(__file__).with_suffix(".md")
@@ -46,54 +47,55 @@ the second start included; the cluster that loses a node was there before."""
 
 
 class Ended(NamedTuple):
-    """What came of a disturbed sweep."""
+    """Result of a disturbed sweep, against the undisturbed one."""
 
     equal: bool
-    """Whether circuits and table are those of the undisturbed one, to the byte."""
+    """Whether circuits and table are equal to the byte."""
     updates: float
-    """Against the undisturbed one."""
+    """Ratio of the updates, those included that were computed twice."""
     seconds: float
+    """Ratio of the wall time."""
 
 
 class Bench:
-    """The undisturbed sweep, and what is done to others like it."""
+    """The undisturbed sweep, and the faults that disturb sweeps of the same config."""
 
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
         self.folder, self.rng = folder, random.Random(arguments.seed)
         steps = arguments.steps
         base = {"train.steps": steps, "train.validate_every": 20, "train.save_every": 20}
-        self.config = written(folder, base, space=SPACE, slots=4, workers=2)
+        self.config = write_sweep_config(folder, base, space=SPACE, slots=4, workers=2)
         began = time.monotonic()
-        to_the_end(self.config, folder / "undisturbed")
+        run_sweep_command(self.config, folder / "undisturbed")
         self.seconds = time.monotonic() - began
         self.updates = updates(folder / "undisturbed")
         self.work = 8 * steps
 
     def interrupted(self, number: int) -> Ended:
-        """The sweep gets a signal at a random moment after its first update, and is started again."""
+        """Send the sweep a signal at a random time after its first update, and resume it. number: of the signal."""
         output = self.folder / f"signal-{self.rng.random()}"
         began = time.monotonic()
-        process = start(self.config, output)
+        process = start_sweep(self.config, output)
         self.wait(output, process)
         assert process.poll() is None, "the signal came too late"
         process.send_signal(number)
         process.communicate()
         spent = time.monotonic() - began
         began = time.monotonic()
-        to_the_end(self.config, output)
+        run_sweep_command(self.config, output)
         return self.ended(output, spent + time.monotonic() - began)
 
-    def robbed(self) -> Ended:
-        """One of its two workers is killed at a random moment."""
+    def without_a_worker(self) -> Ended:
+        """Kill one of its two workers at a random time."""
         output = self.folder / f"worker-{self.rng.random()}"
         began = time.monotonic()
-        process = start(self.config, output)
+        process = start_sweep(self.config, output)
         self.wait(output, process)
-        self.rng.choice(ranks_of(process)).kill()
-        return self.ended(output, self.outlive(process, began))
+        self.rng.choice(rank_processes(process)).kill()
+        return self.ended(output, self.wait_for_success(process, began))
 
     def without_a_node(self) -> Ended:
-        """One of the two nodes of its cluster is lost at a random moment."""
+        """Remove one of the two nodes of its cluster at a random time."""
         from ray.cluster_utils import Cluster
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -102,45 +104,47 @@ class Bench:
             cluster.wait_for_nodes()
             output = self.folder / f"node-{self.rng.random()}"
             began = time.monotonic()
-            process = start(self.config, output, "--address", cluster.address)
+            process = start_sweep(self.config, output, "--address", cluster.address)
             self.wait(output, process)
             raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
-            assert any(named(child).startswith("ray::Rank") for child in raylet.children(recursive=True))
+            assert any(command_line(child).startswith(RANK) for child in raylet.children(recursive=True))
             cluster.remove_node(second, allow_graceful=False)
-            return self.ended(output, self.outlive(process, began))
+            return self.ended(output, self.wait_for_success(process, began))
         finally:
             cluster.shutdown()
 
     def wait(self, output: Path, process: "subprocess.Popen[str]") -> None:
-        """Until a random share of all updates has been made."""
+        """Wait until a random share of all updates has been made. Fails if the process ends before."""
         share = self.rng.uniform(0.05, 0.8)
-        until(lambda: sum(record.step for record in safely_read(output)) > share * self.work, process)
+        wait_until(lambda: sum(record.step for record in records_so_far(output)) > share * self.work, process)
         time.sleep(self.rng.uniform(0, 0.5))
 
-    def outlive(self, process: "subprocess.Popen[str]", began: float) -> float:
-        """Seconds until it ended well."""
+    def wait_for_success(self, process: "subprocess.Popen[str]", began: float) -> float:
+        """Wait until the sweep succeeds. Returns the seconds since `began`."""
         said, _ = process.communicate()
         assert process.returncode == 0, said
         return time.monotonic() - began
 
     def ended(self, output: Path, seconds: float) -> Ended:
-        """Compare with the undisturbed sweep."""
+        """Compare a sweep's folder and wall time with the undisturbed sweep."""
         whole = self.folder / "undisturbed"
-        equal = what_was_found(output) == what_was_found(whole) and table(output) == table(whole)
+        equal = statuses_and_circuits(output) == statuses_and_circuits(whole) and trials_csv(output) == trials_csv(
+            whole
+        )
         return Ended(equal, updates(output) / self.updates, seconds / self.seconds)
 
 
 def updates(output: Path) -> int:
-    """Made for all trials, those included that had to be made again."""
+    """Sum the updates of all trials, those included that were computed twice."""
     return sum(record.updates for record in read_trial_records(output))
 
 
 def rows(bench: Bench, arguments: argparse.Namespace) -> Iterator[str]:
-    """The rows of the table."""
+    """Measure the faults and yield the rows of the table."""
     faults: dict[str, Callable[[], Ended]] = {
         "SIGTERM, then the same command": lambda: bench.interrupted(signal.SIGTERM),
         "kill -9, then the same command": lambda: bench.interrupted(signal.SIGKILL),
-        "one of two workers killed": bench.robbed,
+        "one of two workers killed": bench.without_a_worker,
         "one of two nodes lost": bench.without_a_node,
     }
     for name, fault in faults.items():

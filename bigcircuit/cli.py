@@ -229,7 +229,7 @@ def _unknown(verb: str) -> Callable[[Sequence[str]], None]:
     def refuse(_: Sequence[str]) -> None:
         near = get_close_matches(verb, RUNS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(RUNS)}"
-        raise UserError(f"{verb} is not a verb; {hint}")
+        raise UserError(f"{verb} is not a verb{', which comes first' if verb.startswith('-') else ''}; {hint}")
 
     return refuse
 

@@ -73,7 +73,8 @@ def introduce(context: RunContext, progress: ProgressDisplay) -> None:
             f"task.bad_pairs drop: {len(data.bad)} of {len(data.pairs)} pairs left out; the first: {data.bad[0]}"
         )
     progress.print_line(
-        f"{config.task.path or config.task.name}: {sizes} pairs; {len(context.run.members)} member(s), {config.ablation.name} ablation"
+        f"{config.task.path or config.task.name}: {sizes} pairs; {len(context.run.members)} member(s), "
+        f"{config.ablation.name} ablation"
     )
 
 
@@ -185,7 +186,7 @@ def finish(
 
     render_run(folder.path, summary)
     write_json(folder.summary, summary)
-    progress.print_table(summary_table(summary, wide=progress.console.width >= 130))
+    progress.print_table(summary_table(summary, progress.console.width))
     progress.print_line(summary_sentence(summary))
     progress.print_line(
         f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; see {folder.report}"

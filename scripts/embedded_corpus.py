@@ -1,7 +1,7 @@
-"""The small synthetic English that the embedded model is trained on.
+"""Corpus of the embedded model: a small synthetic English.
 
-It holds the prompts of four tasks with right answers, drawn by the tasks' own code, and filler sentences over the same
-words. Prompts whose hash says so are held out: the model never sees them.
+The corpus has prompts of four tasks with right answers, drawn by the tasks' own builders, and filler sentences over the same words.
+Prompts are held out by their hash: the model is never trained on them.
 """
 
 import hashlib
@@ -16,19 +16,20 @@ BEHAVIOURS = ("ioi", "greater_than", "gendered_pronoun", "induction")
 
 
 class Document(NamedTuple):
-    """A text and the number of characters at its end that answer a prompt (0 for filler)."""
+    """Text of the corpus."""
 
     text: str
     answer: int
+    """Number of characters at the end that answer a prompt; 0 for filler."""
 
 
 def held_out(prompt: str) -> bool:
-    """Whether a prompt belongs to the tenth that is never trained on."""
+    """Return whether a prompt is among the tenth of all prompts that is never trained on."""
     return hashlib.sha256(prompt.encode()).digest()[0] % 10 == 0
 
 
 def documents(rng: random.Random) -> Iterator[Document]:
-    """An endless stream."""
+    """Yield documents without end."""
     draws = {
         "ioi": lambda: ioi.draw_pair(rng, WOMEN + MEN, PLACES, OBJECTS),
         "greater_than": lambda: greater_than.draw_pair(rng, EVENTS, list(greater_than.CENTURIES), greater_than.YEARS),
@@ -48,7 +49,7 @@ def documents(rng: random.Random) -> Iterator[Document]:
 
 
 def filler(rng: random.Random) -> str:
-    """A sentence that belongs to no task."""
+    """Draw a sentence that is no task's prompt."""
     woman, man = rng.choice(WOMEN), rng.choice(MEN)
     name, pronoun = rng.choice([(woman, "she"), (man, "he")])
     frames = (

@@ -31,11 +31,14 @@ log = logging.getLogger(__name__)
 
 BOS = "<s>"
 ANSWER_WEIGHT = 4.0
-"""Weight of an answer's tokens in the loss; the words of a random sentence cannot be predicted and weigh 1."""
+"""Weight of an answer's tokens in the loss. Other tokens, which cannot be predicted in random sentences, have weight 1."""
 
 
 def train_tokenizer(seed: int, texts: int = 20_000) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which digits come in pairs and every word of the corpus is one token."""
+    """Train a byte-level BPE tokenizer in which digits come in pairs and every word of the corpus is one token.
+
+    texts: number of documents to train on.
+    """
     tokenizer = Tokenizer(models.BPE())
     digits = pre_tokenizers.Split(Regex(r" ?\d{1,2}"), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -55,7 +58,7 @@ def train_tokenizer(seed: int, texts: int = 20_000) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A Llama with grouped-query attention, about 0.9M parameters."""
+    """Build a Llama with grouped-query attention and random weights, about 0.9M parameters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -76,7 +79,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
 
 
 def make_batch(tokenizer: Any, chosen: list[Document]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [B, T], padded on the right with BOS, and the weight of predicting each of them, [B, T]."""
+    """Tokenise documents. Returns token ids [B, T], padded on the right with BOS, and each token's weight in the loss, [B, T]."""
     encoded = tokenizer([d.text for d in chosen], return_offsets_mapping=True)
     width = max(map(len, encoded["input_ids"]))
     ids = torch.full((len(chosen), width), tokenizer.bos_token_id)
@@ -92,14 +95,14 @@ def make_batch(tokenizer: Any, chosen: list[Document]) -> tuple[torch.Tensor, to
 
 
 def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean cross-entropy of the next token, in nats."""
+    """Compute the weighted mean cross-entropy of the next token, in nats. ids, weights: [B, T]."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
 
 
 def held_out_examples(tokenizer: Any, size: int, seed: int = 1) -> dict[str, list[Example]]:
-    """For each behaviour the prompts that training excludes, about a tenth of the `size` that its builder is asked for."""
+    """Return for each behaviour the examples that training excludes: about a tenth of the `size` pairs from its builder."""
     examples = {}
     for name in BEHAVIOURS:
         pairs = BUILDERS[name](tokenizer, size, random.Random(seed))
@@ -111,21 +114,23 @@ def held_out_examples(tokenizer: Any, size: int, seed: int = 1) -> dict[str, lis
 
 @torch.no_grad()
 def accuracy(model: LlamaForCausalLM, examples: Sequence[Example], corrupted: bool = False) -> float:
-    """Share of prompts on which the right answers are more probable than the wrong ones.
+    """Compute the share of clean prompts on which the right answers are more probable than the wrong answers.
 
-    corrupted: the share of corrupted prompts on which it is the other way round, as it should be where they swap the answer.
+    corrupted: compute the share of corrupted prompts on which the wrong answers are more probable, which is expected where the
+    corrupted prompt swaps the answers.
     """
-    won = []
-    for _, batch, _ in MicroBatches(64).iterate(examples, full=True):
+    solved = []
+    for micro_batch in MicroBatches(64).iterate(examples, full=True):
+        batch = micro_batch.batch
         ids = batch.corrupted if corrupted else batch.clean
         logits = model(input_ids=ids, attention_mask=batch.attention_mask, use_cache=False).logits
         difference = contrast(logits[None, batch.score_row, batch.score_position], batch).logit_difference[0]
-        won.append(difference < 0 if corrupted else difference > 0)
-    return torch.cat(won).float().mean().item()
+        solved.append(difference < 0 if corrupted else difference > 0)
+    return torch.cat(solved).float().mean().item()
 
 
 def train(output: Path, steps: int, batch_size: int, seed: int, evaluate_every: int, prompts: int) -> dict[str, float]:
-    """Train, write the folder, and return the held-out accuracies."""
+    """Train the tokenizer and the model and write the folder. Returns the held-out accuracy of each behaviour."""
     tokenizer = train_tokenizer(seed)
     model = new_model(tokenizer, seed)
     examples = held_out_examples(tokenizer, prompts)
@@ -153,12 +158,12 @@ def train(output: Path, steps: int, batch_size: int, seed: int, evaluate_every: 
 
 
 def write(output: Path, model: LlamaForCausalLM, tokenizer: Any, rows: list[dict], text: str) -> None:
-    """Save model, tokenizer, training log and card; a folder that was there before stays whole until all is ready."""
+    """Save model, tokenizer, training log and card; an older folder is changed only once all files are ready."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         described = Path(folder) / "tokenizer_config.json"
-        # The class name that every version of transformers knows; version 5 writes one of its own.
+        # The class name that every version of transformers has; version 5 writes a new name.
         write_json(described, {**json.loads(described.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"})
         (Path(folder) / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (Path(folder) / "README.md").write_text(text)
@@ -169,10 +174,10 @@ def write(output: Path, model: LlamaForCausalLM, tokenizer: Any, rows: list[dict
 def card(
     model: LlamaForCausalLM, tokenizer: Any, examples: Mapping[str, Sequence[Example]], settings: Mapping[str, float]
 ) -> str:
-    """The model card, with accuracies measured now."""
+    """Write the model card, with the accuracies of this model."""
     lines = []
     for name, chosen in examples.items():
-        # Begun in year 01 the corrupted period may end in any year, so its answer is not swapped.
+        # The corrupted period begins in year 01 and may end in any year, so the corrupted prompt does not swap the answers.
         swapped = "-" if name == "greater_than" else f"{accuracy(model, chosen, corrupted=True):.4f}"
         lines.append(f"| {name} | {len(chosen)} | {accuracy(model, chosen):.4f} | {swapped} |")
     size = {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}
@@ -206,7 +211,7 @@ Licence: that of this project.
 
 
 def main() -> None:
-    """Command line."""
+    """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--steps", type=int, default=4000, help="updates")

@@ -16,6 +16,11 @@ ORDER = (
 TABLES = ("model.granularity", "ablation.kinds", "gates.parametrisation", "metrics.registry")
 """Plain data that any file may import, because they import none of ours but each other and `errors`, and no torch."""
 LARGEST_FILE, IN_ROOT = 400, 6
+TESTS = Path(__file__).parent
+BESIDE_PACKAGES = ("helpers", "benchmarks", "configs", "docker", "docs", "scripts")
+"""Folders of tests of other folders of the repository, and what several test files share."""
+TOPICS = ("ablation/test_runs.py", "distributed/test_hosts.py")
+"""Test files of more than one module. Those of `prune`, `check` and `cli`, which are no packages, are named by topic too."""
 
 
 def modules() -> dict[str, Path]:
@@ -81,3 +86,36 @@ def test_no_file_is_too_long_and_the_root_is_small():
     assert not long
     beside = [path.stem for path in ROOT.glob("*.py") if path.stem != "__init__"]
     assert len(beside) <= IN_ROOT, beside
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names that a file imports, wherever in it; of `from a import b` both `a` and `a.b`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_no_test_module_imports_another_and_helpers_import_helpers_only():
+    wrong = [
+        f"{path.relative_to(TESTS)} imports {name}"
+        for path in sorted(TESTS.rglob("*.py"))
+        for name in sorted(imported_modules(path))
+        if name.startswith("tests.") and name.split(".")[1] != "helpers"
+    ]
+    assert not wrong, wrong
+
+
+def test_folders_and_files_of_tests_mirror_the_package():
+    files = [path.relative_to(TESTS) for path in sorted(TESTS.rglob("test_*.py"))]
+    folders = {path.parts[0] for path in files if len(path.parts) > 1} - set(BESIDE_PACKAGES)
+    assert all((ROOT / name).is_dir() or (ROOT / f"{name}.py").exists() for name in folders), folders
+    known, strangers = modules(), []
+    for path in files:
+        mirrored = ".".join(path.with_name(path.name.removeprefix("test_")).with_suffix("").parts)
+        if (ROOT / path.parts[0]).is_dir() and str(path) not in TOPICS and mirrored not in known:
+            strangers.append(str(path))
+    assert not strangers, strangers

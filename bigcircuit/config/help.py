@@ -11,14 +11,15 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.text import Text
 
-from bigcircuit.config.load import setting_fields
-from bigcircuit.config.schema import Config, Section
+from bigcircuit.config.schema import Config
 from bigcircuit.config.values import alternatives
 from bigcircuit.config.verbs import Settings, Verb
 from bigcircuit.errors import UserError
 
 _WIDEST = 100
 """Columns, beyond which lines are hard to read."""
+
+_VALUES = "Text is taken as it is typed; numbers, true, [a, b] and {a: b} are YAML; null is none."
 
 
 class HelpSection(NamedTuple):
@@ -37,33 +38,33 @@ def show_verbs(console: Console, verbs: Mapping[str, Verb]) -> None:
     _show(console, "Find circuits in large language models by training masks over frozen weights.\n")
     for verb in verbs.values():
         _show(console, verb.name.ljust(column - 2) + verb.summary, 2, column, head=verb.name)
-    _show(console, "\n`bigcircuit VERB --help` has examples and options, `bigcircuit --version` all versions.")
+    _show(console, "\nExamples and options of a verb: bigcircuit VERB --help\nVersions: bigcircuit --version")
 
 
 def show_help(console: Console, verb: Verb, settings: Settings, topic: str, notes: Sequence[str] = ()) -> None:
     """Print what a verb does, examples, and what can be set.
 
-    topic: a section of its settings for all of that section, `all` for all sections, or empty for the settings that matter most.
+    topic: a section of its settings, or a single setting, `all` for all sections, or empty for the settings that matter most.
     notes: paragraphs about the verb. Raises UserError for another topic.
     """
     sections = list(help_sections(verb, settings))
     if topic:
-        for section in _chosen(sections, topic, verb):
-            _show_title(console, f"{section.name}: {section.meaning}")
+        for number, section in enumerate(_chosen(sections, topic, verb)):
+            _show_title(console, f"{section.name}: {section.meaning}", first=number == 0)
             for key, field in section.fields.items():
                 _show_setting(console, key, field, _one_line(field.description))
         return
     _show(console, f"usage: bigcircuit {verb.name} {verb.usage}".rstrip(), 0, 11)
     _show(console, f"\n{verb.about}")
     _show_title(console, "Examples")
-    for command, meaning in verb.examples:
+    for words, meaning in verb.examples.items():
         _show(console, f"# {meaning}", 2, 4, style="dim")
-        console.print(f"  {command}", markup=False, soft_wrap=True)
+        console.print(f"  bigcircuit {verb.name} {words}".rstrip(), markup=False, soft_wrap=True)
     fields = {key: field for section in sections for key, field in section.fields.items()}
     if verb.settings:
         _show_title(console, "Settings" if len(verb.settings) == len(fields) else "Settings that matter most")
         for key in verb.settings:
-            _show_setting(console, key, fields[key], _first_sentence(_one_line(fields[key].description)))
+            _show_setting(console, key, fields[key], _short(_one_line(fields[key].description)))
     if verb.options:
         _show_title(console, "Options")
         for option in verb.options:
@@ -72,7 +73,7 @@ def show_help(console: Console, verb: Verb, settings: Settings, topic: str, note
     for note in notes:
         _show(console, f"\n{note}")
     if len(verb.settings) < len(fields):
-        _show(console, f"\nAll settings: bigcircuit {verb.name} --help all")
+        _show(console, f"\n{_VALUES}\n\nAll settings: bigcircuit {verb.name} --help all")
         names = ", ".join(section.name for section in sections if "." not in section.name)
         _show(console, f"One section:  bigcircuit {verb.name} --help SECTION, of {names}", 0, 14)
 
@@ -102,6 +103,7 @@ def _walk(section: type[BaseModel], prefix: str, top: str) -> Iterator[HelpSecti
 
 def _chosen(sections: Sequence[HelpSection], topic: str, verb: Verb) -> list[HelpSection]:
     chosen = [one for one in sections if topic == "all" or f"{one.name}.".startswith(f"{topic}.")]
+    chosen += [one._replace(fields={topic: one.fields[topic]}) for one in sections if topic in one.fields]
     if not chosen:
         names = ", ".join(section.name for section in sections if "." not in section.name)
         there = f"its sections are {names}, and all" if names else "it has no settings"
@@ -109,8 +111,9 @@ def _chosen(sections: Sequence[HelpSection], topic: str, verb: Verb) -> list[Hel
     return chosen
 
 
-def _show_title(console: Console, text: str) -> None:
-    console.print()
+def _show_title(console: Console, text: str, first: bool = False) -> None:
+    if not first:
+        console.print()
     _show(console, text, style="bold")
 
 
@@ -120,7 +123,9 @@ def _show_setting(console: Console, key: str, field: FieldInfo, meaning: str) ->
     _show(console, meaning, 6)
 
 
-def _show(console: Console, text: str, indent: int = 0, hang: int | None = None, head: str = "", style: str = "") -> None:
+def _show(
+    console: Console, text: str, indent: int = 0, hang: int | None = None, head: str = "", style: str = ""
+) -> None:
     """Print text, wrapped at words. indent, hang: columns before the first line and the others; head: its start, in colour."""
     width = min(console.width, _WIDEST)
     further = " " * (indent if hang is None else hang)
@@ -138,8 +143,9 @@ def _one_line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=\.) (?=[A-Z`])", text, maxsplit=1)[0]
+def _short(text: str) -> str:
+    """Shorten a description to its first sentence, and that to about two lines."""
+    return textwrap.shorten(re.split(r"(?<=\.) (?=[A-Z`])", text, maxsplit=1)[0], 146, placeholder=" ...")
 
 
 def written(value: Any) -> str:
@@ -160,7 +166,7 @@ def kind_name(kind: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is Annotated:
         return kind_name(inner[0], inner[1:])
     if origin is Literal:
-        return f"one of {', '.join(inner)}"
+        return f"one of {', '.join(inner)}" if len(inner) > 1 else inner[0]
     if origin is tuple:
         return f"list of {kind_name(inner[0])}"
     if origin is dict:

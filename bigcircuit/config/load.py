@@ -159,4 +159,4 @@ def nearest(key: str, known: Sequence[str]) -> str:
     nearest = last.get(part) or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not nearest:
         nearest = [name for one in difflib.get_close_matches(part, last, n=1, cutoff=0.6) for name in last[one]]
-    return f"; did you mean {' or '.join(nearest)}?" if nearest else "; `--help` lists them all"
+    return f"; did you mean {' or '.join(nearest)}?" if nearest else "; `--help all` lists them"

@@ -130,18 +130,20 @@ def _read_option(option: Option, text: Any) -> Any:
 
 
 def _check_name(verb: Verb, word: str, known: Collection[str]) -> None:
-    """Raises UserError for a word that is no option of the verb, unless the verb takes names and this is one."""
+    """Raises UserError for a word that argparse did not know, unless the verb takes names and the word can be one."""
     option = word.partition("=")[0]
-    if not word.startswith("--"):
-        if verb.names and not word.startswith("-"):
-            return
-        if verb.names or verb.options:
-            raise UserError(f"{word!r} is not an option; options look like --train.steps 500")
-    own = [f"--{option.name} {option.value}".rstrip() for option in verb.options]
+    if verb.names and not word.startswith("-"):
+        return
+    if known and not word.startswith("--"):
+        like = "train.steps 500" if "train.steps" in known else f"{verb.settings[0]} VALUE"
+        raise UserError(f"{word!r} is not an option; options look like --{like}")
     if option[2:] not in known and option[2:] in dotted_keys():
         raise UserError(f"{verb.name} has no option {option}; that is a setting of `bigcircuit prune`")
     if known:
-        raise UserError(f"{option} is not a setting{nearest(option[2:], [*known, *(one.name for one in verb.options)])}")
-    if own:
-        raise UserError(f"{verb.name} has no option {option}; it has {' and '.join(own)}")
+        raise UserError(
+            f"{option} is not a setting{nearest(option[2:], [*known, *(one.name for one in verb.options)])}"
+        )
+    if verb.options:
+        own = " and ".join(f"--{one.name} {one.value}".rstrip() for one in verb.options)
+        raise UserError(f"{verb.name} has no option {option}; it has {own}")
     raise UserError(f"{verb.name} takes no options, not {word!r}")

@@ -11,11 +11,13 @@ from bigcircuit.errors import UserError
 
 
 class _NumberLoader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as in YAML 1.2; YAML 1.1 asks for `1.0e-3`."""
+    """YAML in which `1e-3` and `-.5` are numbers, as in YAML 1.2; YAML 1.1 asks for `1.0e-3` and `-0.5`."""
 
 
 _NumberLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$"),
+    list("-+.0123456789"),
 )
 
 

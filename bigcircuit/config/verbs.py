@@ -18,7 +18,7 @@ class Option(NamedTuple):
     """What to give, as usage lines have it; empty for a flag."""
     read: Callable[[str], Any] = str
     wanted: str = "number"
-    """What a value is to be that cannot be read."""
+    """What the message for a value that cannot be read asks for."""
 
     @property
     def key(self) -> str:
@@ -36,8 +36,8 @@ class Verb(NamedTuple):
     """What the verb does, for its own help."""
     usage: str
     """What comes after the name."""
-    examples: tuple[tuple[str, str], ...]
-    """Three commands, each with what it is for."""
+    examples: Mapping[str, str]
+    """What comes after the name in three commands -> what each is for."""
     settings: Sequence[str] = ()
     """The ten that matter most, or all where there are no more."""
     options: tuple[Option, ...] = ()
@@ -45,7 +45,7 @@ class Verb(NamedTuple):
     """Whether words beside the options are taken, as files and folders."""
 
 
-_CONFIG = Option("config", "Config file (YAML). Settings on the command line come before those of the file.", "FILE")
+_CONFIG = Option("config", "Config file (YAML); settings on the command line override it.", "FILE")
 _FRESH = Option("fresh", "Start over in a new folder beside the one that output names, instead of resuming.")
 _SETTINGS = "[--config FILE] [--SETTING VALUE ...]"
 
@@ -56,17 +56,11 @@ _TABLE = (
         about="Find circuits: train masks over the frozen model, and write circuits, held-out scores and a page into the run "
         "folder. The same command resumes a run that was stopped.",
         usage=f"{_SETTINGS} [--fresh]",
-        examples=(
-            ("bigcircuit prune --config configs/quickstart.yaml", "a first circuit, of the small model in the package"),
-            (
-                "bigcircuit prune --model.path ./my-llama --target.total 5000 --output runs/a",
-                "5000 neurons of a model of your own",
-            ),
-            (
-                "bigcircuit prune --config configs/quickstart.yaml --population.seeds 8",
-                "eight circuits that differ in their seed, in one pass over the model",
-            ),
-        ),
+        examples={
+            "--config configs/quickstart.yaml": "a first circuit, of the small model in the package",
+            "--model.path ./my-llama --target.total 5000 --output runs/a": "5000 neurons of a model of your own",
+            "--config configs/quickstart.yaml --population.seeds 8": "eight circuits of different seeds, in one pass over a model",
+        },
         settings=(
             "model.path task.name task.path ablation.kind gates.granularities target.total train.steps "
             "train.micro_batch_size population.seeds output"
@@ -75,21 +69,15 @@ _TABLE = (
     ),
     Verb(
         name="check",
-        summary="validate config and pairs, print gates and memory; loads no weights",
+        summary="validate config and pairs, print gates and memory needed",
         about="Validate config and pairs, and print sites, gates, the memory of a rank, and which settings would fit. Loads no "
         "weights.",
-        usage=f"{_SETTINGS} [--ranks N] [--memory GIB]",
-        examples=(
-            ("bigcircuit check --config configs/quickstart.yaml", "is this config right, and does it fit here?"),
-            (
-                "bigcircuit check --model.path ./my-llama --task.name pairs --task.path my.jsonl",
-                "are these pairs right for this model?",
-            ),
-            (
-                "bigcircuit check --config configs/quickstart.yaml --ranks 8 --memory 80",
-                "does it fit on eight GPUs of 80 GiB?",
-            ),
-        ),
+        usage=f"{_SETTINGS} [--ranks N]",
+        examples={
+            "--config configs/quickstart.yaml": "is this config right, and does it fit here?",
+            "--model.path gpt2 --task.name pairs --task.path my.jsonl": "are these pairs right for this model?",
+            "--config configs/quickstart.yaml --ranks 8 --memory 80": "does it fit on eight GPUs of 80 GiB?",
+        },
         settings=(
             "model.path model.dtype task.name task.path gates.granularities target.total train.micro_batch_size "
             "train.checkpointing population.seeds deepspeed"
@@ -97,8 +85,10 @@ _TABLE = (
         options=(
             _CONFIG,
             _FRESH._replace(meaning="Ignored, so that the words of a `prune` can be checked as they are."),
-            Option("ranks", "Processes that it is to run on; one by default.", "N", int),
-            Option("memory", "Free memory of each GPU that it is to run on; by default that of this machine.", "GIB", float),
+            Option("ranks", "Number of processes of the run; one by default.", "N", int),
+            Option(
+                "memory", "Free memory of each GPU of the run; by default what is free on this machine.", "GIB", float
+            ),
         ),
     ),
     Verb(
@@ -106,18 +96,12 @@ _TABLE = (
         summary="is it right? faithfulness, completeness, minimality, baselines",
         about="Is a circuit right? Measure faithfulness, completeness and minimality, beside random circuits and baselines, and "
         "write evaluation.json.",
-        usage=f"RUN_OR_CIRCUIT ... {_SETTINGS}",
-        examples=(
-            ("bigcircuit evaluate runs/quickstart --ablations all", "all circuits of a run, under every ablation"),
-            (
-                "bigcircuit evaluate found.safetensors --config configs/quickstart.yaml",
-                "a circuit file, with the config that names its model and task",
-            ),
-            (
-                "bigcircuit evaluate runs/a --tasks configs/gpt2_ioi.yaml --control runs/random",
-                "on another task as well, and beside a control",
-            ),
-        ),
+        usage="RUN_OR_CIRCUIT ... [--SETTING VALUE ...]",
+        examples={
+            "runs/quickstart --ablations all": "all circuits of a run, under every ablation",
+            "found.safetensors --config configs/quickstart.yaml": "a circuit file; the config names its model and task",
+            "runs/a --tasks configs/gpt2_ioi.yaml --control runs/random": "on another task as well, and beside a control",
+        },
         settings=(
             "ablations draws methods levels tasks control at_once output model.path train.micro_batch_size"
         ).split(),
@@ -126,15 +110,15 @@ _TABLE = (
     ),
     Verb(
         name="compare",
-        summary="what circuits share; union, intersection and difference as circuits",
+        summary="what circuits share; their union, intersection, difference",
         about="Show what circuits share, write comparison.json, and save their union, intersection or difference as new circuits. "
         "Loads no weights.",
         usage="RUN_OR_CIRCUIT ... [--save NAMES] [--output FOLDER]",
-        examples=(
-            ("bigcircuit compare runs/a runs/b", "what two runs agree on"),
-            ("bigcircuit compare runs/seeds --output runs/stability", "how stable a run's circuits are over its members"),
-            ("bigcircuit compare runs/a runs/b --save union,intersection --output runs/ab", "new circuits of both"),
-        ),
+        examples={
+            "runs/a runs/b": "what two runs agree on",
+            "runs/seeds --output runs/stability": "how stable a run's circuits are over its members",
+            "runs/a runs/b --save union,intersection --output runs/ab": "new circuits of both",
+        },
         settings="save output".split(),
         names=True,
     ),
@@ -142,18 +126,13 @@ _TABLE = (
         name="convert",
         summary="circuits of EAP-IG, MIB and Edge-Pruning as circuit files",
         about="Write a circuit that another tool has found as a circuit file, for evaluate, compare and report. Loads no weights.",
-        usage="FILE [--config FILE] [--SETTING VALUE ...]",
-        examples=(
-            ("bigcircuit convert edges.json --model.path ./my-llama", "edges.json becomes edges.safetensors"),
-            ("bigcircuit convert graph.json --config configs/gpt2_ioi.yaml", "the model is that of a config"),
-            (
-                "bigcircuit convert graph.json --model.path gpt2 --ablation mean --output ioi.safetensors",
-                "a circuit that was found under mean ablation",
-            ),
-        ),
-        settings=(
-            "output ablation config model.path model.revision model.dtype model.adapter model.attention"
-        ).split(),
+        usage="FILE [--SETTING VALUE ...]",
+        examples={
+            "edges.json --model.path ./my-llama": "edges.json becomes edges.safetensors",
+            "graph.json --config configs/gpt2_ioi.yaml": "the model is that of a config",
+            "graph.json --model.path gpt2 --ablation mean": "a circuit that was found under mean ablation",
+        },
+        settings="output ablation config model.path model.revision model.dtype model.adapter model.attention".split(),
         names=True,
     ),
     Verb(
@@ -161,11 +140,11 @@ _TABLE = (
         summary="the page of a run, a sweep or a circuit, or of several",
         about="Write the page of a run, a sweep or a circuit, or of several circuits beside each other. Loads no model.",
         usage="RUN_OR_CIRCUIT ... [--output FILE] [--figures FOLDER]",
-        examples=(
-            ("bigcircuit report runs/quickstart", "write runs/quickstart/report.html again"),
-            ("bigcircuit report runs/a runs/b --output ab.html", "two runs on one page"),
-            ("bigcircuit report runs/quickstart --figures figures", "every figure as a file, for a paper"),
-        ),
+        examples={
+            "runs/quickstart": "write runs/quickstart/report.html again",
+            "runs/a runs/b --output ab.html": "two runs on one page",
+            "runs/quickstart --figures figures": "every figure as a file, for a paper",
+        },
         options=(
             Option("output", "Page to write (HTML); by default report.html of the run, or comparison.html.", "FILE"),
             Option("figures", "Folder for every figure of the page as SVG, PNG and PDF.", "FOLDER"),
@@ -174,24 +153,23 @@ _TABLE = (
     ),
     Verb(
         name="sweep",
-        summary="search settings with Ray Tune, many circuits per copy of the model",
+        summary="search settings with Ray Tune, many circuits at a time",
         about="Search settings with Ray Tune: many circuits train at once on each copy of the model. The same command resumes a "
         "sweep that was stopped.",
-        usage=f"{_SETTINGS} [--dry-run] [--fresh]",
-        examples=(
-            ("bigcircuit sweep --config configs/sweeps/penalties.yaml --dry-run", "which trials, how long, how much memory?"),
-            ("bigcircuit sweep --config configs/sweeps/penalties.yaml --output runs/s", "run them here"),
-            (
-                "bigcircuit sweep --config configs/sweeps/penalties.yaml --sweep.trials 64 --address auto",
-                "more of them, on a Ray cluster",
-            ),
-        ),
+        usage=f"{_SETTINGS} [--dry-run]",
+        examples={
+            "--config configs/sweeps/penalties.yaml --dry-run": "which trials, how long, how much memory?",
+            "--config configs/sweeps/penalties.yaml --output runs/s": "run them here",
+            "--config configs/sweeps/penalties.yaml --address auto": "on a Ray cluster, from one of its machines",
+        },
         settings=(
             "sweep.space sweep.search sweep.trials sweep.scheduler sweep.metric sweep.slots sweep.workers sweep.ranks "
             "train.steps output"
         ).split(),
         options=(
-            _CONFIG._replace(meaning="Config file (YAML) with a section sweep. Settings on the command line come before its own."),
+            _CONFIG._replace(
+                meaning="Config file (YAML) with a section sweep; settings on the command line override it."
+            ),
             Option("dry-run", "Print trials, time and memory, and run none."),
             _FRESH,
             Option("address", "Address of a Ray cluster, or auto; without one, Ray starts on this machine.", "ADDRESS"),
@@ -202,11 +180,11 @@ _TABLE = (
         summary="the config of the best trial of a sweep",
         about="Print the config of the best trial within a bound, for `bigcircuit prune --config FILE`.",
         usage="FOLDER (--kl NATS | --neurons COUNT)",
-        examples=(
-            ("bigcircuit sweep best runs/s --kl 0.1", "the fewest neurons with a held-out KL of at most 0.1 nats"),
-            ("bigcircuit sweep best runs/s --neurons 200", "the lowest held-out KL with at most 200 neurons"),
-            ("bigcircuit sweep best runs/s --kl 0.1 > best.yaml", "as a file, to run it again"),
-        ),
+        examples={
+            "runs/s --kl 0.1": "the fewest neurons with a held-out KL of at most 0.1 nats",
+            "runs/s --neurons 200": "the lowest held-out KL with at most 200 neurons",
+            "runs/s --kl 0.1 > best.yaml": "as a file, to run it again",
+        },
         options=(
             Option("kl", "The fewest neurons with a held-out KL of at most this.", "NATS", float, "number of nats"),
             Option("neurons", "The lowest held-out KL with at most so many neurons.", "COUNT", int, "count"),
@@ -218,11 +196,11 @@ _TABLE = (
         summary="list the task builders, or print pairs of one",
         about="List the task builders; with any setting, print the first pairs of the task that it describes.",
         usage=_SETTINGS,
-        examples=(
-            ("bigcircuit tasks", "all task builders"),
-            ("bigcircuit tasks --task.name greater_than", "pairs of one, for the small model in the package"),
-            ("bigcircuit tasks --task.name pairs --task.path my.jsonl --model.path ./my-llama", "pairs of a file"),
-        ),
+        examples={
+            "": "all task builders",
+            "--task.name greater_than": "pairs of one, for the small model in the package",
+            "--task.name pairs --task.path my.jsonl --model.path gpt2": "pairs of a file",
+        },
         settings=(
             "task.name task.path task.format task.columns task.size task.seed task.special_tokens task.max_tokens "
             "task.bad_pairs model.path"
@@ -234,11 +212,11 @@ _TABLE = (
         summary="versions, devices and cores",
         about="Print versions of libraries, devices, cores and the variables that launchers set.",
         usage="",
-        examples=(
-            ("bigcircuit env", "of this machine"),
-            ("bigcircuit env > environment.txt", "as a file, for a bug report"),
-            ("bigcircuit env | grep accelerators", "which GPUs does torch see?"),
-        ),
+        examples={
+            "": "of this machine",
+            "> environment.txt": "as a file, for a bug report",
+            "| grep accelerators": "which GPUs does torch see?",
+        },
     ),
 )
 VERBS = {verb.name: verb for verb in _TABLE}

@@ -16,9 +16,10 @@ class ConversionSettings(Section):
     output: str | None = None
     """Circuit file to write; by default the name of the file that is read, with .safetensors."""
     ablation: AblationName = "interchange"
-    """What it was found under, which such files do not say. Edge-Pruning, and `patching` of EAP-IG, are `interchange`."""
+    """Ablation that the circuit was found under, which these files do not hold. Edge-Pruning, and `patching` of EAP-IG, are
+    `interchange`."""
     config: str | None = None
-    """Config file whose section `model` names the model; --model.* come before it."""
+    """Config file whose section `model` names the model; --model.* override it."""
     model: ModelConfig = ModelConfig()
 
 

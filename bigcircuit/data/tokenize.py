@@ -141,7 +141,14 @@ def _example(index: int, pair: Pair, tokens: _Tokens) -> Example:
             f"{pair.source}: an answer is tokenised differently after clean and after corrupted; reword the end"
         )
     right = len(pair.answers)
-    return Example(index, clean, corrupted, after_clean[:right], after_clean[right:], pair.source)
+    return Example(
+        id=index,
+        clean=clean,
+        corrupted=corrupted,
+        answers=after_clean[:right],
+        wrong_answers=after_clean[right:],
+        source=pair.source,
+    )
 
 
 def _divide(pair: Pair, prompt: Text, tokens: _Tokens) -> tuple[TokenIds, tuple[TokenIds, ...]]:

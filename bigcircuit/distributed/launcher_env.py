@@ -1,4 +1,4 @@
-"""Read the environment variables of launchers, and set the one that launchers leave out."""
+"""Read the environment variables of launchers, and choose the network interface of gloo, which launchers do not."""
 
 import os
 import socket

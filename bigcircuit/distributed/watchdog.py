@@ -4,8 +4,8 @@ Every other rank has a connection to rank 0, on which both send a heartbeat twic
 breaks without a closing message, when it sends no heartbeat for TIMEOUT seconds, or when it neither computes nor reads nor
 reports progress nor waits for other ranks for that long. Slow work is not a hang: it uses processor time.
 
-torchrun's agent sees that a process has exited, but does not tell a hang from slow work, so a rank that hangs would leave
-the other ranks in a collective call until its timeout of ten minutes or more.
+torchrun's agent sees that a process has exited, but does not distinguish a hang from slow work: a rank that hangs would keep the
+other ranks in a collective call until the call's timeout of ten minutes or more.
 """
 
 import json

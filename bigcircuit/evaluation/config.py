@@ -24,8 +24,9 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 class EvaluationSettings(Section):
     """What is measured, and how closely."""
 
-    ablations: Names = ()
-    """Any of interchange, zero, mean, mean_per_position, optimal, or all; by default those the circuits were found under."""
+    ablations: Names = Field(
+        (), description=f"Any of {', '.join(KINDS)}, or all; by default those the circuits were found under."
+    )
     draws: Count = 100
     """Random circuits of the same shape; 0 for none."""
     fractions: tuple[Fraction, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

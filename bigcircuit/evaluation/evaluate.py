@@ -9,9 +9,10 @@ from bigcircuit.config.schema import Config
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
 from bigcircuit.evaluation.config import EvaluationSettings
-from bigcircuit.evaluation.console import show_evaluation, with_verdict
+from bigcircuit.evaluation.console import show_evaluation
 from bigcircuit.evaluation.plan import plan_evaluation
 from bigcircuit.evaluation.runner import EvaluationRunner, score_full_model
+from bigcircuit.evaluation.verdict import with_verdict
 from bigcircuit.results.evaluation import Evaluation, save_result
 from bigcircuit.runtime.host_memory import is_out_of_memory, return_freed_memory, saves_memory
 from bigcircuit.runtime.progress import ProgressDisplay

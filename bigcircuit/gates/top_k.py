@@ -137,7 +137,7 @@ def _solve(population: Members, sizes: Callable[[str, int], Tensor]) -> dict[str
 
 
 def _weight(population: Members, name: str, above: Mapping[str, Tensor], in_neurons: bool) -> Tensor:
-    """Weight of each node in its group, [..., L, n]: 0 for padding, times the openness of the gates above; for `total`, in neurons."""
+    """Weigh each node of a group, [..., L, n]: 0 for padding, times the openness of the gates above; for `total` in neurons."""
     widths = population.widths(name)
     rows = []
     for index, (width, count) in enumerate(zip(widths, _counts(population, name, in_neurons), strict=True)):

@@ -38,8 +38,8 @@ _IN_PIECES: dict[Any, DeepSpeedConfig] = {
 def needs(run: ResolvedRun, work: Workload, memory: FreeMemory, known: KnownPeaks | None = None) -> dict[str, int]:
     """Predict the bytes of a rank at its peak, by purpose, with what the process itself holds; known: see `estimate`.
 
-    On CPU freed memory is kept for the next block where all ranks, on one host, have room for it. Without that room it is handed back,
-    and also where the settings trade time for memory: with checkpointing gaps were larger than what was in use.
+    On CPU freed memory is kept for the next block where all ranks, on one host, have room for it. It is handed back without that
+    room, and where the settings trade time for memory: with checkpointing gaps were larger than what was in use.
     """
     sharded = run.model.deepspeed is not None
     libraries = 0 if memory.is_gpu else _libraries(sharded)  # before the estimate makes garbage

@@ -1,1 +1,1 @@
-"""The frozen base model: architectures, sites, loading, fingerprint."""
+"""Base model: architectures, sites, loading, fingerprint."""

@@ -62,7 +62,13 @@ def find_sites(model: Any) -> FrozenModel:
     """Locate layers and sites of a causal language model, with weights or on the meta device, with or without a PEFT adapter."""
     row = architecture_of(model.config)
     layers = tuple(_layer(module, row, model.config) for module in attrgetter(row.layers)(model))
-    return FrozenModel(model, row, layers, model.get_output_embeddings(), next(model.parameters()).device)
+    return FrozenModel(
+        model=model,
+        architecture=row,
+        layers=layers,
+        head=model.get_output_embeddings(),
+        device=next(model.parameters()).device,
+    )
 
 
 def _layer(module: nn.Module, row: Architecture, config: Any) -> Layer:

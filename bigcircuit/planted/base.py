@@ -83,7 +83,7 @@ def _try(family: str, seed: int, threshold: float) -> Base | None:
         torch.manual_seed(seed)
         model = _new(family)
     rng = random.Random(seed)
-    task = _task(rng)
+    task = _lookup(rng)
     pairs = _pairs(task, rng)
     closed: list[tuple[str, int, int]] = []
     _learn(model, task, closed, _STEPS)
@@ -115,7 +115,7 @@ def _new(family: str) -> Any:
     return AutoModelForCausalLM.from_config(config)
 
 
-def _task(rng: random.Random) -> _Lookup:
+def _lookup(rng: random.Random) -> _Lookup:
     first, second = _latin_square(rng), _latin_square(rng)
     combinations = list(itertools.product(range(_SYMBOLS), repeat=3))
     prompts = torch.tensor([[*symbols, _SYMBOLS] for symbols in combinations])

@@ -1,55 +1,48 @@
-"""Which figures a page has, section by section."""
+"""Figures of a page, section by section."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from bigcircuit.attribution.baselines import METHOD_LABELS
 from bigcircuit.circuit.overlap import Stability
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS
+from bigcircuit.metrics.registry import SCORES
 from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.report.drawing import Drawing, Grid
 from bigcircuit.report.figures import Chart, Line, bars, lines, scatter
 from bigcircuit.report.maps import heatmap, model_map, neuron_map
 from bigcircuit.results.run import Json, RunCircuit
 
-METHODS = {
-    "learned": "learned gates",
-    "integrated_gradients": "integrated gradients",
-    "attribution_patching": "attribution patching",
-    "head_importance": "head importance",
-    "activation_magnitude": "activation magnitude",
-    "random": "random order",
-}
+_VALIDATION = "validation, rounded gates, the size asked for"
 _NAMED = 8
-"""Most circuits whose lines have their names at their ends."""
+"""Most circuits for which the lines have names at their ends."""
 
 
-def training(members: Mapping[str, RunCircuit]) -> list[Chart]:
-    """KL and size by step: faint what training saw, strong what validation did; of several circuits a line of each."""
+def training_charts(members: Mapping[str, RunCircuit]) -> list[Chart]:
+    """Draw KL and size by step: faint lines for the gates of training, strong lines for validation, one of each per circuit."""
     many = len(members) > 1
     found = []
     for key, title, measured, checked, y in (
-        ("training_kl", "KL by step", "kl", "validation.kl", "KL, nats"),
+        ("training_kl", "KL by step", "kl", "validation.kl", SCORES["kl"].heading),
         ("training_size", "Neurons open by step", "open.total", "validation.kept.total", "site neurons"),
     ):
         seen = " or ".join(dict.fromkeys(_in_training(m, key == "training_kl") for m in members.values()))
         series = []
         for index, (name, member) in enumerate(members.items()):
-            own = {"member": index, "tip": name} if many else {}
+            tip, place = (name, index) if many else ("", None)
             end = name if 1 < len(members) <= _NAMED and key == "training_kl" else ""
             series += [
-                Line(seen, *_points(member.metrics, measured), kind="faint", **own),
-                Line(
-                    "validation, rounded gates, the size asked for", *_points(member.metrics, checked), end=end, **own
-                ),
+                Line(seen, *_points(member.metrics, measured), tip, place, "faint"),
+                Line(_VALIDATION, *_points(member.metrics, checked), tip, place, end=end),
             ]
         found.append(lines(key, title, series, "step", y, log=key == "training_kl", marked=True))
     return [chart for chart in found if chart]
 
 
 def _in_training(member: RunCircuit, kl: bool) -> str:
-    """What is special about the gates whose KL or size training logs."""
+    """Describe the gates for which training logs KL, or else the size."""
     gates, parametrisation = member.about.get("config", {}).get("gates", {}), member.row.get("parametrisation", "")
     if kl and gates.get("sampled_sizes"):
         return "in training, at sizes of all kinds"
@@ -62,17 +55,18 @@ def _in_training(member: RunCircuit, kl: bool) -> str:
 
 
 def _points(rows: Sequence[Json], key: str) -> tuple[list[float], list[float]]:
+    """Select steps and values of the lines of metrics.jsonl that have a key."""
     found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     return [step for step, _ in found], [value for _, value in found]
 
 
-def population(rows: Sequence[Json]) -> list[Chart]:
-    """Size against held-out KL, a mark a circuit; none unless there are several that have been scored."""
+def population_charts(rows: Sequence[Json]) -> list[Chart]:
+    """Draw size against held-out KL, one mark per circuit; nothing unless there are several circuits with scores."""
     return [scatter(rows)] if len(rows) > 1 and all("kl" in row["scores"] for row in rows) else []
 
 
-def similarity(names: Sequence[str], stability: Mapping[str, Stability]) -> list[Chart]:
-    """Pairwise Jaccard of heads and of all neurons."""
+def similarity_charts(names: Sequence[str], stability: Mapping[str, Stability]) -> list[Chart]:
+    """Draw the pairwise Jaccard index of heads and of all neurons."""
     return [
         heatmap(f"jaccard_{level}", f"Jaccard of {NODE_NAMES[level]}", stability[level].matrix, names)
         for level in ("head", "total")
@@ -80,8 +74,8 @@ def similarity(names: Sequence[str], stability: Mapping[str, Stability]) -> list
     ]
 
 
-def shared(overlap: Mapping[str, Json]) -> list[Chart]:
-    """Jaccard of two circuits, of more the mean over all pairs, at every granularity beside what chance gives."""
+def overlap_charts(overlap: Mapping[str, Json]) -> list[Chart]:
+    """Draw the Jaccard index at every granularity beside its expected value by chance; with more than two circuits pair means."""
     values = {
         "Jaccard": [o["pairs"]["mean"] for o in overlap.values()],
         "by chance": [o["pairs"]["chance"] for o in overlap.values()],
@@ -89,8 +83,8 @@ def shared(overlap: Mapping[str, Json]) -> list[Chart]:
     return [bars("overlap", "Jaccard of two circuits", [NODE_NAMES[n] for n in overlap], values, "Jaccard")]
 
 
-def curves(evaluation: Json) -> list[Chart]:
-    """Size against faithfulness of every ranking, by ablation and level."""
+def ranking_charts(evaluation: Json) -> list[Chart]:
+    """Draw size against KL of every ranking, one chart per ablation and level."""
     found = []
     for ablation, rankings in evaluation["curves"].items():
         for level in dict.fromkeys(one["level"] for one in rankings):
@@ -104,14 +98,14 @@ def curves(evaluation: Json) -> list[Chart]:
                 what, nodes = NODE_NAMES[level], f"{NODE_NAMES[level]} kept"
                 note = f"Only {what} are closed; all else stays open."
             title = f"Ranking {what}, {ablation.replace('_', ' ')} ablation"
-            chart = lines(f"size_{level}_{ablation}", title, series, nodes, "held-out KL, nats",
-                          log=True, log_x=True, marked=True, note=note)  # fmt: skip
-            found.append(chart)
+            key, y = f"size_{level}_{ablation}", f"held-out {SCORES['kl'].heading}"
+            found.append(lines(key, title, series, nodes, y, log=True, log_x=True, marked=True, note=note))
     return [chart for chart in found if chart]
 
 
 def _ranking(one: Json, several: bool) -> Line:
-    label = METHODS.get(one["method"], one["method"]) + (f" of {one['circuit']}" if several and one["circuit"] else "")
+    method = METHOD_LABELS.get(one["method"], one["method"])
+    label = f"{method} of {one['circuit']}" if several and one["circuit"] else method
     # The full model has a KL of 0 and the empty circuit no node: logarithmic axes have no place for them.
     points = [p for p in one["points"] if p["fraction"] < 1 and p["size"]]
     tip = f"{label}: CPR {one['cpr']:.3f}, CMD {one['cmd']:.3f}"
@@ -119,12 +113,12 @@ def _ranking(one: Json, several: bool) -> Line:
 
 
 def _band(points: Sequence[Json]) -> list[tuple[float, float]]:
-    """Intervals of KL; none where an older file has none."""
+    """Select the intervals of KL; empty for older files, which have none."""
     return [(p["kl_low"], p["kl_high"]) for p in points if "kl_low" in p]
 
 
 def _found(evaluation: Json, ablation: str, several: bool) -> list[Line]:
-    """The circuits themselves, each as one mark with its interval."""
+    """Make a mark with an interval of every circuit that was found on the first circuit's task."""
     own = [c for c in evaluation["circuits"] if ablation in c["ablations"] and not c["control"]]
     found = []
     for circuit in own:
@@ -136,8 +130,8 @@ def _found(evaluation: Json, ablation: str, several: bool) -> list[Line]:
     return found
 
 
-def partial(evaluation: Json) -> list[Chart]:
-    """KL while more and more of the complement is opened, by ablation."""
+def partial_charts(evaluation: Json) -> list[Chart]:
+    """Draw KL against the share of the complement that is open, one chart per ablation."""
     found = []
     for ablation in dict.fromkeys(a for circuit in evaluation["circuits"] for a in circuit["ablations"]):
         series = []
@@ -150,14 +144,13 @@ def partial(evaluation: Json) -> list[Chart]:
             if not several:
                 series.append(Line("worst draw", x, [p["kl_max"] for p in points]))
         title = f"With a part of the rest, {ablation.replace('_', ' ')} ablation"
-        found.append(
-            lines(f"partial_{ablation}", title, series, "share of the rest that is open, %", "KL, nats", marked=True)
-        )
+        x_label, y_label = "share of the rest that is open, %", SCORES["kl"].heading
+        found.append(lines(f"partial_{ablation}", title, series, x_label, y_label, marked=True))
     return [chart for chart in found if chart]
 
 
-def maps(drawings: Mapping[str, Drawing]) -> list[Chart]:
-    """The drawings as figures for papers; the page draws them itself. Of circuits over each other neurons alone."""
+def map_charts(drawings: Mapping[str, Drawing]) -> list[Chart]:
+    """Draw drawings as figures for papers; the page has its own. Of several circuits over each other only the neurons."""
     found = []
     for name, drawing in drawings.items():
         if drawing.circuits == 1:
@@ -181,7 +174,7 @@ def maps(drawings: Mapping[str, Drawing]) -> list[Chart]:
 
 
 def _rows(grids: Sequence[Grid]) -> np.ndarray:
-    """Categories of one site, uint8 [layers, neurons]; 0 where a layer has fewer."""
+    """Stack the categories of one site, uint8 [layers, neurons]; 0 where a layer has fewer neurons."""
     rows = [grid.row for grid in grids]
     width = max(map(len, rows))
     return np.stack([np.pad(row, (0, width - len(row))) for row in rows])

@@ -1,14 +1,15 @@
-"""The table of the circuits on a page: those columns that tell its circuits apart."""
+"""Table of the circuits on a page: the columns that tell its circuits apart."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bigcircuit.report.page import number, percent, score
+from bigcircuit.metrics.numbers import count_text, percent_text, score_text
+from bigcircuit.metrics.registry import page_scores
 from bigcircuit.results.run import Json
 
 
 class TableCell(NamedTuple):
-    """A value as it is shown, what it is sorted by, and what stands beneath it in small."""
+    """A value of a table: as text, the value to sort by, and small text below."""
 
     text: str
     value: Any
@@ -16,24 +17,39 @@ class TableCell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A heading and its cells, one a circuit."""
+    """A heading and its cells, one per circuit."""
 
     heading: str
     cells: Sequence[TableCell]
 
 
-def columns(rows: Sequence[Json]) -> list[Column]:
-    """Size, KL and predictions always; of the rest the columns in which the circuits differ."""
+def circuit_columns(rows: Sequence[Json]) -> list[Column]:
+    """Make the columns for rows of summary.json: sizes and headline scores always, others where circuits differ."""
     found = []
-    for heading, cell, always in _COLUMNS:
+    for heading, cell, always in _columns():
         cells = [cell(row) for row in rows]
         if always or len({one.text for one in cells}) > 1:
             found.append(Column(heading, cells))
     return found
 
 
+def _columns() -> Iterator[tuple[str, Callable[[Json], TableCell], bool]]:
+    """List heading, cell of a row, and whether the column is always shown."""
+    for heading, name in (("task", "task"), ("found under", "found_under"), ("seed", "seed"), ("asked for", "asked")):
+        yield heading, _text(name), False
+    yield "neurons", _kept("total"), True
+    yield "heads", _kept("head"), True
+    for name, kind in page_scores().items():
+        if kind.in_brief:
+            yield kind.heading, _score(name), bool(kind.headline)
+    for heading, name in (("MLPs", "mlp"), ("attention neurons", "attention_neuron"), ("MLP neurons", "mlp_neuron")):
+        yield heading, _kept(name), False
+    yield "parameters", _parameters, False
+    yield "best step", _text("best_step"), False
+
+
 def _kept(name: str) -> Callable[[Json], TableCell]:
-    return lambda row: TableCell(number(row["kept"][name]), row["kept"][name])
+    return lambda row: TableCell(count_text(row["kept"][name]), row["kept"][name])
 
 
 def _score(name: str) -> Callable[[Json], TableCell]:
@@ -41,34 +57,17 @@ def _score(name: str) -> Callable[[Json], TableCell]:
         if name not in row["scores"]:
             return TableCell("–", "")
         found = row["scores"][name]
-        return TableCell(score(found["mean"]), found["mean"], f"{score(found['low'])} to {score(found['high'])}")
+        return TableCell(
+            score_text(found["mean"]), found["mean"], f"{score_text(found['low'])} to {score_text(found['high'])}"
+        )
 
     return cell
 
 
-def _said(name: str) -> Callable[[Json], TableCell]:
+def _text(name: str) -> Callable[[Json], TableCell]:
     return lambda row: TableCell(str(row.get(name, "")) or "–", row.get(name, ""))
 
 
 def _parameters(row: Json) -> TableCell:
     share = row.get("parameters_kept")
-    return TableCell("–", "") if share is None else TableCell(percent(share), share)
-
-
-_COLUMNS: Sequence[tuple[str, Callable[[Json], TableCell], bool]] = (
-    ("task", _said("task"), False),
-    ("found under", _said("found_under"), False),
-    ("seed", _said("seed"), False),
-    ("asked for", _said("asked"), False),
-    ("neurons", _kept("total"), True),
-    ("heads", _kept("head"), True),
-    ("KL, nats", _score("kl"), True),
-    ("same prediction", _score("exact_match"), True),
-    ("accuracy", _score("accuracy"), False),
-    ("logit difference", _score("logit_difference"), False),
-    ("MLPs", _kept("mlp"), False),
-    ("attention neurons", _kept("attention_neuron"), False),
-    ("MLP neurons", _kept("mlp_neuron"), False),
-    ("parameters", _parameters, False),
-    ("best step", _said("best_step"), False),
-)
+    return TableCell("–", "") if share is None else TableCell(percent_text(share), share)

@@ -1,17 +1,18 @@
-"""The model as rows of heads and MLPs, and its single neurons as images.
+"""Drawing of circuits: the model as rows of heads and MLPs, and its single neurons as images.
 
-A neuron is a pixel of a small palette PNG: a browser shows it without a script, layers stay a few kilobytes at the size of
-an 8B model, and a script can read it back. Colours are seen on light and on dark paper; the category of a neuron is in the
-alpha of its pixel (`Palette.alphas`), so that reading back is exact.
+A neuron is a pixel of a small palette PNG: a browser shows the image without a script, a layer of an 8B model takes a few
+kilobytes, and a script can read the neurons back. Colours are visible on light and on dark paper; the category of a neuron is
+the alpha of its pixel (`Palette.alphas`), so that reading back is exact.
 
-One circuit is drawn as kept or not. Two are drawn over each other: kept by both, by the first only, by the second only. More
-are drawn by how many of them keep a neuron.
+The categories of one circuit are kept or not; of two circuits over each other kept by both, by the first only, by the second
+only; of more circuits how many of them keep a neuron.
 """
 
 import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ _ABSENT_ALPHA, _CLOSED_ALPHA = 0, 48
 
 
 class Palette(NamedTuple):
-    """Colours by category: 0 is no neuron at all, 1 a closed one, from 2 on those that are kept."""
+    """Colours by category: 0 is no neuron at all, 1 a closed neuron, 2 and above kept neurons."""
 
     colours: Sequence[str]
     alphas: Sequence[int]
@@ -36,19 +37,21 @@ class Palette(NamedTuple):
     circuits: int
 
 
-class DrawnNode(NamedTuple):
+@dataclass(frozen=True)
+class DrawnNode:
     """A head, or the MLP of a layer."""
 
     index: int
     kept: Sequence[int]
-    """Neurons of each category that is kept."""
+    """Number of neurons by category, from category 2 on."""
     of: int
+    """Number of all neurons."""
     style: str
-    """CSS: how much is kept as `--k`, or a background with a part for each category."""
+    """CSS: the share kept as `--k`, or a background with a part per category."""
 
     @property
     def total(self) -> int:
-        """Neurons that some circuit keeps."""
+        """Number of neurons that some circuit keeps."""
         return sum(self.kept)
 
 
@@ -69,53 +72,55 @@ class Grid(NamedTuple):
 
     @property
     def kept(self) -> int:
-        """Neurons that some circuit keeps."""
+        """Number of neurons that some circuit keeps."""
         return int((self.categories > 1).sum())
 
     @property
     def of(self) -> int:
+        """Number of all neurons."""
         return int((self.categories > 0).sum())
 
     @property
     def row(self) -> np.ndarray:
-        """Categories of the neurons one after the other, without the places that are no neuron."""
+        """Categories of the neurons in order, without places that are no neuron."""
         return self.categories[self.categories > 0]
 
 
-class DrawnLayer(NamedTuple):
+@dataclass(frozen=True)
+class DrawnLayer:
     """One decoder layer."""
 
     index: int
     heads: Sequence[DrawnNode]
     mlp: DrawnNode
     attention_grid: Grid
-    """One row a head."""
+    """One row per head."""
     mlp_grid: Grid
     output_grid: Grid | None
-    """Output dimensions of the MLP, where they have masks."""
+    """Output dimensions of the MLP, if they have masks."""
 
     @property
     def kept_heads(self) -> int:
-        """Heads of which something is kept."""
+        """Number of heads with a kept neuron."""
         return sum(head.total > 0 for head in self.heads)
 
 
 class Drawing(NamedTuple):
-    """A model with one or several circuits in it; the first layer first."""
+    """One or several circuits of a model, layer by layer."""
 
     layers: Sequence[DrawnLayer]
     palette: Palette
     circuits: int
 
     @property
-    def bytes(self) -> int:
-        """About how much of a page it takes."""
+    def page_bytes(self) -> int:
+        """Approximate bytes that the drawing adds to a page."""
         heads = sum(len(layer.heads) for layer in self.layers)
         return 110 * heads + sum(1200 + len(one.attention_grid.uri) + len(one.mlp_grid.uri) for one in self.layers)
 
 
-def palette(names: Sequence[str]) -> Palette:
-    """How one, two or more circuits of these names are shown."""
+def make_palette(names: Sequence[str]) -> Palette:
+    """Choose colours for circuits of these names."""
     if len(names) == 1:
         kept = [(KEPT, 255, "kept")]
     elif len(names) == 2:
@@ -124,15 +129,15 @@ def palette(names: Sequence[str]) -> Palette:
         count = len(names)
         shades = np.linspace(90, 255, count).round().astype(int).tolist()
         kept = [(KEPT, shades[i], f"in {i + 1} of {count}") for i in range(count)]
-    rows = [(CLOSED, _ABSENT_ALPHA, "no neuron"), (CLOSED, _CLOSED_ALPHA, "not kept"), *kept]
-    return Palette(*zip(*rows, strict=True), len(names))
+    categories = [(CLOSED, _ABSENT_ALPHA, "no neuron"), (CLOSED, _CLOSED_ALPHA, "not kept"), *kept]
+    colours, alphas, labels = zip(*categories, strict=True)
+    return Palette(colours, alphas, labels, len(names))
 
 
 def draw(circuits: Mapping[str, Circuit]) -> Drawing:
-    """Draw circuits of one model, by name."""
-    shown = palette(list(circuits))
-    first = next(iter(circuits.values()))
-    wide = node_widths(first)
+    """Draw circuits of one model over each other. circuits: by name."""
+    shown = make_palette(list(circuits))
+    wide = node_widths(next(iter(circuits.values())))
     heads, mlps = (wide[name] for name in ("head", "mlp_neuron"))
     layers = []
     for index in range(len(heads)):
@@ -141,12 +146,12 @@ def draw(circuits: Mapping[str, Circuit]) -> Drawing:
         mlp = _categories(circuits, "mlp_neuron", index, mlps[index])
         layers.append(
             DrawnLayer(
-                index,
-                [_node(number, row, shown) for number, row in enumerate(attention)],
-                _node(index, mlp, shown),
-                grid(attention, shown),
-                grid(_folded(mlp), shown),
-                _outputs(circuits, index, wide, shown),
+                index=index,
+                heads=[_node(number, row, shown) for number, row in enumerate(attention)],
+                mlp=_node(index, mlp, shown),
+                attention_grid=make_grid(attention, shown),
+                mlp_grid=make_grid(_folded(mlp), shown),
+                output_grid=_outputs(circuits, index, wide, shown),
             )
         )
     return Drawing(layers, shown, len(circuits))
@@ -157,11 +162,11 @@ def _outputs(
 ) -> Grid | None:
     if any(MLP_OUTPUT not in circuit.masks for circuit in circuits.values()):
         return None
-    return grid(_folded(_categories(circuits, MLP_OUTPUT, layer, wide[MLP_OUTPUT][layer])), shown)
+    return make_grid(_folded(_categories(circuits, MLP_OUTPUT, layer, wide[MLP_OUTPUT][layer])), shown)
 
 
 def _categories(circuits: Mapping[str, Circuit], name: str, layer: int, width: int) -> np.ndarray:
-    """Category of every neuron of a site, uint8 [width]."""
+    """Compute the category of every neuron of a site in one layer, uint8 [width]. name: granularity of the neurons."""
     masks = np.stack([circuit.masks[name][layer, :width].numpy() for circuit in circuits.values()]).astype(int)
     neither, second, first, both = 1, 4, 3, 2
     two = np.array([[neither, second], [first, both]])
@@ -186,15 +191,15 @@ def _style(kept: Sequence[int], of: int, two: bool) -> str:
 
 
 def _folded(categories: np.ndarray) -> np.ndarray:
-    """A long row as a rectangle about twice as wide as high; what is left of the last row is no neuron."""
+    """Fold a row into a rectangle about twice as wide as high; the rest of the last row is no neuron."""
     columns = 2 ** math.ceil(math.log2(math.sqrt(2 * len(categories)))) if len(categories) > 1 else 1
     padded = np.zeros(-(-len(categories) // columns) * columns, dtype=np.uint8)
     padded[: len(categories)] = categories
     return padded.reshape(-1, columns)
 
 
-def grid(categories: np.ndarray, shown: Palette) -> Grid:
-    """Categories, uint8 [rows, columns], as a PNG in a data URI: a pixel a neuron."""
+def make_grid(categories: np.ndarray, shown: Palette) -> Grid:
+    """Encode categories, uint8 [rows, columns], as a PNG in a data URI, one pixel per neuron."""
     image = Image.frombytes("P", categories.shape[::-1], categories.tobytes())
     image.putpalette([int(colour[i : i + 2], 16) for colour in shown.colours for i in (1, 3, 5)])
     file = io.BytesIO()

@@ -1,9 +1,10 @@
-"""What was asked of circuits and where they come from: each fact once, and by circuit where circuits differ."""
+"""Facts about circuits: what was asked, and hashes; each fact once, and by circuit where circuits differ."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bigcircuit.ablation.kinds import KINDS
+from bigcircuit.metrics.numbers import count_text, range_text
 from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.results.run import Json, RunCircuit
 
@@ -12,52 +13,51 @@ _LISTED = 6
 
 
 class Fact(NamedTuple):
-    """A line of facts."""
+    """A named property of the circuits of a page."""
 
     name: str
     values: Sequence[tuple[str, str]]
-    """Whose value it is, empty where it is that of all circuits, and the value."""
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """The lowest and the highest value, or the one they all are."""
-    low, high = form.format(min(values)), form.format(max(values))
-    return low if low == high else f"{low.rstrip('%')}–{high}"
+    """Names of circuits, empty for all circuits, and their value."""
 
 
 def closed_nodes(ablation: str) -> str:
-    """What closed nodes output, by the full name of the ablation; a name that is not known as it is."""
+    """Describe what closed nodes output, by the full name of the ablation; an unknown name is returned as it is."""
     return KINDS[ablation].label if ablation in KINDS else ablation
 
 
-def asked(members: Mapping[str, RunCircuit]) -> list[Fact]:
-    """The question, and how it was trained and evaluated."""
-    facts = _merged({name: _asked(member) for name, member in members.items()})
+def setting_facts(members: Mapping[str, RunCircuit]) -> list[Fact]:
+    """Describe what was asked of circuits, and how they were trained and evaluated."""
+    facts = _merged({name: _settings(member) for name, member in members.items()})
     steps = [int(m.row["best_step"]) for m in members.values() if str(m.row.get("best_step", "")).isdigit()]
-    return facts + ([Fact("Best step", [("", spread(steps, "{:,}"))])] if steps else [])
+    return facts + ([Fact("Best step", [("", range_text(steps, ","))])] if steps else [])
 
 
-def _asked(member: RunCircuit) -> dict[str, str]:
+def _settings(member: RunCircuit) -> dict[str, str]:
     about, found = member.about, member.metadata
     train = about.get("config", {}).get("train", {})
     ablation = found.get("ablation", "")
     return {
         "Model": about.get("model", ""),
         "Behaviour": about.get("task", ""),
-        "Pairs": ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in about.get("pairs", {}).items() if n),
+        "Pairs": pairs_text(about.get("pairs", {})),
         "Left out": ", ".join(f"{n:,} {name} pairs" for name, n in about.get("left_out", {}).items() if n),
         "Closed nodes": closed_nodes(ablation),
-        "Size asked for": size_asked(member.row),
+        "Size asked for": requested_size(member.row),
         "Training": f"{train['steps']:,} steps of {train['batch_size']} pairs" if train else "",
         "Population": _population(about.get("config", {}).get("population", {})),
         "Evaluation": _evaluation(about.get("evaluation", {})),
     }
 
 
-def size_asked(row: Json) -> str:
-    """The sizes and penalties of one member."""
+def pairs_text(pairs: Mapping[str, int]) -> str:
+    """List how many pairs each split has; empty splits are left out."""
+    return ", ".join(f"{count_text(count)} {split.replace('_', ' ')}" for split, count in pairs.items() if count)
+
+
+def requested_size(row: Json) -> str:
+    """List the sizes and penalties that were set for one member."""
     units = {**NODE_NAMES, "total": "site neurons"}
-    found = [f"{size:,} {units[name]}" for name, size in row.get("targets", {}).items()]
+    found = [f"{count_text(size)} {units[name]}" for name, size in row.get("targets", {}).items()]
     found += [f"penalty of {NODE_NAMES[name]} {weight:g}" for name, weight in row.get("penalties", {}).items()]
     return ", ".join(found)
 
@@ -79,8 +79,8 @@ def _evaluation(settings: Json) -> str:
     )
 
 
-def hashes(members: Mapping[str, RunCircuit]) -> list[Fact]:
-    """Hashes and identities from the circuit files."""
+def hash_facts(members: Mapping[str, RunCircuit]) -> list[Fact]:
+    """List format, model, task and hashes from the metadata of the circuit files."""
     first = ("format", "model", "model_revision", "adapter", "task", "ablation", "metric", "operation")
     known = [member.metadata for member in members.values()]
     keys = [*first, *sorted({key for found in known for key in found if key.endswith("_sha256")})]
@@ -90,7 +90,7 @@ def hashes(members: Mapping[str, RunCircuit]) -> list[Fact]:
 
 
 def _merged(found: Mapping[str, Mapping[str, str]]) -> list[Fact]:
-    """Facts by circuit as lines; those that no circuit has are left out."""
+    """Merge the facts of circuits: one value where all agree. Facts without any value are left out."""
     facts = []
     for name in next(iter(found.values())):
         owners: dict[str, list[str]] = {}

@@ -1,10 +1,10 @@
-"""Figures, each one function that gives a matplotlib Figure: the page shows it as SVG, and files for papers are the same.
+"""Line, scatter and bar charts as matplotlib figures: pages show them as SVG, and files for papers are the same figures.
 
 matplotlib and not a charting script: a page with a plotting library in it would be 4.7 MB, its figures would need a script,
 and PNG files of them a browser. The axes carry little ink, and series differ by marker and dash as well as by a colour that
-colour-blind readers can tell apart and that is seen on light and dark paper.
+colour-blind readers can tell apart and that is visible on light and dark paper.
 
-What a reader may point at has a name: `set_gid("tip:text")` gives a tooltip, and `set_url` makes a mark a link (see svg.py).
+Marks have names for tooltips, `set_gid("tip:text")`, and may be links, `set_url` (see svg.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,18 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from bigcircuit.metrics.registry import SCORES
+from bigcircuit.report.axes import make_linear, make_logarithmic
 
 INK, MUTED, RULE, PAPER = "#1b1f24", "#5c6570", "#d9dde3", "#ffffff"
 ON_DARK, ON_LIGHT = "#fffffe", "#000001"
-"""Text, secondary text, grid and background; on the page they follow the colour scheme. Text on a
-coloured mark does not."""
+"""Colours of text on a dark or light mark, which do not follow the colour scheme of the page; INK, MUTED, RULE and PAPER (text,
+secondary text, grid, background) do."""
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b5609a", "#8a7a00", "#6f7782")
 MARKERS, DASHES = ("o", "s", "^", "D", "v", "X"), ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "DejaVu Sans"],
     "font.size": 9,
@@ -63,27 +65,27 @@ class Line(NamedTuple):
     y: Sequence[float]
     tip: str = ""
     member: int | None = None
-    """Marks the line as one of a circuit among several, which the page may bring forward."""
+    """Index of the line's circuit among several circuits: the page can bring its lines forward."""
     kind: str = "line"
     """`line`; `faint`, which is behind all others; or `star`, a single mark."""
     end: str = ""
-    """A name beside its last point."""
+    """Name beside the last point."""
     band: Sequence[tuple[float, float]] = ()
     """Interval of every point, or none."""
 
 
 class Chart(NamedTuple):
-    """A figure with what stands around it on the page."""
+    """A figure with its title and note on the page."""
 
     key: str
-    """Name of its file."""
+    """Name of the figure's file."""
     title: str
     figure: Figure
     note: str = ""
 
 
 def new_axes(width: float = 4.6, height: float = 2.9) -> tuple[Figure, Axes]:
-    """An empty figure of so many inches, in the style of all."""
+    """Make an empty figure in the common style. width, height: inches."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.add_subplot()
@@ -101,9 +103,10 @@ def lines(
     marked: bool = False,
     note: str = "",
 ) -> Chart | None:
-    """A line chart; None where there is nothing to draw. Lines of one label share a place in the legend.
+    """Draw a line chart; None where no series has points. Lines of one label share an entry of the legend.
 
-    log, log_x: logarithmic axes, where all values are positive and more than five times apart; else from 0.
+    x, y: labels of the axes. log, log_x: whether the axes are logarithmic where all values are positive and more than five times
+    apart; else they begin at 0. marked: whether points have markers.
     """
     series = [line for line in series if len(line.x)]
     if not series:
@@ -137,7 +140,7 @@ def lines(
 
 
 def _draw(axes: Axes, line: Line, place: int, marked: bool) -> Any:
-    """One series. place: of its label among all; lines of several circuits have a colour each and share their shape."""
+    """Draw one series. place: index of its label; lines of several circuits differ in colour and share dash and marker."""
     shape = (place + place // len(SERIES)) % len(SERIES)  # the seventh series is not the first one again
     colour = _colour(line, place)
     style: dict[str, Any] = {"linestyle": DASHES[0 if line.member is not None else shape], "zorder": 3}
@@ -161,11 +164,12 @@ def _colour(line: Line, place: int) -> str:
 
 
 def _far_apart(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis suits values: all are positive, and more than five times apart."""
     return min(values) > 0 and max(values) > 5 * min(values)
 
 
 def _name_ends(axes: Axes, series: Sequence[Line]) -> None:
-    """Names beside the last points, moved apart where they would lie upon each other."""
+    """Write names beside the last points, moved apart where they would overlap."""
     gap, last = 0.08, -1.0
     axes.get_ylim()  # brings the transformation up to date
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -174,39 +178,38 @@ def _name_ends(axes: Axes, series: Sequence[Line]) -> None:
     over = max(0.0, gap * (len(places) - 1) - (1 - places[0][0])) if places else 0.0
     for at, line in places:
         last = max(at - over, last + gap, 0.0)
-        leader = {"arrowstyle": "-", "color": _colour(line, 0), "linewidth": 0.8, "shrinkA": 2, "shrinkB": 3}
+        leader: dict[str, Any] = {
+            "arrowstyle": "-",
+            "color": _colour(line, 0),
+            "linewidth": 0.8,
+            "shrinkA": 2,
+            "shrinkB": 3,
+        }
         leader["relpos"] = (0, 0.5)
         end, place = (line.x[-1], line.y[-1]), (1.06, last)
         axes.annotate(line.end, end, place, textcoords="axes fraction", va="center", fontsize=7.5, arrowprops=leader)
 
 
 def _frame(axes: Axes, x: str, y: str, log: bool, log_x: bool = False) -> None:
+    """Label the axes and set their scales, after everything is drawn."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(axis="x", visible=False)
     for axis, logarithmic in ((axes.xaxis, log_x), (axes.yaxis, log)):
         if logarithmic:
-            (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
-            low, high = axis.get_view_interval()
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 2000 * low else (1,)))
-            axis.set_minor_locator(NullLocator())
+            make_logarithmic(axis)
         else:
-            axis.set_major_locator(MaxNLocator(5, integer=axis is axes.xaxis))
-        axis.set_major_formatter(FuncFormatter(_plain))
+            make_linear(axis, integer=axis is axes.xaxis)
     if not log_x:
         axes.set_xlim(left=0)
     if not log:
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
 
 
-def _plain(value: float, _: int) -> str:
-    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"
-
-
 def scatter(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    """Several circuits: site neurons against held-out KL with its interval. Each is a link to its circuit.
+    """Draw several circuits: site neurons against held-out KL with its interval; each mark is a link to its circuit.
 
-    Circuits of one size, such as those of several seeds, stand side by side.
+    rows: rows of summary.json with a `name`. Circuits of one size, such as those of several seeds, are drawn side by side.
     """
     figure, axes = new_axes()
     one_size = len({row["kept"]["total"] for row in rows}) == 1
@@ -219,7 +222,7 @@ def scatter(rows: Sequence[Mapping[str, Any]]) -> Chart:
             mark.set_url(f"#member-{index}")
             mark.set_gid(f"member:{index}:tip:{name}: {size:,} neurons, KL {score['mean']:.3f}")
         axes.margins(0.08)
-        _frame(axes, "" if one_size else "site neurons kept", "held-out KL, nats", log=False)
+        _frame(axes, "" if one_size else "site neurons kept", f"held-out {SCORES['kl'].heading}", log=False)
         if one_size:
             axes.set_xlim(-0.6, len(rows) - 0.4)
             shown = range(0, len(rows), -(-len(rows) // 8))
@@ -229,7 +232,10 @@ def scatter(rows: Sequence[Mapping[str, Any]]) -> Chart:
 
 
 def bars(key: str, title: str, names: Sequence[str], values: Mapping[str, Sequence[float]], x: str) -> Chart:
-    """Horizontal bars from 0 to 1, one group a name; the first series filled, the second as a mark of comparison."""
+    """Draw horizontal bars from 0 to 1, one group per name; the first series is filled, further ones are marks for comparison.
+
+    values: label of a series -> a value per name. x: label of the axis.
+    """
     figure, axes = new_axes(3.6, 0.8 + 0.28 * len(names))
     with mpl.rc_context(STYLE):
         places = np.arange(len(names))[::-1]

@@ -1,15 +1,16 @@
-"""The head of a page: the behaviour and what was found, in words and in a few figures."""
+"""Head of a page: title, result in sentences, and tiles with the main numbers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bigcircuit.report.facts import spread
+from bigcircuit.metrics.numbers import count_text, range_text
+from bigcircuit.metrics.registry import SCORES
 from bigcircuit.results.run import Json, RunCircuit
 
 
 class Tile(NamedTuple):
-    """One figure of the headline."""
+    """A number with its label, as the head of a page shows it."""
 
     value: str
     label: str
@@ -17,24 +18,28 @@ class Tile(NamedTuple):
 
 
 def title(members: Mapping[str, RunCircuit], kind: str) -> str:
-    """The behaviours, and how many circuits there are. kind: `circuits` or `members`."""
+    """Name the tasks, and count the circuits if there are several. kind: `circuits` or `members`."""
     tasks = ", ".join(dict.fromkeys(task_of(member) or name for name, member in members.items()))
     return tasks if len(members) == 1 else f"{tasks}: {len(members)} {kind}"
 
 
 def task_of(member: RunCircuit) -> str:
-    """The behaviour in short: the name of its file of pairs, or of its builder."""
+    """Name the task in short: by its pair file, or by its builder."""
     return Path(member.about.get("task", "")).stem
 
 
 def subtitle(members: Mapping[str, RunCircuit]) -> str:
-    """The model."""
+    """Name the models in short."""
     models = dict.fromkeys(str(member.about.get("model", "")) for member in members.values())
     return ", ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in models)
 
 
 def lead(rows: Sequence[Json], of: Mapping[str, int], verdict: str, shared: str) -> str:
-    """The result in words. verdict: of an evaluation; shared: what circuits have in common, where there are several."""
+    """Describe the result in sentences.
+
+    rows: rows of summary.json. of: number of nodes of the model. verdict: of an evaluation, or empty. shared: sentence about the
+    overlap of several circuits, or empty.
+    """
     if len(rows) > 1:
         return " ".join(filter(None, (_several(rows, of), shared, verdict and f"Of the first: {verdict}")))
     if verdict:
@@ -53,33 +58,38 @@ def lead(rows: Sequence[Json], of: Mapping[str, int], verdict: str, shared: str)
 
 
 def _several(rows: Sequence[Json], of: Mapping[str, int]) -> str:
-    neurons, heads = (spread([row["kept"][name] for row in rows], "{:,}") for name in ("total", "head"))
+    """Describe sizes and faithfulness of several circuits."""
+    neurons, heads = (range_text([row["kept"][name] for row in rows], ",") for name in ("total", "head"))
     text = f"The {len(rows)} circuits keep {neurons} of {of['total']:,} neurons ({heads} of {of['head']} heads)"
     if not all("kl" in row["scores"] for row in rows):
         return text + "."
     kl, same = ([row["scores"][name]["mean"] for row in rows] for name in ("kl", "exact_match"))
     return (
-        f"{text} at a held-out KL of {spread(kl, '{:.3f}')} nats; their likeliest token is the full model's on "
-        f"{spread(same, '{:.0%}')} of the prompts."
+        f"{text} at a held-out KL of {range_text(kl, '.3f')} nats; their likeliest token is the full model's on "
+        f"{range_text(same, '.0%')} of the prompts."
     )
 
 
 def tiles(rows: Sequence[Json], of: Mapping[str, int], heads: Json | None) -> list[Tile]:
-    """The figures that matter. of: nodes of the model; heads: pairwise overlap of heads, where there are several circuits."""
+    """Make the tiles: sizes, headline scores and overlap.
+
+    rows: rows of summary.json. of: number of nodes of the model. heads: pairwise overlap of heads, where there are several
+    circuits.
+    """
     found = []
     for name, label in (("total", "neurons kept"), ("head", "heads"), ("mlp", "MLPs")):
         values = [row["kept"][name] for row in rows]
-        share = spread([value / of[name] for value in values], "{:.0%}")
-        found.append(Tile(spread(values, "{:,}"), label, f"of {of[name]:,}, {share}"))
+        share = range_text([value / of[name] for value in values], ".0%")
+        found.append(Tile(range_text(values, ","), label, f"of {count_text(of[name])}, {share}"))
     if all("parameters_kept" in row for row in rows):
-        share = spread([row["parameters_kept"] for row in rows], "{:.1%}")
+        share = range_text([row["parameters_kept"] for row in rows], ".1%")
         found.append(Tile(share, "parameters", "of the decoder layers"))
-    if all("kl" in row["scores"] for row in rows):
-        kl = [row["scores"]["kl"] for row in rows]
-        detail = f"95%: {kl[0]['low']:.3f} to {kl[0]['high']:.3f}" if len(rows) == 1 else "to the full model"
-        found.append(Tile(spread([one["mean"] for one in kl], "{:.3f}"), "KL, nats", detail))
-        same = [row["scores"]["exact_match"]["mean"] for row in rows]
-        found.append(Tile(spread(same, "{:.0%}"), "same prediction", "as the full model"))
+    for name, kind in SCORES.items():
+        scores = [row["scores"][name] for row in rows if name in row["scores"]]
+        if kind.headline and len(scores) == len(rows):
+            ends = [format(scores[0][end], kind.headline) for end in ("low", "high")]
+            detail = f"95%: {' to '.join(ends)}" if len(rows) == 1 else "on held-out pairs"
+            found.append(Tile(range_text([score["mean"] for score in scores], kind.headline), kind.heading, detail))
     if len(rows) > 1 and heads is not None:
         found.append(Tile(f"{heads['mean']:.2f}", "Jaccard of heads", f"by chance {heads['chance']:.2f}"))
     return found

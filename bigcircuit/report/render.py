@@ -1,4 +1,4 @@
-"""The pages of runs, circuits and sweeps, from their files."""
+"""Write the pages of runs, circuits and sweeps from their files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +13,18 @@ from bigcircuit.results.sweep import is_sweep, read_sweep
 
 
 def render_run(folder: Path, summary: Json | None = None) -> Path:
-    """Write report.html of a run folder, or of a folder with an evaluation or a comparison; returns its path.
+    """Write report.html of a run folder, or of a folder with an evaluation or a comparison; return its path.
 
-    summary: what summary.json is going to hold; a run writes it last. Raises UserError naming the file that is missing or
+    summary: content of summary.json where the file is not written yet. Raises UserError naming the file that is missing or
     damaged.
     """
     return write_page("page.html", page_content.page_content([open_source(folder, summary)]), folder / "report.html")
 
 
 def write_report(names: Sequence[str], output: Path | None = None, figures: Path | None = None) -> list[Path]:
-    """Verb `report`: the page of one run, sweep or circuit file, or the comparison of several; what was written.
+    """Write the page of one run, sweep or circuit file, or of several beside each other (verb `report`); return the paths.
 
-    figures: folder for every figure of the page as SVG, PNG and PDF. Raises UserError.
+    figures: folder for all figures of the page as SVG, PNG and PDF. Raises UserError.
     """
     if not names:
         raise UserError("report needs a run folder or a circuit file: bigcircuit report runs/quickstart")
@@ -40,5 +40,5 @@ def write_report(names: Sequence[str], output: Path | None = None, figures: Path
     output = output or (usual if first.is_dir() or len(names) > 1 else first.with_suffix(".html"))
     written = [write_page("page.html", page, output)]
     if figures is not None:
-        written += write_figures([*page.all_charts(), *charts.maps(page.drawings())], figures)
+        written += write_figures([*page.all_charts(), *charts.map_charts(page.drawings())], figures)
     return written

@@ -1,30 +1,24 @@
-"""The tables of evaluation.json: scores beside controls, minimality, circuits across tasks, areas of the rankings."""
+"""Score tables of a page: circuits beside controls, minimality, circuits across tasks, areas of the rankings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bigcircuit.metrics.registry import SCORES, page_scores
 from bigcircuit.model.granularity import GRANULARITIES
 from bigcircuit.results.run import Json
 
-HEADINGS = {
-    "kl": "KL, nats",
-    "exact_match": "same prediction",
-    "accuracy": "accuracy",
-    "logit_difference": "logit difference",
-    "recovered": "recovered",
-    "probability_difference": "probability difference",
-    "cross_entropy": "cross-entropy, nats",
-}
-TAILS = {"kl": ("p95", "max"), "logit_difference": ("p5", "min"), "probability_difference": ("p5", "min")}
-
 
 class ScoreCell(NamedTuple):
-    """One score: a mean with the interval around it."""
+    """One score: a mean with the interval around it; None for what is not known or not defined."""
 
     mean: float | None
     low: float | None
     high: float | None
     tails: Sequence[tuple[str, float]] = ()
+    """Names and values of the bad tails over pairs."""
+
+
+_NO_SCORE = ScoreCell(None, None, None)
 
 
 class ScoreRow(NamedTuple):
@@ -34,20 +28,19 @@ class ScoreRow(NamedTuple):
     detail: str
     cells: Sequence[ScoreCell]
     main: bool = False
-    """The circuit itself, among what it is compared with."""
+    """Whether the row is of the circuit itself, not of something it is compared with."""
 
 
 class ScoreTable(NamedTuple):
     """Scores under one ablation."""
 
-    ablation: str
     title: str
     headings: Sequence[str]
     rows: Sequence[ScoreRow]
 
 
 class MinimalityRow(NamedTuple):
-    """Minimality at one granularity."""
+    """Minimality of one circuit under one ablation at one granularity."""
 
     circuit: str
     ablation: str
@@ -56,9 +49,20 @@ class MinimalityRow(NamedTuple):
     group: int
     unnecessary: int
     together: float | None
-    """KL without all that are unnecessary."""
+    """KL without all unnecessary nodes."""
     most: Sequence[tuple[str, ScoreCell]]
-    """The most necessary nodes or groups, and by how much KL rises without them."""
+    """The most necessary nodes or groups, and how much KL rises without them."""
+
+
+class CrossTable(NamedTuple):
+    """Headline scores of every circuit on every task under one ablation."""
+
+    ablation: str
+    headings: Sequence[str]
+    """Of the scores in each cell."""
+    tasks: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[Sequence[str], bool]]]]
+    """Name of a circuit, then for every task the scores as text, and whether the circuit was found on the task."""
 
 
 class ScoreTables(NamedTuple):
@@ -67,13 +71,13 @@ class ScoreTables(NamedTuple):
     scores: Sequence[ScoreTable]
     off_distribution: Sequence[ScoreTable]
     minimality: Sequence[MinimalityRow]
-    cross: Sequence[tuple[str, Sequence[str], Sequence[tuple[str, Sequence[tuple[float, float, bool]]]]]]
-    """By ablation: tasks, then for every circuit its KL and share of same predictions on each, and whether it is its own."""
+    cross: Sequence[CrossTable]
     areas: Sequence[Json]
+    """Curves of evaluation.json, each with its ablation."""
 
 
 def score_tables(evaluation: Json) -> ScoreTables:
-    """Everything that is a table."""
+    """Make all tables of evaluation.json."""
     ablations = list(dict.fromkeys(a for circuit in evaluation["circuits"] for a in circuit["ablations"]))
     return ScoreTables(
         [_scored(evaluation, ablation) for ablation in ablations],
@@ -85,15 +89,23 @@ def score_tables(evaluation: Json) -> ScoreTables:
 
 
 def summary_table(summary: Json, rows: Sequence[Json]) -> ScoreTable:
-    """The scores of a run that has not been evaluated."""
-    names = [name for name in HEADINGS if name in summary["full"]]
+    """Make the table of a run that has not been evaluated from its summary and rows with a `name` each."""
+    names = _known(summary["full"])
     found = [ScoreRow("full model", "", _cells(summary["full"], names))]
     for row in rows:
         name = row["name"] if len(rows) > 1 else "circuit"
         found.append(ScoreRow(name, f"{row['kept']['total']:,} neurons", _cells(row["scores"], names), main=True))
     found.append(ScoreRow("nothing kept", "", _cells(summary["empty"], names)))
-    ablation = summary["ablation"]
-    return ScoreTable(ablation, _title(ablation), [HEADINGS[name] for name in names], found)
+    return _table(summary["ablation"], names, found)
+
+
+def _known(scores: Mapping[str, Any]) -> list[str]:
+    """List the scores that a file has, in the order of columns; older files lack scores that were added later."""
+    return [name for name in page_scores() if name in scores]
+
+
+def _table(ablation: str, names: Sequence[str], rows: Sequence[ScoreRow]) -> ScoreTable:
+    return ScoreTable(_title(ablation), [SCORES[name].heading for name in names], rows)
 
 
 def _title(ablation: str) -> str:
@@ -101,16 +113,20 @@ def _title(ablation: str) -> str:
 
 
 def _cells(scores: Mapping[str, Any], names: Sequence[str]) -> list[ScoreCell]:
-    return [
-        ScoreCell(s["mean"], s["low"], s["high"], [(t, s[t]) for t in TAILS.get(name, ()) if s.get(t) is not None])
-        for name, s in ((name, scores[name]) for name in names)
-    ]
+    """Make the cells of a row; empty for scores that it does not have."""
+    return [_cell(scores[name], SCORES[name].tails) if name in scores else _NO_SCORE for name in names]
+
+
+def _cell(score: Mapping[str, Any], tails: Sequence[str]) -> ScoreCell:
+    known = [(tail, score[tail]) for tail in tails if score.get(tail) is not None]
+    return ScoreCell(score["mean"], score["low"], score["high"], known)
 
 
 def _scored(evaluation: Json, ablation: str) -> ScoreTable:
+    """Make the table of one ablation: full model, circuits with complements and random circuits, empty circuit."""
     circuits = [c for c in evaluation["circuits"] if ablation in c["ablations"]]
     tasks = evaluation["tasks"]
-    names = [name for name in HEADINGS if name in circuits[0]["ablations"][ablation]["circuit"]]
+    names = _known(circuits[0]["ablations"][ablation]["circuit"])
     rows = []
     for task in dict.fromkeys(c["task"] for c in circuits):
         detail = task if len(tasks) > 1 else f"{tasks[task]['pairs']['test']:,} pairs"
@@ -125,13 +141,13 @@ def _scored(evaluation: Json, ablation: str) -> ScoreTable:
         if found["random"] and found["random"]["distinct"]:
             drawn = found["random"]["scores"]
             cells = [
-                ScoreCell(d["mean"], d["p5"], d["p95"]) if (d := drawn.get(n)) else ScoreCell(None, None, None)
-                for n in names
+                ScoreCell(one["mean"], one["p5"], one["p95"]) if (one := drawn.get(name)) else _NO_SCORE
+                for name in names
             ]
             rows.append(ScoreRow(f"{found['random']['draws']} random circuits", _beaten(drawn["kl"]), cells))
     nothing = circuits[0]["ablations"][ablation]["empty"]
     rows.append(ScoreRow("nothing kept", "", _cells(nothing, names)))
-    return ScoreTable(ablation, _title(ablation), [HEADINGS[name] for name in names], rows)
+    return _table(ablation, names, rows)
 
 
 def _beaten(kl: Json) -> str:
@@ -139,22 +155,24 @@ def _beaten(kl: Json) -> str:
 
 
 def _off(evaluation: Json, ablation: str) -> ScoreTable:
-    rows = []
+    """Make the table of held-out templates under one ablation; without rows if there are none."""
+    rows: list[ScoreRow] = []
     names: list[str] = []
     for circuit in evaluation["circuits"]:
         found = circuit["ablations"].get(ablation, {}).get("off_distribution")
         if not found:
             continue
-        names = [name for name in HEADINGS if name in found["circuit"]]
+        names = _known(found["circuit"])
         full = evaluation["tasks"][circuit["task"]]["full_off_distribution"]
         rows += [ScoreRow("full model", f"{found['pairs']} pairs", _cells(full, names))] if full and not rows else []
         rows.append(ScoreRow(f"circuit {circuit['name']}", "", _cells(found["circuit"], names), main=True))
         rows.append(ScoreRow("the rest without it", "complement", _cells(found["complement"], names)))
         rows.append(ScoreRow("nothing kept", "", _cells(found["empty"], names)))
-    return ScoreTable(ablation, _title(ablation), [HEADINGS[name] for name in names], rows)
+    return _table(ablation, names, rows)
 
 
 def _minimality(evaluation: Json) -> list[MinimalityRow]:
+    """List minimality of all circuits, from coarse to fine granularities."""
     dimension = evaluation["nodes"]["attention_neuron"] // evaluation["nodes"]["head"]
     found = []
     for circuit in evaluation["circuits"]:
@@ -162,18 +180,27 @@ def _minimality(evaluation: Json) -> list[MinimalityRow]:
             for level in filter(under["minimality"].__contains__, GRANULARITIES):
                 one = under["minimality"][level]
                 most = [
-                    (place_of(level, d, dimension), ScoreCell(change["mean"], change["low"], change["high"]))
-                    for d in one["dropped"][:3]
-                    if d["necessary"] and (change := d["kl_change"])
+                    (place_of(level, dropped, dimension), _cell(dropped["kl_change"], ()))
+                    for dropped in one["dropped"][:3]
+                    if dropped["necessary"]
                 ]
-                together = one["together"]["kl"]["mean"] if one["together"] else None
-                sizes = one["kept"], one["group"], one["unnecessary"]
-                found.append(MinimalityRow(circuit["name"], ablation.replace("_", " "), level, *sizes, together, most))
+                found.append(
+                    MinimalityRow(
+                        circuit=circuit["name"],
+                        ablation=ablation.replace("_", " "),
+                        level=level,
+                        kept=one["kept"],
+                        group=one["group"],
+                        unnecessary=one["unnecessary"],
+                        together=one["together"]["kl"]["mean"] if one["together"] else None,
+                        most=most,
+                    )
+                )
     return found
 
 
 def place_of(level: str, dropped: Json, dimension: int) -> str:
-    """Layer and nodes as the drawing names them: attention neurons by head and dimension; of many the first ones."""
+    """Name closed nodes as the drawing does: layer, then nodes, attention neurons as head.dimension; of many the first three."""
     layer, nodes = f"layer {dropped['layer']}", dropped["nodes"]
     if level in ("block", "attention", "mlp"):
         return layer
@@ -181,18 +208,19 @@ def place_of(level: str, dropped: Json, dimension: int) -> str:
     return f"{layer}: {', '.join(named[:3])}" + (f", … ({len(named)})" if len(named) > 3 else "")
 
 
-def _cross(ablation: str, cells: Sequence[Json]) -> Any:
+def _cross(ablation: str, cells: Sequence[Json]) -> CrossTable:
+    """Arrange the cells of one ablation by circuit and task."""
+    scores = {name: kind for name, kind in SCORES.items() if kind.headline}
     tasks = list(dict.fromkeys(cell["task"] for cell in cells))
     circuits = list(dict.fromkeys(cell["circuit"] for cell in cells))
     by_place = {(cell["circuit"], cell["task"]): cell for cell in cells}
-    rows = [
-        (
-            circuit,
-            [
-                (c["scores"]["kl"]["mean"], c["scores"]["exact_match"]["mean"], c["own"])
-                for c in (by_place[circuit, task] for task in tasks)
-            ],
-        )
-        for circuit in circuits
-    ]
-    return ablation, tasks, rows
+
+    def texts(cell: Json) -> list[str]:
+        means = {name: cell["scores"].get(name, {}).get("mean") for name in scores}
+        return ["–" if mean is None else format(mean, scores[name].headline) for name, mean in means.items()]
+
+    def row(circuit: str) -> list[tuple[list[str], bool]]:
+        return [(texts(cell), cell["own"]) for cell in (by_place[circuit, task] for task in tasks)]
+
+    headings = [kind.long for kind in scores.values()]
+    return CrossTable(ablation, headings, tasks, [(circuit, row(circuit)) for circuit in circuits])

@@ -1,52 +1,54 @@
-"""The figures of a sweep. Every mark is a link to its trial, `#trial-3`, and is named by what it stands for."""
+"""Figures of a sweep. Every mark is a link to its trial, such as `#trial-3`, and has a tooltip."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bigcircuit.io.run_dir import read_metrics
+from bigcircuit.metrics.registry import SCORES
+from bigcircuit.report.axes import fit_scale
 from bigcircuit.report.figures import MUTED, PAPER, SERIES, STYLE, Chart, Line, lines, new_axes
 from bigcircuit.results.sweep import SweepResult, SweepTrial
 
 FRONT, REST = SERIES[0], SERIES[5]
 _NAMED = 14
-"""Trials on the front that have their number beside them."""
+"""Most trials on the front for which each has its number beside the mark."""
 _KEYS = 6
-"""Settings that have a figure."""
+"""Most settings that have a figure."""
 
 
 def front_chart(trials: Sequence[SweepTrial], front: Sequence[SweepTrial], key: str = "front") -> Chart:
-    """Neurons against KL, the front as a line: the lowest KL of circuits up to each size, with intervals.
+    """Draw neurons against KL, with the front as a line: the lowest KL of circuits up to each size, with intervals.
 
-    Trials without held-out scores are shown by their last validation, hollow.
+    Trials without held-out scores have hollow marks at their last validation. key: name of the figure's file.
     """
     figure, axes = new_axes(5.2, 4.2)
     early = [trial for trial in trials if trial.summary is None]
     rest = [trial for trial in trials if trial.summary is not None and trial not in front]
     with mpl.rc_context(STYLE):
-        points = [place(trial) for trial in trials]
-        scale(axes.xaxis, [size for size, _ in points])
+        points = [_place(trial) for trial in trials]
+        fit_scale(axes.xaxis, [size for size, _ in points])
         bounds = [trial.row["scores"]["kl"] for trial in front]
-        scale(axes.yaxis, [kl for _, kl in points] + [b[end] for b in bounds for end in ("low", "high") if b[end] > 0])
+        ends = [one[end] for one in bounds for end in ("low", "high") if one[end] > 0]
+        fit_scale(axes.yaxis, [kl for _, kl in points] + ends)
         for trial in early:
             _mark(axes, trial, markersize=6.5, markerfacecolor=PAPER, markeredgecolor=REST)
         for trial in rest:
             _mark(axes, trial, markersize=7, color=REST, markeredgecolor=PAPER)
-        sizes, values = zip(*map(place, front), strict=True) if front else ((), ())
+        sizes, values = zip(*map(_place, front), strict=True) if front else ((), ())
         axes.plot(sizes, values, drawstyle="steps-post", color=FRONT, linewidth=1.4, zorder=2)
         for trial in front:
             kl = trial.row["scores"]["kl"]
-            axes.plot([place(trial)[0]] * 2, [kl["low"], kl["high"]], color=MUTED, linewidth=1, zorder=2)
+            axes.plot([_place(trial)[0]] * 2, [kl["low"], kl["high"]], color=MUTED, linewidth=1, zorder=2)
             _mark(axes, trial, markersize=9, color=FRONT, markeredgecolor=PAPER)
             if len(front) <= _NAMED:
-                axes.annotate(str(trial.number), place(trial), (6, 5), textcoords="offset points", fontsize=8, zorder=4)
+                axes.annotate(
+                    str(trial.number), _place(trial), (6, 5), textcoords="offset points", fontsize=8, zorder=4
+                )
         axes.set_xlabel("site neurons kept")
-        axes.set_ylabel("KL, nats" if early else "held-out KL, nats")
+        axes.set_ylabel(SCORES["kl"].heading if early else f"held-out {SCORES['kl'].heading}")
         for shown, label, style in (
             (front, "on the front, with 95% intervals", {"color": FRONT}),
             (rest, "finished", {"color": REST}),
@@ -59,50 +61,32 @@ def front_chart(trials: Sequence[SweepTrial], front: Sequence[SweepTrial], key: 
 
 
 def _mark(axes: Axes, trial: SweepTrial, **style: Any) -> None:
-    (mark,) = axes.plot(*[[value] for value in place(trial)], "o", clip_on=False, zorder=3, **style)
+    (mark,) = axes.plot(*[[value] for value in _place(trial)], "o", clip_on=False, zorder=3, **style)
     _name(mark, trial)
 
 
 def _name(mark: Any, trial: SweepTrial) -> None:
-    size, kl = place(trial)
+    """Make a mark a link to its trial, with a tooltip."""
+    size, kl = _place(trial)
     kind = "" if trial.summary is not None else f" ({trial.record.status}, validation)"
     mark.set_url(f"#trial-{trial.number}")
     mark.set_gid(f"member:{trial.number}:tip:trial {trial.number}: {size:,} neurons, KL {kl:.3g}{kind}")
 
 
-def place(trial: SweepTrial) -> tuple[int, float]:
-    """Neurons and KL: on held-out pairs, or those of its last validation where it has not finished."""
+def _place(trial: SweepTrial) -> tuple[int, float]:
+    """Neurons and KL of a trial: on held-out pairs, or of the last validation where the trial has not finished."""
     return (
         trial.point if trial.summary is not None else (trial.last_validation["kept.total"], trial.last_validation["kl"])
     )
 
 
-def placed(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
-    """Those that have a place in a figure."""
+def drawable_trials(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
+    """Select the trials that have scores to draw: held-out scores, or those of a validation."""
     return [t for t in trials if t.summary is not None or {"kl", "kept.total"} <= t.last_validation.keys()]
 
 
-def scale(axis: Axis, values: Sequence[float], *, zero: bool = True) -> None:
-    """Linear, from 0 if `zero`, or logarithmic where values are far apart; then 0 has a place too if there is one."""
-    positive = [value for value in values if value > 0]
-    set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
-    if not positive or max(positive) <= 12 * min(positive):
-        axis.set_major_locator(MaxNLocator(5, integer=all(isinstance(value, int) for value in values)))
-        if zero:
-            (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(0, max(positive, default=1) * 1.08)
-    elif min(values) > 0:
-        set_scale("log")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(positive) < 100 * min(positive) else (1,)))
-    else:
-        set_scale("symlog", linthresh=min(positive), linscale=0.8)
-        decades = range(math.ceil(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)
-        axis.set_major_locator(FixedLocator([0, *(10.0**decade for decade in decades)]))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"))
-
-
 def setting_charts(sweep: SweepResult) -> list[Chart]:
-    """What every setting does: its values against neurons and KL of the finished trials, for the first few that differ."""
+    """Draw the values of each searched setting against neurons and KL of the finished trials, for the first few that vary."""
     found = []
     for key in sweep.searched:
         values = {trial.number: trial.record.settings.get(key) for trial in sweep.finished}
@@ -112,7 +96,10 @@ def setting_charts(sweep: SweepResult) -> list[Chart]:
 
 
 def _setting(sweep: SweepResult, key: str, values: dict[int, Any]) -> Chart:
-    """Two panels with one axis of values; values that are no numbers stand side by side in order of appearance."""
+    """Draw two panels over the values of one setting; values that are not numbers have equal distances, in order of appearance.
+
+    values: number of a trial -> value.
+    """
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values())
     names = list(dict.fromkeys(str(value) for value in values.values()))
     figure, _ = new_axes(3.4, 3.4)
@@ -120,8 +107,8 @@ def _setting(sweep: SweepResult, key: str, values: dict[int, Any]) -> Chart:
     with mpl.rc_context(STYLE):
         upper, lower = figure.subplots(2, 1, sharex=True)
         x = {number: value if numbers else names.index(str(value)) for number, value in values.items()}
-        for axes, index, label in ((upper, 0, "neurons"), (lower, 1, "KL, nats")):
-            scale(axes.yaxis, [trial.point[index] for trial in sweep.finished])
+        for axes, index, label in ((upper, 0, "neurons"), (lower, 1, SCORES["kl"].heading)):
+            fit_scale(axes.yaxis, [trial.point[index] for trial in sweep.finished])
             axes.set_ylabel(label)
             axes.grid(axis="x", visible=False)
             for trial in sweep.finished:
@@ -130,7 +117,7 @@ def _setting(sweep: SweepResult, key: str, values: dict[int, Any]) -> Chart:
                                     markeredgecolor=PAPER, clip_on=False)  # fmt: skip
                 _name(mark, trial)
         if numbers:
-            scale(lower.xaxis, list(x.values()), zero=False)
+            fit_scale(lower.xaxis, list(x.values()), zero=False)
         else:
             lower.set_xticks(range(len(names)), [name[:18] for name in names], rotation=30 if len(names) > 4 else 0)
             lower.set_xlim(-0.5, len(names) - 0.5)
@@ -139,12 +126,12 @@ def _setting(sweep: SweepResult, key: str, values: dict[int, Any]) -> Chart:
     return Chart(f"setting_{key}", key, figure)
 
 
-def training_charts(sweep: SweepResult) -> list[Chart]:
-    """KL and size on the validation pairs by step, a line a trial."""
+def sweep_training_charts(sweep: SweepResult) -> list[Chart]:
+    """Draw KL and size on the validation pairs by step, one line per trial."""
     rows = {trial: read_metrics(trial.folder / "metrics.jsonl") for trial in sweep.trials}
     found = []
     for key, title, column, y in (
-        ("training_kl", "KL by step", "validation.kl", "KL, nats"),
+        ("training_kl", "KL by step", "validation.kl", SCORES["kl"].heading),
         ("training_size", "Neurons by step", "validation.kept.total", "site neurons"),
     ):
         series = []

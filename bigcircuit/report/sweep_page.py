@@ -1,4 +1,4 @@
-"""The page of a sweep: all trials in one figure, and each of them to be looked at."""
+"""Page of a sweep: all trials in one figure, and every trial with its settings and scores."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.report import charts, facts, headline, page_content, score_tables, sweep_headline
 from bigcircuit.report.drawing import Drawing, draw
 from bigcircuit.report.facts import Fact
 from bigcircuit.report.figures import Chart
 from bigcircuit.report.page import write_page
 from bigcircuit.report.svg import write_figures
-from bigcircuit.report.sweep_figures import front_chart, placed, setting_charts, training_charts
+from bigcircuit.report.sweep_figures import drawable_trials, front_chart, setting_charts, sweep_training_charts
 from bigcircuit.results.pareto import dominates
 from bigcircuit.results.run import Json, RunSource, open_source
 from bigcircuit.results.sweep import SweepResult, SweepTrial
@@ -20,7 +21,7 @@ from bigcircuit.results.trial_config import as_yaml
 
 
 class ShownTrial(NamedTuple):
-    """One trial on the page."""
+    """One trial as the page shows it."""
 
     number: int
     status: str
@@ -30,15 +31,16 @@ class ShownTrial(NamedTuple):
     progress: str
     on_front: bool
     beaten: int | None
-    """Another trial that is as small and as faithful, and better in one; None on the front."""
+    """Number of a trial that is as small and as faithful, and better in one of the two; None on the front."""
     settings: Mapping[str, Any]
     changed: bool
-    """Whether it began with other settings."""
+    """Whether the trial began with other settings."""
     row: Json | None
-    """Its row of summary.json."""
+    """Row of summary.json; None unless the trial has finished."""
     nodes: Mapping[str, int]
-    """Of the model."""
+    """Number of nodes of the model by granularity."""
     validated: Json
+    """Last validation."""
     drawing: Drawing | None
     examples: Sequence[Json]
     scores: score_tables.ScoreTable | None
@@ -48,7 +50,7 @@ class ShownTrial(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepPage:
-    """Everything on the page."""
+    """Content of the page of a sweep."""
 
     title: str
     subtitle: str
@@ -59,9 +61,9 @@ class SweepPage:
     trials: Sequence[ShownTrial]
     """By number."""
     front: Sequence[int]
-    """Numbers of those on the front, the smallest first."""
+    """Numbers of the trials on the front, the smallest circuit first."""
     first: int | None
-    """The one to show first."""
+    """Number of the trial to show first."""
     together: Drawing | None
     """All circuits of the front over each other."""
     keys: Sequence[str]
@@ -74,52 +76,54 @@ class SweepPage:
     versions: Mapping[str, str]
 
     def all_charts(self) -> list[Chart]:
-        """Every figure of the page."""
+        """List all figures of the page."""
         compared = self.comparison.charts if self.comparison else ()
         return [*([self.figure] if self.figure else []), *self.by_setting, *compared, *self.training]
 
     def drawings(self) -> dict[str, Drawing]:
-        """All drawings, by name."""
+        """Return all drawings by name."""
         found = {f"trial {one.number}": one.drawing for one in self.trials if one.drawing is not None}
         return found | ({"all together": self.together} if self.together else {})
 
 
 def render_sweep(sweep: SweepResult, output: Path | None = None, figures: Path | None = None) -> list[Path]:
-    """Write the page of a sweep, report.html in its folder by default, and its figures for papers; what was written.
+    """Write the page of a sweep, by default report.html in its folder, and its figures for papers; return the paths.
 
     Raises UserError naming a file of a trial that is missing or damaged.
     """
     page = sweep_page(sweep)
     written = [write_page("sweep.html", page, output or sweep.path / "report.html")]
     if figures is not None:
-        written += write_figures([*page.all_charts(), *charts.maps(page.drawings())], figures)
+        written += write_figures([*page.all_charts(), *charts.map_charts(page.drawings())], figures)
     return written
 
 
 def sweep_page(sweep: SweepResult) -> SweepPage:
-    """What the page of a sweep shows."""
+    """Compute the content of the page of a sweep."""
     sources = {trial.number: open_source(trial.folder) for trial in sweep.front}
-    circuits = {number: source.members[0].circuit for number, source in sources.items()}
-    first = sweep_headline.first_of(sweep)
+    circuits = {
+        number: circuit for number, source in sources.items() if (circuit := source.members[0].circuit) is not None
+    }
+    first = sweep_headline.trial_to_show(sweep)
     drawn = _drawn(circuits, first.number if first else None)
     named = {f"trial {number}": circuit for number, circuit in circuits.items()}
-    there = placed(sweep.trials)
+    drawable = drawable_trials(sweep.trials)
     return SweepPage(
-        title=sweep_headline.title(sweep),
-        subtitle=sweep_headline.subtitle(sweep),
-        lead=sweep_headline.lead(sweep),
-        tiles=sweep_headline.tiles(sweep),
-        asked=sweep_headline.asked(sweep),
-        figure=front_chart(there, sweep.front, "trials") if there else None,
+        title=sweep_headline.sweep_title(sweep),
+        subtitle=sweep_headline.sweep_subtitle(sweep),
+        lead=sweep_headline.sweep_lead(sweep),
+        tiles=sweep_headline.sweep_tiles(sweep),
+        asked=sweep_headline.sweep_facts(sweep),
+        figure=front_chart(drawable, sweep.front, "trials") if drawable else None,
         trials=[_shown(sweep, trial, sources.get(trial.number), drawn.get(trial.number)) for trial in sweep.trials],
         front=list(circuits),
         first=first.number if first else None,
         together=draw(named) if len(named) > 1 and page_content.same_model(list(named.values())) else None,
         keys=sweep.searched,
-        comparison=page_content.comparison(named),
+        comparison=page_content.compare(named),
         by_setting=setting_charts(sweep),
-        training=training_charts(sweep),
-        hashes=facts.hashes({f"trial {number}": source.members[0] for number, source in sources.items()})
+        training=sweep_training_charts(sweep),
+        hashes=facts.hash_facts({f"trial {number}": source.members[0] for number, source in sources.items()})
         if first
         else [],
         settings=[("", json.dumps({"command": sweep.command, "sweep": sweep.search, "config": sweep.base}, indent=2))],
@@ -127,12 +131,13 @@ def sweep_page(sweep: SweepResult) -> SweepPage:
     )
 
 
-def _drawn(circuits: Mapping[int, Any], first: int | None) -> dict[int, Drawing]:
-    """Drawings within the budget of a page, that of the trial to be shown first in any case."""
-    found, used = {}, 0
+def _drawn(circuits: Mapping[int, Circuit], first: int | None) -> dict[int, Drawing]:
+    """Draw circuits within the budget of a page, the trial to show first in any case. circuits: by number of the trial."""
+    found: dict[int, Drawing] = {}
+    used = 0
     for number in sorted(circuits, key=lambda number: number != first):
         drawing = draw({f"trial {number}": circuits[number]})
-        used += drawing.bytes
+        used += drawing.page_bytes
         if found and used > page_content.BUDGET:
             break
         found[number] = drawing
@@ -140,9 +145,10 @@ def _drawn(circuits: Mapping[int, Any], first: int | None) -> dict[int, Drawing]
 
 
 def _shown(sweep: SweepResult, trial: SweepTrial, source: RunSource | None, drawing: Drawing | None) -> ShownTrial:
-    record, finished = trial.record, trial.summary is not None
-    better = [other.number for other in sweep.front if finished and dominates(other.point, trial.point)]
-    row = {"name": str(trial.number), **trial.row} if finished else None
+    """Describe one trial. source: its run folder, for trials on the front."""
+    record, summary = trial.record, trial.summary
+    row = None if summary is None else {"name": str(trial.number), **trial.row}
+    better = [other.number for other in sweep.front if row is not None and dominates(other.point, trial.point)]
     return ShownTrial(
         number=trial.number,
         status=record.status,
@@ -155,11 +161,11 @@ def _shown(sweep: SweepResult, trial: SweepTrial, source: RunSource | None, draw
         settings=record.settings,
         changed=record.drawn != record.settings,
         row=row,
-        nodes=trial.summary["nodes"] if finished else {},
+        nodes={} if summary is None else summary["nodes"],
         validated=trial.last_validation,
         drawing=drawing,
         examples=source.members[0].examples if source else (),
-        scores=score_tables.summary_table(trial.summary, [row]) if finished else None,
+        scores=None if summary is None or row is None else score_tables.summary_table(summary, [row]),
         folder=str(trial.folder),
         yaml=as_yaml(sweep, trial) if record.status not in ("failed", "waiting") else "",
     )

@@ -1,8 +1,8 @@
-"""What evaluation.json holds: these classes as JSON objects, field for field (`dataclasses.asdict`).
+"""Schema of evaluation.json: these classes as JSON objects, field by field (`dataclasses.asdict`).
 
-comparison.json is made in the same way of the classes in comparison.py.
-Every score stands under the name of the ablation it was measured under: `circuits[i].ablations["zero"].circuit["kl"]`.
-Names of scores: see SCORES. Names of granularities: those of gates/granularity.py, and `total` for site neurons.
+comparison.json is written in the same way, from the classes of comparison.py. Scores are grouped by the ablation under which
+they were measured: `circuits[i].ablations["zero"].circuit["kl"]`. Names of scores: SCORES of metrics/registry.py. Names of
+granularities: those of model/granularity.py, and `total` for site neurons.
 """
 
 from dataclasses import asdict, dataclass
@@ -28,52 +28,52 @@ class Drawn:
     p95: float
     max: float
     better: int
-    """Random circuits that do at least as well as the circuit."""
+    """Number of random circuits that are at least as good as the circuit."""
     p: float
-    """(better + 1) / (draws + 1): chance that a random circuit of this shape does as well."""
+    """(better + 1) / (draws + 1): chance that a random circuit of this shape is as good."""
 
 
 @dataclass(frozen=True)
 class RandomCircuits:
-    """Circuits with, in every layer, as many heads, attention neurons within them and MLP neurons, drawn at random."""
+    """Random circuits of the same shape: in every layer as many heads, attention neurons within them and MLP neurons."""
 
     draws: int
     scores: dict[str, Drawn]
     distinct: bool
-    """False where nothing can be drawn: all nodes of every layer are kept, or none."""
+    """False where all draws are the circuit itself: every layer keeps all of its nodes, or none."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The circuit with a part of its complement open."""
+    """Scores of the circuit with a part of its complement open."""
 
     fraction: float
     """Share of the complement's neurons that are open: 0 is the circuit alone, 1 the full model."""
     neurons: int
-    """Site neurons open."""
+    """Number of open site neurons."""
     draws: int
     kl: float
-    """Mean over draws, nats."""
+    """Mean over draws and pairs, nats."""
     kl_low: float
     """Lower end of the 95% bootstrap interval of this mean over pairs."""
     kl_high: float
     kl_max: float
-    """The worst draw."""
+    """KL of the worst draw, nats."""
     logit_difference: float
     exact_match: float
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """What closing one kept node, or a group of them, does to the circuit."""
+    """Effect of closing one kept node, or a group of kept nodes, on the circuit."""
 
     layer: int
     nodes: list[int]
-    """Indices within the layer; one, unless there were too many to be tested one by one."""
+    """Indices within the layer; a single node, unless there are too many to test one by one."""
     neurons: int
-    """Site neurons that are closed with it."""
+    """Number of site neurons that are closed with the nodes."""
     kl_change: Score
-    """KL without it - KL of the circuit, nats."""
+    """KL without the nodes - KL of the circuit, nats."""
     logit_difference_change: Score
     necessary: bool
     """The change of KL is above the tolerance, and its interval above 0."""
@@ -81,24 +81,24 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Minimality:
-    """Every kept node of one granularity closed, one after the other."""
+    """Minimality at one granularity: every kept node closed, one after the other."""
 
     kept: int
     group: int
-    """Nodes closed together."""
+    """Number of nodes that are closed together."""
     tolerance: float
-    """Nats."""
+    """Change of KL up to which a node is unnecessary, nats."""
     dropped: list[Dropped]
-    """Largest change first."""
+    """Largest change of KL first."""
     unnecessary: int
-    """Kept nodes, not groups."""
+    """Number of kept nodes, not of groups."""
     together: Scores | None
-    """Scores of the circuit without all unnecessary ones at once; null if there are none, or nothing else."""
+    """Scores of the circuit without all unnecessary nodes at once; null if no node is unnecessary, or all nodes are."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Scores on pairs of templates that no circuit was trained on."""
+    """Scores off the distribution: on pairs of templates that no circuit was trained on."""
 
     pairs: int
     circuit: Scores
@@ -108,17 +108,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Means:
-    """What the means of an ablation are over, or those where learned constants started."""
+    """Origin of the means of an ablation, or of the means from which learned constants started."""
 
     data: str
     """A pair file, a task builder, or `training pairs` of the circuit's task."""
     sha256: str
-    """Of the pairs in order; of all pairs of the task where they are its training pairs. Empty where the circuit's file, which
-    brings the constants, does not say."""
+    """Hash of the pairs in order; of all pairs of the task where the means are over its training pairs. Empty where the constants
+    come from a circuit file that does not record a hash."""
     prompts: str
     """`corrupted`, `clean` or `both`."""
     in_file: bool
-    """Whether the circuit's own constants are those of its file."""
+    """Whether the circuit's constants come from its file."""
 
 
 @dataclass(frozen=True)
@@ -131,28 +131,28 @@ class UnderAblation:
     complement: Scores
     """Completeness: the model without the circuit."""
     empty: Scores
-    """Everything ablated."""
+    """All nodes ablated."""
     random: RandomCircuits | None
     partial: list[Point]
-    """By fraction, from 0 to 1."""
+    """Partly open complements by fraction, from 0 to 1."""
     minimality: dict[str, Minimality]
-    """By granularity; only under the ablation it was found under, or the first other one whose constants are not to be learned
-    for every test; else empty."""
+    """Minimality by granularity; only under the ablation that the circuit was found under, or the first other ablation without
+    constants to learn for every test; else empty."""
     off_distribution: Split | None
 
 
 @dataclass(frozen=True)
 class EvaluatedCircuit:
-    """One circuit: where it comes from, its size, and its scores by ablation."""
+    """One circuit: its origin, its size, and its scores by ablation."""
 
     name: str
-    """Unique here: the member of a run, or the name of the file."""
+    """Unique within the evaluation: the member of a run, or the name of the file."""
     file: str
     sha256: str
     task: str
-    """Key of Evaluation.tasks: the task it was found on."""
+    """Task that the circuit was found on: a key of Evaluation.tasks."""
     found_under: str
-    """The ablation it was found under."""
+    """Ablation that the circuit was found under."""
     labels: str
     """`own`, or `random` for a control that was trained on the labels of other pairs (`task.labels`)."""
     seed: str
@@ -162,22 +162,22 @@ class EvaluatedCircuit:
     parameters: dict[str, int]
     """`kept` and `total`."""
     examples: list[dict[str, Any]]
-    """What it predicts on a few held-out prompts, as in a run's examples.json, under the ablation of its minimality."""
+    """Predictions on a few held-out prompts, as in a run's examples.json, under the ablation of the minimality."""
     control: bool
-    """Given as `--control`: found on random labels, or on anything else that ought not to work."""
+    """Given as `--control`: found on random labels, or in another way that should not work."""
     ablations: dict[str, UnderAblation]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One set of pairs and what the full model does on them."""
+    """One set of pairs and the scores of the full model on them."""
 
     name: str
     sha256: str
     pairs: dict[str, int]
-    """By split: train, validation, test, off_distribution."""
+    """Number by split: train, validation, test, off_distribution."""
     left_out: dict[str, int]
-    """`bad`, `unsolved`."""
+    """Number of pairs left out: `bad`, `unsolved`."""
     full: Scores
     """The full model on the test split."""
     full_off_distribution: Scores | None
@@ -185,14 +185,14 @@ class Task:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A circuit of the best-ranked nodes."""
+    """Scores of the circuit of the best-ranked nodes at one size; all but the deviations are means over draws."""
 
     fraction: float
-    """Of the ranked nodes."""
+    """Share of the ranked nodes that is kept."""
     size: int
-    """Nodes of the level kept; at level `neuron` site neurons."""
+    """Number of kept nodes of the level; at level `neuron` of site neurons."""
     neurons: int
-    """Site neurons kept."""
+    """Number of kept site neurons."""
     kl: float
     kl_low: float
     """Lower end of the 95% bootstrap interval over pairs."""
@@ -202,35 +202,35 @@ class CurvePoint:
     faithfulness: float
     """(m(C) - m(empty)) / (m(full) - m(empty)), m the mean logit difference."""
     low: float
-    """Of faithfulness: lower end of the 95% bootstrap interval over pairs."""
+    """Lower end of the 95% bootstrap interval of the faithfulness over pairs."""
     high: float
     kl_sd: float
-    """Standard deviation over draws, 0 where there is one; the other figures are means over draws."""
+    """Standard deviation of KL over draws, 0 for a single draw."""
     sd: float
-    """That of faithfulness."""
+    """Standard deviation of the faithfulness over draws."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Faithfulness against size of one ranking, with the areas of the MIB benchmark (evaluation/mib.py)."""
+    """Faithfulness against size of one ranking, with the areas of the MIB benchmark (metrics/mib.py)."""
 
     method: str
     """`learned` (the strengths of a circuit's gates) or a baseline."""
     circuit: str | None
-    """Whose gates; null for baselines."""
+    """Name of the circuit whose gates are ranked; null for baselines."""
     level: str
-    """`neuron` (attention and MLP neurons ranked together) or a granularity, of which alone nodes are closed."""
+    """`neuron` (attention and MLP neurons ranked together), or a granularity: only nodes of that granularity are closed."""
     ranking: str
-    """`signed` or `absolute`: by score, or by its absolute value. Figures of the two are not comparable."""
+    """`signed` or `absolute`: by score, or by its absolute value. Results of the two are not comparable."""
     draws: int
-    """Rankings that were drawn at random, of which everything is the mean; 1 for a ranking that is not."""
+    """Number of random rankings, over which all values are means; 1 for a ranking that is not random."""
     cpr: float
     """Area under faithfulness over the fraction kept; 1 is the full model at every size, more is better."""
     cpr_low: float
     """Lower end of the 95% bootstrap interval over pairs."""
     cpr_high: float
     cpr_sd: float
-    """Standard deviation over draws, 0 where there is one."""
+    """Standard deviation over draws, 0 for a single draw."""
     cmd: float
     """Area of |1 - faithfulness|; 0 is best."""
     cmd_low: float
@@ -241,36 +241,36 @@ class Curve:
 
 @dataclass(frozen=True)
 class Cell:
-    """Circuit of one task on the pairs of another."""
+    """Scores of one circuit on the pairs of one task."""
 
     circuit: str
     task: str
     own: bool
-    """Whether it was found on this task."""
+    """Whether the circuit was found on this task."""
     scores: Scores
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """evaluation.json."""
+    """Content of evaluation.json."""
 
     model: dict[str, str]
     """`path`, and sha256 of `config`, `weights`, `tokenizer`, `adapter`."""
     nodes: dict[str, int]
-    """Nodes of the model, by granularity and as `total`."""
+    """Number of nodes of the model, by granularity and as `total`."""
     tasks: dict[str, Task]
     circuits: list[EvaluatedCircuit]
     """Controls last."""
     cross: dict[str, list[Cell]]
-    """By ablation, every circuit on every task; empty with one task."""
+    """Every circuit on every task, by ablation; empty with one task."""
     curves: dict[str, list[Curve]]
-    """By ablation; on the test split of the first circuit's task. Of circuits found on other tasks there are none."""
+    """Curves by ablation, on the test split of the first circuit's task and of circuits found on that task only."""
     no_curves: list[str]
-    """Curves that were asked for and cannot be had, and why, a sentence each."""
+    """One sentence per requested curve that cannot be measured: which, and why."""
     unfinished: list[str]
-    """Ablations that were asked for and not reached yet; empty once all is done."""
+    """Requested ablations that are not measured yet; empty at the end."""
     verdict: str
-    """The result in plain words."""
+    """The result in sentences."""
     settings: dict[str, Any]
     """Options of the evaluation."""
     command: list[str]

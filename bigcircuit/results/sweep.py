@@ -30,10 +30,15 @@ class SweepTrial:
         return self.record.number
 
     @property
+    def result(self) -> Json:
+        """Content of summary.json; for finished trials only."""
+        assert self.summary is not None
+        return self.summary
+
+    @property
     def row(self) -> Json:
         """Row of summary.json that describes the trial's circuit; for finished trials only."""
-        assert self.summary is not None
-        return self.summary["members"][0]
+        return self.result["members"][0]
 
     @property
     def circuit(self) -> Path:

@@ -26,9 +26,8 @@ def config_comments(sweep: SweepResult, trial: SweepTrial) -> list[str]:
     """Return comment lines for that config: the trial's scores, its circuit file, and what `prune` does not reproduce."""
     kept, kl = trial.point
     score = trial.row["scores"]["kl"]
-    assert trial.summary is not None
     found = [
-        f"trial {trial.number} of {sweep.path}: {kept} of {trial.summary['nodes']['total']} neurons, held-out KL "
+        f"trial {trial.number} of {sweep.path}: {kept} of {trial.result['nodes']['total']} neurons, held-out KL "
         f"{kl:.4g} nats, 95% interval {score['low']:.4g} to {score['high']:.4g}",
         f"its circuit: {trial.circuit}",
     ]

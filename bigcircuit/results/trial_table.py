@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from bigcircuit.metrics.registry import SCORES
 from bigcircuit.results.sweep import SweepResult, SweepTrial
 
 Row = Mapping[str, Any]
-TRIAL_SCORES = ("logit_difference", "recovered", "accuracy", "exact_match")
+_TYPES = {"step": pa.int64(), "steps": pa.int64(), "circuit": pa.string(), "error": pa.string()}
+_FLOATS = ("kl", "kl.low", "kl.high", "validation.kl", "parameters_kept")
 
 
 def trial_rows(sweep: SweepResult) -> list[Row]:
@@ -39,13 +41,18 @@ def _row(sweep: SweepResult, trial: SweepTrial, nodes: Sequence[str]) -> Row:
         "kl": kl.get("mean"),
         "kl.low": kl.get("low"),
         "kl.high": kl.get("high"),
-        **{name: found["scores"].get(name, {}).get("mean") for name in TRIAL_SCORES},
+        **{name: found["scores"].get(name, {}).get("mean") for name in _other_scores()},
         **{f"kept.{name}": found["kept"].get(name) for name in nodes},
         "parameters_kept": found.get("parameters_kept"),
         "on_front": trial in sweep.front,
         "circuit": str(trial.circuit.relative_to(sweep.path)) if trial.summary is not None else None,
         "error": record.error,
     }
+
+
+def _other_scores() -> list[str]:
+    """List the scores that have a column for the mean alone; KL also has its interval."""
+    return [name for name, kind in SCORES.items() if kind.in_brief and name != "kl"]
 
 
 def as_csv(columns: Sequence[str], table: Sequence[Row]) -> bytes:
@@ -68,14 +75,13 @@ def as_parquet(columns: Sequence[str], table: Sequence[Row]) -> bytes:
     return file.getvalue()
 
 
-_KINDS = {"step": pa.int64(), "steps": pa.int64(), "circuit": pa.string(), "error": pa.string()}
-_WHOLE, _SHARES = ("kept.", "validation.kept."), ("kl", "validation.kl", "parameters_kept", *TRIAL_SCORES)
-
-
 def _column(key: str, values: Sequence[Any]) -> pa.Array:
     """Make a typed column; an empty column has the type of its future values."""
-    kind = pa.int64() if key.startswith(_WHOLE) else pa.float64() if key in (*_SHARES, "kl.low", "kl.high") else None
+    if key.startswith(("kept.", "validation.kept.")):
+        kind = pa.int64()
+    else:
+        kind = pa.float64() if key in (*_FLOATS, *_other_scores()) else _TYPES.get(key)
     try:
-        return pa.array(values, _KINDS.get(key, kind))
+        return pa.array(values, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])

@@ -1,1 +1,1 @@
-"""What surrounds a run: progress, trackers, memory of the host."""
+"""Services of a run: progress, trackers, memory of the host."""

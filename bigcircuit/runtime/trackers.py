@@ -1,4 +1,4 @@
-"""Experiment trackers of accelerate, fed with the rows that go to metrics.jsonl."""
+"""Experiment trackers of accelerate: TensorBoard, trackio, wandb. They get the rows of metrics.jsonl."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from bigcircuit.io.run_dir import RunDir
 
 
 class Trackers:
-    """The trackers that the config names; none by default. Only the first rank makes one."""
+    """Trackers that the config names, none by default; only rank 0 opens them."""
 
     def __init__(self, config: Config, folder: RunDir) -> None:
-        """Raises UserError naming the package to install when a tracker's library is absent."""
+        """Open the trackers. Raises UserError naming the package to install if a tracker's library is missing."""
         self._trackers = [_open(name, config, folder) for name in config.tracking.trackers]
         values = {key: value if isinstance(value, (int, float, str, bool)) else str(value)
                   for key, value in flatten(config.model_dump(mode="json"))}  # fmt: skip
@@ -21,7 +21,7 @@ class Trackers:
             tracker.store_init_configuration(values)
 
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Send the numbers of one step; with several members the name of each is prefixed by its member."""
+        """Log the numbers of a step, one row per member; with several members, names begin with the member's name."""
         for row in rows:
             prefix = f"{row['member']}/" if len(rows) > 1 else ""
             numbers = {prefix + key: value for key, value in row.items() if isinstance(value, float)}
@@ -40,7 +40,7 @@ def _open(name: str, config: Config, folder: RunDir) -> Any:
 
     if name not in [str(tracker) for tracker in get_available_trackers()]:
         raise UserError(f"tracking.trackers: {name} is not installed; `pip install {name}` or remove it")
-    PartialState(cpu=True)  # accelerate's trackers refuse to work before some state exists
+    PartialState(cpu=True)  # accelerate's trackers need an initialised state
     kind = LOGGER_TYPE_TO_CLASS[name]
     if kind.requires_logging_directory:
         tracker = kind(config.tracking.project, logging_dir=str(folder.path / "tracking"))

@@ -82,9 +82,9 @@ def optimal_ablation(
 ) -> Ablation:
     """Fit the constants under which each of P finished circuits is nearest to its target logits.
 
-    They are learned by Adam, for all circuits in the same passes, and no circuit's constants depend on the others. Where that did not lower a
-    circuit's KL on `held_out`, by default on `train`, it keeps those of the start. lr: of the first step, in the
-    units of the start; it falls to 0 as a cosine. batch_size: examples a step. watch: called with each step and its mean KL, in nats.
+    Adam learns them for all circuits in the same passes, and no circuit's constants depend on the others. A circuit whose KL on
+    `held_out`, by default on `train`, was not lowered keeps the constants of the start. lr: of the first step, in the units of
+    the start; it falls to 0 as a cosine. batch_size: examples a step. watch: called with each step and its mean KL, in nats.
     """
     offsets = [
         {s: torch.zeros_like(start.unit[s]).requires_grad_() for s, leaf in LEAVES.items() if leaf in masks}

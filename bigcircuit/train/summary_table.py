@@ -1,53 +1,63 @@
-"""The end of a run: its files, and the table a person reads."""
+"""Closing table of a run, and its result in one sentence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-SUMMARY_SCORES = {
-    "kl": "KL",
-    "logit_difference": "logit diff",
-    "recovered": "recov.",
-    "accuracy": "acc.",
-    "exact_match": "match",
-}
-"""Columns of the closing table: score -> heading. KL is in nats, `recov.` is the share of the logit difference that is
-recovered, from 0 for the empty circuit to 1 for the full model, `match` the share of prompts on which the prediction is the full
-model's."""
+from bigcircuit.metrics.numbers import terminal_score_text
+from bigcircuit.metrics.registry import SCORES
+from bigcircuit.runtime.tables import first_that_fits
 
 
-def summary_table(summary: Mapping[str, Any], wide: bool) -> Table:
-    """The closing table: sizes and held-out means of every circuit beside the full model and the empty circuit.
+def summary_table(summary: Mapping[str, Any], width: int) -> Table:
+    """Make the closing table: sizes and held-out means of every circuit beside the full model and the empty circuit.
 
-    wide: with 95% intervals, for terminals of 130 columns or more.
+    summary: content of summary.json. width: columns of the terminal; where there is room, means have their 95% intervals.
     """
+    brief = [name for name, kind in SCORES.items() if kind.in_brief]
+    narrow = [name for name in brief if SCORES[name].in_narrow]
+    choices: Sequence[tuple[Sequence[str], Sequence[str]]] = (
+        (brief, brief),
+        (brief, ["kl"]),
+        (brief, []),
+        (narrow, []),
+    )
+    return first_that_fits((_table(summary, scores, intervals) for scores, intervals in choices), width)
+
+
+def _table(summary: Mapping[str, Any], scores: Sequence[str], intervals: Sequence[str]) -> Table:
+    """Make the table with columns for some scores, and with intervals for some of these."""
     nodes = summary["nodes"]
     title = f"held-out scores on {summary['pairs']['test']} pairs of {summary['task']}, {summary['ablation']} ablation"
     shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
-    for heading in ("", "neurons", "heads", "param.", *SUMMARY_SCORES.values()):
+    for heading in ("", "neurons", "heads", "param.", *(SCORES[name].short for name in scores)):
         shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    shown.add_row("model", str(nodes["total"]), str(nodes["head"]), "100%", *_cells(summary["full"], wide))
+
+    def add(label: str, neurons: int, heads: int, parameters: str, found: Mapping[str, Any]) -> None:
+        cells = [_cell(found.get(name), name in intervals) for name in scores]
+        shown.add_row(label, str(neurons), str(heads), parameters, *cells)
+
+    add("model", nodes["total"], nodes["head"], "100%", summary["full"])
     for row in summary["members"]:
-        shown.add_row(
-            f"circuit {row['member']}" if len(summary["members"]) > 1 else "circuit",
-            str(row["kept"]["total"]),
-            str(row["kept"]["head"]),
-            f"{row['parameters_kept']:.1%}",
-            *_cells(row["scores"], wide),
-        )
-    shown.add_row("empty", "0", "0", "0%", *_cells(summary["empty"], wide))
+        label = f"circuit {row['member']}" if len(summary["members"]) > 1 else "circuit"
+        kept = row["kept"]
+        add(label, kept["total"], kept["head"], f"{row['parameters_kept']:.1%}", row["scores"])
+    add("empty", 0, 0, "0%", summary["empty"])
     return shown
 
 
-def _cells(scores: Mapping[str, Mapping[str, float]], wide: bool) -> list[str]:
-    shown = (scores[name] for name in SUMMARY_SCORES)
-    return [f"{s['mean']:.3f}" + (f" [{s['low']:.3f}, {s['high']:.3f}]" if wide else "") for s in shown]
+def _cell(score: Mapping[str, float | None] | None, interval: bool) -> str:
+    """Write a mean, with its interval or without; empty for a score that an older summary does not have."""
+    if score is None:
+        return ""
+    mean, low, high = (terminal_score_text(score[part]) for part in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]" if interval else mean
 
 
 def summary_sentence(summary: Mapping[str, Any]) -> str:
-    """The result of the first member in words."""
+    """Describe the result of the first member in one sentence. summary: content of summary.json."""
     row, nodes = summary["members"][0], summary["nodes"]
     scores, kept = row["scores"], row["kept"]
     return (

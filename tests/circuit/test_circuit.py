@@ -11,7 +11,8 @@ from bigcircuit.errors import UserError
 
 def test_a_changed_constant_is_found_out(tmp_path):
     mask = {name: torch.ones(2, n).bool() for name, n in (("head", 1), ("attention_neuron", 4), ("mlp_neuron", 4))}
-    Circuit(mask, {}, {"ablation": "optimal"}, {"mlp": torch.full((2, 4), 1.5)}).save(tmp_path / "c.safetensors")
+    constants = {"attention": torch.zeros(2, 4), "mlp": torch.full((2, 4), 1.5)}
+    Circuit(mask, {}, {"ablation": "optimal"}, constants).save(tmp_path / "c.safetensors")
     assert Circuit.load(tmp_path / "c.safetensors").ablation.constants["mlp"].shape == (1, 2, 1, 4)
     content = (tmp_path / "c.safetensors").read_bytes()
     (tmp_path / "c.safetensors").write_bytes(content.replace(b"\x00\x00\xc0\x3f", b"\x00\x00\xc0\x40", 1))

@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 
 from bigcircuit.circuit.controls import complement, empty, full, partly_open, random_circuits
 from bigcircuit.circuit.masks import complete_masks, leaves
-from bigcircuit.evaluation.minimality import groups, without
-from bigcircuit.gates.discretise import count
 from bigcircuit.model.granularity import LayerShape
 from tests.helpers.strategies import circuits
 
@@ -57,37 +55,6 @@ def test_circuit_and_complement_divide_the_model(made, fraction):
             assert not (own & ~drawn[name]).any(), "the circuit stays open"
             assert int((drawn[name] & ~own).sum()) == round(fraction * int(rest[name].sum()))
             assert not (drawn[name] & ~everything[name]).any()
-
-
-@settings(deadline=None, max_examples=60)
-@given(circuits(), st.integers(1, 5))
-def test_groups_cover_every_kept_node_once_and_close_what_is_below(made, limit):
-    masks, shapes = made
-    for name in ("block", "attention", "mlp", "kv_group", "head", "attention_neuron", "mlp_neuron"):
-        found, size = groups(masks[name], limit)
-        places = [(layer, node) for layer, nodes in found for node in nodes]
-        assert sorted(places) == [tuple(place) for place in masks[name].nonzero().tolist()]
-        assert all(len(nodes) <= size for _, nodes in found)
-        assert len(found) <= limit + len(shapes) - 1 or not places
-        for group in found:
-            left = complete_masks(without(masks, name, [group], shapes), shapes)
-            assert not left[name][group.layer, group.nodes].any()
-            assert count(left)["total"] < count(masks)["total"]
-            assert all(not (left[leaf] & ~masks[leaf]).any() for leaf in leaves(masks))
-        if places:
-            gone = complete_masks(without(masks, name, found, shapes), shapes)
-            assert not gone[name].any()
-
-
-def test_closing_a_head_leaves_the_rest_of_its_layer():
-    shapes = [LayerShape(2, 2, 2, 2, 4)]
-    masks = complete_masks({"attention_neuron": torch.ones(1, 4).bool(), "mlp_neuron": torch.ones(1, 2).bool()}, shapes)
-    (first, _), size = groups(masks["head"], 10)
-    assert (first.layer, first.nodes, size) == (0, [0], 1)
-    left = without(masks, "head", [first], shapes)
-    assert left["attention_neuron"].tolist() == [[False, False, True, True]]
-    assert left["mlp_neuron"].all()
-    assert without(masks, "block", [first], shapes)["mlp_neuron"].sum() == 0
 
 
 @pytest.mark.parametrize("draws", [0, 1])

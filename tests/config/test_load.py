@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bigcircuit.config.load import dotted_keys, load, members, parse_overrides, read_yaml
+from bigcircuit.cli import parse_verb
+from bigcircuit.config.load import dotted_keys, load, members
 from bigcircuit.config.schema import Config
+from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError
 from bigcircuit.sweep.config import load_sweep
 
@@ -38,12 +40,16 @@ BAD = {
     "nothing to train on": ("task: {split: {train: 0, validation: 0.5}}", ["train and test must both be above 0"]),
     "pairs without a path": ("task: {name: pairs}", ["task.path is not set"]),
     "a path that is not read": ("task: {name: ioi, path: x.jsonl}", ["set task.name to pairs"]),
-    "unknown ablation": ("ablation: {kind: resample}", ["ablation.kind", "'interchange', 'zero', 'mean', 'optimal' or 'noise'"]),
+    "unknown ablation": (
+        "ablation: {kind: resample}",
+        ["ablation.kind", "'interchange', 'zero', 'mean', 'optimal' or 'noise'"],
+    ),
     "unknown precision": ("model: {dtype: float8}", ["model.dtype", "'bfloat16'"]),
     "unknown tracker": ("tracking: {trackers: [mlflow]}", ["tracking.trackers", "'wandb'"]),
     "a list for a section": ("train: [1, 2]", ["train", "[1, 2]"]),
     "not a mapping": ("- 1\n- 2", ["a config is a mapping of sections, not a list"]),
     "empty file": ("", ["is empty", "configs/quickstart.yaml"]),
+    "key given twice": ("train:\n  lr: 0.1\n  lr: 0.2", ["bad.yaml: key train.lr is given twice, in lines 2 and 3"]),
     "broken YAML": ("train: {steps: 5", ["line 1", "not valid YAML"]),
     "member sets what is shared": (
         "population: {members: [{train.batch_size: 4}]}",
@@ -139,7 +145,7 @@ def test_command_line_and_file_speak_the_same_keys(tmp_path):
         "--task.columns.clean",
         "x",
     ]
-    config = load(path, parse_overrides(words))
+    config = load(path, parse_verb("prune", words).settings[Config])
     assert (config.train.steps, config.train.lr, config.train.clip, config.task.seed) == (9, 0.5, 2.0, 4)
     assert config.penalty.head == 0.25
     assert config.gates.granularities == ("head", "mlp")
@@ -160,7 +166,7 @@ def test_command_line_and_file_speak_the_same_keys(tmp_path):
 )
 def test_bad_words_on_the_command_line(words, expected):
     with pytest.raises(UserError, match=expected.replace("?", r"\?")):
-        parse_overrides(words)
+        parse_verb("prune", words)
 
 
 def test_members_differ_only_where_asked():
@@ -189,7 +195,7 @@ def run(*words):
 
 
 def test_help_shows_every_setting():
-    done = run("prune", "--help")
+    done = run("prune", "--help", "all")
     assert done.returncode == 0
     for key in dotted_keys():
         assert f"--{key}  " in done.stdout, key

@@ -11,8 +11,10 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bigcircuit.config.load import parse_overrides
-from bigcircuit.sweep.config import Sweep, load_sweep, sweep_keys
+from bigcircuit.cli import parse_verb
+from bigcircuit.config.load import dotted_keys
+from bigcircuit.config.schema import Config
+from bigcircuit.sweep.config import Sweep, SweepSettings, load_sweep
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs/ray"
@@ -27,12 +29,10 @@ def asked(command: str) -> tuple[Sweep, str | None]:
     """What a command with launchers/sweep.py asks for, and its --address; raises UserError as the launcher would."""
     before, _, after = command.partition("launchers/sweep.py ")
     assert re.search(r"(^|[ /])python (/app/)?$", before), before
-    words = shlex.split(after)
-    options = dict(zip(words[::2], words[1::2], strict=True))
-    path, address = ROOT / options.pop("--config").removeprefix("/app/"), options.pop("--address", None)
+    parsed = parse_verb("sweep", shlex.split(after))
+    path = ROOT / parsed.options["config"].removeprefix("/app/")
     assert path.is_file()
-    settings = [f"{key}={value}" for key, value in options.items()]
-    return load_sweep(path, parse_overrides(settings, sweep_keys(), ("task.columns.", "sweep.space."))), address
+    return load_sweep(path, {**parsed.settings[Config], **parsed.settings[SweepSettings]}), parsed.options["address"]
 
 
 # Ray's cluster launcher
@@ -105,7 +105,7 @@ def test_sweeps_of_the_readme_are_valid():
         sweep, address = asked(line.rstrip("'"))
         assert address == "auto" and sweep.config.output.startswith("/shared/") and sweep.settings.workers == 16
     table = re.findall(r"^\| `sweep\.(\w+)` \|", README, re.MULTILINE)
-    assert set(table) <= {key.partition(".")[0] for key in Sweep.__annotations__} | {k[6:] for k in sweep_keys()}
+    assert set(table) <= {key.partition(".")[0] for key in Sweep.__annotations__} | set(dotted_keys(SweepSettings))
     for path in re.findall(r"(?:-f |\()((?:configs/ray/|docker/)?[\w.]+\.yaml|configs/ray/Dockerfile)", README):
         assert (FOLDER / path).is_file() or (ROOT / path).is_file(), path
 

@@ -4,6 +4,7 @@ import itertools
 import random
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -18,10 +19,40 @@ from bigcircuit.errors import UserError
 from bigcircuit.model.load import EMBEDDED as PATH
 
 SIZE = 60
-UNKNOWN_TO_EMBEDDED = ("docstring", "subject_verb")
-"""Tasks whose words are not in the small English of the embedded model."""
-CASES = [("gpt2", name) for name in BUILDERS]
-CASES += [("embedded", name) for name in BUILDERS if name not in UNKNOWN_TO_EMBEDDED]
+
+
+class Promise(NamedTuple):
+    """What a builder promises beyond the contract of `Builder`, which is all that a new builder has to keep."""
+
+    many: bool = False
+    """It has SIZE pairs and more, so another seed gives other pairs."""
+    embedded: bool = False
+    """Its words are in the small English of the embedded model."""
+    single_tokens: bool = False
+    """Its answers are single tokens, so a tokenizer of bytes has none."""
+    distinct_first: bool = False
+    """Right and wrong answers differ in their first token."""
+    space: bool = False
+    """Its answers begin with a space."""
+
+
+PROMISES = {
+    "arithmetic": Promise(many=True, embedded=True, space=True),
+    "boolean": Promise(many=True, embedded=True, distinct_first=True, space=True),
+    "docstring": Promise(many=True, single_tokens=True, distinct_first=True, space=True),
+    "gendered_pronoun": Promise(*[True] * 5),
+    "greater_than": Promise(many=True, embedded=True, single_tokens=True, distinct_first=True),
+    "induction": Promise(*[True] * 5),
+    "ioi": Promise(*[True] * 5),
+    "subject_verb": Promise(many=True, single_tokens=True, distinct_first=True, space=True),
+}
+
+
+def promise(name: str) -> Promise:
+    return PROMISES.get(name, Promise())
+
+
+CASES = [("gpt2", name) for name in BUILDERS] + [("embedded", name) for name in BUILDERS if promise(name).embedded]
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +70,9 @@ def case(request, tokenizers):
     return tokenizer, name, BUILDERS[name](tokenizer, SIZE, random.Random(3))
 
 
-def without(*names: str) -> list[tuple[str, str]]:
-    """The cases of all other tasks."""
-    return [case for case in CASES if case[1] not in names]
+def promising(field: str) -> list[tuple[str, str]]:
+    """The cases of the tasks that promise this."""
+    return [case for case in CASES if getattr(promise(case[1]), field)]
 
 
 def pairs_of(name: str, tokenizer, size: int = SIZE) -> list[Pair]:
@@ -64,9 +95,8 @@ def test_pairs_align_when_read_with_their_answers(case):
             assert after_clean[len(clean) :] == after_corrupted[len(clean) :] != []
 
 
-@pytest.mark.parametrize("case", without("arithmetic"), indirect=True, ids="-".join)
+@pytest.mark.parametrize("case", promising("distinct_first"), indirect=True, ids="-".join)
 def test_first_tokens_of_right_and_wrong_answers_differ(case):
-    """Not those of arithmetic, where numbers are scored as a whole."""
     tokenizer, _, pairs = case
     for pair in pairs:
         end = len(ids(tokenizer, pair.clean))
@@ -74,9 +104,8 @@ def test_first_tokens_of_right_and_wrong_answers_differ(case):
         assert not right & wrong
 
 
-@pytest.mark.parametrize("case", without("arithmetic", "boolean"), indirect=True, ids="-".join)
+@pytest.mark.parametrize("case", promising("single_tokens"), indirect=True, ids="-".join)
 def test_answers_are_single_tokens(case):
-    """Not those of arithmetic and boolean, which may be several tokens long."""
     tokenizer, _, pairs = case
     for pair in pairs:
         end = len(ids(tokenizer, pair.clean))
@@ -85,22 +114,23 @@ def test_answers_are_single_tokens(case):
 
 def test_prompts_are_distinct_named_and_not_divided(case):
     _, name, pairs = case
-    assert len(pairs) == SIZE
-    assert len({pair.clean for pair in pairs}) == SIZE
-    assert [pair.source for pair in pairs] == [f"{name} #{i + 1}" for i in range(SIZE)]
+    assert 0 < len(pairs) <= SIZE
+    assert len(pairs) == SIZE or not promise(name).many
+    assert len({pair.clean for pair in pairs}) == len(pairs)
+    assert [pair.source for pair in pairs] == [f"{name} #{i + 1}" for i in range(len(pairs))]
     assert {pair.split for pair in pairs} == {""}
-    assert all(answer[0] == " " or name == "greater_than" for pair in pairs for answer in pair.answers)
+    assert all(answer[0] == " " for pair in pairs for answer in pair.answers) or not promise(name).space
 
 
 def test_same_seed_same_pairs_other_seed_other_pairs(case):
     tokenizer, name, pairs = case
     assert BUILDERS[name](tokenizer, SIZE, random.Random(3)) == pairs
-    assert BUILDERS[name](tokenizer, SIZE, random.Random(4)) != pairs
+    assert BUILDERS[name](tokenizer, SIZE, random.Random(4)) != pairs or not promise(name).many
 
 
 def test_the_reader_of_tasks_accepts_them(case):
     tokenizer, _, pairs = case
-    assert len(tokenize_pairs(pairs, tokenizer, max_tokens=256)) == SIZE
+    assert len(tokenize_pairs(pairs, tokenizer, max_tokens=256)) == len(pairs)
 
 
 @pytest.fixture(params=["gpt2", "embedded"])
@@ -241,7 +271,8 @@ def test_a_tokenizer_of_bytes_gets_aligned_pairs_or_one_line(name):
     except UserError as error:
         assert "\n" not in str(error) and "pair file" in str(error)
     else:
-        assert name in ("arithmetic", "boolean") and len(tokenize_pairs(pairs, tokenizer, 256)) == 20
+        assert not promise(name).single_tokens
+        assert len(tokenize_pairs(pairs, tokenizer, 256)) == len(pairs) == (20 if promise(name).many else len(pairs))
 
 
 def test_words_that_are_missing_are_named():
@@ -274,8 +305,15 @@ def test_word_lists_hold_no_word_twice():
         assert len(set(words)) == len(words)
 
 
-def test_every_file_is_entered_once():
+def test_a_builder_with_few_prompts_gives_the_ones_it_has():
+    def draw_pair(rng):
+        clean, corrupted = rng.sample(WOMEN[:5], 2)
+        return Pair(f"When {clean}", f"When {corrupted}", (" she",), (" he",))
+
+    pairs = collect_pairs("few", AutoTokenizer.from_pretrained(PATH), SIZE, random.Random(0), draw_pair)
+    assert sorted(pair.clean for pair in pairs) == sorted(f"When {name}" for name in WOMEN[:5])
+
+
+def test_every_file_that_builds_is_a_builder():
     files = {file.stem for file in Path(builders.__file__).parent.glob("*.py")} - {"__init__", "words"}
     assert set(BUILDERS) == files
-    with pytest.raises(ValueError, match="'ioi' is entered twice"):
-        builders._registry(ioi, ioi)

@@ -13,6 +13,7 @@ from bigcircuit.data.dataset import load_task
 from bigcircuit.data.readers.read import read_pairs
 from bigcircuit.errors import UserError
 from bigcircuit.model.load import load_config, load_tokenizer
+from tests.helpers.launch import option_words
 
 GOOD = {"clean": "Then Anna met", "corrupted": "Then Emma met", "answers": [" Anna"], "wrong_answers": [" Emma"]}
 OTHER = {"clean": "Then Lucy met", "corrupted": "Then Jane met", "answers": [" Lucy"], "wrong_answers": [" Jane"]}
@@ -296,7 +297,7 @@ def test_bad_file_as_a_user_meets_it(tmp_path, name, capsys):
     path = tmp_path / bad.file
     write(path, bad.content)
     capsys.readouterr()  # what writing the file printed
-    words = ["--task.name=pairs", f"--task.path={path}", *(f"--task.{k}={json.dumps(v)}" for k, v in bad.task.items())]
+    words = ["--task.name=pairs", f"--task.path={path}", *option_words({f"task.{key}": value for key, value in bad.task.items()})]
     start = time.monotonic()
     assert answer(run_check, words) == 2
     assert time.monotonic() - start < 3

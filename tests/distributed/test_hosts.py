@@ -1,6 +1,5 @@
 """Two hosts, each with a network of its own, find what one process finds."""
 
-import json
 import os
 import stat
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from bigcircuit.circuit.circuit import Circuit
+from tests.helpers.launch import option_words
 from tests.helpers.network_namespaces import NotPermittedError, two_hosts
 from tests.helpers.short_runs import QUICK, run
 
@@ -51,7 +51,7 @@ def alone(tmp_path_factory):
 
 def words(output):
     values = {**QUICK, "train.batch_size": 7, "output": str(output)}
-    return ["launchers/prune.py", *(f"--{key}={json.dumps(value)}" for key, value in values.items())]
+    return ["launchers/prune.py", *option_words(values)]
 
 
 def check(processes, folder, alone):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bigcircuit.circuit.circuit import Circuit
+from tests.helpers.launch import option_words
 from tests.helpers.short_runs import QUICK, run
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "H
 
 def words(**overrides):
     values = {**QUICK, **{key.replace("__", "."): value for key, value in overrides.items()}}
-    return [f"--{key}={json.dumps(value)}" for key, value in values.items()]
+    return option_words(values)
 
 
 def launch(launcher: list[str], **overrides):

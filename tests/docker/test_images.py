@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bigcircuit.config.load import dotted_keys, load, parse_overrides
+from bigcircuit.cli import parse_verb
+from bigcircuit.config.load import dotted_keys, load
+from bigcircuit.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = ["docker/Dockerfile", "docker/Dockerfile.cpu"]
@@ -141,7 +143,7 @@ def check_settings(config: str, words: list[str]) -> None:
     known = [word for word in words if not word.startswith("--deepspeed")]  # also with a schema older than that key
     for word in set(words) - set(known):
         assert (ROOT / word.partition("=")[2]).is_file(), word
-    overrides = parse_overrides(known)
+    overrides = parse_verb("prune", known).settings[Config]
     assert set(overrides) <= set(dotted_keys())
     load(ROOT / config, overrides)
 

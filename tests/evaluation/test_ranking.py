@@ -5,33 +5,22 @@ import pytest
 import torch
 
 from bigcircuit.ablation.ablation import INTERCHANGE
-from bigcircuit.attribution.node_scores import LEVELS, flat, level_size, strengths
+from bigcircuit.attribution.node_scores import LEVELS, flat, level_size
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.evaluation.ranking import ScoresBySize, circuits_of, scores_by_size
 from bigcircuit.forward.streams import Streams
-from bigcircuit.gates.discretise import count, discretise
+from bigcircuit.gates.discretise import count
 from bigcircuit.metrics.mib import areas
 from bigcircuit.metrics.score import score
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.granularity import GRANULARITIES
+from tests.helpers.random_scores import SHAPES, random_scores
 from tests.helpers.tiny_models import TINY, tiny_examples, tiny_model
-
-SHAPES = (LayerShape(4, 2, 2, 6, 5), LayerShape(4, 2, 2, 3, 5))
-"""Two layers of different MLP widths."""
-
-
-def drawn(seed: int = 0, shapes=SHAPES):
-    """Scores around 0, so that many of the best are negative."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(len(shapes), max(g.width(s) for s in shapes), generator=generator)
-        for name, g in GRANULARITIES.items()
-    }
 
 
 @pytest.mark.parametrize("ranking", ["signed", "absolute"])
 @pytest.mark.parametrize("level", list(LEVELS))
 def test_the_best_nodes_of_a_level_are_kept_and_everything_else(level, ranking):
-    scores = drawn()
+    scores = random_scores()
     nodes = level_size(level, SHAPES)
     order = flat(scores, level, SHAPES)
     order = (order.abs() if ranking == "absolute" else order).argsort(descending=True)
@@ -56,34 +45,13 @@ def test_coarse_nodes_are_closed_whole_and_open_whole():
 
 
 def test_scores_of_any_scale_keep_their_order():
-    scores = {"attention_neuron": 1e-30 * drawn()["attention_neuron"], "mlp_neuron": 1e30 * drawn()["mlp_neuron"]}
+    scores = {
+        "attention_neuron": 1e-30 * random_scores()["attention_neuron"],
+        "mlp_neuron": 1e30 * random_scores()["mlp_neuron"],
+    }
     (masks,) = circuits_of(scores, "neuron", [7], SHAPES)
     assert torch.equal(flat(masks, "neuron", SHAPES).nonzero().flatten(),
                        flat(scores, "neuron", SHAPES).topk(7).indices.sort().values)  # fmt: skip
-
-
-def test_strengths_rank_as_discretise_does():
-    log_alpha = {name: values for name, values in drawn(3).items() if name != "mlp_output"}
-    scores = strengths(log_alpha, SHAPES)
-    for size in range(26):
-        asked = discretise(log_alpha, SHAPES, {"total": size})
-        (found,) = circuits_of(scores, "neuron", [size], SHAPES)
-        for name, mask in asked.items():
-            assert torch.equal(mask, found[name]), (name, size)
-
-
-def test_coarse_nodes_are_as_strong_as_all_their_neurons():
-    """A head with one strong neuron ranks below one with two fairly strong ones."""
-    log_alpha = {
-        "attention_neuron": torch.tensor([[5.0, -4, -4, -4, 1, 1, 1, -1], [2, 2, -3, -3, -5, -5, -5, -5]]),
-        "head": torch.tensor([[9.0, 9, 0.5, 9], [9, 9, 9, 9]]),
-    }
-    found = strengths(log_alpha, SHAPES)
-    weakest = torch.tensor([[5.0, -4, -4, -4, 0.5, 0.5, 1, -1], [2, 2, -3, -3, -5, -5, -5, -5]])
-    heads = weakest.sigmoid().view(2, 4, 2).sum(-1)
-    torch.testing.assert_close(found["head"], heads)
-    torch.testing.assert_close(found["attention"], heads.sum(1, keepdim=True))
-    assert found["head"][0].argmax() == 2 and found["mlp"].tolist() == [[6], [3]], "without gates all are open"
 
 
 @pytest.mark.parametrize("level", ["neuron", "head", "mlp"])
@@ -91,7 +59,7 @@ def test_curve_ends_at_the_empty_and_the_full_circuit(level):
     frozen = tiny_model("llama", TINY)
     nodes = level_size(level, frozen.shapes)
     chosen, micro_batches = tiny_examples(4), MicroBatches(2)
-    scores = drawn(shapes=frozen.shapes)
+    scores = random_scores(shapes=frozen.shapes)
     with Streams(frozen, INTERCHANGE) as streams:
         found = scores_by_size(
             lambda circuits: score(streams, chosen, circuits, micro_batches, at_once=2),

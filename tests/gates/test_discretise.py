@@ -128,3 +128,33 @@ def test_mlp_output_closes_its_mlp_and_the_other_way_round():
     assert not masks["mlp_neuron"][0].any()
     assert not masks["mlp_output"][1].any()
     assert set(site_masks(masks, 0, SHAPES[0])) == {"attention", "mlp", "mlp_output"}
+
+
+def test_a_kept_block_is_represented_by_its_stronger_side():
+    """All gates are closed, so of each block that is kept only what represents it is open: one neuron, on either side."""
+    shapes = (LayerShape(2, 1, 2, 3, 4),) * 3
+    log_alpha = {
+        "attention_neuron": torch.tensor(
+            [[-4.0, -1.0, -5.0, -6.0], [-3.0, -4.0, -4.5, -5.0], [-9.0, -9.0, -9.0, -9.0]]
+        ),
+        "mlp_neuron": torch.tensor([[-2.0, -3.0, -4.0], [-2.0, -2.5, -1.5], [-9.0, -8.0, -9.0]]),
+    }
+    masks = discretise(log_alpha, shapes, {"block": 2})
+    assert masks["attention_neuron"].nonzero().tolist() == [[0, 1]]
+    assert masks["mlp_neuron"].nonzero().tolist() == [[1, 2]]
+    assert masks["block"].flatten().tolist() == [True, True, False]
+
+
+@given(seed=st.integers(0, 10_000), blocks=st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_what_represents_a_block_is_its_strongest_neuron(seed, blocks):
+    log_alpha = {name: -values.exp() for name, values in gates(("attention_neuron", "mlp_neuron"), seed).items()}
+    masks = discretise(log_alpha, SHAPES, {"block": blocks})
+    strongest = []
+    for layer, shape in enumerate(SHAPES):
+        widths = {"attention_neuron": shape.heads * shape.head_dim, "mlp_neuron": shape.intermediate}
+        rows = [(log_alpha[name][layer, i].item(), (name, layer, i)) for name, n in widths.items() for i in range(n)]
+        strongest.append(max(rows))
+    expected = {place for _, place in sorted(strongest, reverse=True)[:blocks]}
+    leaves = ("attention_neuron", "mlp_neuron")
+    assert {(name, *place) for name in leaves for place in masks[name].nonzero().tolist()} == expected

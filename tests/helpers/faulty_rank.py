@@ -18,7 +18,7 @@ from bigcircuit.cli import answer, run_prune
 from bigcircuit.distributed import watchdog
 from bigcircuit.distributed.ranks import joined_ranks
 from bigcircuit.io.files import tensor_sha256
-from bigcircuit.train import step
+from bigcircuit.train import step as train_step
 from bigcircuit.train.state import TrainState
 from tests.helpers import bad_disks, interrupted_runs
 
@@ -30,7 +30,7 @@ def around_update(before: Callable[[TrainState], None], after: Callable[[TrainSt
 
     def update(state: TrainState, *arguments: Any) -> Any:
         before(state)
-        logged = step.update(state, *arguments)
+        logged = train_step.update(state, *arguments)
         after(state)
         return logged
 
@@ -51,7 +51,7 @@ def slow(seconds: float, timeout: float) -> None:
 
 def not_a_number(rank: int, step: int, folder: str) -> Callable[[], None]:
     """The loss of one rank is not a number in the update after `step`; every rank reports where it stopped."""
-    plain, poisoned, states = step.kl_divergence, [], []
+    plain, poisoned, states = train_step.kl_divergence, [], []
 
     def kl_divergence(*arguments: Any) -> Any:
         return plain(*arguments) * (float("nan") if poisoned and rank == RANK else 1.0)
@@ -61,7 +61,7 @@ def not_a_number(rank: int, step: int, folder: str) -> Callable[[], None]:
         if state.step == step:
             poisoned.append(step)
 
-    step.kl_divergence = kl_divergence
+    train_step.kl_divergence = kl_divergence
     around_update(before)
 
     def report() -> None:

@@ -26,7 +26,8 @@ from bigcircuit.errors import Stopped
 from bigcircuit.io import checkpoint
 from bigcircuit.io.run_dir import RunDir
 from bigcircuit.model.load import EMBEDDED
-from tests.helpers.launch import ENVIRONMENT, ROOT, launcher_command
+from bigcircuit.train import step as train_step
+from tests.helpers.launch import ENVIRONMENT, ROOT, launcher_command, option_words
 from tests.helpers.pair_files import write_pairs
 from tests.helpers.short_runs import QUICK
 
@@ -125,7 +126,7 @@ def stopping_at(step: int, ranks: Ranks) -> Iterator[None]:
     """Inside, the last rank is asked to stop once the run has made so many updates."""
 
     def update(state: Any, *arguments: Any) -> Any:
-        logged = step.update(state, *arguments)
+        logged = train_step.update(state, *arguments)
         if state.step == step and ranks.rank == ranks.size - 1:
             ranks.stop.number = signal.SIGTERM
         return logged
@@ -241,7 +242,7 @@ class Job:
         **overrides: Any,
     ) -> None:
         values = {**SETTINGS, **{key.replace("__", "."): value for key, value in overrides.items()}}
-        words = [f"--{key}={json.dumps(value)}" for key, value in {**values, "output": str(output)}.items()]
+        words = option_words({**values, "output": str(output)})
         program = (
             ["-m", "tests.helpers.faulty_rank", fault[0], json.dumps(fault[1])] if fault else ["launchers/prune.py"]
         )

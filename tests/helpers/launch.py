@@ -1,11 +1,14 @@
 """Programs on several ranks: the words of each launcher, free ports, and a start that waits for the end."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 DEEPSPEED_CONFIGS = ROOT / "configs/deepspeed"
@@ -41,3 +44,8 @@ def launch(ranks: int, *words: str, timeout: float = 300) -> None:
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def option_words(values: Mapping[str, Any]) -> list[str]:
+    """Command-line words of dotted settings: text as it is, everything else as JSON."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]

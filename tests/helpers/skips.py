@@ -21,7 +21,10 @@ models in ../shared, hadolint, and the packages of the extra `test` are no such 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --most-skips."""
     parser.addoption(
-        "--most-skips", type=int, metavar="N", help="fail when more than N tests skip, or one for a reason that is not allowed"
+        "--most-skips",
+        type=int,
+        metavar="N",
+        help="fail when more than N tests skip, or one for a reason that is not allowed",
     )
 
 

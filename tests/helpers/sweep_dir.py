@@ -1,4 +1,4 @@
-"""A sweep's folder as `bigcircuit sweep` leaves it, made of short real prunes."""
+"""Folder of a sweep as `bigcircuit sweep` writes it, made of short real prunes."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ TRIALS: list[dict[str, Any]] = [
     {"train.lr": 0.3, "train.seed": 1, "target.total": 300},
     {"train.lr": 0.3, "train.seed": 2, "target.total": 1400},
 ]
-"""Those that finish. One more is stopped early, one fails, one waits."""
+"""Settings of the trials that finish."""
 OTHERS: list[dict[str, Any]] = [
     {"status": "stopped", "settings": {"train.lr": 1.0, "train.seed": 0, "target.total": 600}, "step": 2},
     {
@@ -29,11 +29,12 @@ OTHERS: list[dict[str, Any]] = [
     },
     {"status": "waiting", "settings": {"train.lr": 0.1, "train.seed": 3, "target.total": 80}},
 ]
+"""Records of the trials that do not: one is stopped early, one fails, one waits."""
 SPACE = {"train.lr": {"log_uniform": [0.05, 1.0]}, "train.seed": [0, 1, 2], "target.total": [60, 300, 900, 1400]}
 
 
 def make_sweep(folder: Path) -> Path:
-    """Make it, without what is made of it."""
+    """Make the folder with its trials, without tables, front and page."""
     config = load(None, {**QUICK, **SHORT, "output": str(folder)})
     search = {"space": SPACE, "search": "random", "trials": 8, "seed": 0, "scheduler": "asha", "metric": "objective"}
     write_json(folder / "sweep.json", {"config": config.model_dump(mode="json"), "sweep": search,
@@ -52,12 +53,12 @@ def make_sweep(folder: Path) -> Path:
     return folder
 
 
-def write_trial(folder: Path, number: int, settings: Mapping[str, Any], **said: Any) -> None:
-    """Write trial.json."""
-    record = {"number": number, "drawn": settings, "settings": settings, **said}
+def write_trial(folder: Path, number: int, settings: Mapping[str, Any], **keys: Any) -> None:
+    """Write trial.json; keys: further keys of the file, which may leave out those with defaults."""
+    record = {"number": number, "drawn": settings, "settings": settings, **keys}
     write_json(folder / f"trials/{number:03d}/trial.json", record)
 
 
 def trial_folder(folder: Path, number: int) -> RunDir:
-    """The run folder of a trial."""
+    """Return the run folder of a trial."""
     return RunDir(folder / f"trials/{number:03d}")

@@ -1,4 +1,4 @@
-"""Sweeps as processes, for tests and benchmarks: started, disturbed, and what they have found."""
+"""Sweeps as processes, for tests and benchmarks: start them, wait for their progress, compare their results."""
 
 import csv
 import subprocess
@@ -13,6 +13,8 @@ import yaml
 from bigcircuit.results.trial_record import read_trial_records
 from tests.helpers.short_runs import QUICK
 
+RANK = "ray::RankActor"
+"""How Ray names the process of a rank."""
 ROOT = Path(__file__).parents[2]
 BASE = {**QUICK, "target.total": None, "train.steps": 40, "train.validate_every": 10, "train.save_every": 5}
 SEARCH = {
@@ -23,9 +25,11 @@ SEARCH = {
     "cpus": 1,
 }
 SECONDS = 180
+"""Timeout of a sweep, and of a wait for its progress."""
 
 
 def nested(flat):
+    """Dotted keys -> nested dicts."""
     tree = {}
     for key, value in flat.items():
         *path, name = key.split(".")
@@ -36,17 +40,20 @@ def nested(flat):
     return tree
 
 
-def written(folder, base=None, **search):
+def write_sweep_config(folder, base=None, **search):
+    """Write sweep.yaml; base: dotted settings of all trials, search: of the section `sweep`."""
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({**nested({**BASE, **(base or {})}), "sweep": {**SEARCH, **search}}))
     return path
 
 
 def command(config, output, *words):
+    """The command line of a sweep."""
     return [sys.executable, str(ROOT / "launchers/sweep.py"), "--config", str(config), "--output", str(output), *words]
 
 
-def start(config, output, *words):
+def start_sweep(config, output, *words):
+    """Start a sweep in a process group of its own."""
     return subprocess.Popen(
         command(config, output, *words),
         stdout=subprocess.PIPE,
@@ -56,14 +63,16 @@ def start(config, output, *words):
     )
 
 
-def to_the_end(config, output, *words, code=0):
-    process = start(config, output, *words)
+def run_sweep_command(config, output, *words, code=0):
+    """Run a sweep to its end, check its exit code and return its output."""
+    process = start_sweep(config, output, *words)
     said, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == code, said
     return said
 
 
-def until(happened, process=None):
+def wait_until(happened, process=None):
+    """Wait for a true value and return it; fails if the process ends before, or after SECONDS."""
     end = time.monotonic() + SECONDS
     while not (found := happened()):
         assert time.monotonic() < end and (process is None or process.poll() is None), "it did not happen"
@@ -71,30 +80,33 @@ def until(happened, process=None):
     return found
 
 
-def some_trial_has_made(output, step):
-    return any(record.step >= step for record in safely_read(output))
+def some_trial_reached(output, step):
+    """Whether any trial has made so many updates."""
+    return any(record.step >= step for record in records_so_far(output))
 
 
-def safely_read(output):
+def records_so_far(output):
+    """The trial records of a sweep that may not have begun."""
     return read_trial_records(output) if (output / "trials").is_dir() else []
 
 
-def ranks_of(process):
-    """The processes that hold copies of the model."""
+def rank_processes(process):
+    """The processes of the ranks that a sweep has started."""
     return [
-        child for child in psutil.Process(process.pid).children(recursive=True) if named(child).startswith("ray::Rank")
+        child for child in psutil.Process(process.pid).children(recursive=True) if command_line(child).startswith(RANK)
     ]
 
 
-def named(process):
+def command_line(process):
+    """The words of a process; empty if it is gone."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
 
 
-def what_was_found(output):
-    """By the settings: the status and the hash of the circuit."""
+def statuses_and_circuits(output):
+    """Settings of a trial -> its status and the hash of its circuit."""
     return {
         tuple(sorted(record.settings.items())): (
             record.status,
@@ -104,7 +116,7 @@ def what_was_found(output):
     }
 
 
-def table(output):
-    """trials.csv without what depends on how the sweep went."""
+def trials_csv(output):
+    """The rows of trials.csv without the seconds."""
     with (output / "trials.csv").open(newline="") as file:
         return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]

@@ -20,8 +20,8 @@ from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import joined_ranks
 from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
-from bigcircuit.model.granularity import node_counts
 from bigcircuit.gates.population import Population
+from bigcircuit.model.granularity import node_counts
 from bigcircuit.model.load import load_frozen, skeleton
 from bigcircuit.model.zero3 import loading_sharded, numel, read_deepspeed, with_auto_values
 from bigcircuit.runtime.host_memory import return_freed_memory
@@ -110,7 +110,10 @@ def look(folder: Path, settings_path: str, dtype: str) -> dict:
         seen["gathers"] = dict(counts)
         seen["trained"] = [name for name, p in parameters.items() if p.requires_grad or p.grad is not None]
         optimized = [
-            p for member_state in state.member_states for group in member_state.optimizer.param_groups for p in group["params"]
+            p
+            for member_state in state.member_states
+            for group in member_state.optimizer.param_groups
+            for p in group["params"]
         ]
         seen["gates"] = {
             "dtypes": sorted({str(p.dtype) for p in optimized}),

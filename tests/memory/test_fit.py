@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from bigcircuit.check import check_config
-from bigcircuit.config.load import load, override
+from bigcircuit.config.load import load
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
 from bigcircuit.memory import fit
@@ -17,7 +17,8 @@ from bigcircuit.memory.estimate import Workload
 from bigcircuit.memory.fit import needs, remedies
 from bigcircuit.runtime import host_memory
 from bigcircuit.runtime.host_memory import GIB, FreeMemory
-from bigcircuit.train.setup import resolve
+from bigcircuit.train.resolve import resolve
+from tests.helpers.resolved_runs import without_pairs
 from tests.helpers.short_runs import QUICK, run
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +28,9 @@ WORK = Workload(tokens=32, answer=1, rows=1, trained=50, validated=50)
 
 
 def test_remedies_fit_and_come_gentlest_first():
-    config = load(None, {"target.total": 200, "train.batch_size": 32, "train.micro_batch_size": 32})
-    memory = FreeMemory(int(0.35 * sum(needs(config, None, WORK, FreeMemory(0, True)).values())), is_gpu=True)
-    found = list(remedies(config, None, WORK, memory))
+    large = without_pairs({"target.total": 200, "train.batch_size": 32, "train.micro_batch_size": 32})
+    memory = FreeMemory(int(0.35 * sum(needs(large, WORK, FreeMemory(0, True)).values())), is_gpu=True)
+    found = list(remedies(large, WORK, memory))
     assert found[0].startswith("--train.micro_batch_size 8 (")
     assert any("--train.checkpointing true" in one for one in found)
     for one in found:
@@ -41,8 +42,8 @@ def test_what_is_known_of_other_settings_is_what_would_be_counted():
     base, known = {"target.total": 200, "train.micro_batch_size": 8}, {}
     memory = FreeMemory(0, True)
     for change, ranks in [({}, 1), ({}, 4), ({"train.micro_batch_size": 4}, 1), ({"train.checkpointing": True}, 1)]:
-        config, work = load(None, {**base, **change}), WORK._replace(ranks=ranks)
-        assert needs(config, None, work, memory, known) == needs(config, None, work, memory)
+        changed, work = without_pairs({**base, **change}), WORK._replace(ranks=ranks)
+        assert needs(changed, work, memory, known) == needs(changed, work, memory)
     assert sorted(size for size, _, _ in known) == [4, 8, 8], "16 pairs on 4 ranks are 4 at once"
 
 
@@ -69,18 +70,18 @@ def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(tmp_path, mo
 
 def test_freed_memory_is_kept_where_there_is_room_and_handed_back_where_there_is_not(tmp_path, monkeypatch):
     config = load(None, {**QUICK, "output": str(tmp_path / "x")})
-    data, called = resolve(config, Ranks()).data, []
-    monkeypatch.setattr(fit, "give_freed_memory_back", lambda: called.append(True))
-    work, kept = Workload.of(data.splits, 1), "freed memory that is kept"
-    roomy = needs(config, None, work, FreeMemory(64 * GIB, False))
-    least = needs(config, None, work, FreeMemory(sum(roomy.values()), False))
+    whole, called = resolve(config, Ranks()), []
+    monkeypatch.setattr(fit, "return_freed_memory", lambda: called.append(True))
+    work, kept = Workload.of(whole.data.splits, 1), "freed memory that is kept"
+    roomy = needs(whole, work, FreeMemory(64 * GIB, False))
+    least = needs(whole, work, FreeMemory(sum(roomy.values()), False))
     assert kept not in least and {name: size for name, size in roomy.items() if name != kept} == least
-    saving = override(config, {"train.checkpointing": True}, "saving")
-    assert kept not in needs(saving, None, work, FreeMemory(64 * GIB, False))
-    assert kept not in needs(config, None, work._replace(ranks=2), FreeMemory(2 * sum(roomy.values()), False))
+    saving = whole.changed({"train.checkpointing": True}, "saving")
+    assert kept not in needs(saving, work, FreeMemory(64 * GIB, False))
+    assert kept not in needs(whole, work._replace(ranks=2), FreeMemory(2 * sum(roomy.values()), False))
     for free, handed_back in ((64 * GIB, []), (sum(roomy.values()), [True])):
         monkeypatch.setattr(host_memory.FreeMemory, "measure", classmethod(lambda cls, free=free: cls(free, False)))
-        fit.check_fits(config, data, Ranks())
+        fit.check_fits(whole, Ranks())
         assert called == handed_back
 
 
@@ -104,5 +105,5 @@ def test_memory_that_runs_out_in_the_middle_is_one_line_with_the_estimate_and_th
 
 
 def test_other_runtime_errors_are_not_taken_for_memory():
-    with pytest.raises(RuntimeError, match="shapes"), fit.explain_out_of_memory(load(None), None, Ranks()):
+    with pytest.raises(RuntimeError, match="shapes"), fit.explain_out_of_memory(without_pairs(), Ranks()):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bigcircuit.errors import UserError
 from bigcircuit.model.zero3 import read_deepspeed
-from tests.helpers.launch import DEEPSPEED_CONFIGS, ENVIRONMENT, ROOT, launch
+from tests.helpers.launch import DEEPSPEED_CONFIGS, ENVIRONMENT, ROOT, launch, option_words
 from tests.helpers.short_runs import QUICK
 
 LAYERS = 6
@@ -96,7 +96,7 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     plain = {name: value for name, value in ENVIRONMENT.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     for name, more in (("whole", {}), ("pieces", {"deepspeed": str(DEEPSPEED_CONFIGS / "zero3.json")})):
-        words = [f"--{key}={json.dumps(value)}" for key, value in {**RUN, **more, "output": str(folder / name)}.items()]
+        words = option_words({**RUN, **more, "output": str(folder / name)})
         done = subprocess.run(
             [sys.executable, "-m", "bigcircuit", "prune", *words], cwd=ROOT, capture_output=True, text=True,
             env={**plain, "TORCH_EXTENSIONS_DIR": str(folder / "compiled"), "PATH": str(Path(sys.executable).parent)},

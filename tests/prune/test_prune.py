@@ -14,7 +14,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import DivergedError, UserError
 from bigcircuit.io import checkpoint
 from bigcircuit.io.files import tensor_sha256
-from bigcircuit.train import step
+from bigcircuit.train import step as train_step
 from tests.helpers.short_runs import run
 
 
@@ -109,15 +109,15 @@ def test_not_a_number_stops_before_the_update(tmp_path, monkeypatch):
         kl = real(reference, logits, batch)
         return kl * float("nan") if poison["on"] else kl
 
-    real, poison = step.kl_divergence, {"on": False}
-    monkeypatch.setattr(step, "kl_divergence", poisoned)
+    real, poison = train_step.kl_divergence, {"on": False}
+    monkeypatch.setattr(train_step, "kl_divergence", poisoned)
     calls = []
 
     def counting(state, *arguments):
         poison["on"] = state.step == 7
         calls.append({name: v.detach().clone() for name, v in state.population.named_parameters()})
         try:
-            return step.update(state, *arguments)
+            return train_step.update(state, *arguments)
         except DivergedError:
             now = dict(state.population.named_parameters())
             assert all(torch.equal(now[name], value) for name, value in calls[-1].items())

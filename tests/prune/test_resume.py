@@ -8,6 +8,7 @@ import pytest
 from bigcircuit import prune
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.train import step as train_step
 from tests.helpers import interrupted_runs
 from tests.helpers.interrupted_runs import Result, once, stop
 from tests.helpers.short_runs import run
@@ -60,7 +61,7 @@ def kill_at(monkeypatch, step):
     def die(state, *arguments):
         if state.step == step:
             raise Killed
-        return step.update(state, *arguments)
+        return train_step.update(state, *arguments)
 
     monkeypatch.setattr(prune, "update", die)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.cli import answer, run_report
-from bigcircuit.report.page import visible
+from bigcircuit.report.page import visible_text
 from bigcircuit.report.render import render_run, write_report
 from tests.helpers.browser import CONTRAST, Opened
 from tests.helpers.short_reports import expected, listed
@@ -81,7 +81,7 @@ def test_text_is_never_markup(browser, reported, tmp_path):
      ("\u3000", "U+3000"), (" he", " he"), ("a\u00a0b", "a⍽b"), ("né", "né")],
 )  # fmt: skip
 def test_a_token_without_ink_can_be_seen(token, seen):
-    assert visible(token) == seen
+    assert visible_text(token) == seen
 
 
 def test_nothing_may_leave_the_page(browser, reported):

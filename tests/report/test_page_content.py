@@ -434,7 +434,7 @@ def test_curves_of_the_training_say_which_gates_they_saw(tmp_path, settings, kl,
     folder = run(
         tmp_path / "run", task__size=40, train__steps=2, train__log_every=1, train__validate_every=2, **settings
     )
-    found = charts.training({"run": open_source(folder.path).members[0]})
+    found = charts.training_charts({"run": open_source(folder.path).members[0]})
     labels = [[text.get_text() for text in chart.figure.legends[0].get_texts()] for chart in found]
     checked = "validation, rounded gates, the size asked for"
     assert labels == [[kl, checked], [size, checked]]

@@ -29,3 +29,26 @@ def test_ranks_other_than_the_first_are_silent():
         progress.update(1, {})
     progress.print_line("hello")
     assert stream.getvalue() == ""
+
+
+def test_lines_are_ten_seconds_apart_and_tell_the_speed_of_this_process_alone(monkeypatch):
+    """A resumed run: 40 of 100 updates were made before, two a second are made now."""
+    now, stream, statuses = [1000.0], io.StringIO(), []
+    monkeypatch.setattr("bigcircuit.runtime.progress.time.monotonic", lambda: now[0])
+    progress = ProgressDisplay(True, statuses.append, Console(file=stream, force_terminal=False, width=120))
+    with progress.bar(steps=100, done=40):
+        for step in range(41, 101):
+            now[0] += 0.5
+            progress.update(step, {"kl": 0.25})
+    steps = [re.fullmatch(r"step (\d+)/100  (\S+) steps/s  (\d+) s left  kl 0\.25", line).groups()
+             for line in stream.getvalue().splitlines()]  # fmt: skip
+    assert steps[0] == ("41", "2.0", "30"), "the first line comes at once"
+    assert [int(step) for step, *_ in steps] == [41, 62, 83, 100]
+    assert all(rate == "2.0" and int(left) == round((100 - int(step)) / 2) for step, rate, left in steps)
+    assert [line for line in statuses if "steps/s" not in line] == [f"step {n}/100  kl 0.25" for n in range(41, 101)]
+
+
+def test_markup_in_a_line_is_text():
+    stream = io.StringIO()
+    ProgressDisplay(True, console=Console(file=stream, width=80)).print_line("runs/[bold]x[/bold] is [red]new")
+    assert stream.getvalue() == "runs/[bold]x[/bold] is [red]new\n"

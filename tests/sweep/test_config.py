@@ -1,12 +1,10 @@
-"""What a sweep's file may say, how mistakes are answered, and what a dry run reckons."""
+"""What a sweep's file may say, and how mistakes are answered."""
 
 import pytest
 
 from bigcircuit.cli import answer, run_sweep
-from bigcircuit.config.load import load
 from bigcircuit.errors import UserError
-from bigcircuit.sweep.config import load_sweep
-from bigcircuit.sweep.time_estimate import TimeEstimate
+from bigcircuit.sweep.config import gate_settings, is_known_ahead, load_sweep, shared_settings, shares_data
 
 
 def searched(tmp_path, section):
@@ -59,14 +57,39 @@ def test_a_fresh_sweep_has_the_next_free_name(tmp_path):
     assert sweep.fresh().config.output == f"{tmp_path}/s-2"
 
 
-def test_time_is_reckoned_with_the_passes_that_updates_take():
-    pace = TimeEstimate(start=10.0, update=2.0, validation=0.0, ending=0.0, members=4)
+def test_a_trial_is_a_run_of_its_own_in_the_folder_of_the_sweep(tmp_path):
+    sweep = searched(
+        tmp_path, f"{{output: {tmp_path}/s, train: {{lr: 0.5}}, sweep: {{space: {{train.seed: [1, 2]}}}}}}"
+    )
+    config = sweep.trial_config({"train.seed": 2}, 7)
+    assert (config.output, config.train.lr, config.train.seed) == (f"{tmp_path}/s/trials/007", 0.5, 2)
+    with pytest.raises(UserError, match="trial 7: train.lr"):
+        sweep.trial_config({"train.lr": -1}, 7)
 
-    def of(steps, **settings):
-        return load(None, {"train.steps": steps, **{key.replace("__", "."): value for key, value in settings.items()}})
 
-    assert pace.sweep([of(5)] * 4, 4) == pytest.approx(10 + 5 * 2)
-    assert pace.sweep([of(5)] * 6, 4) == pytest.approx(10 + 5 * 2 + 5 * 2 * (1 + 2 * 2) / (1 + 2 * 4))
-    assert pace.sweep([of(5), of(5), of(5), of(8)], 4) == pytest.approx(10 + 5 * 2 + 3 * 2 * 3 / 9)
-    alone = pace.sweep([of(5, ablation__kind="zero")], 4)
-    assert alone == pytest.approx(10 + 5 * 2 / 4), "no corrupted stream to share"
+def test_trials_share_model_and_pairs_where_only_settings_of_members_differ(tmp_path):
+    sweep = searched(tmp_path, "sweep: {space: {train.seed: [1, 2]}}")
+    plain = sweep.trial_config({}, 0)
+    for changed in ({"train.lr": 0.7}, {"penalty.head": 3.0}, {"gates.parametrisation": "hard_concrete"}):
+        assert shared_settings(sweep.trial_config(changed, 1)) == shared_settings(plain), changed
+    for changed in ({"task.size": 40}, {"ablation.kind": "zero"}, {"train.batch_size": 4}):
+        assert shared_settings(sweep.trial_config(changed, 1)) != shared_settings(plain), changed
+    gates = {
+        gate_settings(sweep.trial_config({"gates.parametrisation": name}, 1))
+        for name in ("straight_through", "hard_concrete")
+    }
+    assert len(gates) == 2, "these share the model and no pass"
+
+
+@pytest.mark.parametrize(
+    ("section", "shares", "known"),
+    [
+        ("{space: {train.lr: [0.1]}, search: grid}", True, True),
+        ("{space: {task.size: [40, 80]}, search: random}", False, True),
+        ("{space: {model.path: [a, b]}, search: grid, scheduler: asha}", False, False),
+        ("{space: {train.lr: [0.1]}, search: optuna}", True, False),
+    ],
+)
+def test_what_is_known_before_the_first_trial(tmp_path, section, shares, known):
+    settings = searched(tmp_path, f"sweep: {section}").settings
+    assert (shares_data(settings), is_known_ahead(settings)) == (shares, known)

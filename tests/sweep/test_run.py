@@ -19,18 +19,19 @@ from bigcircuit.sweep.config import load_sweep
 from bigcircuit.sweep.resume import replaces_other_sweep
 from tests.helpers.sweep_processes import (
     BASE,
+    RANK,
     ROOT,
     SECONDS,
-    named,
-    ranks_of,
-    safely_read,
-    some_trial_has_made,
-    start,
-    table,
-    to_the_end,
-    until,
-    what_was_found,
-    written,
+    command_line,
+    rank_processes,
+    records_so_far,
+    run_sweep_command,
+    some_trial_reached,
+    start_sweep,
+    statuses_and_circuits,
+    trials_csv,
+    wait_until,
+    write_sweep_config,
 )
 
 ray = pytest.importorskip("ray", reason="sweeps need ray")
@@ -51,8 +52,8 @@ PBT = {
 def grid(tmp_path_factory):
     """An undisturbed sweep of four trials on two workers."""
     folder = tmp_path_factory.mktemp("grid")
-    config = written(folder)
-    return config, folder / "s", to_the_end(config, folder / "s")
+    config = write_sweep_config(folder)
+    return config, folder / "s", run_sweep_command(config, folder / "s")
 
 
 def test_every_trial_is_what_prune_finds_with_its_settings(grid, tmp_path):
@@ -74,20 +75,20 @@ def test_every_trial_is_what_prune_finds_with_its_settings(grid, tmp_path):
 def test_a_finished_sweep_is_left_alone_and_another_is_refused(grid):
     config, output, _ = grid
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    assert "holds a finished sweep with these settings; nothing to do" in to_the_end(config, output)
+    assert "holds a finished sweep with these settings; nothing to do" in run_sweep_command(config, output)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
     for path in output.rglob("*"):
         assert not path.match(".*") and path.suffix not in (".pkl", ".pickle", ".pt", ".bin"), "what a sweep leaves"
     assert sum(record.updates for record in read_trial_records(output)) == 160
-    said = to_the_end(config, output, "--train.lr", "0.01", code=2)
+    said = run_sweep_command(config, output, "--train.lr", "0.01", code=2)
     assert len(said.splitlines()) == 1 and "train.lr" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_sweep_goes_on(grid, tmp_path, number):
     config, undisturbed, _ = grid
-    process = start(config, tmp_path / "s")
-    until(lambda: some_trial_has_made(tmp_path / "s", 20), process)
+    process = start_sweep(config, tmp_path / "s")
+    wait_until(lambda: some_trial_reached(tmp_path / "s", 20), process)
     # Not all of the group: Ray's processes have to notice by themselves that their driver is gone.
     os.kill(process.pid, number)
     process.communicate(timeout=60)
@@ -96,9 +97,9 @@ def test_an_interrupted_sweep_goes_on(grid, tmp_path, number):
     assert any(record.status == "running" for record in cut)
     if number == signal.SIGTERM:
         assert (tmp_path / "s/report.html").exists()
-    to_the_end(config, tmp_path / "s")
-    assert what_was_found(tmp_path / "s") == what_was_found(undisturbed)
-    assert table(tmp_path / "s") == table(undisturbed)
+    run_sweep_command(config, tmp_path / "s")
+    assert statuses_and_circuits(tmp_path / "s") == statuses_and_circuits(undisturbed)
+    assert trials_csv(tmp_path / "s") == trials_csv(undisturbed)
     # Each made at most what lay between two checkpoints once more, and what a call that was cut off can have made.
     records = read_trial_records(tmp_path / "s")
     assert all(40 <= record.updates <= 40 + 5 + 5 for record in records)
@@ -107,20 +108,20 @@ def test_an_interrupted_sweep_goes_on(grid, tmp_path, number):
 
 def test_trials_of_a_killed_worker_move(grid, tmp_path):
     config, undisturbed, _ = grid
-    process = start(config, tmp_path / "s")
-    until(lambda: some_trial_has_made(tmp_path / "s", 10), process)
-    ranks = ranks_of(process)
+    process = start_sweep(config, tmp_path / "s")
+    wait_until(lambda: some_trial_reached(tmp_path / "s", 10), process)
+    ranks = rank_processes(process)
     assert len(ranks) == 2
     ranks[0].kill()
     said, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said
-    assert what_was_found(tmp_path / "s") == what_was_found(undisturbed)
+    assert statuses_and_circuits(tmp_path / "s") == statuses_and_circuits(undisturbed)
 
 
 def test_a_trial_that_fails_is_reported_and_the_others_finish(tmp_path):
     space = {"target.total": [200, 10**6], "task.size": [40, 0]}
-    config = written(tmp_path, space=space, slots=4, workers=1)
-    said = to_the_end(config, tmp_path / "s", "--train.steps", "10")
+    config = write_sweep_config(tmp_path, space=space, slots=4, workers=1)
+    said = run_sweep_command(config, tmp_path / "s", "--train.steps", "10")
     records = {tuple(record.settings.values()): record for record in read_trial_records(tmp_path / "s")}
     assert records[200, 40].status == "finished"
     for settings, record in records.items():
@@ -131,12 +132,12 @@ def test_a_trial_that_fails_is_reported_and_the_others_finish(tmp_path):
 
 
 def test_a_sweep_whose_trials_all_failed_says_so_and_gives_way_to_a_corrected_one(tmp_path):
-    config = written(tmp_path, space={"train.lr": [-1, -2]}, workers=1)
-    said = to_the_end(config, tmp_path / "s", "--train.steps", "10", code=2).splitlines()
+    config = write_sweep_config(tmp_path, space={"train.lr": [-1, -2]}, workers=1)
+    said = run_sweep_command(config, tmp_path / "s", "--train.steps", "10", code=2).splitlines()
     assert "trial 1 failed: train.lr: input should be greater than 0, not -2" in said
     assert said[-1].startswith(f"bigcircuit: {tmp_path / 's'}: all 2 trials have failed")
     assert "All 2 trials have failed." in (tmp_path / "s/report.html").read_text()
-    said = to_the_end(config, tmp_path / "s", "--model.path", "/no/such/model", code=2)
+    said = run_sweep_command(config, tmp_path / "s", "--model.path", "/no/such/model", code=2)
     assert said == "bigcircuit: model.path /no/such/model: no such folder; give a folder with config.json or a hub id\n"
     corrected = load_sweep(config, {"sweep.space": {"train.lr": [0.1]}, "output": str(tmp_path / "s")})
     assert replaces_other_sweep(tmp_path / "s", corrected)
@@ -145,20 +146,11 @@ def test_a_sweep_whose_trials_all_failed_says_so_and_gives_way_to_a_corrected_on
         replaces_other_sweep(tmp_path / "s", corrected)
 
 
-def test_a_sweep_that_cannot_start_is_one_line(tmp_path):
-    config = written(tmp_path)
-    said = to_the_end(config, tmp_path / "s", "--sweep.gpus", "1000", code=2)
-    assert "need 2 CPUs and 2000 GPUs" in said and len(said.splitlines()) == 1
-    said = to_the_end(config, tmp_path / "s", "--address", "127.0.0.1:1", code=2)
-    assert "--address 127.0.0.1:1: nobody answers there" in said and len(said.splitlines()) == 1
-    assert not (tmp_path / "s/sweep.json").exists()
-
-
 def test_one_copy_of_the_model_in_pieces(grid, tmp_path):
     pytest.importorskip("deepspeed", reason="sharding needs deepspeed")
     config, undisturbed, _ = grid
     words = f"--deepspeed {ROOT}/configs/deepspeed/zero3.json --sweep.ranks 2 --sweep.workers 1 --sweep.slots 4"
-    to_the_end(config, tmp_path / "s", *words.split())
+    run_sweep_command(config, tmp_path / "s", *words.split())
     for record, other in zip(read_trial_records(tmp_path / "s"), read_trial_records(undisturbed), strict=True):
         assert (record.settings, record.status) == (other.settings, "finished")
         found, whole = (
@@ -168,15 +160,6 @@ def test_one_copy_of_the_model_in_pieces(grid, tmp_path):
         # Each rank has half of a batch, and sums of halves round otherwise.
         for name, values in whole.log_alpha.items():
             torch.testing.assert_close(found.log_alpha[name], values, atol=1e-4, rtol=0)
-
-
-def test_a_dry_run_says_what_would_happen_and_writes_nothing(grid, tmp_path):
-    config, _, _ = grid
-    said = to_the_end(config, tmp_path / "s", "--dry-run")
-    assert "4 trials (grid, scheduler none) in 4 slots: 2 worker(s) with 2 slots" in said
-    assert "memory: about 0." in said and "GiB a rank" in said
-    assert "time: about" in said and "1 round(s) of 40 updates" in said
-    assert not (tmp_path / "s").exists()
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +182,9 @@ def cut_on_the_cluster(nodes, folder, cut, base=None, **search):
     """
     from bigcircuit.sweep.run import run_sweep
 
-    config, output = written(folder, base, **search), folder / "s"
-    process = start(config, output, "--address", nodes.address)
-    until(lambda: cut(safely_read(output)), process)
+    config, output = write_sweep_config(folder, base, **search), folder / "s"
+    process = start_sweep(config, output, "--address", nodes.address)
+    wait_until(lambda: cut(records_so_far(output)), process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, said
@@ -212,7 +195,7 @@ def cut_on_the_cluster(nodes, folder, cut, base=None, **search):
     assert before != after, "it came too late"
     for old, new in zip(before, after, strict=False):
         assert (old.number, old.drawn) == (new.number, new.drawn)
-        assert old == new if old.over else new.step >= old.step
+        assert old == new if old.ended else new.step >= old.step
     return before, after
 
 
@@ -240,8 +223,10 @@ def test_asha_stops_trials_early_and_frees_their_slots(nodes, tmp_path):
     stopped = [record for record in records if record.status == "stopped"]
     assert len(records) == 8 and {record.status for record in records} == {"finished", "stopped"}
     assert all(record.step in (10, 20) for record in stopped), "a rung, and not an update more"
-    past = {record.number: record.let_on for record in before if not record.over}
-    assert all(record.step > past.get(record.number, 0) for record in stopped), "who was let on went on"
+    past = {record.number: record.decided_step for record in before if not record.ended}
+    assert all(record.step > past.get(record.number, 0) for record in stopped), (
+        "a trial that the scheduler had continued went on"
+    )
     assert all(record.updates == record.step for record in records)
     assert groups_left(nodes) == []
 
@@ -251,7 +236,7 @@ def test_population_based_training_goes_on_from_better_trials(nodes, tmp_path):
         nodes,
         tmp_path,
         lambda records: any(record.step >= 20 for record in records),
-        {"train.steps": 150},  # after the cut everybody has to report twice before the worst is sure to be replaced
+        {"train.steps": 150},  # after the cut every trial has to report twice before the worst is sure to be replaced
         **PBT,
     )
     assert [record.status for record in records] == ["finished"] * 4
@@ -260,18 +245,18 @@ def test_population_based_training_goes_on_from_better_trials(nodes, tmp_path):
 
 
 def test_a_signal_is_heeded_while_tune_reads_a_result(nodes, tmp_path, monkeypatch):
-    """What is raised there Tune takes for the failure of a trial, and goes on with the others."""
+    """Tune takes an exception there for the failure of a trial, and continues with the others."""
     from ray.air.execution._internal import event_manager
 
     from bigcircuit.sweep.run import run_sweep
 
     def get(*arguments):
-        if some_trial_has_made(tmp_path / "s", 10):
+        if some_trial_reached(tmp_path / "s", 10):
             signal.raise_signal(signal.SIGTERM)
         return ray.get(*arguments)
 
     monkeypatch.setattr(event_manager, "ray", SimpleNamespace(**{**vars(ray), "get": get}))
-    sweep = load_sweep(written(tmp_path, **PBT), {"output": str(tmp_path / "s")})
+    sweep = load_sweep(write_sweep_config(tmp_path, **PBT), {"output": str(tmp_path / "s")})
     with pytest.raises(Stopped, match="the same command goes on"):
         run_sweep(sweep, nodes.address, Console(file=(tmp_path / "said").open("w")))
     records = read_trial_records(tmp_path / "s")
@@ -285,7 +270,7 @@ def test_optuna_draws_from_what_trials_have_found(nodes, tmp_path):
     _, records = cut_on_the_cluster(
         nodes,
         tmp_path,
-        lambda records: any(record.over for record in records),
+        lambda records: any(record.ended for record in records),
         space=space,
         search="optuna",
         trials=6,
@@ -299,16 +284,16 @@ def test_optuna_draws_from_what_trials_have_found(nodes, tmp_path):
 
 def test_trials_on_two_nodes_and_on_one_when_the_other_is_lost(grid, nodes, tmp_path):
     config, undisturbed, _ = grid
-    process = start(config, tmp_path / "s", "--address", nodes.address)
-    until(lambda: some_trial_has_made(tmp_path / "s", 10), process)
+    process = start_sweep(config, tmp_path / "s", "--address", nodes.address)
+    wait_until(lambda: some_trial_reached(tmp_path / "s", 10), process)
     raylets = [node.all_processes["raylet"][0].process.pid for node in (nodes.head_node, nodes.second)]
     ranks = [
-        [child for child in psutil.Process(pid).children(recursive=True) if named(child).startswith("ray::Rank")]
+        [child for child in psutil.Process(pid).children(recursive=True) if command_line(child).startswith(RANK)]
         for pid in raylets
     ]
     assert [len(found) for found in ranks] == [1, 1], "a worker on either node"
     nodes.remove_node(nodes.second, allow_graceful=False)
     said, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said
-    assert what_was_found(tmp_path / "s") == what_was_found(undisturbed)
+    assert statuses_and_circuits(tmp_path / "s") == statuses_and_circuits(undisturbed)
     assert groups_left(nodes) == []

@@ -12,9 +12,9 @@ from bigcircuit.results.trial_record import read_trial_records
 
 pytest.importorskip("ray", reason="sweeps need ray")
 
-from bigcircuit.sweep.resume import sweep_json  # noqa: E402 - after the question whether there is Ray
-from bigcircuit.sweep.search import planned_settings, trial_scheduler  # noqa: E402
-from tests.helpers.sweep_actor import InProcessWorker, actor_of, run_to_the_end, serving, short_sweep  # noqa: E402
+from bigcircuit.sweep.resume import sweep_json
+from bigcircuit.sweep.search import planned_settings, trial_scheduler
+from tests.helpers.sweep_actor import InProcessWorker, actor_of, run_to_the_end, serving, short_sweep
 
 
 @pytest.fixture

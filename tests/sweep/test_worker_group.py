@@ -1,5 +1,6 @@
-"""Two model workers of a node read the weights from its disk once between them: what one has read the other finds in memory."""
+"""A worker's ranks: results, errors and losses; and weights that the workers of a node read from its disk only once."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -7,6 +8,13 @@ from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from bigcircuit.errors import UserError
+
+ray = pytest.importorskip("ray", reason="sweeps need ray")
+
+from bigcircuit.sweep.cluster import WorkerResources  # noqa: E402 - after the question whether there is Ray
+from bigcircuit.sweep.worker_group import WorkerGroup, WorkerLost  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
@@ -54,3 +62,53 @@ def test_weights_are_read_from_disk_once_a_node(tmp_path):
     if read == 0:
         pytest.skip("this folder is in memory or its disk's cache cannot be emptied")
     assert read == pytest.approx(weights.stat().st_size, rel=0.05)
+
+
+def after(seconds, error):
+    """A call that raises after a while."""
+
+    async def call():
+        await asyncio.sleep(seconds)
+        raise error
+
+    return call()
+
+
+def raised_by_rank(error):
+    """An error as Ray passes it on from a rank."""
+    return ray.exceptions.RayTaskError("advance", "Traceback ...", error).as_instanceof_cause()
+
+
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch):
+    monkeypatch.setattr("bigcircuit.sweep.worker_group._DEATH_NOTICE_SECONDS", 0.5)
+
+
+def gathered(*calls):
+    group = WorkerGroup(len(calls), WorkerResources(workers=1, cpus=1, gpus=0))
+    return asyncio.run(group._gather(calls))
+
+
+def test_the_results_of_all_ranks_come_in_their_order():
+    async def result(value, seconds):
+        await asyncio.sleep(seconds)
+        return value
+
+    assert gathered(result("first", 0.05), result("second", 0)) == ["first", "second"]
+
+
+def test_what_a_rank_raises_for_the_user_is_raised_as_it_was():
+    with pytest.raises(UserError, match="^model.path: no such folder$") as caught:
+        gathered(after(0, raised_by_rank(UserError("model.path: no such folder"))), after(60, ValueError()))
+    assert type(caught.value) is UserError, "without Ray's traceback in its message"
+
+
+def test_another_error_of_a_rank_is_a_loss_with_its_reason():
+    with pytest.raises(WorkerLost, match="^RuntimeError: no such luck$"):
+        gathered(after(0, raised_by_rank(RuntimeError("no such luck"))), after(60, ValueError()))
+
+
+def test_the_death_of_a_rank_explains_the_errors_of_the_others():
+    silent = raised_by_rank(UserError("a rank is silent"))
+    with pytest.raises(WorkerLost, match="^The actor died unexpectedly before finishing this task$"):
+        gathered(after(0, silent), after(0.1, ray.exceptions.ActorDiedError()))

@@ -1,9 +1,16 @@
 """What a run was made with: the files that a resumed run has to find again."""
 
+import hashlib
+from types import SimpleNamespace
+
 import pytest
 
+from bigcircuit.config.load import load
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
+from bigcircuit.io.run_dir import RunDir
+from bigcircuit.model.load import EMBEDDED
+from bigcircuit.train.fingerprint import check_same_fingerprint, run_fingerprint
 from tests.helpers.interrupted_runs import once
 
 
@@ -37,3 +44,42 @@ def test_other_files_under_the_same_names_are_refused_by_name(stopped_run, file,
             once(folder / "run", Ranks(), **overrides)
     finally:
         (folder / file).write_bytes(before)
+
+
+PAIRS, OTHERS = SimpleNamespace(sha256="a" * 64), SimpleNamespace(sha256="b" * 64)
+
+
+def test_a_fingerprint_holds_the_hashes_of_the_model_and_of_all_pairs():
+    found = run_fingerprint(load(None), PAIRS, OTHERS)
+    hashes = {
+        "model config": "config.json",
+        "model weights": "model.safetensors",
+        "model tokenizer": "tokenizer.json",
+    }
+    expected = {name: hashlib.sha256((EMBEDDED / file).read_bytes()).hexdigest() for name, file in hashes.items()}
+    assert found == {**expected, "model adapter": "", "pairs": "a" * 64, "ablation data": "b" * 64}
+    assert "ablation data" not in run_fingerprint(load(None), PAIRS)
+
+
+def test_the_model_is_read_by_one_rank_a_host(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("bigcircuit.train.fingerprint.fingerprint", pytest.fail)
+    found = run_fingerprint(load(None), PAIRS)
+    assert found["pairs"] == "a" * 64
+    assert [value for name, value in found.items() if name.startswith("model ")] == [""] * 4
+
+
+def test_hashes_that_are_not_known_on_both_sides_are_not_compared(tmp_path):
+    folder, known = RunDir(tmp_path), {"model weights": "1" * 64, "pairs": "2" * 64}
+    for before, now in (
+        (known, known),
+        (known, {**known, "model weights": ""}),
+        ({**known, "model weights": ""}, known),
+        ({"pairs": "2" * 64}, known),
+        (known, {"pairs": "2" * 64}),
+    ):
+        check_same_fingerprint(folder, before, now)
+    with pytest.raises(
+        UserError, match=r"made with another pairs \(sha256 222222222222, now 333333333333\); put the files back"
+    ):
+        check_same_fingerprint(folder, known, {**known, "pairs": "3" * 64})

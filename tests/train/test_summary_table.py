@@ -12,7 +12,7 @@ from tests.helpers.short_runs import run
 def test_closing_table_fits_eighty_columns_and_says_it_in_words(tmp_path):
     summary = json.loads(run(tmp_path / "run").summary.read_text())
     stream = io.StringIO()
-    Console(file=stream, width=80).print(summary_table(summary, wide=False))
+    Console(file=stream, width=80).print(summary_table(summary, width=80))
     shown = stream.getvalue()
     assert "…" not in shown
     for row in ("model", "circuit", "empty"):

@@ -15,10 +15,10 @@ def draw_pair(rng: random.Random) -> Pair:
         first = max(second, other) + rng.randint(1, 99)  # so that no result is negative
     results = [first + n if sign == "+" else first - n for n in (second, other)]
     return Pair(
-        f"{first} {sign} {second} =",
-        f"{first} {sign} {other} =",
-        (f" {results[0]}",),
-        (f" {results[1]}",),
+        clean=f"{first} {sign} {second} =",
+        corrupted=f"{first} {sign} {other} =",
+        answers=(f" {results[0]}",),
+        wrong_answers=(f" {results[1]}",),
         template=sign,
     )
 

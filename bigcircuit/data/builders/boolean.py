@@ -43,10 +43,10 @@ def draw_pair(rng: random.Random) -> Pair:
         if deciding:
             other = rng.choice(deciding)
             return Pair(
-                f"{' '.join(words)} is",
-                f"{' '.join(other)} is",
-                (f" {evaluate(words)}",),
-                (f" {evaluate(other)}",),
+                clean=f"{' '.join(words)} is",
+                corrupted=f"{' '.join(other)} is",
+                answers=(f" {evaluate(words)}",),
+                wrong_answers=(f" {evaluate(other)}",),
                 template="bracket first" if words[0] == "(" else "bracket last",
             )
 

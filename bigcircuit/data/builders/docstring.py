@@ -25,7 +25,13 @@ def draw_pair(rng: random.Random, parameters: list[str], nouns: list[str]) -> Pa
     clean = _prompt(name, [*before, first, second, third, after], words, [first, second])
     corrupted = _prompt(name, [*before, *others[3:], after], words, [first, second])
     wrong = (*others[3:], *before, after, first, second)
-    return Pair(clean, corrupted, (f" {third}",), tuple(f" {word}" for word in wrong), template="docstring")
+    return Pair(
+        clean=clean,
+        corrupted=corrupted,
+        answers=(f" {third}",),
+        wrong_answers=tuple(f" {word}" for word in wrong),
+        template="docstring",
+    )
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:

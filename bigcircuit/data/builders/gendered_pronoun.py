@@ -45,7 +45,13 @@ def draw_pair(rng: random.Random, women: list[str], men: list[str]) -> Pair:
     frame, woman, man = rng.choice(FRAMES), rng.choice(women), rng.choice(men)
     she, he = (woman, " she"), (man, " he")
     (name, right), (other, wrong) = rng.sample([she, he], 2)
-    return Pair(frame.format(name=name), frame.format(name=other), (right,), (wrong,), template=frame)
+    return Pair(
+        clean=frame.format(name=name),
+        corrupted=frame.format(name=other),
+        answers=(right,),
+        wrong_answers=(wrong,),
+        template=frame,
+    )
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:

@@ -17,10 +17,10 @@ def draw_pair(rng: random.Random, events: list[str], centuries: list[int], years
     event, century = rng.choice(events), rng.choice(centuries)
     year = rng.choice([y for y in years if "02" <= y <= "98"])
     return Pair(
-        FRAME.format(event=event, century=century, year=year),
-        FRAME.format(event=event, century=century, year="01"),
-        tuple(y for y in years if y > year),
-        tuple(y for y in years if y <= year),
+        clean=FRAME.format(event=event, century=century, year=year),
+        corrupted=FRAME.format(event=event, century=century, year="01"),
+        answers=tuple(y for y in years if y > year),
+        wrong_answers=tuple(y for y in years if y <= year),
         template=f"century {century}",
     )
 

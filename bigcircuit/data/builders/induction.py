@@ -18,10 +18,10 @@ def draw_pair(rng: random.Random, nouns: list[str]) -> Pair:
     changed = [*words[:shown], other, *words[shown + 1 :]]
     repeated = words[:shown]
     return Pair(
-        " ".join([*words, *repeated]),
-        " ".join([*changed, *repeated]),
-        (f" {words[shown]}",),
-        (f" {other}",),
+        clean=" ".join([*words, *repeated]),
+        corrupted=" ".join([*changed, *repeated]),
+        answers=(f" {words[shown]}",),
+        wrong_answers=(f" {other}",),
         template=f"{length} words",
     )
 

@@ -22,10 +22,10 @@ def draw_pair(rng: random.Random, names: list[str], places: list[str], objects: 
     fill = {"first": first, "second": second, "place": rng.choice(places), "object": rng.choice(objects)}
     frame = rng.choice(FRAMES)
     return Pair(
-        frame.format(giver=giver, **fill),
-        frame.format(giver=receiver, **fill),
-        (f" {receiver}",),
-        (f" {giver}",),
+        clean=frame.format(giver=giver, **fill),
+        corrupted=frame.format(giver=receiver, **fill),
+        answers=(f" {receiver}",),
+        wrong_answers=(f" {giver}",),
         template=frame,
     )
 

@@ -21,7 +21,13 @@ def draw_pair(rng: random.Random) -> Pair:
     link = rng.choice(LINKS)
     rest = f" {link} the {rng.choice([attractor, PLURALS[attractor]])}"
     verbs = rng.choice(VERB_FORMS)
-    return Pair(f"The {shown}{rest}", f"The {changed}{rest}", (verbs[number],), (verbs[1 - number],), template=link)
+    return Pair(
+        clean=f"The {shown}{rest}",
+        corrupted=f"The {changed}{rest}",
+        answers=(verbs[number],),
+        wrong_answers=(verbs[1 - number],),
+        template=link,
+    )
 
 
 def build(tokenizer: Any, size: int, rng: random.Random) -> list[Pair]:

@@ -25,10 +25,10 @@ class PairFormat(NamedTuple):
 def canonical(values: Values) -> Pair:
     """Read a row of this project's own format: prompts are text or token ids, answers one or several of either."""
     return Pair(
-        prompt(values, "clean"),
-        prompt(values, "corrupted"),
-        answers(values, "answers"),
-        answers(values, "wrong_answers"),
+        clean=prompt(values, "clean"),
+        corrupted=prompt(values, "corrupted"),
+        answers=answers(values, "answers"),
+        wrong_answers=answers(values, "wrong_answers"),
     )
 
 
@@ -40,12 +40,15 @@ def auto_circuit(values: Values) -> Pair:
 def eap_ids(values: Values) -> Pair:
     """Read a row of EAP-IG or MIB whose answers are ids of single tokens of one tokenizer."""
     right, wrong = token_id(values, "correct_idx"), token_id(values, "incorrect_idx")
-    return Pair(text(values, "clean"), text(values, "corrupted"), ((right,),), ((wrong,),))
+    return Pair(
+        clean=text(values, "clean"), corrupted=text(values, "corrupted"), answers=((right,),), wrong_answers=((wrong,),)
+    )
 
 
 def eap_greater_than(values: Values) -> Pair:
     """Read a row of EAP-IG or MIB greater-than: the answer continues the year directly and must exceed the two digits `label`."""
-    return Pair(text(values, "clean"), text(values, "corrupted"), *_years(two_digits(values, "label")))
+    later, others = _years(two_digits(values, "label"))
+    return Pair(clean=text(values, "clean"), corrupted=text(values, "corrupted"), answers=later, wrong_answers=others)
 
 
 def mib(values: Values) -> Pair:
@@ -65,7 +68,12 @@ def mib(values: Values) -> Pair:
         right = labels[key]
         labels, key = _choices(other) if other.get("choices") else (labels, key)
         wrong = [labels[key]] if labels[key] != right else [label for label in labels if label != right]
-    return Pair(clean, corrupted, (_word_after(clean, right),), tuple(_word_after(clean, word) for word in wrong))
+    return Pair(
+        clean=clean,
+        corrupted=corrupted,
+        answers=(_word_after(clean, right),),
+        wrong_answers=tuple(_word_after(clean, word) for word in wrong),
+    )
 
 
 def edge_pruning_custom(values: Values) -> Pair:
@@ -75,7 +83,7 @@ def edge_pruning_custom(values: Values) -> Pair:
     tokenizers put spaces in front of words; text after `</predict>` is not used.
     """
     (clean, right), (corrupted, wrong) = _predicted(values, "clean"), _predicted(values, "corrupted")
-    return Pair(clean, corrupted, (right,), (wrong,))
+    return Pair(clean=clean, corrupted=corrupted, answers=(right,), wrong_answers=(wrong,))
 
 
 def edge_pruning_ioi(values: Values) -> Pair:
@@ -89,18 +97,26 @@ def edge_pruning_ioi(values: Values) -> Pair:
     if last != right:
         raise ValueError(f"ioi_sentences must end with a, {right!r:.60}, but ends with {last!r:.60}")
     corrupted = text(values, "corr_ioi_sentences").rpartition(" ")[0]
-    return Pair(clean, corrupted, (" " + right,), (" " + text(values, "b"),))
+    return Pair(clean=clean, corrupted=corrupted, answers=(" " + right,), wrong_answers=(" " + text(values, "b"),))
 
 
 def edge_pruning_greater_than(values: Values) -> Pair:
     """Read a row of Edge-Pruning greater-than: the answer continues the year directly and must exceed the clean `digits`."""
-    return Pair(text(values, "prefix"), text(values, "corr_prefix"), *_years(two_digits(values, "digits")))
+    later, others = _years(two_digits(values, "digits"))
+    return Pair(
+        clean=text(values, "prefix"), corrupted=text(values, "corr_prefix"), answers=later, wrong_answers=others
+    )
 
 
 def edge_pruning_pronoun(values: Values) -> Pair:
     """Read a row of Edge-Pruning gendered pronoun: the corrupted prompt's pronoun is the wrong answer."""
     right, wrong = text(values, "pronoun"), text(values, "corr_pronoun")
-    return Pair(text(values, "prefix"), text(values, "corr_prefix"), (" " + right,), (" " + wrong,))
+    return Pair(
+        clean=text(values, "prefix"),
+        corrupted=text(values, "corr_prefix"),
+        answers=(" " + right,),
+        wrong_answers=(" " + wrong,),
+    )
 
 
 FORMATS: dict[str, PairFormat] = {

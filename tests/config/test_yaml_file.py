@@ -1,0 +1,45 @@
+"""A key that is given twice is refused with both lines; bases and merge keys work as before."""
+
+import pytest
+
+from bigcircuit.config.yaml_file import read_yaml
+from bigcircuit.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train:\n  lr: 1\n  steps: 3\n  lr: 2\n", "key train.lr is given twice, in lines 2 and 4; remove one"),
+        ("train: {lr: 1}\ntask: {}\ntrain: {lr: 2}\n", "key train is given twice, in lines 1 and 3; remove one"),
+        ("train: {lr: 1, lr: 1}", "key train.lr is given twice in line 1; remove one"),
+        (
+            "population:\n  members:\n  - train.lr: 1\n  - train.lr: 1\n    train.lr: 2\n",
+            "key population.members[1].train.lr is given twice, in lines 4 and 5; remove one",
+        ),
+        ("a: &a\n  b: 1\n  b: 2\nc: *a\n", "key a.b is given twice, in lines 2 and 3; remove one"),
+        ("a: 2026-13-45\n", "not valid YAML (month must be in 1..12)"),
+    ],
+)
+def test_mistakes_of_a_file_are_one_line(tmp_path, text, said):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_yaml(path)
+    assert str(caught.value) == f"{path}: {said}"
+
+
+def test_a_base_is_checked_as_well(tmp_path):
+    (tmp_path / "base.yaml").write_text("train:\n  lr: 1\n\n  lr: 2\n")
+    (tmp_path / "c.yaml").write_text("extends: base.yaml\ntrain: {lr: 3}\n")
+    with pytest.raises(UserError, match=r"base\.yaml: key train\.lr is given twice, in lines 2 and 4; remove one"):
+        read_yaml(tmp_path / "c.yaml")
+
+
+def test_a_key_that_replaces_one_of_a_base_or_of_a_merged_mapping_is_no_repetition(tmp_path):
+    (tmp_path / "base.yaml").write_text("train: {lr: 1, clip: 2}\n")
+    (tmp_path / "c.yaml").write_text(
+        "extends: base.yaml\nx: &x {lr: 3, steps: 4}\ny: {z: &z {<<: *x, lr: 5}}\ntrain: {<<: *z, <<: *x, steps: 6}\n"
+    )
+    read = read_yaml(tmp_path / "c.yaml")
+    assert read["y"]["z"] == {"lr": 5, "steps": 4}
+    assert read["train"]["steps"] == 6 and read["train"]["clip"] == 2 and read["train"]["lr"] in (3, 5)
