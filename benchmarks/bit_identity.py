@@ -4,6 +4,9 @@
     python -m benchmarks.bit_identity compare before.json after.json
     python -m benchmarks.bit_identity sample --output tests/benchmarks/bit_identity.json
 
+The first uses only the command line, so any checkout can be recorded. A record holds, by case, the sha256 of every circuit file
+and of all numbers in the JSON, JSONL and CSV files of its folder, without what differs from run to run (seconds, memory, paths,
+versions). Bits depend on the machine and on the versions of torch, so only records of one machine can be compared. A sample
 is four of the cases, with the masks and the main scores beside the hashes, so that it tells something on other machines too.
 """
 
@@ -84,7 +87,7 @@ GRAPH = {
 
 
 SAMPLE: dict[str, dict[str, Any]] = {
-    "hard_concrete": {**PENALTY, "train.steps": 4},
+    "hard_concrete": {"penalty.mlp_neuron": 10.0, "penalty.head": 5.0, "gates.init_spread": 1.0, "train.lr": 0.5},
     "sigmoid_top_k": TOTAL,
     "optimal": {**TOTAL, "ablation.kind": "optimal"},
 }
@@ -175,8 +178,22 @@ def sample(folder: Path) -> dict[str, Any]:
     for name, (verb, command) in {**commands, "convert": (cli.run_convert, convert)}.items():
         if code := cli.answer(verb, command):
             raise SystemExit(f"{name}: exit code {code}")
-        cases[name] = {"hashes": hashes(folder / name), **main_numbers(folder / name)}
+        tensors = {
+            str(path.relative_to(folder / name)): tensors_sha256(path)
+            for path in folder.glob(f"{name}/**/*.safetensors")
+        }
+        cases[name] = {"hashes": hashes(folder / name) | tensors, **main_numbers(folder / name)}
     return {"machine": machine(), "cases": cases}
+
+
+def tensors_sha256(path: Path) -> str:
+    """Hash the tensors of a safetensors file by name and value, without metadata, which name versions of libraries."""
+    from safetensors.torch import load_file
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def machine() -> dict[str, str]:
@@ -195,7 +212,7 @@ def main_numbers(folder: Path) -> dict[str, Any]:
     """Read the circuit of a folder: numbers of kept nodes, kept neurons layer by layer in hexadecimal, mean scores if any."""
     from bigcircuit.circuit.circuit import Circuit
 
-    circuit = Circuit.load(next(iter(sorted(folder.glob("*.safetensors")))))
+    circuit = Circuit.load(next(folder.glob("*.safetensors")))
     leaves = ("attention_neuron", "mlp_neuron")
     found: dict[str, Any] = {"kept": circuit.sizes(), "masks": {name: to_hex(circuit.masks[name]) for name in leaves}}
     if (folder / "summary.json").exists():

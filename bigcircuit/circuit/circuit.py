@@ -47,12 +47,9 @@ class Circuit:
     @property
     def ablation(self) -> Ablation | None:
         """The ablation it was found under, ready for Streams; None where the file does not hold the tensors of its kind."""
-        kind = KINDS[self.ablation_name]
-        parts = {
-            part: {site: (c if c.ndim == 3 else c.unsqueeze(1)).unsqueeze(0) for site, c in getattr(self, part).items()}
-            for part in kind.tensors
-        }
-        return Ablation(self.ablation_name, **parts) if all(parts.values()) else None
+        wanted = KINDS[self.ablation_name].tensors
+        constants, deviations = (_member_rows(getattr(self, part)) if part in wanted else None for part in TENSORS)
+        return Ablation(self.ablation_name, constants, deviations) if {} not in (constants, deviations) else None
 
     def save(self, path: Path) -> None:
         """Write the file atomically, with a sha256 of every tensor in its metadata."""
@@ -95,3 +92,8 @@ class Circuit:
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _member_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file, [L, n] or [L, T, n], as those of one member, [1, L, 1 or T, n]."""
+    return {site: (c if c.ndim == 3 else c.unsqueeze(1)).unsqueeze(0) for site, c in tensors.items()}

@@ -44,7 +44,7 @@ def parse_command(
     options = {option.key: _read_option(option, given.pop(option.key, None)) for option in verb.options}
     found: dict[type[Section], dict[str, Any]] = {section: {} for section in settings}
     for key, text in given.items():
-        found[parser.homes[key]][key] = read_value(key, text, parser.kinds[key])
+        found[parser.sections[key]][key] = read_value(key, text, parser.kinds[key])
     return Command(rest, options, found)
 
 
@@ -55,8 +55,8 @@ class _VerbParser(ArgumentParser):
         super().__init__(add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=SUPPRESS)
         self.kinds: dict[str, Any] = {}
         """Dotted key of a setting -> type of its field."""
-        self.homes: dict[str, type[Section]] = {}
-        """Dotted key of a setting -> the section that gets it."""
+        self.sections: dict[str, type[Section]] = {}
+        """Dotted key of a setting -> its section."""
         self._valued: set[str] = set()
         """Options that take a value."""
         self.add_argument("-h", "--help", nargs="?", const="")
@@ -78,7 +78,7 @@ class _VerbParser(ArgumentParser):
 
     def _add_setting(self, key: str, kind: Any, section: type[Section]) -> None:
         self._add(key)
-        self.kinds[key], self.homes[key] = kind, section
+        self.kinds[key], self.sections[key] = kind, section
 
     def parse(self, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """Divide words into the texts of options and settings, by key, and those that are neither. Raises UserError."""
@@ -107,7 +107,7 @@ class _VerbParser(ArgumentParser):
         """Add the key of an open-ended setting, such as `task.columns.clean`, when it is met."""
         for prefix, kind in self._open.items():
             if key.startswith(prefix) and key not in self.kinds:
-                self._add_setting(key, kind, self.homes[prefix.rstrip(".")])
+                self._add_setting(key, kind, self.sections[prefix.rstrip(".")])
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError, where argparse would print its usage and exit."""

@@ -1,6 +1,6 @@
-"""What the constants of an ablation are for each circuit: those in its file, or means over what its config names."""
+"""Constants of a circuit under an ablation, and where they come from: the circuit's file, or means over a data set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bigcircuit.ablation.ablation import Ablation
@@ -10,69 +10,84 @@ from bigcircuit.data.pair import Example
 from bigcircuit.evaluation.open_circuits import LoadedCircuit
 from bigcircuit.results.evaluation import Means
 
-
-def saved_optimal(subject: LoadedCircuit, ablation: str) -> Ablation | None:
-    """The learned constants in a circuit's file; None if it has none or these are not what is asked for."""
-    own = subject.circuit.ablation
-    return own if own is not None and own.kind.learned and own.name == ablation else None
-
-
-def saved_means(subject: LoadedCircuit, ablation: str) -> Ablation | None:
-    """The means in a circuit's file; None if it has none, or if its config names another data set by now."""
-    own, known, settings = subject.circuit.ablation, subject.circuit.metadata, subject.config.ablation
-    if own is None or own.name != ablation or not own.kind.is_measured:
-        return None
-    data = (settings.data or "").rsplit("/", 1)[-1]
-    same = (
-        known.get("ablation_data", data) == data and known.get("ablation_prompts", settings.prompts) == settings.prompts
-    )
-    return own if same else None
-
-
-def means_info(subject: LoadedCircuit, ablation: str, averaged: "MeanData", task_sha256: str) -> Means | None:
-    """What the means of an ablation are over for a circuit, or those where learned constants start; None where it has none."""
-    if not KINDS[ablation].needs_moments:
-        return None
-    known = subject.circuit.metadata
-    if saved_means(subject, ablation) or saved_optimal(subject, ablation):
-        data = known.get("ablation_data", "")
-        digest = known.get("ablation_data_sha256" if data else "task_sha256", "")
-        return Means(data or _TRAINING, digest, known.get("ablation_prompts", ""), in_file=True)
-    data, reference = subject.config.ablation.data, averaged.reference
-    return Means(data or _TRAINING, reference.sha256 if reference else task_sha256, averaged.prompts, in_file=False)
-
-
 _TRAINING = "training pairs"
 
 
 class MeanData(NamedTuple):
-    """What means are taken over."""
+    """Prompts over which means are taken."""
 
     reference: AblationData | None
     """The pairs of `ablation.data`; None for the training pairs of the task."""
     prompts: str
+    """`corrupted`, `clean` or `both`."""
 
     def examples(self, train: Sequence[Example]) -> Sequence[Example]:
-        """The pairs, given those of the task to train on."""
+        """Select the pairs. train: the training pairs of the task."""
         return train if self.reference is None else self.reference.examples
 
 
-def load_mean_data(
-    subjects: Sequence[LoadedCircuit], ablations: Sequence[str], tokenizer: Any, hf_config: Any
-) -> Mapping[str, MeanData]:
-    """For each circuit, by name, what its config says of means; equal ones are the same object. Raises UserError.
+class CircuitConstants(NamedTuple):
+    """Constants of one circuit under one ablation."""
 
-    `ablation.data` is read where one of the ablations needs means that are not in the circuit's file.
+    saved: Ablation | None
+    """The ablation with the constants in the circuit's file; None where the file has none or its config now names other data."""
+    data: MeanData | None
+    """Prompts of the means that are measured, or from which learning starts; None where nothing is measured."""
+    source: Means | None
+    """Origin of the constants, for evaluation.json; None for kinds without constants."""
+
+
+class MeanDataReader:
+    """Reads the data set that a circuit's config names for means. Circuits with the same data set get the same object."""
+
+    def __init__(self, tokenizer: Any | None, hf_config: Any) -> None:
+        self._tokenizer, self._hf_config = tokenizer, hf_config
+        self._known: dict[tuple[str, ...], MeanData] = {}
+
+    def __call__(self, loaded: LoadedCircuit) -> MeanData:
+        """Read `ablation.data` unless it was read before. Raises UserError."""
+        config, settings = loaded.config, loaded.config.ablation
+        key: tuple[str, ...] = (settings.prompts,)
+        if settings.data is not None:
+            key += (config.task.model_dump_json(), settings.data)
+        if key not in self._known:
+            reference = load_ablation_data(config, self._tokenizer, self._hf_config)
+            self._known[key] = MeanData(reference, settings.prompts)
+        return self._known[key]
+
+
+def constants_of(
+    loaded: LoadedCircuit, ablation: str, read: Callable[[LoadedCircuit], MeanData], task_sha256: str
+) -> CircuitConstants:
+    """Decide which constants a circuit has under an ablation. Nothing else decides this.
+
+    read: reads the data set of the circuit's config; called where means are measured. task_sha256: hash of the pairs of its task.
+    Raises UserError.
     """
-    known: dict[str, MeanData] = {}
-    found = {}
-    for subject in subjects:
-        kinds = {name: KINDS[name] for name in ablations}
-        needed = any(kind.learned or (kind.is_measured and not saved_means(subject, name)) for name, kind in kinds.items())
-        settings, config = subject.config.ablation, subject.config
-        reads = needed and settings.data is not None
-        key = f"{settings.prompts} {config.task.model_dump_json() if reads else ''} {settings.data if reads else ''}"
-        if key not in known:
-            known[key] = MeanData(load_ablation_data(config, tokenizer, hf_config) if reads else None, settings.prompts)
-        found[subject.name] = known[key]
-    return found
+    kind = KINDS[ablation]
+    if not kind.needs_moments:
+        return CircuitConstants(None, None, None)
+    saved = _saved(loaded, ablation)
+    # Learned constants are fitted, from means on, for the circuits that this one is compared with.
+    data = read(loaded) if kind.learned or saved is None else None
+    if saved is None and data is not None:
+        digest = data.reference.sha256 if data.reference else task_sha256
+        name = loaded.config.ablation.data or _TRAINING
+        return CircuitConstants(saved, data, Means(name, digest, data.prompts, in_file=False))
+    known = loaded.circuit.metadata
+    name = known.get("ablation_data", "")
+    digest = known.get("ablation_data_sha256" if name else "task_sha256", "")
+    source = Means(name or _TRAINING, digest, known.get("ablation_prompts", ""), in_file=True)
+    return CircuitConstants(saved, data, source)
+
+
+def _saved(loaded: LoadedCircuit, ablation: str) -> Ablation | None:
+    """Select the ablation in a circuit's file; None for another ablation, or for means over other data than its config names."""
+    saved, known, settings = loaded.circuit.ablation, loaded.circuit.metadata, loaded.config.ablation
+    if saved is None or saved.name != ablation:
+        return None
+    if saved.kind.learned:
+        return saved
+    data = (settings.data or "").rsplit("/", 1)[-1]
+    named_now = known.get("ablation_data", data), known.get("ablation_prompts", settings.prompts)
+    return saved if named_now == (data, settings.prompts) else None

@@ -1,7 +1,6 @@
 """Score one circuit under one ablation: by itself, without it, and beside random circuits and partly open complements."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +45,7 @@ class HeldOut(NamedTuple):
 def circuit_scores(
     masks: Masks,
     shapes: Sequence[LayerShape],
-    bench: Scorer,
+    scorer: Scorer,
     held: HeldOut,
     settings: EvaluationSettings,
     *,
@@ -60,16 +59,16 @@ def circuit_scores(
     own: constants of the circuit, where each circuit has its own; parts of the circuit keep them, circuits that it is compared
     with learn others. minimal: whether to measure minimality. means: what constants are means over. say: prints one line.
     """
-    draws = min(settings.draws, _LEARNED_DRAWS) if bench.learned else settings.draws
+    draws = min(settings.draws, _LEARNED_DRAWS) if scorer.fits_constants else settings.draws
     random = random_circuits(masks, shapes, draws, settings.seed)
-    partial = {} if bench.learned or not settings.partial_draws else _partial(masks, shapes, settings)
-    fixed = bench if own is None else replace(bench, ablation=own, teacher=None)
+    partial = {} if scorer.fits_constants or not settings.partial_draws else _partial(masks, shapes, settings)
+    fixed = scorer if own is None else scorer.with_constants(own)
     compared = [leaves(masks), complement(masks, shapes), empty(masks)]
     circuits = [*compared, *random, *(one for drawn in partial.values() for one in drawn)]
     say(
         f"  {len(circuits)} circuits on {len(held.test) + len(held.off)} pairs: itself, without it, nothing, {draws} random"
     )
-    scores = bench([*held.test, *held.off], circuits, [own])
+    scores = scorer([*held.test, *held.off], circuits, [own])
     test, whole = held.on(scores, "test"), held.on(held.full, "test")
     after = len(compared) + draws
     return UnderAblation(
@@ -78,7 +77,7 @@ def circuit_scores(
         random=_random(masks, random, test, whole, slice(len(compared), after)) if random else None,
         partial=_points(partial, test, after),
         minimality=_minimality(masks, shapes, fixed, held, test, settings, say)
-        if minimal and not fixed.learned
+        if minimal and not fixed.fits_constants
         else {},
         off_distribution=_off(held, scores),
     )
@@ -170,7 +169,7 @@ def _points(partial: Mapping[float, Sequence[Masks]], test: ExampleScores, start
 def _minimality(
     masks: Masks,
     shapes: Sequence[LayerShape],
-    bench: Scorer,
+    scorer: Scorer,
     held: HeldOut,
     test: ExampleScores,
     settings: EvaluationSettings,
@@ -183,7 +182,7 @@ def _minimality(
 
     def score(circuits: Sequence[Masks]) -> ExampleScores:
         say(f"  minimality: {len(circuits)} circuits")
-        return bench(held.test, circuits)
+        return scorer(held.test, circuits)
 
     def summary(scores: ExampleScores) -> Scores:
         return summarise(scores, whole, 0, test.circuit(_EMPTY))

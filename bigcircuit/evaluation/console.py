@@ -45,6 +45,7 @@ def score_table(result: Evaluation, ablation: str, width: int) -> Table:
             for scores, intervals, shown_tails, sizes in (
                 (every, every, tails, list(_SIZES)),
                 (every, ["kl"], tails, list(_SIZES)),
+                (every, ["kl"], tails[:1], ["total"]),
                 (narrow, ["kl"], tails[:1], ["total"]),
             )
         ),

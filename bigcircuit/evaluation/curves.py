@@ -1,7 +1,7 @@
 """Faithfulness against size: of the learned gates and of every baseline, at the sizes of the MIB benchmark."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -12,10 +12,10 @@ from bigcircuit.evaluation.circuit_scores import HeldOut
 from bigcircuit.evaluation.config import EvaluationSettings
 from bigcircuit.evaluation.open_circuits import LoadedCircuit
 from bigcircuit.evaluation.ranking import ScoresBySize, scores_by_size
-from bigcircuit.evaluation.scorer import Scorer
+from bigcircuit.evaluation.scorer import Scorer, ScoringContext
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks
-from bigcircuit.metrics.mib import sizes
+from bigcircuit.metrics.mib import Ranking, sizes
 from bigcircuit.metrics.score import ExampleScores, score
 from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.results.evaluation import Curve
@@ -48,7 +48,7 @@ def measure_curves(
     """
     measured, missing = [], []
     first = circuits[0][1]
-    with Streams(first.frozen, first.ablation) as streams:
+    with Streams(first.context.frozen, first.ablation) as streams:
         for ranked in _rankings(circuits, streams, settings):
             for level in settings.levels:
                 if level != "neuron" and level not in ranked.scores[0]:
@@ -58,7 +58,7 @@ def measure_curves(
                     continue
                 nodes = NODE_NAMES["total" if level == "neuron" else level]
                 say(f"  curve of {ranked.method}, {nodes}")
-                curve = _measure(ranked, level, streams, first, held_out, settings)
+                curve = _measure(ranked, level, streams, first.context, held_out, settings)
                 if np.isnan(curve.cpr):
                     missing.append(
                         f"With {ranked.ablation.name} ablation, closing {nodes} changes no mean logit difference, so there is no "
@@ -66,9 +66,9 @@ def measure_curves(
                     )
                 else:
                     measured.append(curve)
-    for circuit, _ in circuits if LEARNED_GATES in settings.rankings else ():
-        if not circuit.circuit.log_alpha:
-            missing.append(f"{circuit.name} has no log_alpha in its file, so there is no curve of learned gates.")
+    for loaded, _ in circuits if LEARNED_GATES in settings.rankings else ():
+        if not loaded.circuit.log_alpha:
+            missing.append(f"{loaded.name} has no log_alpha in its file, so there is no curve of learned gates.")
     return sorted(measured, key=lambda curve: settings.levels.index(curve.level)), list(dict.fromkeys(missing))
 
 
@@ -77,33 +77,41 @@ def _rankings(
 ) -> Iterator[_Ranked]:
     """Yield the ranking of each circuit's gates, then that of each baseline, as far as the settings ask for them."""
     first = circuits[0][1]
-    for circuit, scorer in circuits if LEARNED_GATES in settings.rankings else ():
-        if circuit.circuit.log_alpha:
-            gates = strengths(circuit.circuit.log_alpha, first.frozen.shapes)
-            yield _Ranked(LEARNED_GATES, circuit.name, [gates], scorer.ablation)
+    context = first.context
+    for loaded, scorer in circuits if LEARNED_GATES in settings.rankings else ():
+        if loaded.circuit.log_alpha:
+            gates = strengths(loaded.circuit.log_alpha, context.frozen.shapes)
+            yield _Ranked(LEARNED_GATES, loaded.name, [gates], scorer.ablation)
     for method, baseline in BASELINES.items():
         if method in settings.rankings:
-            scores = baseline.draw(streams, first.train, first.micro_batches, _DRAWS)
+            scores = baseline.draw(streams, context.train, context.micro_batches, _DRAWS)
             yield _Ranked(method, None, scores, first.ablation)
 
 
 def _measure(
-    ranked: _Ranked, level: str, streams: Streams, scorer: Scorer, held_out: HeldOut, settings: EvaluationSettings
+    ranked: _Ranked,
+    level: str,
+    streams: Streams,
+    context: ScoringContext,
+    held_out: HeldOut,
+    settings: EvaluationSettings,
 ) -> Curve:
     """Score the circuits of the best nodes of a level at the sizes of the MIB benchmark, on the test pairs."""
 
     def score_circuits(circuits: Sequence[Masks]) -> ExampleScores:
-        return score(streams, held_out.test, circuits, scorer.micro_batches, settings.at_once)
+        return score(streams, held_out.test, circuits, context.micro_batches, settings.at_once)
 
-    shapes = scorer.frozen.shapes
+    shapes = context.frozen.shapes
+    ranking = cast(Ranking, settings.ranking)  # the settings are validated
     with streams.under(ranked.ablation):
         by_size = scores_by_size(
-            score_circuits, ranked.scores, level, sizes(level_size(level, shapes)), shapes, settings.ranking
+            score_circuits, ranked.scores, level, sizes(level_size(level, shapes)), shapes, ranking
         )
-    return _curve(ranked, level, settings.ranking, by_size)
+    return _curve(ranked, level, ranking, by_size)
 
 
 def _curve(ranked: _Ranked, level: str, ranking: str, by_size: ScoresBySize) -> Curve:
+    """Make the entry of evaluation.json."""
     areas, by_draw = by_size.areas()
     (cpr, cpr_low, cpr_high), (cmd, cmd_low, cmd_high) = np.stack(areas, axis=-1).tolist()
     cpr_sd, cmd_sd = by_draw.std(0).tolist()

@@ -17,7 +17,7 @@ from bigcircuit.results.evaluation import Evaluation, save_result
 from bigcircuit.runtime.host_memory import is_out_of_memory, return_freed_memory, saves_memory
 from bigcircuit.runtime.progress import ProgressDisplay
 
-FILE = "evaluation.json"
+EVALUATION_FILE = "evaluation.json"
 
 
 def evaluate_circuits(
@@ -28,45 +28,45 @@ def evaluate_circuits(
     config: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Evaluate the circuits of run folders and files and write evaluation.json, once more after every ablation.
+    """Evaluate the circuits of run folders and files, and write evaluation.json after every ablation.
 
-    config: names model and task of circuit files; overrides: dotted keys over every config. Raises UserError for what the user can
-    mend, before weights are loaded where it can be known.
+    config: config file that names model and task of circuit files; overrides: dotted keys over every config. Raises UserError for
+    mistakes of the user, before weights are loaded wherever possible.
     """
     progress, started = ProgressDisplay(ranks.is_first, ranks.set_status), time.monotonic()
-    asked = plan_evaluation(names, settings, ranks, config, overrides or {})
-    if saves_memory(asked.base, asked.model.deepspeed is not None):
+    plan = plan_evaluation(names, settings, ranks, config, overrides or {})
+    if saves_memory(plan.config, plan.model.deepspeed is not None):
         return_freed_memory()
-    with _explained(asked.base, settings):
-        frozen = asked.model.load(ranks.device)
-        grounds = {key: score_full_model(asked, key, frozen, progress) for key in asked.tasks}
+    with _explain_out_of_memory(plan.config, settings):
+        frozen = plan.model.load(ranks.device)
+        tasks = {name: score_full_model(plan, name, frozen, progress) for name in plan.tasks}
         progress.print_line(
-            f"{len(asked.subjects)} circuit(s), {len(grounds)} task(s), ablations: {', '.join(asked.ablations)}"
+            f"{len(plan.circuits)} circuit(s), {len(tasks)} task(s), ablations: {', '.join(plan.ablations)}"
         )
-        work = EvaluationRunner(asked, frozen, grounds, progress)
-        for name in asked.ablations:
-            work.under(name)
-            result = with_verdict(work.result(time.monotonic() - started))
+        runner = EvaluationRunner(plan, frozen, tasks, progress)
+        for ablation in plan.ablations:
+            runner.evaluate_under(ablation)
+            result = with_verdict(runner.result(time.monotonic() - started))
             if ranks.is_first:
-                save_result(result, asked.folder / FILE)
+                save_result(result, plan.folder / EVALUATION_FILE)
     if ranks.is_first:
         show_evaluation(result, progress)
         from bigcircuit.report.render import render_run  # its figures take a second to load
 
-        progress.print_line(f"{result.seconds} s; {asked.folder / FILE}; see {render_run(asked.folder)}")
+        progress.print_line(f"{result.seconds} s; {plan.folder / EVALUATION_FILE}; see {render_run(plan.folder)}")
     return result
 
 
 @contextmanager
-def _explained(base: Config, settings: EvaluationSettings) -> Iterator[None]:
-    """Turn running out of memory into OutOfMemory, with what makes it less."""
+def _explain_out_of_memory(config: Config, settings: EvaluationSettings) -> Iterator[None]:
+    """Turn any out-of-memory error into OutOfMemory that names settings that need less memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"out of memory: {settings.at_once} circuits of {base.train.micro_batch_size} pairs go through the model at once; try "
-            f"--at_once {max(1, settings.at_once // 4)}, --train.micro_batch_size 1, or more ranks with --deepspeed "
+            f"out of memory: {settings.at_once} circuits of {config.train.micro_batch_size} pairs go through the model at once; "
+            f"try --at_once {max(1, settings.at_once // 4)}, --train.micro_batch_size 1, or more ranks with --deepspeed "
             "configs/deepspeed/zero3.json"
         ) from error

@@ -1,4 +1,4 @@
-"""What is to be evaluated: circuits from run folders and files, with the config that names their model and task."""
+"""Open circuits of run folders and files, with the configs that name their model and task."""
 
 import json
 import os
@@ -17,36 +17,42 @@ from bigcircuit.results.locate import circuit_files, name_of, run_of, unique
 
 
 class LoadedCircuit(NamedTuple):
-    """One circuit that is evaluated."""
+    """A circuit that is evaluated, with the config that names its model and task."""
 
     name: str
-    """Unique among those evaluated together."""
+    """Unique among the circuits of an evaluation."""
     path: Path
     circuit: Circuit
     config: Config
-    """Its run's, or the one that was given, with overrides."""
+    """Config of the circuit's run, or of `--config`, with overrides."""
     control: bool
+    """Whether the circuit is a control, see `--control`."""
 
     @property
     def task(self) -> TaskConfig:
-        """The pairs it is evaluated on: those it was found on, with their own labels."""
+        """The task whose pairs the circuit was found on, with their own labels."""
         return self.config.task.model_copy(update={"labels": "own"})
+
+    @property
+    def found_under(self) -> str:
+        """The ablation that the circuit was found under."""
+        return self.circuit.ablation_name
 
 
 def open_circuits(
     names: Sequence[str], controls: Sequence[str], config: str | None, overrides: Mapping[str, Any]
 ) -> list[LoadedCircuit]:
-    """Circuits of run folders (all members) and of files, controls last.
+    """Open the circuits of run folders (all members) and of files, controls last.
 
-    config: file that names model and task of circuit files that do not lie in a run folder. Raises UserError.
+    config: config file that names model and task of circuit files outside run folders. Raises UserError.
     """
     if not names:
         raise UserError("evaluate needs a run folder or a circuit file: bigcircuit evaluate runs/quickstart")
     found: dict[str, LoadedCircuit] = {}
     for name, control in [*((name, False) for name in names), *((name, True) for name in controls)]:
-        for subject in _open(Path(name), control, config, overrides):
-            label = unique(subject.name, found)
-            found[label] = subject._replace(name=label)
+        for loaded in _open(Path(name), control, config, overrides):
+            label = unique(loaded.name, found)
+            found[label] = loaded._replace(name=label)
     return list(found.values())
 
 
@@ -57,22 +63,21 @@ def _open(path: Path, control: bool, config: str | None, overrides: Mapping[str,
                 f"{path}: is a run folder, which has a config of its own, so --config {config} would change nothing; leave it out, "
                 f"or name a circuit file of the folder"
             )
-        own = run_config(path, overrides)
+        of_run = run_config(path, overrides)
         files = circuit_files(path)
-        return [LoadedCircuit(name_of(path, file), file, Circuit.load(file), own, control) for file in files]
+        return [LoadedCircuit(name_of(path, file), file, Circuit.load(file), of_run, control) for file in files]
     circuit = Circuit.load(path)
     run = run_of(path)
     if config is not None:
-        return [
-            LoadedCircuit(path.stem, path, circuit, with_means(lambda over: load(config, over), overrides), control)
-        ]
+        given = apply_overrides(lambda over: load(config, over), overrides)
+        return [LoadedCircuit(path.stem, path, circuit, given, control)]
     if run is None:
         raise UserError(f"{path}: does not lie in a run folder; give --config FILE that names its model and task")
     return [LoadedCircuit(name_of(run, path), path, circuit, run_config(run, overrides), control)]
 
 
 def run_config(folder: Path, overrides: Mapping[str, Any]) -> Config:
-    """The config of a run folder with overrides. Raises UserError if there is none."""
+    """Read the config of a run folder and apply overrides. Raises UserError if the folder has none."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))["config"]
@@ -80,13 +85,16 @@ def run_config(folder: Path, overrides: Mapping[str, Any]) -> Config:
         raise UserError(f"{folder}: holds no run (no config.json); name a run folder or a circuit file") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a run's config.json; restore it or give --config with a circuit file") from error
-    # Only what an evaluation depends on: a run of an older version is read whatever else it had set.
+    # Only the sections that an evaluation depends on, so that runs of older versions open whatever else they set.
     kept = {name: raw[name] for name in ("model", "task", "ablation", "deepspeed", "train") if name in raw}
-    return with_means(lambda over: override(Config(), kept | dict(over), str(path)), overrides)
+    return apply_overrides(lambda over: override(Config(), kept | dict(over), str(path)), overrides)
 
 
-def with_means(make: Callable[[Mapping[str, Any]], Config], overrides: Mapping[str, Any]) -> Config:
-    """A config in which overrides may say what means are over, also where a circuit was found under an ablation without any."""
+def apply_overrides(make: Callable[[Mapping[str, Any]], Config], overrides: Mapping[str, Any]) -> Config:
+    """Make a config with overrides.
+
+    `ablation.data` or `ablation.prompts` on a circuit found under an ablation without means switch `ablation.kind` to mean.
+    """
     means = {"ablation.data", "ablation.prompts"} & overrides.keys()
     rest = {key: value for key, value in overrides.items() if key not in means}
     if means and not KINDS[make(rest).ablation.name].needs_moments:
@@ -94,32 +102,33 @@ def with_means(make: Callable[[Mapping[str, Any]], Config], overrides: Mapping[s
     return make(overrides)
 
 
-def check_fits(subject: LoadedCircuit, shapes: Sequence[LayerShape], any_model: bool) -> None:
-    """Raises UserError, before weights are loaded, unless circuit and model belong together.
+def check_same_model(loaded: LoadedCircuit, shapes: Sequence[LayerShape], any_model: bool) -> None:
+    """Check that a circuit is of the model: by widths, and by the hashes of config and weights. Raises UserError if not.
 
-    any_model: the same widths suffice. Weights are hashed once a host.
+    any_model: check widths only. Weights are hashed once per host, and not loaded.
     """
-    for name, mask in subject.circuit.masks.items():
+    for name, mask in loaded.circuit.masks.items():
         widths = [GRANULARITIES[name].width(shape) for shape in shapes]
-        found = json.loads(subject.circuit.metadata.get("widths", "{}")).get(name, widths)
+        found = json.loads(loaded.circuit.metadata.get("widths", "{}")).get(name, widths)
         if found != widths or tuple(mask.shape) != (len(widths), max(widths)):
             raise UserError(
-                f"{subject.path}: its {name} mask has {_few(found)} nodes in {len(mask)} layers and the model {_few(widths)} in "
+                f"{loaded.path}: its {name} mask has {_few(found)} nodes in {len(mask)} layers and the model {_few(widths)} in "
                 f"{len(widths)}; name the model it was found in with --model.path"
             )
     if any_model or os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    now, then = fingerprint(subject.config.model), subject.circuit.metadata
+    now, then = fingerprint(loaded.config.model), loaded.circuit.metadata
     for part in ("config", "weights"):
         expected = then.get(f"model_{part}_sha256")
         if expected and now[part] and now[part] != expected:
             raise UserError(
-                f"{subject.path}: found in {then.get('model') or 'another model'}, whose {part} hash is {expected[:12]}, and "
-                f"{subject.config.model.path} has {now[part][:12]}; set --model.path, or --any_model true to evaluate it there"
+                f"{loaded.path}: found in {then.get('model') or 'another model'}, whose {part} hash is {expected[:12]}, and "
+                f"{loaded.config.model.path} has {now[part][:12]}; set --model.path, or --any_model true to evaluate it there"
             )
 
 
 def _few(widths: Sequence[int]) -> str:
+    """Format widths: the number where all are equal, else the first four."""
     return (
         str(widths[0])
         if len(set(widths)) == 1

@@ -1,4 +1,4 @@
-"""Scores of all circuits, ablation by ablation, and the evaluation they make up."""
+"""Evaluation of all circuits, ablation by ablation and task by task, and the Evaluation that results."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +10,11 @@ from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.circuit.controls import empty
 from bigcircuit.config.schema import TaskConfig
 from bigcircuit.data.dataset import TaskData
-from bigcircuit.evaluation.ablation_constants import means_info, saved_means
 from bigcircuit.evaluation.circuit_scores import HeldOut, circuit_scores
 from bigcircuit.evaluation.curves import measure_curves
 from bigcircuit.evaluation.open_circuits import LoadedCircuit
-from bigcircuit.evaluation.plan import EvaluationPlan, found_under
-from bigcircuit.evaluation.scorer import Scorer, make_scorer
+from bigcircuit.evaluation.plan import EvaluationPlan
+from bigcircuit.evaluation.scorer import Scorer, ScoringContext, make_scorer
 from bigcircuit.forward.streams import Streams
 from bigcircuit.io.files import file_sha256
 from bigcircuit.io.provenance import versions
@@ -30,181 +29,196 @@ from bigcircuit.train.pair_filters import keep_solved
 
 
 class EvaluatedTask(NamedTuple):
-    """One task and what the full model does on its held-out pairs."""
+    """A task, its pairs, and the scores of the full model on its held-out pairs."""
 
     config: TaskConfig
     data: TaskData
-    held: HeldOut
+    held_out: HeldOut
 
 
-def score_full_model(asked: EvaluationPlan, key: str, frozen: FrozenModel, progress: ProgressDisplay) -> EvaluatedTask:
-    """The ground of one task: what the full model does. Raises UserError if it solves no pair, where that is asked for."""
-    task = asked.tasks[key]
-    data = keep_solved(
-        asked.base.model_copy(update={"task": task}), frozen, asked.data[key], asked.micro_batches, progress
-    )
+def score_full_model(plan: EvaluationPlan, name: str, frozen: FrozenModel, progress: ProgressDisplay) -> EvaluatedTask:
+    """Score the full model on one task. Raises UserError if `task.keep` is `solved` and the model solves no pair."""
+    task = plan.tasks[name]
+    config = plan.config.model_copy(update={"task": task})
+    data = keep_solved(config, frozen, plan.data[name], plan.micro_batches, progress)
     test, off = data.splits["test"], data.splits.get("off_distribution", [])
     with Streams(frozen, ZERO) as streams:
-        full = score(streams, [*test, *off], None, asked.micro_batches)
+        full = score(streams, [*test, *off], None, plan.micro_batches)
     return EvaluatedTask(task, data, HeldOut(test, off, full))
 
 
 @dataclass
 class EvaluationRunner:
-    """Collects what is found."""
+    """Evaluates all circuits under one ablation at a time, and collects the results."""
 
-    asked: EvaluationPlan
+    plan: EvaluationPlan
     frozen: FrozenModel
-    grounds: Mapping[str, EvaluatedTask]
+    tasks: Mapping[str, EvaluatedTask]
+    """Short name -> task, as in the plan."""
     progress: ProgressDisplay
     scores: dict[str, dict[str, UnderAblation]] = field(default_factory=dict)
     """By circuit and ablation."""
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By circuit."""
     cross: dict[str, list[Cell]] = field(default_factory=dict)
+    """By ablation."""
     curves: dict[str, list[Curve]] = field(default_factory=dict)
+    """By ablation."""
     no_curves: list[str] = field(default_factory=list)
 
-    def under(self, name: str) -> None:
-        """Everything under one ablation."""
-        self.cross[name], self.curves[name] = [], []
-        for place, (key, ground) in enumerate(self.grounds.items()):
-            benches = self._benches(name, ground)
-            mine = [subject for subject in self.asked.subjects if self.asked.key(subject) == key]
-            for subject in mine:
-                self.scores.setdefault(subject.name, {})[name] = self._measured(subject, name, benches(subject), ground)
-            if len(self.grounds) > 1:
-                self.progress.print_line(f"{name}: every circuit on {key}")
-                self.cross[name] += self._cells(name, key, benches, ground.held)
-            if place == 0 and not KINDS[name].learned:
-                self._draw([(s, benches(s)) for s in mine if not s.control], name, ground.held)
+    def evaluate_under(self, ablation: str) -> None:
+        """Evaluate all circuits on all tasks under one ablation."""
+        self.cross[ablation], self.curves[ablation] = [], []
+        for place, (name, task) in enumerate(self.tasks.items()):
+            scorer_of = self._scorers(ablation, task)
+            found_on_task = [loaded for loaded in self.plan.circuits if self.plan.task_of(loaded) == name]
+            for loaded in found_on_task:
+                under = self._score_circuit(loaded, ablation, scorer_of(loaded), task)
+                self.scores.setdefault(loaded.name, {})[ablation] = under
+            if len(self.tasks) > 1:
+                self.progress.print_line(f"{ablation}: every circuit on {name}")
+                self.cross[ablation] += self._cells(ablation, name, scorer_of)
+            if place == 0 and not KINDS[ablation].learned:
+                pairs = [(loaded, scorer_of(loaded)) for loaded in found_on_task if not loaded.control]
+                self._measure_curves(ablation, pairs, task.held_out)
 
-    def _measured(self, subject: LoadedCircuit, name: str, bench: Scorer, ground: EvaluatedTask) -> UnderAblation:
-        self.progress.print_line(f"{subject.name}: {name}")
-        main = name == self.asked.main(subject)
-        if main:
-            self.examples[subject.name] = self._examples(subject, bench, ground.data, name)
+    def _scorers(self, ablation: str, task: EvaluatedTask) -> Callable[[LoadedCircuit], Scorer]:
+        """Make a function that gives the scorer of each circuit; circuits whose constants have the same origin share a scorer."""
+        context = ScoringContext(
+            frozen=self.frozen,
+            train=task.data.splits["train"],
+            micro_batches=self.plan.micro_batches,
+            at_once=self.plan.settings.at_once,
+        )
+        made: dict[int, Scorer] = {}
+
+        def scorer_of(loaded: LoadedCircuit) -> Scorer:
+            constants = self.plan.constants[loaded.name, ablation]
+            origin = id(constants.data or constants.saved)
+            if origin not in made:
+                made[origin] = make_scorer(ablation, context, constants)
+            return made[origin]
+
+        return scorer_of
+
+    def _score_circuit(
+        self, loaded: LoadedCircuit, ablation: str, scorer: Scorer, task: EvaluatedTask
+    ) -> UnderAblation:
+        """Score one circuit on its task; under its main ablation with example predictions and minimality."""
+        self.progress.print_line(f"{loaded.name}: {ablation}")
+        constants = self.plan.constants[loaded.name, ablation]
+        is_main = ablation == self.plan.main_ablation(loaded)
+        if is_main:
+            self.examples[loaded.name] = self._predictions(loaded, ablation, scorer, task.data)
         return circuit_scores(
-            subject.circuit.masks,
+            dict(loaded.circuit.masks),
             self.frozen.shapes,
-            bench,
-            ground.held,
-            self.asked.settings,
-            own=self.asked.own(subject, name),
-            minimal=main,
-            means=means_info(subject, name, self.asked.averaged[subject.name], ground.data.sha256),
+            scorer,
+            task.held_out,
+            self.plan.settings,
+            own=constants.saved,
+            minimal=is_main,
+            means=constants.source,
             say=self.progress.print_line,
         )
 
-    def _draw(self, found: Sequence[tuple[LoadedCircuit, Scorer]], name: str, held: HeldOut) -> None:
-        self.curves[name], missing = measure_curves(found, held, self.asked.settings, self.progress.print_line)
+    def _predictions(
+        self, loaded: LoadedCircuit, ablation: str, scorer: Scorer, data: TaskData
+    ) -> list[dict[str, Any]]:
+        """Predict the answers of a few held-out prompts by a circuit."""
+        chosen = (self.plan.constants[loaded.name, ablation].saved or scorer.ablation).to(self.frozen.device)
+        with Streams(self.frozen, chosen) as streams:
+            found = example_predictions(
+                streams,
+                [loaded.circuit.masks],
+                chosen,
+                data,
+                self.plan.model.tokenizer,
+                self.plan.micro_batches.max_examples,
+            )
+        return found["members"][0]
+
+    def _cells(self, ablation: str, name: str, scorer_of: Callable[[LoadedCircuit], Scorer]) -> list[Cell]:
+        """Score every circuit on the task of this name. Circuits that share a scorer are scored together."""
+        held_out = self.tasks[name].held_out
+        full = held_out.on(held_out.full, "test")
+        groups: dict[int, tuple[Scorer, list[LoadedCircuit]]] = {}
+        for loaded in self.plan.circuits:
+            scorer = scorer_of(loaded)
+            groups.setdefault(id(scorer), (scorer, []))[1].append(loaded)
+        cells = {}
+        for scorer, together in groups.values():
+            known = [self.plan.constants[loaded.name, ablation].saved for loaded in together]
+            masks = [dict(loaded.circuit.masks) for loaded in together]
+            scores = scorer(held_out.test, [*masks, empty(masks[0])], known)
+            for index, loaded in enumerate(together):
+                is_own = self.plan.task_of(loaded) == name
+                summary = summarise(scores, full, index, scores.circuit(-1))
+                cells[loaded.name] = Cell(loaded.name, name, is_own, summary)
+        return [cells[loaded.name] for loaded in self.plan.circuits]
+
+    def _measure_curves(
+        self, ablation: str, circuits: Sequence[tuple[LoadedCircuit, Scorer]], held_out: HeldOut
+    ) -> None:
+        """Measure the curves of the first task, and say once for each curve that cannot be measured why."""
+        self.curves[ablation], missing = measure_curves(
+            circuits, held_out, self.plan.settings, self.progress.print_line
+        )
         for sentence in missing:
             if sentence not in self.no_curves:
                 self.progress.print_line(sentence)
                 self.no_curves.append(sentence)
 
-    def _benches(self, name: str, ground: EvaluatedTask) -> Callable[[LoadedCircuit], Scorer]:
-        """The bench of each circuit under one ablation on one task; circuits that may share one do."""
-        made: dict[Any, Scorer] = {}
-        train, micro_batches, at_once = (
-            ground.data.splits["train"],
-            self.asked.micro_batches,
-            self.asked.settings.at_once,
-        )
-
-        def bench(subject: LoadedCircuit) -> Scorer:
-            if own := saved_means(subject, name):
-                return Scorer(self.frozen, own, train, micro_batches, at_once)
-            averaged = self.asked.averaged[subject.name]
-            key = id(averaged) if KINDS[name].needs_moments else None
-            if key not in made:
-                over = averaged.examples(train)
-                made[key] = make_scorer(name, self.frozen, train, over, averaged.prompts, micro_batches, at_once)
-            return made[key]
-
-        return bench
-
-    def _examples(self, subject: LoadedCircuit, bench: Scorer, data: TaskData, name: str) -> list[dict[str, Any]]:
-        """What a circuit predicts on a few held-out prompts."""
-        ablation = self.asked.own(subject, name) or bench.ablation
-        assert (
-            ablation is not None
-        )  # single nodes are looked at under kinds whose constants are known, see EvaluationPlan.main
-        ablation = ablation.to(self.frozen.device)
-        with Streams(self.frozen, ablation) as streams:
-            found = example_predictions(
-                streams,
-                [subject.circuit.masks],
-                ablation,
-                data,
-                self.asked.model.tokenizer,
-                self.asked.micro_batches.max_examples,
-            )
-        return found["members"][0]
-
-    def _cells(self, name: str, key: str, benches: Callable[[LoadedCircuit], Scorer], held: HeldOut) -> list[Cell]:
-        """Every circuit on one task."""
-        whole, groups, cells = held.on(held.full, "test"), {}, {}
-        for subject in self.asked.subjects:
-            bench = benches(subject)
-            groups.setdefault(id(bench), (bench, []))[1].append(subject)
-        for bench, together in groups.values():
-            own = [self.asked.own(subject, name) for subject in together]
-            masks = [subject.circuit.masks for subject in together]
-            found = bench(held.test, [*masks, *map(empty, masks[:1])], own)
-            for index, subject in enumerate(together):
-                scores = summarise(found, whole, index, found.circuit(-1))
-                cells[subject.name] = Cell(subject.name, key, self.asked.key(subject) == key, scores)
-        return [cells[subject.name] for subject in self.asked.subjects]
-
     def result(self, seconds: float) -> Evaluation:
-        """What is known by now, without a verdict."""
-        asked = self.asked
-        model = fingerprint(asked.base.model) if asked.micro_batches.ranks.is_first else {}
+        """Collect what is measured so far, without a verdict."""
+        plan = self.plan
+        model = fingerprint(plan.config.model) if plan.micro_batches.ranks.is_first else {}
         return Evaluation(
-            model={"path": asked.base.model.path} | model,
-            nodes=asked.model.nodes,
-            tasks={key: _task(ground) for key, ground in self.grounds.items()},
-            circuits=[self._circuit(subject) for subject in asked.subjects],
-            cross=self.cross if len(self.grounds) > 1 else {},
+            model={"path": plan.config.model.path} | model,
+            nodes=plan.model.nodes,
+            tasks={name: _summarise_task(task) for name, task in self.tasks.items()},
+            circuits=[self._describe(loaded) for loaded in plan.circuits],
+            cross=self.cross if len(self.tasks) > 1 else {},
             curves=self.curves,
             no_curves=self.no_curves,
-            unfinished=[name for name in asked.ablations if name not in self.curves],
+            unfinished=[name for name in plan.ablations if name not in self.curves],
             verdict="",
-            settings=asked.settings.model_dump(mode="json"),
+            settings=plan.settings.model_dump(mode="json"),
             command=sys.argv,
             versions=versions(),
             seconds=round(seconds, 1),
         )
 
-    def _circuit(self, subject: LoadedCircuit) -> EvaluatedCircuit:
-        circuit = subject.circuit
+    def _describe(self, loaded: LoadedCircuit) -> EvaluatedCircuit:
+        """Describe a circuit for evaluation.json: origin, size, scores."""
+        circuit = loaded.circuit
         parameters = count_parameters(self.frozen, circuit.masks)
         return EvaluatedCircuit(
-            name=subject.name,
-            file=str(subject.path),
-            sha256=file_sha256(subject.path),
-            task=self.asked.key(subject),
-            found_under=found_under(subject),
-            labels=subject.config.task.labels,
+            name=loaded.name,
+            file=str(loaded.path),
+            sha256=file_sha256(loaded.path),
+            task=self.plan.task_of(loaded),
+            found_under=loaded.found_under,
+            labels=loaded.config.task.labels,
             seed=circuit.metadata.get("seed", ""),
             kept=circuit.sizes(),
             parameters_kept=parameters.kept / parameters.total,
             parameters=parameters._asdict(),
-            examples=self.examples.get(subject.name, []),
-            control=subject.control,
-            ablations=self.scores[subject.name],
+            examples=self.examples.get(loaded.name, []),
+            control=loaded.control,
+            ablations=self.scores[loaded.name],
         )
 
 
-def _task(ground: EvaluatedTask) -> Task:
-    held, data = ground.held, ground.data
-    test, off = held.on(held.full, "test"), held.on(held.full, "off")
+def _summarise_task(task: EvaluatedTask) -> Task:
+    held_out, data = task.held_out, task.data
+    test, off = held_out.on(held_out.full, "test"), held_out.on(held_out.full, "off")
     return Task(
-        name=ground.config.path or ground.config.name,
+        name=task.config.path or task.config.name,
         sha256=data.sha256,
         pairs={name: len(examples) for name, examples in data.splits.items()},
         left_out={"bad": len(data.bad), "unsolved": data.unsolved},
         # The full model recovers all of itself, whatever the empty circuit does.
         full=summarise(test, test, 0),
-        full_off_distribution=summarise(off, off, 0) if held.off else None,
+        full_off_distribution=summarise(off, off, 0) if held_out.off else None,
     )

@@ -1,112 +1,127 @@
-"""Where circuits are scored under one ablation on one task."""
+"""Scoring of circuits under one ablation on one task.
+
+Shapes: P circuits.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bigcircuit.ablation.ablation import ZERO, Ablation
+from bigcircuit.ablation.ablation import ZERO, Ablation, Moments
 from bigcircuit.ablation.kinds import KINDS, LEARNED
 from bigcircuit.ablation.learned import ConstantsStart
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.evaluation.ablation_constants import CircuitConstants
 from bigcircuit.forward.activation_means import moments
 from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
 from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.discretise import Masks
 from bigcircuit.metrics.score import ExampleScores, score
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.train.optimal_ablation import optimal_ablation
 
 
+class ScoringContext(NamedTuple):
+    """Model and training pairs of a task, which its scorers share."""
+
+    frozen: FrozenModel
+    train: Sequence[Example]
+    """Training pairs: constants are measured and learned on them."""
+    micro_batches: MicroBatches
+    at_once: int
+    """Circuits that share a pass."""
+
+
 class ConstantFitter:
-    """Learns constants for circuits that have none of their own, on the training pairs, from the means on."""
+    """Learns constants for circuits that have none, on the training pairs, from the means on."""
 
-    def __init__(
-        self,
-        frozen: FrozenModel,
-        train: Sequence[Example],
-        averaged: Sequence[Example],
-        prompts: str,
-        micro_batches: MicroBatches,
-    ) -> None:
-        """averaged, prompts: what the means are taken over, see `moments`."""
-        self._frozen, self._micro_batches = frozen, micro_batches
-        found = moments(frozen, averaged, micro_batches, per_position=False, prompts=prompts)
-        self._start = ConstantsStart.at_means(found, frozen.shapes)
-        with Streams(frozen, ZERO) as streams:
-            self._lessons = Targets(train, ReferenceLogits(streams, train, micro_batches), full=False)
+    def __init__(self, context: ScoringContext, means: Moments) -> None:
+        self._context = context
+        self._start = ConstantsStart.at_means(means, context.frozen.shapes)
+        with Streams(context.frozen, ZERO) as streams:
+            references = ReferenceLogits(streams, context.train, context.micro_batches)
+            self._targets = Targets(context.train, references, full=False)
 
-    def __call__(self, circuits: Sequence[Mapping[str, Tensor]]) -> Ablation:
-        """The optimal ablation of P circuits."""
-        with Streams(self._frozen, ZERO) as streams:
-            return optimal_ablation(streams, circuits, self._lessons, self._micro_batches, self._start)
+    def __call__(self, circuits: Sequence[Masks]) -> Ablation:
+        """Fit the optimal ablation of P circuits."""
+        context = self._context
+        with Streams(context.frozen, ZERO) as streams:
+            return optimal_ablation(streams, circuits, self._targets, context.micro_batches, self._start)
 
 
 @dataclass(frozen=True)
 class Scorer:
     """Scores any number of circuits under one ablation."""
 
-    frozen: FrozenModel
-    ablation: Ablation | None
-    """None where every circuit has constants of its own."""
-    train: Sequence[Example]
-    micro_batches: MicroBatches
-    at_once: int
-    teacher: ConstantFitter | None = None
-    """Where every circuit has constants of its own."""
+    context: ScoringContext
+    constants: Ablation | ConstantFitter
+    """The ablation that all circuits share, or what fits constants to each circuit."""
 
     @property
-    def learned(self) -> bool:
-        """Whether a circuit without constants has to learn them first, which takes training."""
-        return self.teacher is not None
+    def fits_constants(self) -> bool:
+        """Whether constants are fitted to each circuit without any, which takes training."""
+        return isinstance(self.constants, ConstantFitter)
+
+    @property
+    def ablation(self) -> Ablation:
+        """The ablation that all circuits share; there must be one, see `fits_constants`."""
+        assert isinstance(self.constants, Ablation), "every circuit has constants of its own"
+        return self.constants
+
+    def with_constants(self, ablation: Ablation) -> "Scorer":
+        """Make a scorer that puts all circuits under these constants."""
+        return replace(self, constants=ablation)
 
     def __call__(
         self,
         examples: Sequence[Example],
-        circuits: Sequence[Mapping[str, Tensor]],
+        circuits: Sequence[Masks],
         known: Sequence[Ablation | None] = (),
     ) -> ExampleScores:
-        """Scores of P circuits. known: of the first ones the constants they have; None where they are to be learned."""
-        if self.teacher is None:
-            assert self.ablation is not None
-            with Streams(self.frozen, self.ablation) as streams:
-                return score(streams, examples, circuits, self.micro_batches, self.at_once)
-        found = [*known, *[None] * (len(circuits) - len(known))]
+        """Score P circuits. known: constants of the first circuits; constants are fitted for None and for the circuits after."""
+        context = self.context
+        if isinstance(self.constants, Ablation):
+            with Streams(context.frozen, self.constants) as streams:
+                return score(streams, examples, circuits, context.micro_batches, context.at_once)
+        known = [*known, *[None] * (len(circuits) - len(known))]
         parts = []
-        for start in range(0, len(circuits), self.at_once):
-            chunk = circuits[start : start + self.at_once]
-            with Streams(self.frozen, self._constants(chunk, found[start : start + self.at_once])) as streams:
-                parts.append(score(streams, examples, chunk, self.micro_batches))
+        for start in range(0, len(circuits), context.at_once):
+            rows = slice(start, start + context.at_once)
+            constants = self._fill(self.constants, circuits[rows], known[rows])
+            with Streams(context.frozen, constants) as streams:
+                parts.append(score(streams, examples, circuits[rows], context.micro_batches))
         return ExampleScores({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
-    def _constants(self, circuits: Sequence[Mapping[str, Tensor]], known: Sequence[Ablation | None]) -> Ablation:
-        """The constants of every circuit, learned where they are not known."""
-        assert self.teacher is not None
-        rows = [None if one is None else one.to(self.frozen.device).constants for one in known]
-        if unknown := [index for index, one in enumerate(rows) if one is None]:
-            learned = self.teacher([circuits[index] for index in unknown])
-            for place, index in enumerate(unknown):
-                rows[index] = learned.of([place]).constants
-        sites = set.intersection(*(set(one) for one in rows if one))  # a file has those that gates act on
-        return Ablation(LEARNED, {site: torch.cat([one[site] for one in rows if one]) for site in sorted(sites)})
+    def _fill(self, fit: ConstantFitter, circuits: Sequence[Masks], known: Sequence[Ablation | None]) -> Ablation:
+        """Join the constants of all circuits, fitted where they are not known."""
+        unknown = [index for index, ablation in enumerate(known) if ablation is None]
+        fitted = fit([circuits[index] for index in unknown]) if unknown else None
+        rows: list[Mapping[str, Tensor]] = []
+        for index, ablation in enumerate(known):
+            if ablation is not None:
+                ablation = ablation.to(self.context.frozen.device)
+            elif fitted is not None:
+                ablation = fitted.of([unknown.index(index)])
+            assert ablation is not None and ablation.constants is not None
+            rows.append(ablation.constants)
+        sites = set.intersection(*map(set, rows))  # a file has the sites on which gates act
+        return Ablation(LEARNED, {site: torch.cat([row[site] for row in rows]) for site in sorted(sites)})
 
 
-def make_scorer(
-    name: str,
-    frozen: FrozenModel,
-    train: Sequence[Example],
-    averaged: Sequence[Example],
-    prompts: str,
-    micro_batches: MicroBatches,
-    at_once: int,
-) -> Scorer:
-    """A bench for an ablation by name. averaged, prompts: what means are taken over, where it takes any."""
-    kind = KINDS[name]
-    if kind.learned:
-        fitter = ConstantFitter(frozen, train, averaged, prompts, micro_batches)
-        return Scorer(frozen, None, train, micro_batches, at_once, fitter)
-    if not kind.needs_moments:
-        return Scorer(frozen, Ablation(name), train, micro_batches, at_once)
-    found = moments(frozen, averaged, micro_batches, per_position=kind.per_position, prompts=prompts)
-    return Scorer(frozen, found.ablation(name), train, micro_batches, at_once)
+def make_scorer(ablation: str, context: ScoringContext, constants: CircuitConstants) -> Scorer:
+    """Make the scorer of a circuit under an ablation, and of all circuits whose constants have the same origin."""
+    kind, data = KINDS[ablation], constants.data
+    if data is None:
+        return Scorer(context, constants.saved or Ablation(ablation))
+    found = moments(
+        context.frozen,
+        data.examples(context.train),
+        context.micro_batches,
+        per_position=kind.per_position,
+        prompts=data.prompts,
+    )
+    return Scorer(context, ConstantFitter(context, found) if kind.learned else found.ablation(ablation))

@@ -1,4 +1,4 @@
-"""Means over examples, and what is made of them, with bootstrap intervals.
+"""Bootstrap intervals of means over examples, and of functions of such means.
 
 Shapes: K rows, N examples, R resamplings, M statistics.
 """
@@ -10,11 +10,11 @@ import numpy as np
 
 _RESAMPLINGS = 1000
 _AT_ONCE = 10_000_000
-"""Resampled examples in memory at once."""
+"""Most resampled examples in memory at once."""
 
 
 class Intervals(NamedTuple):
-    """Estimates with their 95% percentile bootstrap intervals (Efron 1979) over examples, float64 [M] each."""
+    """Estimates with 95% percentile bootstrap intervals (Efron 1979) over examples, float64 [M] each."""
 
     mean: np.ndarray
     low: np.ndarray
@@ -22,9 +22,9 @@ class Intervals(NamedTuple):
 
 
 def intervals(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means) -> Intervals:
-    """Estimates of a function of the means of K rows, values [K, N]; by default of the means themselves.
+    """Estimate a function of the means of K rows, values [K, N], with intervals; by default the means themselves.
 
-    statistic: means [..., K] -> [..., M]. All rows see the same resampled examples, and so does every call with as many.
+    statistic: means [..., K] -> [..., M]. All rows see the same resampled examples, and so do all calls with the same N.
     """
     value = statistic(values.mean(-1))
     low, high = np.quantile(statistic(_resampled(values)), (0.025, 0.975), axis=0)
@@ -32,7 +32,7 @@ def intervals(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] 
 
 
 def _resampled(values: np.ndarray) -> np.ndarray:
-    """Means over the N examples drawn anew with replacement, [R, K]."""
+    """Average the rows over R resamplings of the N examples with replacement; returns [R, K]."""
     count, rng = values.shape[-1], np.random.default_rng(0)
     chunk = max(1, _AT_ONCE // count)
     means = []

@@ -17,38 +17,38 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Shares of the ranked items."""
+"""Shares of the ranked items that are kept."""
 Ranking = Literal["signed", "absolute"]
 
 
 class Areas(NamedTuple):
-    """Both between 0 and 0.999 for a faithfulness between 0 and 1; numbers, or one for each of many curves."""
+    """Areas of one curve, or arrays of the areas of many curves; 0 to 0.999 for a faithfulness between 0 and 1."""
 
     cpr: Any
-    """Circuit performance ratio: more is better, and it has no upper bound."""
+    """Circuit performance ratio: more is better, without upper bound."""
     cmd: Any
     """Circuit-model distance: 0 is best."""
 
 
 def sizes(items: int, fractions: Sequence[float] = FRACTIONS) -> list[int]:
-    """How many items each circuit keeps: rounded down, so that small models have empty circuits at first."""
+    """Compute how many items each circuit keeps: rounded down, so that the first circuits of small models are empty."""
     return [int(fraction * items) for fraction in fractions]
 
 
 def ranked(scores: Tensor, ranking: Ranking) -> Tensor:
-    """Scores to be sorted by, in the same places; missing ones (NaN) come last."""
+    """Compute the values by which scores are sorted, in the same places; missing scores (NaN) come last."""
     values = scores.abs() if ranking == "absolute" else scores
     return torch.where(values.isnan(), -torch.inf, values)
 
 
 def faithfulness(circuit: ArrayLike, empty: ArrayLike, full: ArrayLike) -> np.ndarray:
-    """(m(C) - m(empty)) / (m(full) - m(empty)), of any shape; NaN where full and empty model are the same."""
+    """Compute (m(C) - m(empty)) / (m(full) - m(empty)), of any shape; NaN where full and empty model are the same."""
     gain = np.subtract(full, empty)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(gain == 0, np.nan, np.subtract(circuit, empty) / gain)
 
 
 def areas(faithfulnesses: ArrayLike, fractions: Sequence[float] = FRACTIONS) -> Areas:
-    """CPR and CMD of the faithfulness at each fraction, which the last dimension counts."""
+    """Compute CPR and CMD from the faithfulness at each fraction, [..., number of fractions]."""
     f, p = np.asarray(faithfulnesses, dtype=float), np.asarray(fractions, dtype=float)
     return Areas(np.trapezoid(f, p), np.trapezoid(np.abs(1 - f), p))

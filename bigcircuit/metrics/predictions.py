@@ -1,4 +1,4 @@
-"""What the full model, each circuit and each complement predict on a few held-out prompts, for a person to look at."""
+"""Predictions of the full model, each circuit and each complement on a few held-out prompts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,12 +25,12 @@ def example_predictions(
     tokenizer: Any,
     size: int,
 ) -> dict[str, Any]:
-    """The content of examples.json.
+    """Make the content of examples.json.
 
-    ablation: constants, where it has them, with a row a circuit. size: examples that go through the model at once. Every rank
-    does all passes: they are few, and the ranks that share weights must do the same ones. For each circuit and prompt:
-    `prompt`, `corrupted`, `answers` (only their first tokens are predicted here), and for `full`, `circuit` and `complement`
-    the likeliest next tokens as {token, probability, right}.
+    ablation: with constants, if any, of one row per circuit. size: examples per pass. Every rank makes all passes: they are few,
+    and ranks that share weights must make the same passes. For each circuit and prompt: `prompt`, `corrupted`, `answers` (only
+    their first tokens are predicted), and for `full`, `circuit` and `complement` the likeliest next tokens as {token,
+    probability, right}.
     """
     chosen = data.splits["test"][:_EXAMPLES]
     members = []
@@ -49,7 +49,7 @@ def example_predictions(
 def _likeliest(
     streams: Streams, masks: Sequence[Mapping[str, Tensor]], piece: Sequence[Example]
 ) -> list[list[list[tuple[int, float]]]]:
-    """By example, then by full model, circuit and complement: the likeliest first tokens with their probabilities."""
+    """Find the likeliest first tokens with their probabilities, by example, then by full model, circuit and complement."""
     batch = collate(piece, full=False).to(streams.frozen.device)
     owners = batch.example_of_score.tolist()
     first = [owners.index(index) for index in range(len(piece))]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bigcircuit.metrics.numbers import tick_text
@@ -42,7 +42,7 @@ def fit_scale(axis: Axis, values: Sequence[float], *, zero: bool = True) -> None
         make_linear(axis, integer=all(isinstance(value, int) for value in values))
         if zero:
             limits = (0.0, max(positive, default=1) * 1.08)
-            axis.axes.set_xlim(limits) if axis.axis_name == "x" else axis.axes.set_ylim(limits)
+            axis.axes.set_xlim(limits) if isinstance(axis, XAxis) else axis.axes.set_ylim(limits)
     elif min(values) > 0:
         make_logarithmic(axis, dense=max(positive) < 100 * min(positive))
     else:
@@ -54,7 +54,7 @@ def fit_scale(axis: Axis, values: Sequence[float], *, zero: bool = True) -> None
 
 def _set_scale(axis: Axis, kind: str, **options: float) -> None:
     axes = axis.axes
-    axes.set_xscale(kind, **options) if axis.axis_name == "x" else axes.set_yscale(kind, **options)
+    axes.set_xscale(kind, **options) if isinstance(axis, XAxis) else axes.set_yscale(kind, **options)
 
 
 def _label(axis: Axis) -> None:

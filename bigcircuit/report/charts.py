@@ -104,7 +104,7 @@ def ranking_charts(evaluation: Json) -> list[Chart]:
 
 
 def _ranking(one: Json, several: bool) -> Line:
-    method = METHOD_LABELS.get(one["method"], one["method"])
+    method = METHOD_LABELS.get(one["method"]) or str(one["method"])
     label = f"{method} of {one['circuit']}" if several and one["circuit"] else method
     # The full model has a KL of 0 and the empty circuit no node: logarithmic axes have no place for them.
     points = [p for p in one["points"] if p["fraction"] < 1 and p["size"]]

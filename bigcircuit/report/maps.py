@@ -1,11 +1,12 @@
 """Figures of cells: heat maps of similarity, and maps of kept heads, MLPs and neurons."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import colors
+from matplotlib.artist import Artist
 from matplotlib.colorbar import Colorbar
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -40,7 +41,7 @@ def heatmap(key: str, title: str, values: Sequence[Sequence[float]], names: Sequ
 
 
 def _hide_outline(bar: Colorbar) -> None:
-    bar.outline.set_visible(False)  # type: ignore[operator]  # its stub calls a Spine what is a bare callable
+    cast(Artist, bar.outline).set_visible(False)
 
 
 def _ramp() -> colors.Colormap:
@@ -51,7 +52,7 @@ def _shades() -> colors.Colormap:
     """Make the colours of the page's drawing: from the smallest kept part to all; closed nodes are below that scale."""
     closed, kept = (np.array(colors.to_rgb(colour)) for colour in (CLOSED_CELL, KEPT))
     ends = [closed + (kept - closed) * LEAST, kept]
-    return colors.LinearSegmentedColormap.from_list("kept", ends).with_extremes(under=closed)
+    return colors.LinearSegmentedColormap.from_list("kept", ends).with_extremes(under=CLOSED_CELL)
 
 
 def model_map(key: str, title: str, heads: np.ndarray, mlps: np.ndarray) -> Chart:

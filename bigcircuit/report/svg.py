@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -96,7 +97,7 @@ def write_figures(charts: Sequence[Chart], folder: Path, kinds: Sequence[str] = 
     return paths
 
 
-def _file_content(figure: Figure, kind: str, salt: str, **options: str) -> bytes:
+def _file_content(figure: Figure, kind: str, salt: str, **options: Any) -> bytes:
     """Render a figure; the same figure gives the same bytes. salt: of the ids within an SVG."""
     file = io.BytesIO()
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})

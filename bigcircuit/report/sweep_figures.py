@@ -49,11 +49,13 @@ def front_chart(trials: Sequence[SweepTrial], front: Sequence[SweepTrial], key: 
                 )
         axes.set_xlabel("site neurons kept")
         axes.set_ylabel(SCORES["kl"].heading if early else f"held-out {SCORES['kl'].heading}")
-        for shown, label, style in (
+        hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": REST}
+        legend: tuple[tuple[Sequence[SweepTrial], str, dict[str, Any]], ...] = (
             (front, "on the front, with 95% intervals", {"color": FRONT}),
             (rest, "finished", {"color": REST}),
-            (early, "last validation", {"markerfacecolor": "none", "markeredgecolor": REST}),
-        ):
+            (early, "last validation", hollow),
+        )
+        for shown, label, style in legend:
             if shown:
                 axes.plot([], [], "o", label=label, markersize=7, **style)
         figure.legend(loc="outside upper left", ncols=3, borderaxespad=0, handletextpad=0.2, columnspacing=1.4)
@@ -87,7 +89,7 @@ def drawable_trials(trials: Sequence[SweepTrial]) -> list[SweepTrial]:
 
 def setting_charts(sweep: SweepResult) -> list[Chart]:
     """Draw the values of each searched setting against neurons and KL of the finished trials, for the first few that vary."""
-    found = []
+    found: list[Chart] = []
     for key in sweep.searched:
         values = {trial.number: trial.record.settings.get(key) for trial in sweep.finished}
         if len({str(value) for value in values.values()}) > 1 and len(found) < _KEYS:

@@ -35,10 +35,10 @@ def _has_hash(path: Path, digest: str) -> bool:
 def row_of(record: Json) -> Json:
     """Make a row of summary.json from a record; scores are those under the ablation that the circuit was found under."""
     under = record.get("ablations", {})
-    scores = (under.get(record["found_under"]) or next(iter(under.values()), {"circuit": {}}))["circuit"]
+    chosen: Json = under.get(record["found_under"]) or next(iter(under.values()), {"circuit": {}})
     row = {"member": record["name"], "circuit": record["file"], "kept": record["kept"], "seed": record["seed"]}
     row |= {key: record[key] for key in ("parameters_kept", "parameters") if key in record}
-    return row | ({"scores": scores} if scores else {})
+    return row | ({"scores": chosen["circuit"]} if chosen["circuit"] else {})
 
 
 def about(record: Json, content: Json) -> Json:

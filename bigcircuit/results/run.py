@@ -127,7 +127,7 @@ def _recorded(record: Json, content: Json, folder: Path) -> RunCircuit:
         name=record["name"],
         file=record["file"],
         circuit=circuit,
-        row=(_row(Path(record["file"]), circuit) if circuit else {"scores": {}}) | recorded.row_of(record),
+        row={"scores": {}, **(_row(Path(record["file"]), circuit) if circuit else {}), **recorded.row_of(record)},
         metadata=circuit.metadata if circuit else recorded.metadata_of(record, content, about),
         about=about,
         examples=record.get("examples", ()),

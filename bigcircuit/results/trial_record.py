@@ -27,14 +27,14 @@ class TrialRecord:
     error: str | None = None
     """Why the trial has failed, in one line."""
     step: int = 0
-    """Updates that the trial's circuit has had."""
+    """Updates made so far, by the state that the trial continues from."""
     steps: int = 0
     """Updates of the whole trial; 0 before it is opened."""
     seconds: float = 0.0
     """Time in calls to workers; trials that share a call count it in full each."""
     updates: int = 0
-    """Updates computed for the trial, those included that were lost and computed again; of a call that was cut off, as many as it
-    can have made."""
+    """Updates computed for the trial, including updates that were lost and computed again; of a call that was cut off, as many as
+    it can have made."""
     open_updates: int = 0
     """Updates from the last call to the next report or checkpoint, while the trial has a slot: what a call that is cut off can
     have made."""

@@ -51,7 +51,7 @@ class SweepStatus:
 
     records: Sequence[TrialRecord]
     total: int
-    """Trials of the whole sweep, those included that the search has not drawn yet."""
+    """Number of trials of the whole sweep, including trials that the search has not drawn yet."""
     assigned: Sequence[Sequence[int]]
     """Numbers of the trials in slots, by worker."""
     slots: int

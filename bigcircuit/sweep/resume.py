@@ -78,6 +78,6 @@ def has_begun(folder: Path) -> bool:
 
 
 def trials_left(folder: Path, sweep: Sweep) -> int:
-    """Return the number of trials that have not ended, failed trials included that the next start retries."""
+    """Return the number of trials that have not ended, including failed trials that the next start retries."""
     ended = sum(record.ended and not record.retry_on_resume for record in read_trial_records(folder))
     return trial_count(sweep.settings) - ended

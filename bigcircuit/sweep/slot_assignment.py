@@ -1,4 +1,4 @@
-"""Which trials are assigned to the slots of which worker, which are queued, and which are quarantined."""
+"""Assignment of trials to slots of workers: which trials have a slot, are queued, or are quarantined."""
 
 from collections import deque
 from collections.abc import Iterable

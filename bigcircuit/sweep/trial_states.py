@@ -203,7 +203,7 @@ class TrialStates:
         write_sweep_outputs(self._output)
 
     def _set_open_updates(self, number: int) -> None:
-        """Set how many updates are lost at most if the trial's next call is cut off: those up to its next report or checkpoint."""
+        """Set how many updates are lost at most if the trial's next call is cut off: up to its next report or checkpoint."""
         record, train = self.records[number], self._configs[number].train
         ends = [(record.step // every + 1) * every for every in (train.validate_every, train.save_every)]
         record.open_updates = min(*ends, record.steps) - record.step

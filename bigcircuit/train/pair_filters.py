@@ -23,7 +23,7 @@ def keep_solved(
     kept, before = {}, sum(map(len, data.splits.values()))
     with Streams(frozen, ZERO) as streams:
         for name, examples in data.splits.items():
-            right = score(streams, examples, None, micro_batches)["accuracy"][0] if examples else []
+            right = score(streams, examples, None, micro_batches)["accuracy"][0].tolist() if examples else []
             kept[name] = [example for example, solved in zip(examples, right, strict=True) if solved]
     after = sum(map(len, kept.values()))
     progress.print_line(
@@ -46,5 +46,5 @@ def swap_pairs(streams: Streams, examples: Sequence[Example], micro_batches: Mic
         for e in examples
         if e.wrong_answers and (e.corrupted, e.clean) not in present
     ]
-    solved = score(streams, turned, None, micro_batches)["accuracy"][0] > 0 if turned else []
+    solved = score(streams, turned, None, micro_batches)["accuracy"][0].tolist() if turned else []
     return [*examples, *(example for example, right in zip(turned, solved, strict=True) if right)]

@@ -14,7 +14,7 @@ from bigcircuit.config.schema import Config
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.errors import DivergedError
-from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
+from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.gates.schedules import learning_rate
@@ -114,7 +114,7 @@ def price(state: TrainState) -> Price:
 def update(
     state: TrainState,
     streams: Streams,
-    references: ReferenceLogits,
+    references: Callable[[MicroBatch], Tensor],
     chosen: Sequence[Example],
     micro_batches: MicroBatches,
 ) -> dict[str, Tensor]:

@@ -236,7 +236,7 @@ def test_the_last_of_two_values_counts_and_values_may_begin_with_a_dash():
     assert command.options == {"config": "-", "fresh": False}
 
 
-def test_help_wins_over_unknown_words_and_leaves_by_exit(capsys):
+def test_help_wins_over_unknown_words_and_exits(capsys):
     with pytest.raises(SystemExit) as exited:
         answer(cli.run_prune, ["--nonsense", "1", "--help"])
     assert exited.value.code == 0 and capsys.readouterr().out.startswith("usage: bigcircuit prune")

@@ -1,17 +1,21 @@
 """The documentation: what it mentions exists, and the glossary has the entries of every table."""
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.attribution.baselines import BASELINES
+from bigcircuit.cli import parse_verb
 from bigcircuit.config.load import dotted_keys
+from bigcircuit.config.verbs import VERBS
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS
 from bigcircuit.metrics.registry import SCORES
 from bigcircuit.model.granularity import GRANULARITIES
-from bigcircuit.sweep.config import sweep_keys
+from bigcircuit.sweep.config import SweepSettings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -25,12 +29,13 @@ PAGES = [
 ]
 GLOSSARY = "docs/glossary.md"
 TOP = (".ci", "benchmarks", "bigcircuit", "configs", "docker", "docs", "launchers", "scripts", "tests")
-KEYS = {*dotted_keys(), *sweep_keys()}
+KEYS = {*dotted_keys(), *(f"sweep.{key}" for key in dotted_keys(SweepSettings))}
 SECTIONS = {key.rpartition(".")[0] for key in KEYS if "." in key}
 _FILE = re.compile(r".*\.(py|md|json|jsonl|yaml|csv|html|safetensors)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _MODULE = re.compile(r"python\S* -m ((?:bigcircuit|benchmarks|scripts|tests)[\w.]*)")
+_COMMAND = re.compile(r"^(?:.* )?(?<!from )(?<!--name )(?:bigcircuit(?= +[a-z])|launchers/(\w+)\.py) +([^|']+)")
 _IMPORT = re.compile(r"^from (bigcircuit[\w.]*) import (.+)$", re.MULTILINE)
 
 
@@ -97,6 +102,29 @@ def test_settings_in_code_are_known(page):
     keys = {name for name in named if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", name)}
     settings = {key for key in keys if key.partition(".")[0] in SECTIONS and not key.startswith("task.columns.")}
     assert settings - KEYS - SECTIONS - {"sweep.space"} == set()
+
+
+def commands(page: str) -> Iterator[tuple[str, list[str]]]:
+    """Verb and words of the commands in fenced blocks and inline code; those with `...` are left out."""
+    fenced = "\n".join(_FENCE.findall(text_of(page))).replace("\\\n", " ").splitlines()
+    for line in [*fenced, *inline_code(page)]:
+        found = _COMMAND.match(line.partition(" #")[0])
+        if found and "..." not in line:
+            words_after = [*filter(None, [found[1]]), *shlex.split(found[2])]
+            verb = " ".join(words_after[:2])
+            verb = verb if verb in VERBS else words_after[0]
+            yield verb, words_after[len(verb.split()) :]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_valid(page):
+    for verb, given in commands(page):
+        if "--help" not in given:
+            parse_verb(verb, given)
+
+
+def test_commands_are_found():
+    assert len(list(commands("README.md"))) >= 12
 
 
 @pytest.mark.parametrize("table", [GRANULARITIES, KINDS, PARAMETRISATIONS, SCORES, BASELINES])

@@ -54,14 +54,14 @@ def test_control_and_other_tasks(finished, tmp_path):
 
 
 def test_what_is_done_stays_when_it_stops_at_a_later_ablation(finished, tmp_path, monkeypatch):
-    under = EvaluationRunner.under
+    evaluate_under = EvaluationRunner.evaluate_under
 
     def stops(self, name):
         if name == "zero":
             raise KeyboardInterrupt
-        under(self, name)
+        evaluate_under(self, name)
 
-    monkeypatch.setattr(EvaluationRunner, "under", stops)
+    monkeypatch.setattr(EvaluationRunner, "evaluate_under", stops)
     options = {**FAST, "draws": 0, "groups": 0, "methods": "integrated_gradients", "levels": "mlp_output"}
     with pytest.raises(KeyboardInterrupt):
         settings = EvaluationSettings(**options, ablations="interchange,zero", output=str(tmp_path))
