@@ -18,7 +18,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.config.load import load, members
 from bigcircuit.config.schema import Config
+from bigcircuit.data.dataset import TaskData
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks, joined_ranks
@@ -37,11 +37,12 @@ from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
 from bigcircuit.model.granularity import node_counts
+from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.model.sites import FrozenModel, find_sites
 from bigcircuit.model.zero3 import DeepSpeedConfig, loading_sharded, read_deepspeed, shard, with_auto_values
+from bigcircuit.train.resolve import ResolvedRun
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import update
-from tests.helpers.resolved_runs import without_pairs
 
 OUTPUT = Path(__file__).with_suffix(".md")
 STAGES = Path(__file__).parents[1] / "configs/deepspeed"
@@ -196,8 +197,22 @@ def predicted(case: Case, count: int, ranks: int = 1) -> float:
     from bigcircuit.memory.estimate import Workload, estimate
 
     work = Workload(case.tokens, answer=1, rows=1, trained=case.batch * ranks, validated=0, ranks=ranks)
-    run = without_pairs(settings(case, count, ranks), build(case.size, 0, torch.device("meta")))
-    run = replace(run, model=replace(run.model, deepspeed=deepspeed(case.stage)))
+    config, meta = settings(case, count, ranks), build(case.size, 0, torch.device("meta"))
+    model = ResolvedModel(
+        config=config.model,
+        hf_config=meta.model.config,
+        tokenizer=None,
+        skeleton=meta,
+        deepspeed=deepspeed(case.stage),
+    )
+    run = ResolvedRun(
+        config=config,
+        members=tuple(members(config)),
+        model=model,
+        data=TaskData({}, [], ""),
+        ablation_data=None,
+        micro_batches=MicroBatches(config.train.micro_batch_size),
+    )
     return sum(estimate(run, work).values()) / GIB
 
 

@@ -25,7 +25,7 @@ from bigcircuit.io import checkpoint
 from tests.helpers import interrupted_runs
 from tests.helpers.bad_disks import damages, disk
 from tests.helpers.crash_points import crash_everywhere
-from tests.helpers.interrupted_runs import Interruption, Job, Result, Stop, once, states_equal, states_of
+from tests.helpers.interrupted_runs import Interruption, Job, Result, Stop, run_or_resume, states_equal, states_of
 
 OUTPUT = Path(__file__).with_suffix(".md")
 HEAD = (
@@ -57,7 +57,7 @@ class Bench:
 
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
         self.folder, self.arguments = folder, arguments
-        self.whole = once(folder / "undisturbed", Ranks(), train__keep_checkpoints=100)
+        self.whole = run_or_resume(folder / "undisturbed", Ranks(), train__keep_checkpoints=100)
         self.result, self.states = Result.of(self.whole), states_of(self.whole / "checkpoints")
         self.rng = random.Random(0)
 
@@ -178,10 +178,12 @@ class Bench:
     def crashes_of_a_run(self) -> list[Row]:
         """Crash at every file operation of a whole run."""
         short = {"train__steps": 2, "train__save_every": 1}
-        result, run = Result.of(once(self._new() / "whole", Ranks(), **short)), self._new() / "run"
+        result, run = Result.of(run_or_resume(self._new() / "whole", Ranks(), **short)), self._new() / "run"
         seen = []
-        for _ in crash_everywhere(lambda: once(run, Ranks(), **short), lambda: shutil.rmtree(run, ignore_errors=True)):
-            found = Result.of(once(run, Ranks(), **short))
+        for _ in crash_everywhere(
+            lambda: run_or_resume(run, Ranks(), **short), lambda: shutil.rmtree(run, ignore_errors=True)
+        ):
+            found = Result.of(run_or_resume(run, Ranks(), **short))
             same = (found.circuit, found.metrics) == (result.circuit, result.metrics)
             seen.append(same and not list(run.rglob("*.tmp")))
         outcome = (
@@ -230,7 +232,7 @@ class Bench:
                 ending = job.end()
             found = checkpoint.load_newest(small.seen / "run/checkpoints", interrupted_runs.unexpected)
             kept = states_equal(found, states_of(folder / "run/checkpoints")["step-000010"])
-        same = Result.of(once(folder / "run", Ranks())).circuit == self.result.circuit
+        same = Result.of(run_or_resume(folder / "run", Ranks())).circuit == self.result.circuit
         return [*rows, self._refusal("read-only disk", small.path, ending, kept, same)]
 
     def _refusal(self, name: str, where: Path, ending: interrupted_runs.Ending, kept: bool, same: bool) -> Row:

@@ -1,4 +1,4 @@
-"""Fixtures: real models and data where they are at hand, the embedded model always."""
+"""Fixtures of several test files, and the hooks that count skips."""
 
 import os
 import secrets
@@ -6,7 +6,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Ray's clusters take the token from here, and so leave none in the home folder.
+# Ray takes the token from here and writes none to the home folder.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
@@ -47,7 +47,7 @@ def gpt2_tokenizer(shared):
 
 @pytest.fixture(scope="module")
 def browser():
-    """A real headless Chromium; tests that need it skip without it. Its event loop is in nobody's way afterwards."""
+    """A headless Chromium, closed after each file, because its event loop disturbs other tests; skips tests without it."""
     from tests.helpers.browser import chromium
 
     with chromium() as found:
@@ -64,16 +64,16 @@ def finished_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """The folder of a run that nothing disturbed, with the checkpoint of every fourth step; tests copy what they change."""
+    """The folder of a run without interruption, with the checkpoint of every fourth step; tests copy what they change."""
     from bigcircuit.distributed.ranks import Ranks
-    from tests.helpers.interrupted_runs import once
+    from tests.helpers.interrupted_runs import run_or_resume
 
-    return once(tmp_path_factory.mktemp("undisturbed") / "run", Ranks(), train__keep_checkpoints=100)
+    return run_or_resume(tmp_path_factory.mktemp("undisturbed") / "run", Ranks(), train__keep_checkpoints=100)
 
 
 @pytest.fixture(scope="session")
 def stopped_run(tmp_path_factory):
-    """A run on files of its own, stopped; tests put back what they change."""
+    """A stopped run on its own copies of all files; tests restore what they change."""
     from tests.helpers.interrupted_runs import stopped_run_on_own_files
 
     return stopped_run_on_own_files(tmp_path_factory.mktemp("stopped"))
@@ -89,7 +89,7 @@ def reported(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def swept(tmp_path_factory):
-    """The folder of a sweep, with all that is made of it."""
+    """The folder of a sweep, with its tables, front and page."""
     from bigcircuit.report.sweep_outputs import write_sweep_outputs
     from tests.helpers.sweep_dir import make_sweep
 

@@ -164,8 +164,8 @@ class Baseline(NamedTuple):
     description: str
     """One line for help texts."""
     score: Callable[..., NodeScores]
-    """(streams, examples, passes) -> scores under the ablation of the streams; every rank calls it and gets all scores. Random
-    scores take the keyword `seed` as well."""
+    """(streams, examples, micro_batches) -> scores under the ablation of the streams. Every rank calls this function and gets all
+    scores. Random scores take the keyword `seed` as well."""
     is_random: bool = False
     """Whether the scores are drawn at random, so that results are means over several draws."""
 

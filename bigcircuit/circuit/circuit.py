@@ -1,9 +1,10 @@
 """The circuit file, format `bigcircuit/1`: one safetensors file that opens without this project.
 
 `mask.<granularity>` is bool [L, n], `log_alpha.<granularity>` float32 [L, n]; rows are padded for layers of other widths
-and the true widths are in the metadata. `ablation.<site>` are the constants of mean and optimal ablation, float32 [L, n], or
-[L, T, n] for one a position, the last of which is for all positions beyond. All metadata values are strings; structured
-ones are JSON. A file may leave out masks: those are made of the others when it is opened.
+and the true widths are in the metadata. `ablation.<site>` holds the constants of ablations with constants, float32 [L, n], or
+[L, T, n] for constants by position, the last of which is for all positions beyond; `ablation_deviation.<site>` the standard
+deviations of noise, float32 [L, n]. All metadata values are strings; structured values are JSON. A file may leave out masks: they
+are derived from the other masks when the file is opened.
 """
 
 import json
@@ -27,7 +28,7 @@ FORMAT = "bigcircuit/1"
 
 @dataclass(frozen=True)
 class Circuit:
-    """What was kept of a model, and where that comes from."""
+    """A circuit: the kept nodes of a model, the ablation of the others, and where both come from."""
 
     masks: Mapping[str, Tensor]
     """Granularity -> bool [L, n]."""
@@ -35,18 +36,18 @@ class Circuit:
     """Granularity -> float32 [L, n], as trained; empty for circuits that were not trained."""
     metadata: Mapping[str, str]
     constants: Mapping[str, Tensor] = field(default_factory=dict)
-    """Site -> what closed nodes output, float32 [L, n] or [L, T, n]; empty for ablations without constants."""
+    """Site -> output of closed nodes, float32 [L, n] or [L, T, n]; empty for ablations without constants."""
     deviations: Mapping[str, Tensor] = field(default_factory=dict)
-    """Site -> standard deviation of what closed nodes output, float32 [L, n]; empty for ablations without."""
+    """Site -> standard deviation of the output of closed nodes, float32 [L, n]; empty for ablations without noise."""
 
     @property
     def ablation_name(self) -> str:
-        """The ablation it was found under; the default kind where the file does not say."""
+        """Name of the ablation that the circuit was found under; the default kind where the file does not say."""
         return self.metadata.get("ablation", DEFAULT)
 
     @property
     def ablation(self) -> Ablation | None:
-        """The ablation it was found under, ready for Streams; None where the file does not hold the tensors of its kind."""
+        """The ablation that the circuit was found under, for Streams; None where the file does not hold the tensors of its kind."""
         wanted = KINDS[self.ablation_name].tensors
         constants, deviations = (_member_rows(getattr(self, part)) if part in wanted else None for part in TENSORS)
         return Ablation(self.ablation_name, constants, deviations) if {} not in (constants, deviations) else None
@@ -62,9 +63,9 @@ class Circuit:
 
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":
-        """Read and verify a file, and complete its masks and widths (see circuit_check.py).
+        """Read and check a file, and complete its masks and widths.
 
-        Raises UserError if it is absent, of another format, damaged, or not what the format says.
+        Raises UserError if the file is absent, of another format, damaged, or not as the format demands (see validate.py).
         """
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -86,14 +87,15 @@ class Circuit:
         return cls(masks, _strip(tensors, "log_alpha."), known, **parts)
 
     def sizes(self) -> dict[str, int]:
-        """Nodes kept, by granularity and as `total` site neurons."""
+        """Count the kept nodes, by granularity and as `total` site neurons."""
         return count(self.masks)
 
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Select the tensors whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _member_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a file, [L, n] or [L, T, n], as those of one member, [1, L, 1 or T, n]."""
+    """Reshape tensors of a file, [L, n] or [L, T, n], to tensors of one member, [1, L, 1 or T, n]."""
     return {site: (c if c.ndim == 3 else c.unsqueeze(1)).unsqueeze(0) for site, c in tensors.items()}

@@ -56,13 +56,13 @@ def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], so
 
 
 def _check_ablation(name: str, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises UserError where a file holds some tensors of its ablation and lacks others: it would be another ablation.
+    """Check that a file holds all tensors of its ablation or none. Raises UserError for some: that would be another ablation.
 
-    A file without any is sound: what closed nodes output is then measured anew.
+    Without tensors the file is valid: the output of closed nodes is then measured again.
     """
     sites = [site for site, leaf in LEAVES.items() if site != MLP_OUTPUT or f"mask.{leaf}" in tensors]
     wanted = [f"{TENSORS[part]}.{site}" for part in KINDS[name].tensors for site in sites]
-    missing = [one for one in wanted if one not in tensors]
+    missing = [tensor for tensor in wanted if tensor not in tensors]
     if missing and len(missing) < len(wanted):
         raise UserError(
             f"{source}: tensor {missing[0]} is missing, without which {name} ablation is another one; restore the file from a "
@@ -71,6 +71,7 @@ def _check_ablation(name: str, tensors: Mapping[str, Tensor], source: str) -> No
 
 
 def _parsed(text: str, kind: type, what: str) -> Any:
+    """Parse JSON of one Python type. Raises UserError, beginning with `what`, for anything else."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -81,6 +82,7 @@ def _parsed(text: str, kind: type, what: str) -> Any:
 
 
 def _check_tensor(name: str, tensor: Tensor, source: str) -> None:
+    """Check name, type and dimensions of a tensor. Raises UserError."""
     part, _, of = name.partition(".")
     if part not in _PARTS:
         return
@@ -100,6 +102,7 @@ def _type(tensor: Tensor) -> str:
 
 
 def _check_size(name: str, tensor: Tensor, widths: Mapping[str, Sequence[int]], source: str) -> None:
+    """Check the numbers of layers and nodes of a tensor. Raises UserError."""
     part, _, of = name.partition(".")
     of = LEAVES.get(of, of) if part in TENSORS.values() else of
     if part not in _PARTS or of not in widths:

@@ -56,7 +56,7 @@ class MeanDataReader:
         return self._known[key]
 
 
-def constants_of(
+def resolve_constants(
     loaded: LoadedCircuit, ablation: str, read: Callable[[LoadedCircuit], MeanData], task_sha256: str
 ) -> CircuitConstants:
     """Decide which constants a circuit has under an ablation. Nothing else decides this.

@@ -11,7 +11,7 @@ from bigcircuit.data.dataset import TaskData, load_task
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
-from bigcircuit.evaluation.ablation_constants import CircuitConstants, MeanDataReader, constants_of
+from bigcircuit.evaluation.ablation_constants import CircuitConstants, MeanDataReader, resolve_constants
 from bigcircuit.evaluation.config import EvaluationSettings
 from bigcircuit.evaluation.open_circuits import LoadedCircuit, check_same_model, open_circuits, run_config
 from bigcircuit.io.files import check_writable
@@ -75,7 +75,7 @@ def plan_evaluation(
     )
     read = MeanDataReader(model.tokenizer, model.hf_config)
     constants = {
-        (loaded.name, name): constants_of(loaded, name, read, data[_task_name(tasks, loaded)].sha256)
+        (loaded.name, name): resolve_constants(loaded, name, read, data[_task_name(tasks, loaded)].sha256)
         for loaded in circuits
         for name in ablations
     }

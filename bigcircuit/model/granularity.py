@@ -137,6 +137,6 @@ def fold_sites(values: Mapping[str, Tensor], shape: LayerShape) -> dict[str, Ten
 
 
 def node_counts(shapes: Sequence[LayerShape], granularities: Container[str]) -> dict[str, int]:
-    """How many nodes the model has, by granularity and as `total` site neurons."""
+    """Count the nodes of the model: by granularity, and all site neurons as `total`."""
     counts = {name: sum(g.width(s) for s in shapes) for name, g in GRANULARITIES.items() if name in granularities}
     return counts | {"total": sum(s.heads * s.head_dim + s.intermediate for s in shapes)}

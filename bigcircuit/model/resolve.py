@@ -1,4 +1,4 @@
-"""Everything about the base model that is known before its weights are loaded, read once."""
+"""Resolve the base model: all that is known before its weights are loaded, read and checked once."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,17 +14,17 @@ from bigcircuit.model.zero3 import DeepSpeedConfig, read_deepspeed
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A base model whose config, tokenizer and module tree are read and checked."""
+    """Base model before its weights are loaded: config, tokenizer and module tree, read and checked."""
 
     config: ModelConfig
     hf_config: Any
     """The Hugging Face config of the language model."""
     tokenizer: Any | None
-    """None where the checkpoint has none: ids in, ids out."""
+    """None if the checkpoint has none; pairs are then token ids."""
     skeleton: FrozenModel
-    """The module tree on the meta device: shapes and names without a byte of weights."""
+    """The model on the meta device: modules, shapes and names without weights."""
     deepspeed: DeepSpeedConfig | None
-    """The DeepSpeed config where ZeRO-3 divides the weights; None where every rank has them whole."""
+    """DeepSpeed config if ZeRO-3 divides the weights over the ranks, else None."""
 
     @property
     def shapes(self) -> tuple[LayerShape, ...]:
@@ -33,11 +33,11 @@ class ResolvedModel:
 
     @property
     def nodes(self) -> dict[str, int]:
-        """Nodes of the model by granularity, and as `total` site neurons."""
+        """Number of nodes of the model by granularity, and of all site neurons as `total`."""
         return node_counts(self.shapes, list(GRANULARITIES))
 
     def changed(self, config: ModelConfig) -> "ResolvedModel":
-        """The same files under other settings, such as another dtype."""
+        """Return the model with other settings for the same files, such as another dtype."""
         if config == self.config:
             return self
         return replace(self, config=config, skeleton=skeleton(config, self.hf_config))

@@ -15,7 +15,7 @@ from bigcircuit.gates.population import Population
 from bigcircuit.model.granularity import SITE_WIDTH, node_counts
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import update, validate
-from tests.helpers.interrupted_runs import Result, once, stop
+from tests.helpers.interrupted_runs import Result, run_or_resume, stop
 from tests.helpers.tiny_models import TINY, tiny_examples, tiny_model
 
 SETTINGS = [
@@ -56,7 +56,7 @@ def everything(state, member):
     return torch.cat([values.detach().flatten() for values in state.population.members[member].parameters()])
 
 
-def test_members_together_are_what_they_are_alone(frozen):
+def test_members_that_learn_constants_together_are_what_they_are_alone(frozen):
     together = train(frozen, new_state(frozen, SETTINGS), 8)
     for index, setting in enumerate(SETTINGS):
         alone = train(frozen, new_state(frozen, [setting]), 8)
@@ -120,13 +120,13 @@ def test_best_gates_keep_the_constants_they_were_validated_with(frozen):
 
 def test_a_run_with_learned_constants_resumes_exactly(tmp_path, monkeypatch):
     settings = {"ablation__kind": "optimal", "train__validate_every": 3}
-    whole = Result.of(once(tmp_path / "whole", Ranks(), **settings))
+    whole = Result.of(run_or_resume(tmp_path / "whole", Ranks(), **settings))
     for step in (4, 9):
         stop(tmp_path / "cut", Ranks(), step, **settings)
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr("bigcircuit.train.optimal_ablation.optimal_ablation", crash)
-        once(tmp_path / "cut", Ranks(), **settings)
-    found = Result.of(once(tmp_path / "cut", Ranks(), **settings))
+        run_or_resume(tmp_path / "cut", Ranks(), **settings)
+    found = Result.of(run_or_resume(tmp_path / "cut", Ranks(), **settings))
     assert (found.circuit, found.metrics, found.difference(whole)) == (whole.circuit, whole.metrics, 0)
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from bigcircuit.ablation.ablation import INTERCHANGE, ZERO
-from bigcircuit.attribution.baselines import BASELINES, by_chance, by_integrated_gradients
+from bigcircuit.attribution.baselines import BASELINES, LEARNED_GATES, METHOD_LABELS, by_chance, by_integrated_gradients
 from bigcircuit.attribution.node_scores import flat, level_size
 from bigcircuit.data.collate import collate
 from bigcircuit.data.micro_batches import MicroBatches
@@ -234,3 +234,19 @@ def test_two_ranks_with_weights_in_pieces_score_as_one_does(tmp_path):
         for name, baseline in BASELINES.items():
             for node, values in baseline.score(streams, tiny_examples(3), MicroBatches(1)).items():
                 torch.testing.assert_close(found[f"{name}.{node}"], values, rtol=1e-4, atol=1e-8, msg=f"{name} {node}")
+
+
+def test_every_baseline_has_a_label_and_only_random_ones_are_drawn_several_times():
+    assert list(METHOD_LABELS) == [LEARNED_GATES, *BASELINES]
+    assert len(set(METHOD_LABELS.values())) == len(METHOD_LABELS)
+    seeds = []
+
+    def score(*_, seed=None):
+        seeds.append(seed)
+        return {}
+
+    for name, baseline in BASELINES.items():
+        assert baseline.description and "\n" not in baseline.description
+        baseline._replace(score=score).draw(None, (), None, 3)
+        assert seeds == ([0, 1, 2] if name == "random" else [None])
+        seeds.clear()

@@ -297,7 +297,11 @@ def test_bad_file_as_a_user_meets_it(tmp_path, name, capsys):
     path = tmp_path / bad.file
     write(path, bad.content)
     capsys.readouterr()  # what writing the file printed
-    words = ["--task.name=pairs", f"--task.path={path}", *option_words({f"task.{key}": value for key, value in bad.task.items()})]
+    words = [
+        "--task.name=pairs",
+        f"--task.path={path}",
+        *option_words({f"task.{key}": value for key, value in bad.task.items()}),
+    ]
     start = time.monotonic()
     assert answer(run_check, words) == 2
     assert time.monotonic() - start < 3

@@ -4,7 +4,7 @@ import pytest
 
 from bigcircuit.distributed.ranks import Ranks
 from tests.helpers import interrupted_runs
-from tests.helpers.interrupted_runs import Result, once
+from tests.helpers.interrupted_runs import Result, run_or_resume
 
 
 @pytest.mark.parametrize(("launcher", "everybody", "times"), [("torchrun", False, 1), ("deepspeed", True, 2)])
@@ -15,4 +15,4 @@ def test_sigterm_saves_the_state_within_five_seconds(tmp_path, undisturbed, laun
     assert stopped.text == "bigcircuit: stopped; the same command goes on from here"
     assert f"stopped at step {stopped.step}, which is saved" in stopped.ending.text
     assert stopped.saved == stopped.step
-    assert Result.of(once(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))
+    assert Result.of(run_or_resume(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))

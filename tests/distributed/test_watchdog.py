@@ -7,7 +7,7 @@ import pytest
 
 from bigcircuit.distributed.ranks import Ranks
 from tests.helpers import interrupted_runs
-from tests.helpers.interrupted_runs import Result, once
+from tests.helpers.interrupted_runs import Result, run_or_resume
 
 
 @pytest.mark.parametrize(("launcher", "rank"), [("deepspeed", 0), ("torchrun", 1)])
@@ -19,7 +19,7 @@ def test_a_killed_rank_ends_the_job_and_nothing_is_lost(tmp_path, undisturbed, l
         rf"bigcircuit: rank {rank} on \S+ died; its last line: step \d+/30 .*; the same command goes on from the last checkpoint",
         lost.text,
     ), lost.ending.text
-    assert Result.of(once(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))
+    assert Result.of(run_or_resume(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))
 
 
 TIMEOUT = 4.0

@@ -1,20 +1,25 @@
 """Which constants `bigcircuit evaluate` puts in the place of closed nodes: those in a circuit's file, or of its own config."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.config.load import load
-from bigcircuit.data.dataset import load_ablation_data, load_task
+from bigcircuit.data.dataset import AblationData, load_ablation_data, load_task
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.evaluation import scorer
+from bigcircuit.evaluation.ablation_constants import MeanData, MeanDataReader, resolve_constants
 from bigcircuit.evaluation.config import EvaluationSettings
 from bigcircuit.evaluation.evaluate import evaluate_circuits
+from bigcircuit.evaluation.open_circuits import LoadedCircuit
 from bigcircuit.forward.activation_means import mean_ablation
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.score import score
+from bigcircuit.results.evaluation import Means
 from bigcircuit.train.optimal_ablation import optimal_ablation
 from tests.helpers.short_runs import QUICK, run
 
@@ -143,3 +148,62 @@ def test_a_data_set_that_is_named_now_is_taken_instead_of_the_means_in_the_file(
     kl = by_hand(embedded, runs / "mean", False, lambda _, data: data.splits["train"], "corrupted")
     assert kl_of(found, "mean", "mean") == pytest.approx(kl, rel=1e-4)
     assert [one.method for one in found.curves["mean"]] == ["random"]
+
+
+TENSORS = {"attention": torch.ones(1, 4), "mlp": torch.ones(1, 4)}
+
+
+def loaded(found_under, metadata, tensors=TENSORS, **ablation):
+    """A circuit of this name, whose config has these settings of `ablation`."""
+    config = load(None, {f"ablation.{key}": value for key, value in ablation.items()})
+    circuit = Circuit({}, {}, {"ablation": found_under, **metadata}, tensors)
+    return LoadedCircuit("c", Path("c"), circuit, config, control=False)
+
+
+NAMED = {"ablation_data": "ioi", "ablation_data_sha256": "a", "ablation_prompts": "clean", "task_sha256": "t"}
+TRAINED = {"ablation_data": "", "ablation_prompts": "clean", "task_sha256": "t"}
+
+
+@pytest.mark.parametrize(
+    ("found_under", "metadata", "config", "ablation", "is_saved", "reads", "source"),
+    [
+        ("zero", {}, {"kind": "zero"}, "interchange", False, False, None),
+        ("zero", {}, {"kind": "mean"}, "mean", False, True, ("training pairs", "now", "corrupted", False)),
+        ("mean", NAMED, {"kind": "mean", "data": "ioi", "prompts": "clean"}, "mean", True, False, ("ioi", "a", "clean", True)),
+        ("mean", TRAINED, {"kind": "mean", "prompts": "clean"}, "mean", True, False, ("training pairs", "t", "clean", True)),
+        ("mean", NAMED, {"kind": "mean", "prompts": "clean"}, "mean", False, True, ("training pairs", "now", "clean", False)),
+        ("mean", NAMED, {"kind": "mean", "data": "ioi"}, "mean", False, True, ("ioi", "b", "corrupted", False)),
+        ("mean", NAMED, {"kind": "mean", "data": "ioi"}, "mean_per_position", False, True, ("ioi", "b", "corrupted", False)),
+        ("optimal", NAMED, {"kind": "optimal", "data": "x"}, "optimal", True, True, ("ioi", "a", "clean", True)),
+        ("optimal", NAMED, {"kind": "optimal"}, "mean", False, True, ("training pairs", "now", "corrupted", False)),
+    ],
+)  # fmt: skip
+def test_where_constants_come_from_by_hand(found_under, metadata, config, ablation, is_saved, reads, source):
+    calls = []
+
+    def read(circuit):
+        calls.append(circuit)
+        settings = circuit.config.ablation
+        return MeanData(AblationData([], "b") if settings.data else None, settings.prompts)
+
+    found = resolve_constants(loaded(found_under, metadata, **config), ablation, read, "now")
+    assert (found.saved is not None, found.data is not None, len(calls)) == (is_saved, reads, reads)
+    assert found.source == (source and Means(*source))
+    if is_saved:
+        bare = loaded(found_under, metadata, {}, **config)
+        assert resolve_constants(bare, ablation, read, "now").saved is None, "a file without constants"
+
+
+def test_a_data_set_is_read_once_for_all_circuits_that_name_it(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "bigcircuit.evaluation.ablation_constants.load_ablation_data",
+        lambda config, *_: calls.append(config.ablation.data),
+    )
+    read = MeanDataReader(None, None)
+    first, same, other, none = (
+        loaded("mean", {}, kind="mean", data=data) for data in ("ioi", "ioi", "induction", None)
+    )
+    assert read(first) is read(same) is read(first)
+    assert read(other) is not read(first) and read(none) is not read(first)
+    assert calls == ["ioi", "induction", None]

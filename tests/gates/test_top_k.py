@@ -152,7 +152,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_members_together_are_what_they_are_alone(frozen, sampled):
+def test_members_of_top_k_gates_together_are_what_they_are_alone(frozen, sampled):
     together, logged = trained(frozen, SETTINGS, **{"gates.sampled_sizes": sampled})
     assert logged["penalty"].tolist() == [0, 0, 0]
     for index, setting in enumerate(SETTINGS):

@@ -1,4 +1,4 @@
-"""Disks that spoil files, are full, or cannot be written."""
+"""Damaged checkpoint files, and small disks that are full or read-only."""
 
 import os
 import random
@@ -15,11 +15,11 @@ from tests.helpers.launch import ROOT
 
 STATE, MANIFEST = "state.safetensors", "state.json"
 Damager = Callable[[Path, str, str, random.Random], None]
-"""What it is given: the folder of the checkpoints, the name of the one to damage, the name of another one, a generator."""
+"""Arguments: folder of the checkpoints, name of the checkpoint to damage, name of another checkpoint, random generator."""
 
 
 def _rewrite(path: Path, content: bytes) -> None:
-    """Other content under the same name; the file may be a hard link to one that has to stay."""
+    """Replace the content of a file; as a new file, because the old one may be a hard link to a file that has to stay."""
     path.unlink()
     path.write_bytes(content)
 
@@ -50,7 +50,7 @@ def _data(content: bytes) -> range:
 
 
 def _other_block(copy: Path, name: str, _: str, rng: random.Random) -> None:
-    """A sector holds something else."""
+    """Overwrite one sector of the tensor file with random bytes."""
     content = bytearray((copy / name / STATE).read_bytes())
     place = rng.randrange(0, len(content), 512)
     length = len(content[place : place + 512])
@@ -71,7 +71,7 @@ def _of_another(file: str) -> Damager:
 
 
 def _exchanged(copy: Path, name: str, other: str, _: random.Random) -> None:
-    """A whole checkpoint lies under the name of another one."""
+    """Put a copy of the other checkpoint under the name of this one."""
     shutil.rmtree(copy / name)
     shutil.copytree(copy / other, copy / name)
 
@@ -97,15 +97,15 @@ DAMAGES: dict[str, Damager] = {
 
 
 class Damage(NamedTuple):
-    """What came of one checkpoint, or two, made bad in a copy of a run's checkpoints."""
+    """Outcome of damaging one or two checkpoints in a copy of a run's checkpoints."""
 
     kind: str
     found: bool
-    """Whether each was named in a message, no other was, and the newest whole one was loaded to the bit."""
+    """Whether messages name exactly the damaged checkpoints, and the newest intact one was loaded to the bit."""
 
 
 def damages(folder: Path, scratch: Path, times: int, seed: int) -> Iterator[Damage]:
-    """Damage copies of the three checkpoints of `folder` at random places, one kind after the other."""
+    """Damage copies of the three checkpoints of `folder` at random places, one kind after the other, and load the newest."""
     rng = random.Random(seed)
     names = sorted((path.name for path in folder.iterdir()), reverse=True)
     states = states_of(folder)
@@ -122,30 +122,27 @@ def damages(folder: Path, scratch: Path, times: int, seed: int) -> Iterator[Dama
         shutil.rmtree(copy)
 
 
-# A disk of our own.
-
-
 class NotPermittedError(Exception):
-    """This machine does not let us mount a disk; the text says what was refused."""
+    """Mounting a disk is not permitted on this machine; the text names what was refused."""
 
 
 class Disk(NamedTuple):
-    """A small disk, seen only by programs that are started with `inside` in front; kept by a process that waits."""
+    """A small disk, visible only to programs that are started with `inside` in front; a waiting process keeps the mount."""
 
     inside: list[str]
     path: Path
-    """As the programs inside see it."""
+    """Path of the disk for programs inside."""
     seen: Path
-    """As everybody sees it."""
+    """Path of the disk for all other programs."""
 
     def make_read_only(self) -> None:
-        """From now on nothing can be written."""
+        """Make the disk read-only."""
         subprocess.run([*self.inside, "mount", "-o", "remount,ro", str(self.path)], check=True)
 
 
 @contextmanager
 def disk(path: Path, size: str) -> Iterator[Disk]:
-    """Mount a disk of this size at a new folder. Raises NotPermittedError where the machine refuses."""
+    """Mount a disk at a new folder. size: as mount takes it, such as "3m". Raises NotPermittedError where the machine refuses."""
     path.mkdir()
     words = f"mount -t tmpfs -o size={size} none '{path}' && cat"
     pipe = subprocess.PIPE

@@ -1,4 +1,4 @@
-"""A real headless Chromium for pages on disk, which notes whatever a page complains about or asks for."""
+"""A headless Chromium for pages on disk, and records of their errors and requests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ _QUIET = "--no-sandbox --disable-gpu --no-first-run --disable-background-network
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """The browser; skips the test, with the reason, where there is none."""
+    """Start the browser; skips the test where there is none."""
     api = pytest.importorskip("playwright.sync_api")
     path = next((found for name in _NAMES if (found := which(name))), None)
     if path is None:
@@ -29,7 +29,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Opened:
-    """A page with everything it said and asked for."""
+    """An open page, with its console messages, errors and requests."""
 
     def __init__(
         self, browser: Any, path: Path, *, width: int = 1200, scheme: str = "light", script: bool = True
@@ -48,15 +48,15 @@ class Opened:
         self.own = path.resolve().as_uri()
 
     def assert_quiet(self) -> None:
-        """Nothing went wrong and nothing was asked of anybody."""
+        """Check that there was no message, no error and no request besides the page itself."""
         assert self.complaints == []
         away = [url for url in self.requests if url.partition("#")[0] != self.own and not url.startswith("data:")]
         assert away == []
 
     def overflow(self) -> int:
-        """Pixels by which the page is wider than the window."""
+        """Return by how many pixels the page is wider than the window."""
         return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
 
 
 CONTRAST = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
-"""Evaluates to the texts of a page that are hard to read."""
+"""Script that evaluates to the texts of a page that have too little contrast."""

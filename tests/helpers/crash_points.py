@@ -1,4 +1,4 @@
-"""Crashes in the middle of writing, made in forked children."""
+"""Crashes at every operation on files, made in forked child processes."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from typing import IO, Any
 
 
 class _Counted:
-    """A file whose writes are counted."""
+    """A file whose writes are counted as operations."""
 
     def __init__(self, file: IO[Any], count: Callable[..., None]) -> None:
         self._file, self._count = file, count
@@ -33,13 +33,13 @@ class _Counted:
 
 
 class Crash:
-    """Ends this process, as a power cut would, at the n-th time that it writes, syncs, renames, makes or removes a file.
+    """Hooks that end this process, as a power cut would, at the n-th write, sync, rename, creation or removal of a file.
 
-    Half of what was written and not synced is then gone. For a forked child: the hooks stay.
+    Half of what was written and not synced is lost. For a forked child process, because the hooks cannot be removed.
     """
 
     def __init__(self, number: int, report: int) -> None:
-        """report: a file descriptor that gets the name of the operation."""
+        """number: n. report: a file descriptor that gets the name of the operation."""
         self._left, self._report = number, report
         self._unsynced: dict[int, tuple[int, int]] = {}
         sys.dont_write_bytecode = True
@@ -82,9 +82,10 @@ class Crash:
 def crash_everywhere(
     action: Callable[[], object], prepare: Callable[[], None], first: int = 1, every: int = 1
 ) -> Iterator[str]:
-    """Crash at the first operation of `action`, at the next, ..., each in a child of its own, until it gets through.
+    """Crash at the first operation of `action`, at the next, ..., each in a child process of its own, until `action` succeeds.
 
-    Gives the name of the operation after each crash. prepare: what to do before each.
+    prepare: called before each. first, every: number of the first operation, and the step to the next.
+    Yields the name of the operation after each crash.
     """
     for number in count(first, every):
         prepare()

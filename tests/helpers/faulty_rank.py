@@ -1,6 +1,6 @@
-"""One rank of a run with a fault built in: `torchrun ... -m tests.helpers.faulty_rank FAULT JSON WORDS...`.
+"""One rank of a run with a fault: `torchrun ... -m tests.helpers.faulty_rank FAULT JSON WORDS...`.
 
-FAULT is a function of this module, JSON its arguments, WORDS what `bigcircuit prune` takes. `stops` is a whole series of runs.
+FAULT is a function of this module, JSON its arguments, WORDS what `bigcircuit prune` takes. `stops` is a series of runs.
 """
 
 import json
@@ -26,7 +26,7 @@ RANK = int(os.environ.get("RANK", "0"))
 
 
 def around_update(before: Callable[[TrainState], None], after: Callable[[TrainState], None] = lambda _: None) -> None:
-    """Call these before and after every update of the run."""
+    """Call functions with the training state before and after every update of the run."""
 
     def update(state: TrainState, *arguments: Any) -> Any:
         before(state)
@@ -38,19 +38,19 @@ def around_update(before: Callable[[TrainState], None], after: Callable[[TrainSt
 
 
 def sleep(rank: int, step: int, timeout: float) -> None:
-    """One rank falls asleep before the update that follows `step`; timeout: s, in place of the 15 s of watchdog.py."""
+    """Hang one rank before the update that follows `step`. timeout: seconds, in place of the 15 s of watchdog.py."""
     watchdog.TIMEOUT = timeout
     around_update(lambda state: time.sleep(1e6) if (RANK, state.step) == (rank, step) else None)
 
 
 def slow(seconds: float, timeout: float) -> None:
-    """Every update takes longer."""
+    """Make every update take longer. timeout: seconds, in place of the 15 s of watchdog.py."""
     watchdog.TIMEOUT = timeout
     around_update(lambda _: time.sleep(seconds))
 
 
 def not_a_number(rank: int, step: int, folder: str) -> Callable[[], None]:
-    """The loss of one rank is not a number in the update after `step`; every rank reports where it stopped."""
+    """Make the loss of one rank NaN in the update after `step`; every rank writes its last step and hashes of its gates."""
     plain, poisoned, states = train_step.kl_divergence, [], []
 
     def kl_divergence(*arguments: Any) -> Any:
@@ -73,7 +73,7 @@ def not_a_number(rank: int, step: int, folder: str) -> Callable[[], None]:
 
 
 def memory(steps: list[int], folder: str) -> None:
-    """Report this rank's resident set, MiB, after each of these steps."""
+    """Write this rank's resident set, MiB, after each of these steps."""
     seen: dict[int, float] = {}
 
     def after(state: TrainState) -> None:
@@ -85,12 +85,12 @@ def memory(steps: list[int], folder: str) -> None:
 
 
 def full_disk(step: int, folder: str) -> None:
-    """After `step` updates nothing more fits on the disk of `folder`."""
+    """Fill the disk of `folder` after `step` updates."""
     around_update(lambda state: bad_disks.fill(Path(folder, "filler")) if (RANK, state.step) == (0, step) else None)
 
 
 def stops(folder: str, steps: list[int], mixed: bool) -> None:
-    """Stop and resume at every one of `steps` on all ranks; rank 0 writes what came of it to stops.json."""
+    """Stop and resume at every one of `steps` on all ranks; rank 0 writes the comparisons to stops.json."""
     target = Path(folder)
     with joined_ranks() as ranks:
         seen = {"stops": interrupted_runs.stop_and_resume(ranks, target, steps)}
@@ -101,7 +101,7 @@ def stops(folder: str, steps: list[int], mixed: bool) -> None:
 
 
 def main() -> None:
-    """Put the fault in, run, report."""
+    """Install the fault, run, write what the fault reports."""
     name, arguments, *words = sys.argv[1:]
     report = globals()[name](**json.loads(arguments))
     if name == "stops":

@@ -1,6 +1,6 @@
-"""Faults made on purpose in short real runs on the embedded model, and what came of them.
+"""Short real runs on the embedded model that are stopped, killed or disturbed, and comparisons with runs that are not.
 
-The tests make each a few times, benchmarks/reliability.py as often as it takes to trust the figure.
+The tests make each fault a few times, benchmarks/reliability.py often enough for a figure.
 """
 
 import json
@@ -45,12 +45,12 @@ SETTINGS: dict[str, Any] = {
 
 
 class Result(NamedTuple):
-    """What a finished run has found."""
+    """Result of a finished run."""
 
     circuit: str
-    """sha256 of the circuit file, or of those of all members."""
+    """sha256 of the circuit file, or of the files of all members."""
     metrics: str
-    """All of metrics.jsonl."""
+    """Content of metrics.jsonl."""
     state: checkpoint.SavedState
     """The last checkpoint."""
 
@@ -64,12 +64,12 @@ class Result(NamedTuple):
         return cls(circuit_sha256(folder), run.metrics.read_text(), state)
 
     def difference(self, other: "Result") -> float:
-        """The largest between any two numbers of the last checkpoints: gates, moments, best gates, duals."""
+        """Return the largest difference of two numbers of the last checkpoints: gates, moments, best gates, duals."""
         mine, theirs = (_numbers(result.state) for result in (self, other))
         return float((mine - theirs).abs().max())
 
     def equals(self, other: "Result") -> bool:
-        """Whether circuit, metrics and every number of the last checkpoint are the same."""
+        """Compare circuit, metrics and every number of the last checkpoint, to the bit."""
         return (self.circuit, self.metrics, self.difference(other)) == (other.circuit, other.metrics, 0)
 
 
@@ -84,13 +84,13 @@ def unexpected(message: str) -> None:
 
 
 def circuit_sha256(folder: Path) -> str:
-    """sha256 of what a run has found."""
+    """Hash the circuit files of a run."""
     files = [*folder.glob("circuit.safetensors"), *sorted(folder.glob("circuits/*.safetensors"))]
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def states_of(folder: Path) -> dict[str, checkpoint.SavedState]:
-    """Every checkpoint of a folder of checkpoints, by name."""
+    """Load every checkpoint of a folder of checkpoints, by name."""
     states = {}
     for path in sorted(folder.iterdir()):
         with TemporaryDirectory() as alone:
@@ -100,7 +100,7 @@ def states_of(folder: Path) -> dict[str, checkpoint.SavedState]:
 
 
 def states_equal(one: checkpoint.SavedState | None, other: checkpoint.SavedState | None) -> bool:
-    """Whether every tensor and every number is the same."""
+    """Compare every tensor and every number of two checkpoints, to the bit."""
     if one is None or other is None:
         return one is other
     return (
@@ -110,11 +110,8 @@ def states_equal(one: checkpoint.SavedState | None, other: checkpoint.SavedState
     )
 
 
-# Stopping and resuming, all within one process or one start of the ranks.
-
-
-def once(output: Path, ranks: Ranks, **overrides: Any) -> Path:
-    """Run, or go on with, the short run in this folder; overrides are dotted keys with `__` for the dot."""
+def run_or_resume(output: Path, ranks: Ranks, **overrides: Any) -> Path:
+    """Start or resume the short run in this folder; overrides: dotted keys with `__` for the dot."""
     values = {key.replace("__", "."): value for key, value in overrides.items()}
     prune.prune(load(None, {**SETTINGS, "output": str(output), **values}), ranks)
     ranks.barrier()  # before another rank looks into the folder
@@ -123,7 +120,7 @@ def once(output: Path, ranks: Ranks, **overrides: Any) -> Path:
 
 @contextmanager
 def stopping_at(step: int, ranks: Ranks) -> Iterator[None]:
-    """Inside, the last rank is asked to stop once the run has made so many updates."""
+    """Request a stop on the last rank after `step` updates of a run inside."""
 
     def update(state: Any, *arguments: Any) -> Any:
         logged = train_step.update(state, *arguments)
@@ -139,10 +136,10 @@ def stopping_at(step: int, ranks: Ranks) -> Iterator[None]:
 
 
 def stop(output: Path, ranks: Ranks, step: int, **overrides: Any) -> None:
-    """Run until it stops, as asked, after `step` updates."""
+    """Run until a requested stop after `step` updates."""
     with stopping_at(step, ranks):
         try:
-            once(output, ranks, **overrides)
+            run_or_resume(output, ranks, **overrides)
         except Stopped:
             ranks.barrier()
             return
@@ -155,7 +152,7 @@ class StoppedRun(NamedTuple):
     folder: Path
     """Holds model/, pairs.jsonl and run/."""
     overrides: dict[str, Any]
-    """What `once` takes to resume it."""
+    """Overrides with which `run_or_resume` resumes it."""
 
 
 def stopped_run_on_own_files(folder: Path) -> StoppedRun:
@@ -176,7 +173,7 @@ def stopped_run_on_own_files(folder: Path) -> StoppedRun:
 
 
 class Stop(NamedTuple):
-    """A run that was stopped and resumed, against the one that was not."""
+    """Comparison of a run that was stopped and resumed with one that was not."""
 
     step: int
     difference: float
@@ -185,50 +182,48 @@ class Stop(NamedTuple):
 
 
 def stop_and_resume(ranks: Ranks, folder: Path, steps: Sequence[int], **overrides: Any) -> list[Stop]:
-    """Stop and resume a run at each of these steps."""
-    whole = Result.of(once(folder / "whole", ranks, **overrides))
+    """Stop and resume one run at each of these steps, and compare each with a run that was not stopped."""
+    whole = Result.of(run_or_resume(folder / "whole", ranks, **overrides))
     seen = []
     for step in steps:
         cut = folder / f"cut-{step}"
         stop(cut, ranks, step, **overrides)
-        found = Result.of(once(cut, ranks, **overrides))
+        found = Result.of(run_or_resume(cut, ranks, **overrides))
         seen.append(Stop(step, whole.difference(found), whole.circuit == found.circuit, whole.metrics == found.metrics))
     return seen
 
 
 def change_ranks(ranks: Ranks, folder: Path, **overrides: Any) -> Stop:
-    """A run of 30 steps on all ranks, stopped at 10, continued by one until 20, and by all again; against all the time."""
-    whole, mixed = Result.of(once(folder / "whole", ranks, **overrides)), folder / "mixed"
+    """Compare a run of 30 steps on all ranks with one that has all ranks for steps 1 to 10 and 21 to 30 and one rank between."""
+    whole, mixed = Result.of(run_or_resume(folder / "whole", ranks, **overrides)), folder / "mixed"
     stop(mixed, ranks, 10, **overrides)
     if ranks.is_first:
         stop(mixed, Ranks(), 20, **overrides)
     ranks.barrier()
-    found = Result.of(once(mixed, ranks, **overrides))
+    found = Result.of(run_or_resume(mixed, ranks, **overrides))
     return Stop(10, whole.difference(found), whole.circuit == found.circuit, whole.metrics == found.metrics)
 
 
-# Jobs of two processes.
-
-
 class Ending(NamedTuple):
-    """How a job ended."""
+    """End of a job."""
 
     code: int
     seconds: float
-    """Since the last signal that was sent, or since the start."""
+    """Seconds since the last signal that was sent, or since the start."""
     text: str
-    """All it said."""
+    """Output of all ranks and the launcher."""
 
     @property
     def lines(self) -> list[str]:
-        """What bigcircuit itself said to explain it."""
+        """Lines of the output that bigcircuit itself wrote to explain the end."""
         return [line[line.index("bigcircuit: ") :] for line in self.text.splitlines() if "bigcircuit: " in line]
 
 
 class Job:
-    """Two ranks under a launcher, or with the launcher "none" one process; as a context manager it leaves nothing behind.
+    """A run on two ranks under a launcher, or with the launcher "none" in one process; a context manager that kills all of it.
 
-    fault: a function of tests/helpers/faulty_rank.py and its arguments. inside: a command that runs another one somewhere else.
+    fault: name and arguments of a function of tests/helpers/faulty_rank.py. inside: words of a command that runs another command,
+    as on a disk of its own. log: file of the output, by default beside the folder of the run.
     """
 
     def __init__(
@@ -270,7 +265,7 @@ class Job:
         self._process.wait()
 
     def rank(self, number: int) -> psutil.Process:
-        """The process of a rank; waits until the launcher has started it."""
+        """Return the process of a rank; waits until the launcher has started it."""
         while number not in self._known:
             self._look()
             for process in self.all()[1:]:
@@ -279,13 +274,13 @@ class Job:
         return self._known[number]
 
     def step(self) -> int:
-        """The last step that metrics.jsonl has a line of."""
+        """Return the last step in metrics.jsonl; 0 without one."""
         with suppress(OSError, ValueError, IndexError):
             return json.loads((self.output / "metrics.jsonl").read_text().splitlines()[-1])["step"]
         return 0
 
     def wait_for(self, step: int) -> None:
-        """Hold until the run has made so many updates."""
+        """Wait until the run has made `step` updates."""
         self.rank(0), self.rank(1)
         while self.step() < step:
             self._look()
@@ -298,12 +293,12 @@ class Job:
         time.sleep(0.002)
 
     def all(self) -> list[psutil.Process]:
-        """The launcher and what it has started."""
+        """Return the processes of the launcher and of all that it has started."""
         launcher = psutil.Process(self._process.pid)
         return [launcher, *launcher.children(recursive=True)]
 
     def signal(self, number: int, *processes: psutil.Process, again: bool = False) -> None:
-        """Send a signal to processes of this job. again: the clock runs on."""
+        """Send a signal to processes of this job. again: whether the seconds count from an earlier signal."""
         if not again:
             self._since = time.monotonic()
         for process in processes:
@@ -317,14 +312,14 @@ class Job:
         return Ending(code, time.monotonic() - self._since, self._log.read_text())
 
     def interruption(self) -> "Interruption":
-        """Wait for the end of a run that has been disturbed."""
+        """Wait for the end of a disturbed run."""
         ending = self.end()
         state = checkpoint.load_newest(RunDir(self.output).checkpoints, unexpected)
         return Interruption(self.step(), ending, "\n".join(ending.lines), state.data["step"] if state else 0)
 
 
 def finish(output: Path, **options: Any) -> Result:
-    """Run the same command again until its end."""
+    """Run the same command again to its end."""
     with Job(output, **options) as job:
         ending = job.end()
     assert (output / "summary.json").exists(), ending.text
@@ -332,23 +327,23 @@ def finish(output: Path, **options: Any) -> Result:
 
 
 class Interruption(NamedTuple):
-    """A run that was disturbed."""
+    """State of a disturbed run after its end."""
 
     step: int
-    """The last one it had made."""
+    """Number of updates made."""
     ending: Ending
     text: str
-    """What bigcircuit itself said to explain it."""
+    """Lines of the output that bigcircuit itself wrote to explain the end."""
     saved: int
-    """The step of the newest checkpoint."""
+    """Step of the newest checkpoint."""
 
 
 def lose(
     output: Path, rank: int, step: int, number: int = signal.SIGKILL, pause: float = 0.0, **options: Any
 ) -> Interruption:
-    """Send a signal to one rank a moment after a step and wait for the job to end.
+    """Send a signal to one rank after a step and wait for the end of the job.
 
-    pause: seconds after the step, so that any place of an update can be hit.
+    pause: seconds after the step, so that the signal comes at any place of an update.
     """
     with Job(output, **options) as job:
         job.wait_for(step)
@@ -358,7 +353,7 @@ def lose(
 
 
 def terminate(output: Path, step: int, everybody: bool = False, times: int = 1, **options: Any) -> Interruption:
-    """Send SIGTERM to the launcher after a step, or to all processes of the job as batch systems do, perhaps repeatedly."""
+    """Send SIGTERM to the launcher after a step, or to all processes of the job as batch systems do, once or several times."""
     with Job(output, **options) as job:
         job.wait_for(step)
         for again in range(times):

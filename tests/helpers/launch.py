@@ -23,7 +23,7 @@ def free_port() -> int:
 
 
 def launcher_command(name: str, ranks: int = 2) -> list[str]:
-    """Give the words that start a program of Python, whose own words follow, on this many ranks.
+    """Return the words that start a program of Python, whose own words follow, on this many ranks.
 
     name: "torchrun", "deepspeed" or "none", which starts one process.
     """

@@ -1,4 +1,4 @@
-"""Two hosts on one machine: two network namespaces joined by a cable, made without the rights of the super-user."""
+"""Two hosts on one machine: two network namespaces joined by a virtual cable, made without root rights."""
 
 import os
 import shutil
@@ -15,18 +15,18 @@ CABLE = "cable0"
 
 
 class NotPermittedError(Exception):
-    """This machine does not let us make network namespaces; the text says what was refused."""
+    """Network namespaces are not permitted on this machine; the text names what was refused."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """A network namespace, kept by a process that waits; its files and processors are those of this machine."""
+    """A network namespace, kept by a waiting process; files and processors are those of this machine."""
 
     holder: int
     address: str
 
     def inside(self, *words: str) -> list[str]:
-        """The command that runs these words on the host."""
+        """Return the command that runs these words on the host."""
         return ["nsenter", f"--target={self.holder}", "--user", "--net", "--preserve-credentials", *words]
 
     def start(self, words: Sequence[str], **options: Any) -> subprocess.Popen:
@@ -36,7 +36,7 @@ class Host:
 
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Hosts 10.77.0.1 and 10.77.0.2, which reach each other and nothing else; at the end, what still runs on them is killed.
+    """Make hosts 10.77.0.1 and 10.77.0.2, which reach each other and nothing else; kills at the end what still runs on them.
 
     Raises NotPermittedError where the machine refuses.
     """
@@ -55,7 +55,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def _hold(stack: ExitStack, maker: list[str]) -> int:
-    """Make a namespace; its holder, whose process id is returned, lives until the stack closes or this process dies."""
+    """Make a namespace. Returns the id of the process that keeps it until the stack closes or this process ends."""
     pipe = subprocess.PIPE
     holder = subprocess.Popen([*maker, "cat"], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     stack.callback(holder.communicate)
@@ -77,7 +77,7 @@ def _do(host: Host, words: str) -> None:
 
 
 def _end_all(namespace: str) -> None:
-    """Kill by id every process of a namespace, also those that a launcher put into sessions of their own."""
+    """Kill by id every process of a namespace, also those in sessions of their own."""
     limit = time.monotonic() + 10
     while (here := [process for process in Path("/proc").glob("[0-9]*") if _runs_in(process, namespace)]) and (
         time.monotonic() < limit
@@ -93,5 +93,5 @@ def _end_all(namespace: str) -> None:
 def _runs_in(process: Path, namespace: str) -> bool:
     try:
         return os.readlink(process / "ns/net") == namespace
-    except OSError:  # it has ended, or is another user's
+    except OSError:  # the process has ended, or belongs to another user
         return False

@@ -1,4 +1,4 @@
-"""Several runs of prune in one start of the ranks: `python -m tests.helpers.run_series RUNS.json`, a list of overrides each."""
+"""A series of runs on one start of the ranks: `python -m tests.helpers.run_series RUNS.json`, a list of dotted settings."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from bigcircuit.prune import prune
 
 
 def main() -> None:
-    """Run them one after the other on all ranks."""
+    """Prune with each of the settings on all ranks."""
     with joined_ranks() as ranks:
         for overrides in json.loads(Path(sys.argv[1]).read_text()):
             prune(load(None, overrides), ranks)

@@ -1,4 +1,4 @@
-"""Reports of short real runs that several test files look at, and how to read them."""
+"""Reports of short real runs that several test files check, and functions that read them."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from tests.helpers.short_runs import run
 
 
 class Reported(NamedTuple):
-    """Three pages."""
+    """Run folders and files of three pages."""
 
     one: RunDir
     """One circuit, evaluated."""
@@ -25,7 +25,7 @@ class Reported(NamedTuple):
 
 
 def make_reports(base: Path) -> Reported:
-    """Make the runs and their pages."""
+    """Prune, evaluate and write the pages, below `base`."""
     one = run(base / "one", task__size=40, train__steps=6)
     settings = EvaluationSettings(
         draws=4, groups=4, fractions=(0.5,), partial_draws=1, ablations=("interchange", "zero")
@@ -39,6 +39,7 @@ def make_reports(base: Path) -> Reported:
 
 
 def circuit_of(path):
+    """Read the masks of a circuit file."""
     return Circuit.load(path).masks
 
 
@@ -52,7 +53,7 @@ def listed(page, layer, inside=".circuit.on"):
 
 
 def expected(masks, layer):
-    """Neurons as the page names them, from the circuit file."""
+    """Name the kept neurons of a layer as the page does, from the masks of the circuit file."""
     dimensions = masks["attention_neuron"].shape[1] // masks["head"].shape[1]
     attention = masks["attention_neuron"][layer].nonzero().flatten().tolist()
     return [

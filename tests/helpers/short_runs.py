@@ -25,6 +25,6 @@ FAST = {"draws": 4, "partial_draws": 1, "fractions": [0.5], "groups": 4, "method
 
 
 def run(output: Path, **overrides: Any) -> RunDir:
-    """Prune the embedded model for a few steps; overrides are dotted keys with `__` for the dot."""
+    """Prune the embedded model for a few steps; overrides: dotted keys with `__` for the dot."""
     values = {key.replace("__", "."): value for key, value in overrides.items()}
     return prune(load(None, {**QUICK, "output": str(output), **values}), Ranks())

@@ -14,8 +14,8 @@ ALLOWED = (
     "this folder is in memory",
     "trackio is installed",
 )
-"""How the reasons begin for which a test may skip under --most-skips: what a complete machine may lack. A browser, pretrained
-models in ../shared, hadolint, and the packages of the extra `test` are no such thing."""
+"""Beginnings of the reasons for which a test may skip under --most-skips: what a complete machine may lack, other than a
+browser, the pretrained models in ../shared, hadolint, or packages of the extra `test`."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Let the run fail for its skips; on the workers of xdist nothing is known and nothing happens."""
+    """Fail the run for its skips; does nothing on the workers of xdist, which know only their own."""
     if session.exitstatus == pytest.ExitCode.OK and any(_complaints(session.config)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -57,7 +57,7 @@ def _complaints(config: pytest.Config) -> Iterator[str]:
 
 
 def _reasons(config: pytest.Config) -> Counter[str]:
-    """Reason -> number of tests and test files that skip for it."""
+    """Count the tests and test files that skip, by reason."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
     return Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)

@@ -1,4 +1,4 @@
-"""All baselines on the ranks of a launcher, with weights in pieces; the first rank writes scores.safetensors.
+"""All baselines on the ranks of a launcher, under ZeRO-3; the first rank writes scores.safetensors.
 
 python -m torch.distributed.run --nproc-per-node 2 -m tests.helpers.zero3_baselines MODEL_FOLDER DEEPSPEED_JSON
 """
@@ -20,7 +20,7 @@ from tests.helpers.tiny_models import tiny_examples
 
 
 def main() -> None:
-    """Score and write."""
+    """Score nodes by every baseline and write the scores."""
     folder = Path(sys.argv[1])
     config = load(None, {"model.path": str(folder), "deepspeed": sys.argv[2]})
     with joined_ranks() as ranks:

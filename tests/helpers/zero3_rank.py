@@ -1,4 +1,4 @@
-"""What one rank of two sees of a model in pieces; run by torchrun, writes rank-N.json beside the model.
+"""Measurements of one of two ranks under ZeRO-3; run by torchrun, writes rank-N.json beside the model.
 
 python -m torch.distributed.run --nproc-per-node 2 -m tests.helpers.zero3_rank MODEL_FOLDER DEEPSPEED_JSON DTYPE
 """
@@ -32,7 +32,7 @@ from tests.helpers.tiny_models import TINY, tiny_examples
 
 @contextmanager
 def peak_of(seen: dict[str, float], name: str):
-    """The most anonymous memory above the start, bytes: what this process holds, without pages of mapped files."""
+    """Measure the peak of anonymous memory above the start, bytes: memory of this process without pages of mapped files."""
     start, done = anonymous(), threading.Event()
     seen[name] = 0
 
@@ -51,14 +51,14 @@ def peak_of(seen: dict[str, float], name: str):
 
 
 def anonymous() -> int:
-    """Bytes of anonymous memory."""
+    """Return the bytes of anonymous memory of this process."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
 @contextmanager
 def counting_gathers(frozen):
-    """How often each parameter is gathered, by name."""
+    """Count how often each parameter is gathered, by name."""
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
 
     names = {id(p): name for name, p in frozen.model.named_parameters()}
@@ -78,7 +78,7 @@ def counting_gathers(frozen):
 
 
 def look(folder: Path, settings_path: str, dtype: str) -> dict:
-    """Load, take two updates of a population of two, and report what a test wants to know."""
+    """Load the model, make two updates of a population of two, and return measurements by name."""
     config = load(None, {
         "model.path": str(folder), "model.dtype": dtype, "population.seeds": 2, "train.batch_size": 4,
         "train.micro_batch_size": 2, "train.penalty_ramp": 0.5, "target.total": 40, "deepspeed": settings_path,
@@ -89,7 +89,7 @@ def look(folder: Path, settings_path: str, dtype: str) -> dict:
         settings = read_deepspeed(config.deepspeed)
         with loading_sharded(
             with_auto_values(settings, skeleton(config.model)), torch.float32
-        ):  # imports are not what is measured
+        ):  # so that imports are not measured
             AutoModelForCausalLM.from_config(LlamaConfig(**TINY))
         with peak_of(seen, "peak_loading"):
             frozen = load_frozen(config.model, ranks.device, settings)
@@ -127,7 +127,7 @@ def look(folder: Path, settings_path: str, dtype: str) -> dict:
 
 
 def _held(frozen) -> int:
-    """Bytes of gathered parameters that this rank holds at the moment, besides its pieces."""
+    """Return the bytes of gathered parameters that this rank holds now, besides its partitions."""
     return sum(p.data.numel() * p.element_size() for p in frozen.model.parameters())
 
 

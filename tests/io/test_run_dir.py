@@ -6,7 +6,7 @@ from bigcircuit.config.load import load
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
 from bigcircuit.io.run_dir import RunDir
-from tests.helpers.interrupted_runs import once
+from tests.helpers.interrupted_runs import run_or_resume
 from tests.helpers.short_runs import run
 
 
@@ -17,7 +17,7 @@ from tests.helpers.short_runs import run
 def test_another_setting_is_refused_by_name(stopped_run, key, value):
     folder, overrides = stopped_run
     with pytest.raises(UserError, match=rf"holds a run with {key.replace('__', '.')} .*, not .*; name another output"):
-        once(folder / "run", Ranks(), **{**overrides, key: value})
+        run_or_resume(folder / "run", Ranks(), **{**overrides, key: value})
 
 
 def test_another_config_in_the_same_folder_is_refused_by_field(finished_run):

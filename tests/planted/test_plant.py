@@ -122,7 +122,7 @@ def test_no_circuit_depends_on_its_decoys(sharp, ablation):
     with Streams(frozen, ablation) as streams:
         found = score(streams, chosen, circuits, MicroBatches(30))
     assert found["kl"].mean(1)[0] > 0.1
-    for values in found:
+    for values in found.values():
         torch.testing.assert_close(values[0::2], values[1::2], atol=1e-4, rtol=1e-4)
 
 

@@ -12,18 +12,18 @@ from bigcircuit.io.files import tensor_sha256
 from tests.helpers import interrupted_runs
 from tests.helpers.bad_disks import NotPermittedError, disk
 from tests.helpers.crash_points import crash_everywhere
-from tests.helpers.interrupted_runs import Result, once, states_equal, states_of, stop, unexpected
+from tests.helpers.interrupted_runs import Result, run_or_resume, states_equal, states_of, stop, unexpected
 
 
 def test_a_crash_anywhere_in_a_run_does_no_harm(tmp_path):
     short = {"train__steps": 2, "train__save_every": 1}
-    result, run = Result.of(once(tmp_path / "whole", Ranks(), **short)), tmp_path / "run"
+    result, run = Result.of(run_or_resume(tmp_path / "whole", Ranks(), **short)), tmp_path / "run"
     seen = []
     for operation in crash_everywhere(
-        lambda: once(run, Ranks(), **short), lambda: shutil.rmtree(run, ignore_errors=True), first=4, every=15
+        lambda: run_or_resume(run, Ranks(), **short), lambda: shutil.rmtree(run, ignore_errors=True), first=4, every=15
     ):
         seen.append(operation)
-        assert Result.of(once(run, Ranks(), **short)).equals(result)
+        assert Result.of(run_or_resume(run, Ranks(), **short)).equals(result)
         assert not list(run.rglob("*.tmp"))
     assert len(seen) > 3 and seen[0] == "write", "the first that is tried is that of config.json"
 
@@ -34,7 +34,7 @@ def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(tmp_path, u
     content = bytearray(file.read_bytes())
     content[-5] ^= 4
     file.write_bytes(content)
-    assert Result.of(once(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))
+    assert Result.of(run_or_resume(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))
     said = capsys.readouterr().out
     assert "step-000010: checkpoint is damaged (state.safetensors has changed); falling back to step-000008" in said
     assert "at step 8" in said
@@ -44,7 +44,7 @@ def test_all_checkpoints_damaged_is_said_and_the_run_starts_over(tmp_path, undis
     stop(tmp_path / "run", Ranks(), 6)
     for path in (tmp_path / "run/checkpoints").iterdir():
         (path / "state.json").unlink()
-    assert Result.of(once(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))
+    assert Result.of(run_or_resume(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))
     assert "no other is left, starting from step 0" in capsys.readouterr().out
 
 
@@ -76,7 +76,7 @@ def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path, undisturbed, smal
     expected = states[name] if step > save_every else None
     assert states_equal(checkpoint.load_newest(small.seen / "run/checkpoints", unexpected), expected)
     shutil.copytree(small.seen / "run", tmp_path / "run")
-    resumed = Result.of(once(tmp_path / "run", Ranks(), **every))
+    resumed = Result.of(run_or_resume(tmp_path / "run", Ranks(), **every))
     assert resumed.circuit == Result.of(undisturbed).circuit
 
 
@@ -110,7 +110,7 @@ def test_not_a_number_on_one_rank_stops_all_before_the_same_update(tmp_path, und
     assert one == other
     assert one["step"] == found.saved == 12
     assert one["gates"] == gates_sha256(states_of(undisturbed / "checkpoints")["step-000012"])
-    assert Result.of(once(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))
+    assert Result.of(run_or_resume(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))
 
 
 def gates_sha256(state):

@@ -10,7 +10,7 @@ from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.train import step as train_step
 from tests.helpers import interrupted_runs
-from tests.helpers.interrupted_runs import Result, once, stop
+from tests.helpers.interrupted_runs import Result, run_or_resume, stop
 from tests.helpers.short_runs import run
 
 
@@ -32,10 +32,10 @@ def test_members_of_different_lengths(tmp_path):
 def test_a_run_stopped_at_every_step_in_turn_ends_as_if_it_had_not_been(tmp_path):
     # At 3 and 6 a validation is due, at 4 and 8 a checkpoint.
     steps = {"train__steps": 9, "train__validate_every": 3}
-    whole = Result.of(once(tmp_path / "whole", Ranks(), **steps))
+    whole = Result.of(run_or_resume(tmp_path / "whole", Ranks(), **steps))
     for step in range(1, 9):
         stop(tmp_path / "cut", Ranks(), step, **steps)
-    found = Result.of(once(tmp_path / "cut", Ranks(), **steps))
+    found = Result.of(run_or_resume(tmp_path / "cut", Ranks(), **steps))
     assert (found.circuit, found.metrics, found.difference(whole)) == (whole.circuit, whole.metrics, 0)
 
 
@@ -46,7 +46,7 @@ def test_two_ranks_and_from_two_to_one_and_back(tmp_path):
     assert (tmp_path / "stops.json").exists(), ending.text
     seen = json.loads((tmp_path / "stops.json").read_text())
     assert exact([interrupted_runs.Stop(*one) for one in [*seen["stops"], seen["mixed"]]]), seen
-    alone = Result.of(once(tmp_path / "alone", Ranks()))
+    alone = Result.of(run_or_resume(tmp_path / "alone", Ranks()))
     assert alone.difference(Result.of(tmp_path / "whole")) == 0
     assert alone.circuit == Result.of(tmp_path / "whole").circuit
 
@@ -83,20 +83,20 @@ def test_killing_changes_no_bit(tmp_path, monkeypatch, step):
 
 def test_no_line_of_the_metrics_is_written_twice(tmp_path, monkeypatch):
     """Stopped where a validation is due, gone on with it, then killed before the next checkpoint."""
-    whole = Result.of(once(tmp_path / "whole", Ranks()))
+    whole = Result.of(run_or_resume(tmp_path / "whole", Ranks()))
     stop(tmp_path / "cut", Ranks(), 10)
     with monkeypatch.context() as patch:
         kill_at(patch, 11)
         with pytest.raises(Killed):
-            once(tmp_path / "cut", Ranks())
-    assert Result.of(once(tmp_path / "cut", Ranks())).metrics == whole.metrics
+            run_or_resume(tmp_path / "cut", Ranks())
+    assert Result.of(run_or_resume(tmp_path / "cut", Ranks())).metrics == whole.metrics
 
 
 def test_a_stopped_run_goes_on_with_other_settings_of_memory(stopped_run, tmp_path):
     folder, overrides = stopped_run
     shutil.copytree(folder / "run", tmp_path / "run")
-    whole = Circuit.load(once(folder / "whole", Ranks(), **overrides) / "circuit.safetensors")
-    resumed = once(
+    whole = Circuit.load(run_or_resume(folder / "whole", Ranks(), **overrides) / "circuit.safetensors")
+    resumed = run_or_resume(
         tmp_path / "run", Ranks(), **{**overrides, "train__micro_batch_size": 2, "train__checkpointing": True}
     )
     for name, values in Circuit.load(resumed / "circuit.safetensors").log_alpha.items():

@@ -8,32 +8,17 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from pyarrow import parquet
 
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.cli import answer, run_prune, run_report, run_sweep
 from bigcircuit.config.load import load
 from bigcircuit.report.sweep_outputs import write_sweep_outputs
-from bigcircuit.results.pareto import dominates, pareto
-from bigcircuit.results.trial_table import as_parquet
+from bigcircuit.results.pareto import dominates
 from tests.helpers.sweep_dir import OTHERS, TRIALS, trial_folder, write_trial
 
 DONE = range(len(TRIALS))
 EMPTY = '{"members": [], "nodes": {}, "full": {}, "empty": {}}'
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from([0.0, 0.1, 0.25, 1.0, 2.0])), max_size=12))
-def test_the_front_is_what_nothing_dominates(points):
-    found = pareto(points)
-    by_definition = [
-        i for i, (size, kl) in enumerate(points) if not any(
-            (s <= size and k <= kl) and (s < size or k < kl) for s, k in points)
-    ]  # fmt: skip
-    assert sorted(found) == by_definition
-    assert [points[i] for i in found] == sorted(points[i] for i in found)
-    assert all(any(dominates(points[j], points[i]) for j in found) for i in set(range(len(points))) - set(found))
 
 
 def copied(swept, tmp_path):
@@ -90,12 +75,6 @@ def test_parquet_is_the_same_with_numbers_as_numbers(swept):
     for mine, theirs in zip(table.to_pylist(), rows, strict=True):
         shown = {key: "" if v is None else str(v).lower() if isinstance(v, bool) else str(v) for key, v in mine.items()}
         assert shown == theirs
-
-
-def test_settings_of_several_kinds_have_a_column_too():
-    rows = [{"a": 1, "b": None, "c": [1, 2], "d": "x"}, {"a": 0.5, "b": None, "c": None, "d": 3}]
-    found = parquet.read_table(pa.BufferReader(as_parquet(list("abcd"), rows))).to_pydict()
-    assert found == {"a": [1.0, 0.5], "b": [None, None], "c": [[1, 2], None], "d": ["x", "3"]}
 
 
 def test_the_front_has_its_table_figures_and_circuits(swept):

@@ -11,7 +11,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.io.run_dir import RunDir
 from bigcircuit.model.load import EMBEDDED
 from bigcircuit.train.fingerprint import check_same_fingerprint, run_fingerprint
-from tests.helpers.interrupted_runs import once
+from tests.helpers.interrupted_runs import run_or_resume
 
 
 def last_byte(content: bytes) -> bytes:
@@ -41,7 +41,7 @@ def test_other_files_under_the_same_names_are_refused_by_name(stopped_run, file,
         with pytest.raises(
             UserError, match=rf"made with another {field} \(sha256 \w{{12}}, now \w{{12}}\); put the files"
         ):
-            once(folder / "run", Ranks(), **overrides)
+            run_or_resume(folder / "run", Ranks(), **overrides)
     finally:
         (folder / file).write_bytes(before)
 
