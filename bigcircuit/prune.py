@@ -27,7 +27,7 @@ from bigcircuit.train.resolve import resolve
 from bigcircuit.train.setup import RunContext, set_up
 from bigcircuit.train.state import TrainState, metric_rows
 from bigcircuit.train.step import update, validate
-from bigcircuit.train.summary_table import summary_sentence, summary_table
+from bigcircuit.train.summary_table import closing_sentence, closing_table
 
 
 def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunDir:
@@ -186,8 +186,8 @@ def finish(
 
     render_run(folder.path, summary)
     write_json(folder.summary, summary)
-    progress.print_table(summary_table(summary, progress.console.width))
-    progress.print_line(summary_sentence(summary))
+    progress.print_table(closing_table(summary, progress.console.width))
+    progress.print_line(closing_sentence(summary))
     progress.print_line(
         f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; see {folder.report}"
     )

@@ -20,12 +20,12 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
     raw = read_yaml(Path(path)) if path else {}
     for key, value in (overrides or {}).items():
         set_dotted(raw, key, value)
-    config = validate(raw, str(path or "command line"))
+    config = parse_section(raw, str(path or "command line"))
     members(config)
     return config
 
 
-def validate(raw: Mapping[str, Any], source: str, kind: type[BaseModel] = Config, prefix: str = "") -> Any:
+def parse_section(raw: Mapping[str, Any], source: str, kind: type[BaseModel] = Config, prefix: str = "") -> Any:
     """Build the Config, or another section, from nested plain data. Raises UserError naming `source` and the key."""
     try:
         return kind.model_validate(raw)
@@ -83,7 +83,7 @@ def override(config: Config, overrides: Mapping[str, Any], source: str) -> Confi
     raw = config.model_dump()
     for key, value in overrides.items():
         set_dotted(raw, key, value)
-    return validate(raw, source)
+    return parse_section(raw, source)
 
 
 def check_key(key: str, source: str) -> None:

@@ -52,12 +52,12 @@ def circuit_scores(
     own: Ablation | None = None,
     minimal: bool,
     means: Means | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    print_line: Callable[[str], None] = lambda _: None,
 ) -> UnderAblation:
     """Score the circuit, its complement, the empty circuit, random circuits and partial ablations together, then its minimality.
 
     own: constants of the circuit, where each circuit has its own; parts of the circuit keep them, circuits that it is compared
-    with learn others. minimal: whether to measure minimality. means: what constants are means over. say: prints one line.
+    with learn others. minimal: whether to measure minimality. means: what constants are means over. print_line: prints a line of progress.
     """
     draws = min(settings.draws, _LEARNED_DRAWS) if scorer.fits_constants else settings.draws
     random = random_circuits(masks, shapes, draws, settings.seed)
@@ -65,7 +65,7 @@ def circuit_scores(
     fixed = scorer if own is None else scorer.with_constants(own)
     compared = [leaves(masks), complement(masks, shapes), empty(masks)]
     circuits = [*compared, *random, *(one for drawn in partial.values() for one in drawn)]
-    say(
+    print_line(
         f"  {len(circuits)} circuits on {len(held.test) + len(held.off)} pairs: itself, without it, nothing, {draws} random"
     )
     scores = scorer([*held.test, *held.off], circuits, [own])
@@ -76,7 +76,7 @@ def circuit_scores(
         **_compared(test, whole),
         random=_random(masks, random, test, whole, slice(len(compared), after)) if random else None,
         partial=_points(partial, test, after),
-        minimality=_minimality(masks, shapes, fixed, held, test, settings, say)
+        minimality=_minimality(masks, shapes, fixed, held, test, settings, print_line)
         if minimal and not fixed.fits_constants
         else {},
         off_distribution=_off(held, scores),
@@ -173,7 +173,7 @@ def _minimality(
     held: HeldOut,
     test: ExampleScores,
     settings: EvaluationSettings,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> dict[str, Minimality]:
     """Measure minimality at every granularity worth testing."""
     if not settings.groups:
@@ -181,7 +181,7 @@ def _minimality(
     whole = held.on(held.full, "test")
 
     def score(circuits: Sequence[Masks]) -> ExampleScores:
-        say(f"  minimality: {len(circuits)} circuits")
+        print_line(f"  minimality: {len(circuits)} circuits")
         return scorer(held.test, circuits)
 
     def summary(scores: ExampleScores) -> Scores:

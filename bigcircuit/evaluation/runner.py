@@ -119,7 +119,7 @@ class EvaluationRunner:
             own=constants.saved,
             minimal=is_main,
             means=constants.source,
-            say=self.progress.print_line,
+            print_line=self.progress.print_line,
         )
 
     def _predictions(

@@ -89,7 +89,7 @@ def _unnecessary(under: UnderAblation) -> str:
 
 
 def _interference(under: UnderAblation) -> str:
-    """Name the part of the complement whose opening makes the circuit clearly worse; empty if there is none."""
+    """Name the share of the complement that, when open, makes the circuit clearly worse; empty if there is none."""
     alone = under.circuit["kl"].high
     worse = [point for point in under.partial if 0 < point.fraction < 1 and point.kl > alone]
     if not worse:

@@ -28,7 +28,7 @@ from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.model.zero3 import numel, with_auto_values
 from bigcircuit.train.resolve import ResolvedRun
 from bigcircuit.train.state import TrainState
-from bigcircuit.train.step import faithfulness
+from bigcircuit.train.step import faithfulness_gradient
 
 META = torch.device("meta")
 
@@ -156,7 +156,7 @@ def training_peak(run: ResolvedRun, work: Workload) -> int:
     reference = torch.empty(size * work.answer, head.shape[0], dtype=head.dtype, device=META)
     state, one_batch = _state(run), OneBatch(size, Ranks(device=META))
     with Streams(frozen, _ablation(run, work), run.config.train.checkpointing) as streams, LiveBytes() as live:
-        faithfulness(state, streams, lambda _: reference, examples, one_batch)
+        faithfulness_gradient(state, streams, lambda _: reference, examples, one_batch)
     return live.peak
 
 

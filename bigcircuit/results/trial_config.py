@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from bigcircuit.config.load import override, validate
+from bigcircuit.config.load import override, parse_section
 from bigcircuit.config.schema import Config
 from bigcircuit.results.sweep import SweepResult, SweepTrial
 
@@ -15,7 +15,7 @@ def as_yaml(sweep: SweepResult, trial: SweepTrial) -> str:
 
     Its output is a folder beside that of the sweep. Raises UserError if sweep.json or trial.json holds an unknown setting.
     """
-    base = validate(sweep.base, str(sweep.path / "sweep.json"))
+    base = parse_section(sweep.base, str(sweep.path / "sweep.json"))
     own = {**trial.record.settings, "output": f"{base.output.rstrip('/')}_{trial.folder.name}"}
     config = override(base, own, str(trial.folder / "trial.json"))
     changed = _changed(config.model_dump(mode="json"), Config().model_dump(mode="json"))

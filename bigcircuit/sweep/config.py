@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from bigcircuit.config.load import check_key, flatten, members, override, set_dotted, validate
+from bigcircuit.config.load import check_key, flatten, members, override, parse_section, set_dotted
 from bigcircuit.config.schema import MEMBER_KEYS, Config, Count, Positive, Section
 from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError
@@ -114,7 +114,7 @@ def _domains(value: Mapping[str, Any], prefix: str = "") -> Any:
         if isinstance(inner, Mapping) and not set(inner) <= set(Range.model_fields):
             yield from _domains(inner, f"{prefix}{key}.")
         elif isinstance(inner, Mapping):
-            yield prefix + key, validate(inner, f"sweep.space.{prefix}{key}", Range)
+            yield prefix + key, parse_section(inner, f"sweep.space.{prefix}{key}", Range)
         elif isinstance(inner, (list, tuple, Range)):
             yield prefix + key, inner
         else:
@@ -149,14 +149,14 @@ def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:
     search = raw.pop("sweep", None)
     if not isinstance(search, dict):
         raise UserError(f"{source}: no section sweep; see configs/sweeps/penalties.yaml for an example")
-    config = validate(raw, source)
+    config = parse_section(raw, source)
     if config.tracking.trackers:
         raise UserError(
             f"{source}: tracking.trackers is set, and a sweep feeds none; leave it out: each trial has its metrics.jsonl"
         )
     if config.population.members or config.population.seeds > 1:
         raise UserError(f"{source}: population is set; a sweep makes its own: search train.seed or the members' keys")
-    return Sweep(config, validate({"space": {}} | search, source, SweepSettings, "sweep."))
+    return Sweep(config, parse_section({"space": {}} | search, source, SweepSettings, "sweep."))
 
 
 def shared_settings(config: Config) -> str:

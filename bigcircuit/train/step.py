@@ -35,7 +35,7 @@ class Sums(NamedTuple):
     """float64 [P]"""
 
 
-def faithfulness(
+def faithfulness_gradient(
     state: TrainState,
     streams: Streams,
     references: Callable[[MicroBatch], Tensor],
@@ -123,7 +123,7 @@ def update(
     Returns what to log, by name float32 [P]. Raises DivergedError on all ranks, before the update, if any value of any
     member on any rank is not finite.
     """
-    sums = faithfulness(state, streams, references, chosen, micro_batches)
+    sums = faithfulness_gradient(state, streams, references, chosen, micro_batches)
     cost = price(state)
     gradient = (sums.gradient + cost.gradient).float()
     parameters = state.parameters

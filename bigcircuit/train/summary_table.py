@@ -11,7 +11,7 @@ from bigcircuit.metrics.registry import SCORES
 from bigcircuit.runtime.tables import first_that_fits
 
 
-def summary_table(summary: Mapping[str, Any], width: int) -> Table:
+def closing_table(summary: Mapping[str, Any], width: int) -> Table:
     """Make the closing table: sizes and held-out means of every circuit beside the full model and the empty circuit.
 
     summary: content of summary.json. width: columns of the terminal; where there is room, means have their 95% intervals.
@@ -56,7 +56,7 @@ def _cell(score: Mapping[str, float | None] | None, interval: bool) -> str:
     return f"{mean} [{low}, {high}]" if interval else mean
 
 
-def summary_sentence(summary: Mapping[str, Any]) -> str:
+def closing_sentence(summary: Mapping[str, Any]) -> str:
     """Describe the result of the first member in one sentence. summary: content of summary.json."""
     row, nodes = summary["members"][0], summary["nodes"]
     scores, kept = row["scores"], row["kept"]

@@ -27,7 +27,7 @@ from bigcircuit.metrics.registry import SCORES, ScoreKind, example_scores, page_
 from bigcircuit.metrics.score import score, summarise
 from bigcircuit.report.render import render_run
 from bigcircuit.report.sweep_outputs import write_sweep_outputs
-from bigcircuit.train.summary_table import summary_table
+from bigcircuit.train.summary_table import closing_table
 from tests.helpers.short_runs import FAST, QUICK, run
 from tests.helpers.sweep_dir import write_trial
 
@@ -167,7 +167,7 @@ def test_a_new_entry_is_in_the_files_of_a_run(extended):
 @pytest.mark.usefixtures("entries")
 def test_a_new_entry_is_in_the_tables_of_the_terminal(extended):
     folder, result = extended
-    closing = shown(summary_table(json.loads((folder / "summary.json").read_text()), 110), 110)
+    closing = shown(closing_table(json.loads((folder / "summary.json").read_text()), 110), 110)
     (ablation,) = result.circuits[0].ablations
     evaluated = shown(score_table(result, ablation, 140), 140)
     for text in (closing, evaluated):
@@ -218,4 +218,4 @@ def test_files_from_before_an_entry_are_still_shown(plain):
     page = render_run(plain).read_text()
     assert "exact match" in page
     assert f'<th scope="col">{ENTRIES[NAME].heading}</th>' not in page
-    assert "JS" in shown(summary_table(json.loads((plain / "summary.json").read_text()), 110), 110)
+    assert "JS" in shown(closing_table(json.loads((plain / "summary.json").read_text()), 110), 110)
