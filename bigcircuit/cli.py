@@ -137,9 +137,9 @@ def run_sweep(words: Sequence[str]) -> None:
         from bigcircuit.sweep.dry_run import dry_run
 
         return dry_run(sweep, address, _console())
-    from bigcircuit.sweep.run import run_sweep
+    from bigcircuit.sweep.run import execute_sweep
 
-    return run_sweep(sweep, address, _console())
+    return execute_sweep(sweep, address, _console())
 
 
 def run_sweep_best(words: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ _MAX_ROWS = 60
 
 
 def dry_run(sweep: Sweep, address: str | None, console: Console) -> None:
-    """Print trials, slots, memory and time of a sweep; address: see run_sweep. Raises UserError where the sweep cannot run."""
+    """Print trials, slots, memory and time of a sweep; address: see execute_sweep. Raises UserError where the sweep cannot run."""
     folder, settings = Path(sweep.config.output), sweep.settings
     records = expected_records(folder, sweep)
     configs = configs_left(records, sweep)

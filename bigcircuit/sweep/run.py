@@ -38,7 +38,7 @@ _SHUT_DOWN_SECONDS = 60.0
 """Timeout for saving all trials and writing the outputs at the end."""
 
 
-def run_sweep(sweep: Sweep, address: str | None, console: Console) -> None:
+def execute_sweep(sweep: Sweep, address: str | None, console: Console) -> None:
     """Run or resume a sweep, write its folder and print the outcome.
 
     address: of a Ray cluster; None: start Ray on this machine for the sweep. Raises UserError, also where all trials have failed,

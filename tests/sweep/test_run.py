@@ -180,7 +180,7 @@ def cut_on_the_cluster(nodes, folder, cut, base=None, **search):
 
     What was over then is not made again, and every trial keeps its number, settings and steps.
     """
-    from bigcircuit.sweep.run import run_sweep
+    from bigcircuit.sweep.run import execute_sweep
 
     config, output = write_sweep_config(folder, base, **search), folder / "s"
     process = start_sweep(config, output, "--address", nodes.address)
@@ -190,7 +190,7 @@ def cut_on_the_cluster(nodes, folder, cut, base=None, **search):
     assert process.returncode == 128 + signal.SIGTERM, said
     before = read_trial_records(output)
     assert any(record.step for record in before)
-    run_sweep(load_sweep(config, {"output": str(output)}), nodes.address, Console(file=(folder / "said").open("w")))
+    execute_sweep(load_sweep(config, {"output": str(output)}), nodes.address, Console(file=(folder / "said").open("w")))
     after = read_trial_records(output)
     assert before != after, "it came too late"
     for old, new in zip(before, after, strict=False):
@@ -248,7 +248,7 @@ def test_a_signal_is_heeded_while_tune_reads_a_result(nodes, tmp_path, monkeypat
     """Tune takes an exception there for the failure of a trial, and continues with the others."""
     from ray.air.execution._internal import event_manager
 
-    from bigcircuit.sweep.run import run_sweep
+    from bigcircuit.sweep.run import execute_sweep
 
     def get(*arguments):
         if some_trial_reached(tmp_path / "s", 10):
@@ -258,7 +258,7 @@ def test_a_signal_is_heeded_while_tune_reads_a_result(nodes, tmp_path, monkeypat
     monkeypatch.setattr(event_manager, "ray", SimpleNamespace(**{**vars(ray), "get": get}))
     sweep = load_sweep(write_sweep_config(tmp_path, **PBT), {"output": str(tmp_path / "s")})
     with pytest.raises(Stopped, match="the same command goes on"):
-        run_sweep(sweep, nodes.address, Console(file=(tmp_path / "said").open("w")))
+        execute_sweep(sweep, nodes.address, Console(file=(tmp_path / "said").open("w")))
     records = read_trial_records(tmp_path / "s")
     assert records and all(record.status in ("running", "waiting") for record in records)
     assert (tmp_path / "s/report.html").exists()
