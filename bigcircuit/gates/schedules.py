@@ -3,8 +3,9 @@
 import math
 
 from bigcircuit.config.schema import GatesConfig, TrainConfig
+from bigcircuit.model.granularity import GRANULARITIES, LEAVES
 
-COARSE = ("block", "attention", "mlp", "kv_group", "head")
+COARSE = tuple(name for name in GRANULARITIES if name not in LEAVES.values())
 """Granularities whose gates close many neurons at once; `train.coarse_start` delays their penalties."""
 
 

@@ -30,6 +30,8 @@ class LayerShape(NamedTuple):
 class Granularity(NamedTuple):
     """Kind of node."""
 
+    nodes: str
+    """Plural noun for its nodes."""
     width: Callable[[LayerShape], int]
     """Number of nodes in a layer."""
     sites: tuple[str, ...]
@@ -42,30 +44,20 @@ ATTENTION, MLP, MLP_OUTPUT = "attention", "mlp", "mlp_output"
 """The sites: input of the attention output projection, input of the MLP down projection, output of the MLP down projection."""
 
 GRANULARITIES: dict[str, Granularity] = {
-    "block": Granularity(lambda _: 1, (ATTENTION, MLP, MLP_OUTPUT), ()),
-    "attention": Granularity(lambda _: 1, (ATTENTION,), ("block",)),
-    "mlp": Granularity(lambda _: 1, (MLP, MLP_OUTPUT), ("block",)),
-    "kv_group": Granularity(lambda s: s.kv_heads, (ATTENTION,), ("block", "attention")),
-    "head": Granularity(lambda s: s.heads, (ATTENTION,), ("block", "attention", "kv_group")),
+    "block": Granularity("blocks", lambda _: 1, (ATTENTION, MLP, MLP_OUTPUT), ()),
+    "attention": Granularity("attention sub-layers", lambda _: 1, (ATTENTION,), ("block",)),
+    "mlp": Granularity("MLP sub-layers", lambda _: 1, (MLP, MLP_OUTPUT), ("block",)),
+    "kv_group": Granularity("key/value groups", lambda s: s.kv_heads, (ATTENTION,), ("block", "attention")),
+    "head": Granularity("heads", lambda s: s.heads, (ATTENTION,), ("block", "attention", "kv_group")),
     "attention_neuron": Granularity(
-        lambda s: s.heads * s.head_dim, (ATTENTION,), ("block", "attention", "kv_group", "head")
+        "attention neurons", lambda s: s.heads * s.head_dim, (ATTENTION,), ("block", "attention", "kv_group", "head")
     ),
-    "mlp_neuron": Granularity(lambda s: s.intermediate, (MLP,), ("block", "mlp")),
-    "mlp_output": Granularity(lambda s: s.hidden, (MLP_OUTPUT,), ("block", "mlp")),
+    "mlp_neuron": Granularity("MLP neurons", lambda s: s.intermediate, (MLP,), ("block", "mlp")),
+    "mlp_output": Granularity("MLP outputs", lambda s: s.hidden, (MLP_OUTPUT,), ("block", "mlp")),
 }
 """Name of a granularity -> its entry, coarse before fine: the parents of a granularity come before it."""
 
-NODE_NAMES = {
-    "total": "all neurons",
-    "block": "blocks",
-    "attention": "attention sub-layers",
-    "mlp": "MLP sub-layers",
-    "kv_group": "key/value groups",
-    "head": "heads",
-    "attention_neuron": "attention neurons",
-    "mlp_neuron": "MLP neurons",
-    "mlp_output": "MLP outputs",
-}
+NODE_NAMES = {"total": "all neurons"} | {name: granularity.nodes for name, granularity in GRANULARITIES.items()}
 """Name of a granularity, or `total` -> plural noun for its nodes."""
 
 SITE_WIDTH: dict[str, Callable[[LayerShape], int]] = {
