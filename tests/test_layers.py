@@ -119,3 +119,26 @@ def test_folders_and_files_of_tests_mirror_the_package():
         if (ROOT / path.parts[0]).is_dir() and str(path) not in TOPICS and mirrored not in known:
             strangers.append(str(path))
     assert not strangers, strangers
+
+
+SAME_IN_EVERY_ENTRY = set("build draw_pair FRAMES NAME RULE IF_EMPTY recognises read draw open_shares decided".split())
+"""Names that every file of a table defines: builders, formats of `convert`, implementations of parametrisations."""
+
+
+def test_a_public_name_has_one_meaning():
+    homes: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text()).body:
+            for name in defined(node):
+                if not name.startswith("_") and name not in SAME_IN_EVERY_ENTRY:
+                    homes.setdefault(name, []).append(module)
+    twice = {name: where for name, where in homes.items() if len(where) > 1}
+    assert not twice, twice
+
+
+def defined(node: ast.stmt) -> list[str]:
+    """Names that a statement of a module defines."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]

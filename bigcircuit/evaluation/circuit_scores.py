@@ -57,7 +57,8 @@ def circuit_scores(
     """Score the circuit, its complement, the empty circuit, random circuits and partial ablations together, then its minimality.
 
     own: constants of the circuit, where each circuit has its own; parts of the circuit keep them, circuits that it is compared
-    with learn others. minimal: whether to measure minimality. means: what constants are means over. print_line: prints a line of progress.
+    with learn others. minimal: whether to measure minimality. means: what constants are means over. print_line: prints a line
+    of progress.
     """
     draws = min(settings.draws, _LEARNED_DRAWS) if scorer.fits_constants else settings.draws
     random = random_circuits(masks, shapes, draws, settings.seed)

@@ -38,8 +38,8 @@ class EvaluationSettings(Section):
     tolerance: Annotated[float, Field(ge=0)] = 1e-4
     """A node is necessary if KL rises without it by more than this, in nats, and the interval of the rise is above 0."""
     methods: Names = ("all",)
-    """Rankings whose curves are drawn: learned, a baseline (integrated_gradients, attribution_patching, head_importance,
-    activation_magnitude, random), all, or none."""
+    """Rankings whose curves are drawn: learned, baselines such as integrated_gradients or random (a name that is not known lists
+    them), all, or none."""
     levels: Names = ("neuron", "head")
     """What the curves rank: neuron (all site neurons together) or granularities."""
     ranking: str = "signed"

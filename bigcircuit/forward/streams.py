@@ -119,7 +119,14 @@ class Streams:
             self._forward(self._plain(batch, watcher), tokens)
 
     def _plain(self, batch: Batch, watcher: Watcher | None = None) -> _Pass:
-        return _Pass(batch, None, 1, _Rows(len(batch.clean), 0), self.ablation, watcher)
+        return _Pass(
+            batch=batch,
+            masks=None,
+            members=1,
+            rows=_Rows(len(batch.clean), 0),
+            ablation=self.ablation,
+            watch=watcher,
+        )
 
     def masked(self, batch: Batch, masks: MaskSource, members: int) -> Tensor:
         """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]."""
@@ -127,7 +134,7 @@ class Streams:
         rows = _Rows(len(tokens), len(batch.corrupted) if self.corrupted_stream else 0)
         if self.corrupted_stream:
             tokens = torch.cat([tokens, batch.corrupted])
-        return self._forward(_Pass(batch, masks, members, rows, self.ablation), tokens)
+        return self._forward(_Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation), tokens)
 
     def _forward(self, state: _Pass, tokens: Tensor) -> Tensor:
         assert self._undo, "enter the context manager first"

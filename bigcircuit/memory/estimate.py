@@ -151,7 +151,8 @@ def training_peak(run: ResolvedRun, work: Workload) -> int:
         def iterate(self, *_: Any, **__: Any) -> Iterator[MicroBatch]:
             yield MicroBatch(examples, batch, True)
 
-    examples = [Example(index, (), (), (), (), "") for index in range(size)]
+    nothing = Example(id=0, clean=(), corrupted=(), answers=(), wrong_answers=(), source="")
+    examples = [nothing._replace(id=index) for index in range(size)]
     head = cast(Tensor, frozen.head.weight)
     reference = torch.empty(size * work.answer, head.shape[0], dtype=head.dtype, device=META)
     state, one_batch = _state(run), OneBatch(size, Ranks(device=META))

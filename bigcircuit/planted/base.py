@@ -152,10 +152,15 @@ def examples_of(pairs: Sequence[dict[str, Any]]) -> list[Example]:
     """Convert rows of a pair file to examples."""
     return [
         Example(
-            index, tuple(row["clean"]), tuple(row["corrupted"]), (tuple(row["answers"][0]),), (tuple(row["wrong_answers"][0]),), ""
+            id=index,
+            clean=tuple(row["clean"]),
+            corrupted=tuple(row["corrupted"]),
+            answers=(tuple(row["answers"][0]),),
+            wrong_answers=(tuple(row["wrong_answers"][0]),),
+            source="",
         )
         for index, row in enumerate(pairs)
-    ]  # fmt: skip
+    ]
 
 
 def _learn(model: Any, task: _Lookup, closed: Sequence[tuple[str, int, int]], steps: int) -> None:

@@ -42,7 +42,9 @@ def swap_pairs(streams: Streams, examples: Sequence[Example], micro_batches: Mic
     """
     present = {(example.clean, example.corrupted) for example in examples}
     turned = [
-        Example(-1 - e.id, e.corrupted, e.clean, e.wrong_answers, e.answers, e.source)
+        e._replace(
+            id=-1 - e.id, clean=e.corrupted, corrupted=e.clean, answers=e.wrong_answers, wrong_answers=e.answers
+        )
         for e in examples
         if e.wrong_answers and (e.corrupted, e.clean) not in present
     ]
