@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigcircuit.config.load import set_dotted, parse_section
+from bigcircuit.config.load import parse_section, set_dotted
 from bigcircuit.config.schema import AblationName, ModelConfig, Section
 from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError

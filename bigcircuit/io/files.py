@@ -18,6 +18,9 @@ from bigcircuit.errors import UserError
 if TYPE_CHECKING:  # torch takes seconds to load, and many modules that write files do not need it
     from torch import Tensor
 
+Json = Mapping[str, Any]
+"""A JSON object as it was read."""
+
 
 def file_sha256(path: Path) -> str:
     """Return the hex sha256 of a file; a file that has not changed is not read again."""

@@ -8,12 +8,13 @@ import numpy as np
 from bigcircuit.attribution.baselines import METHOD_LABELS
 from bigcircuit.circuit.overlap import Stability
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS
+from bigcircuit.io.files import Json
 from bigcircuit.metrics.registry import SCORES
 from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.report.drawing import Drawing, Grid
 from bigcircuit.report.figures import Chart, Line, bars, lines, scatter
 from bigcircuit.report.maps import heatmap, model_map, neuron_map
-from bigcircuit.results.run import Json, RunCircuit
+from bigcircuit.results.run import RunCircuit
 
 _VALIDATION = "validation, rounded gates, the size asked for"
 _NAMED = 8

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from bigcircuit.io.files import Json
 from bigcircuit.metrics.numbers import count_text, percent_text, score_text
 from bigcircuit.metrics.registry import page_scores
-from bigcircuit.results.run import Json
 
 
 class TableCell(NamedTuple):

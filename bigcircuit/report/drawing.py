@@ -134,7 +134,7 @@ def make_palette(names: Sequence[str]) -> Palette:
     return Palette(colours, alphas, labels, len(names))
 
 
-def draw(circuits: Mapping[str, Circuit]) -> Drawing:
+def draw_circuits(circuits: Mapping[str, Circuit]) -> Drawing:
     """Draw circuits of one model over each other. circuits: by name."""
     shown = make_palette(list(circuits))
     wide = node_widths(next(iter(circuits.values())))

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bigcircuit.ablation.kinds import KINDS
+from bigcircuit.io.files import Json
 from bigcircuit.metrics.numbers import count_text, range_text
 from bigcircuit.model.granularity import NODE_NAMES
-from bigcircuit.results.run import Json, RunCircuit
+from bigcircuit.results.run import RunCircuit
 
 _LISTED = 6
 """Most values of a fact that are listed by circuit."""

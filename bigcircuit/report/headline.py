@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bigcircuit.io.files import Json
 from bigcircuit.metrics.numbers import count_text, range_text
 from bigcircuit.metrics.registry import SCORES
-from bigcircuit.results.run import Json, RunCircuit
+from bigcircuit.results.run import RunCircuit
 
 
 class Tile(NamedTuple):

@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.overlap import Stability, overlap, overlap_sentence, stability
+from bigcircuit.io.files import Json
 from bigcircuit.model.granularity import GRANULARITIES
 from bigcircuit.report import charts, facts, headline, score_tables
 from bigcircuit.report.circuits_table import Column, circuit_columns
-from bigcircuit.report.drawing import Drawing, draw
+from bigcircuit.report.drawing import Drawing, draw_circuits
 from bigcircuit.report.facts import Fact
 from bigcircuit.report.figures import Chart
 from bigcircuit.report.score_tables import ScoreTables
 from bigcircuit.results.locate import unique
-from bigcircuit.results.run import Json, RunCircuit, RunSource, node_widths, nodes_of_model
+from bigcircuit.results.run import RunCircuit, RunSource, node_widths, nodes_of_model
 
 BUDGET = 700_000
 """Most bytes of drawings on one page; further circuits are in the tables only, and `report` draws them on pages of their own."""
@@ -112,7 +113,7 @@ def page_content(sources: Sequence[RunSource]) -> Page:
     beside = alone and first.comparison is not None  # a comparison with others counts more than one among themselves
     others = first.compared if beside and (first.summary or first.evaluation) else {}
     if others and same_model(list(others.values())):
-        shown.append(ShownCircuit("compared", "compared", draw(others), {}, ()))
+        shown.append(ShownCircuit("compared", "compared", draw_circuits(others), {}, ()))
     compared = _recorded(first.comparison) if beside and first.comparison else compare(at_hand)
     listed = list(rows.values())
     verdict = first.evaluation["verdict"] if alone and first.evaluation else ""
@@ -203,12 +204,12 @@ def _drawn(members: Mapping[str, RunCircuit], at_hand: Mapping[str, Circuit]) ->
     """
     shown, used = [], 0
     if len(at_hand) > 1 and same_model(list(at_hand.values())):
-        together = draw(at_hand)
+        together = draw_circuits(at_hand)
         shown.append(ShownCircuit("all", "all together", together, {}, ()))
         used = together.page_bytes
     places = {name: index for index, name in enumerate(members)}
     for index, (name, circuit) in enumerate(at_hand.items()):
-        drawing = draw({name: circuit})
+        drawing = draw_circuits({name: circuit})
         used += drawing.page_bytes
         if index and used > BUDGET:
             return shown, len(at_hand) - index

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigcircuit.errors import UserError
+from bigcircuit.io.files import Json
 from bigcircuit.report import charts, page_content
 from bigcircuit.report.page import write_page
 from bigcircuit.report.svg import write_figures
 from bigcircuit.report.sweep_page import render_sweep
-from bigcircuit.results.run import Json, open_source
+from bigcircuit.results.run import open_source
 from bigcircuit.results.sweep import is_sweep, read_sweep
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bigcircuit.io.files import Json
 from bigcircuit.metrics.registry import SCORES, page_scores
 from bigcircuit.model.granularity import GRANULARITIES
-from bigcircuit.results.run import Json
 
 
 class ScoreCell(NamedTuple):

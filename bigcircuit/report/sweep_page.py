@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.io.files import Json
 from bigcircuit.report import charts, facts, headline, page_content, score_tables, sweep_headline
-from bigcircuit.report.drawing import Drawing, draw
+from bigcircuit.report.drawing import Drawing, draw_circuits
 from bigcircuit.report.facts import Fact
 from bigcircuit.report.figures import Chart
 from bigcircuit.report.page import write_page
 from bigcircuit.report.svg import write_figures
 from bigcircuit.report.sweep_figures import drawable_trials, front_chart, setting_charts, sweep_training_charts
 from bigcircuit.results.pareto import dominates
-from bigcircuit.results.run import Json, RunSource, open_source
+from bigcircuit.results.run import RunSource, open_source
 from bigcircuit.results.sweep import SweepResult, SweepTrial
 from bigcircuit.results.trial_config import as_yaml
 
@@ -118,7 +119,7 @@ def sweep_page(sweep: SweepResult) -> SweepPage:
         trials=[_shown(sweep, trial, sources.get(trial.number), drawn.get(trial.number)) for trial in sweep.trials],
         front=list(circuits),
         first=first.number if first else None,
-        together=draw(named) if len(named) > 1 and page_content.same_model(list(named.values())) else None,
+        together=draw_circuits(named) if len(named) > 1 and page_content.same_model(list(named.values())) else None,
         keys=sweep.searched,
         comparison=page_content.compare(named),
         by_setting=setting_charts(sweep),
@@ -136,7 +137,7 @@ def _drawn(circuits: Mapping[int, Circuit], first: int | None) -> dict[int, Draw
     found: dict[int, Drawing] = {}
     used = 0
     for number in sorted(circuits, key=lambda number: number != first):
-        drawing = draw({f"trial {number}": circuits[number]})
+        drawing = draw_circuits({f"trial {number}": circuits[number]})
         used += drawing.page_bytes
         if found and used > page_content.BUDGET:
             break

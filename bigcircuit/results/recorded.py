@@ -1,13 +1,10 @@
 """Circuits that evaluation.json or comparison.json records: their files, even if moved, and what the JSON file holds of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from bigcircuit.circuit.circuit import Circuit
-from bigcircuit.io.files import file_sha256
-
-Json = Mapping[str, Any]
+from bigcircuit.io.files import Json, file_sha256
 
 
 def circuit_of(record: Json, folder: Path) -> Circuit | None:

@@ -8,14 +8,12 @@ from typing import Any
 
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.errors import UserError
-from bigcircuit.io.files import read_json
+from bigcircuit.io.files import Json, read_json
 from bigcircuit.io.run_dir import read_metrics
 from bigcircuit.model.granularity import GRANULARITIES
 from bigcircuit.results import recorded
 from bigcircuit.results.evaluation import read_result
 from bigcircuit.results.locate import name_of, run_of
-
-Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bigcircuit.errors import UserError
-from bigcircuit.io.files import read_json
+from bigcircuit.io.files import Json, read_json
 from bigcircuit.results.pareto import pareto
 from bigcircuit.results.trial_record import TrialRecord, trial_folders
 
-Json = Mapping[str, Any]
 _RESTORE = "restore it from a copy"
 
 
