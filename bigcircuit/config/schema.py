@@ -218,11 +218,17 @@ class GatesConfig(Section):
         return self
 
 
+class _Described(Section):
+    """Base of sections whose fields bring their descriptions: pydantic need not search for docstrings, which takes time."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
 def _by_granularity(kind: Any, default: Any, **more: str) -> type[Section]:
     """Base of a section with a field for every granularity, and some more with these descriptions, which come first."""
     texts = {**more, **{name: NODE_NAMES[name] for name in GRANULARITIES}}
     fields = {name: (kind, Field(default, description=f"{text[0].upper()}{text[1:]}.")) for name, text in texts.items()}
-    return cast(Any, create_model)("ByGranularity", __base__=Section, **fields)
+    return cast(Any, create_model)("ByGranularity", __base__=_Described, **fields)
 
 
 class PenaltyConfig(_by_granularity(Weight, 0.0)):  # type: ignore[misc]

@@ -10,19 +10,11 @@ import pytest
 import torch
 
 from bigcircuit.circuit.circuit import Circuit
-from tests.helpers.launch import option_words
+from tests.helpers.launch import ON_CPU, ROOT, option_words
 from tests.helpers.network_namespaces import NotPermittedError, two_hosts
 from tests.helpers.short_runs import QUICK, run
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": f"{BIN}:{os.environ['PATH']}",
-    "OMP_NUM_THREADS": "1",
-    "DS_ACCELERATOR": "cpu",
-    "HF_HUB_OFFLINE": "1",
-}
+ENVIRONMENT = {**ON_CPU, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 # Slurm, as far as launchers/slurm.sh sees it: the names of the hosts, and one copy of the command on each.
 SCONTROL = "#!/bin/bash\nprintf '%s\\n' {first.address} {second.address}\n"

@@ -27,11 +27,10 @@ from bigcircuit.io import checkpoint
 from bigcircuit.io.run_dir import RunDir
 from bigcircuit.model.load import EMBEDDED
 from bigcircuit.train import step as train_step
-from tests.helpers.launch import ENVIRONMENT, ROOT, launcher_command, option_words
+from tests.helpers.launch import ON_CPU, ROOT, launcher_command, option_words
 from tests.helpers.pair_files import write_pairs
 from tests.helpers.short_runs import QUICK
 
-ON_CPU = {**ENVIRONMENT, "DS_ACCELERATOR": "cpu"}
 SETTINGS: dict[str, Any] = {
     **QUICK,
     "task.size": 40,

@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 DEEPSPEED_CONFIGS = ROOT / "configs/deepspeed"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ON_CPU = {**ENVIRONMENT, "DS_ACCELERATOR": "cpu"}
 
 
 def free_port() -> int:

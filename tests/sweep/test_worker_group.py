@@ -61,7 +61,8 @@ def test_weights_are_read_from_disk_once_a_node(tmp_path):
     read = sum(int(worker.communicate()[0]) for worker in workers)
     if read == 0:
         pytest.skip("this folder is in memory or its disk's cache cannot be emptied")
-    assert read == pytest.approx(weights.stat().st_size, rel=0.05)
+    # A busy machine may drop a part of what was read, or of the libraries, from memory again; twice would be 2.0.
+    assert 0.95 < read / weights.stat().st_size < 1.5
 
 
 def after(seconds, error):
