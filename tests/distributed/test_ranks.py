@@ -10,6 +10,7 @@ from bigcircuit.circuit.circuit import Circuit
 from tests.helpers.launch import ON_CPU, ROOT, launcher_command, option_words
 from tests.helpers.short_runs import QUICK, run
 
+
 def prune_under(launcher: str, ranks: int, **overrides):
     """Run launchers/prune.py to its end; overrides: dotted keys with `__` for the dot."""
     values = {**QUICK, **{key.replace("__", "."): value for key, value in overrides.items()}}
