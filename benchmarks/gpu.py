@@ -196,7 +196,7 @@ def predicted(case: Case, count: int, ranks: int = 1) -> float:
     """Predict the GiB that a rank needs, as `bigcircuit check` does without weights."""
     from bigcircuit.memory.estimate import Workload, estimate
 
-    work = Workload(case.tokens, answer=1, rows=1, trained=case.batch * ranks, validated=0, ranks=ranks)
+    work = Workload(tokens=case.tokens, answer=1, rows=1, trained=case.batch * ranks, validated=0, ranks=ranks)
     config, meta = settings(case, count, ranks), build(case.size, 0, torch.device("meta"))
     model = ResolvedModel(
         config=config.model,

@@ -142,3 +142,30 @@ def defined(node: ast.stmt) -> list[str]:
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def wide_tuples() -> set[str]:
+    """Names of our NamedTuples with more than five fields."""
+    classes = [
+        n for path in ROOT.rglob("*.py") for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef)
+    ]
+    return {
+        one.name
+        for one in classes
+        if any(isinstance(base, ast.Name) and base.id == "NamedTuple" for base in one.bases)
+        and sum(isinstance(node, ast.AnnAssign) for node in one.body) > 5
+    }
+
+
+def test_named_tuples_of_many_fields_are_built_by_keyword():
+    wide, found = wide_tuples(), []
+    assert "Batch" in wide and "Baseline" not in wide
+    for path in [*ROOT.rglob("*.py"), *TESTS.rglob("*.py"), *(TESTS.parent / "benchmarks").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and node.args
+                and getattr(node.func, "id", getattr(node.func, "attr", None)) in wide
+            ):
+                found.append(f"{path.relative_to(TESTS.parent)}:{node.lineno}")
+    assert not found, found

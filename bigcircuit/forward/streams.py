@@ -134,7 +134,9 @@ class Streams:
         rows = _Rows(len(tokens), len(batch.corrupted) if self.corrupted_stream else 0)
         if self.corrupted_stream:
             tokens = torch.cat([tokens, batch.corrupted])
-        return self._forward(_Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation), tokens)
+        return self._forward(
+            _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation), tokens
+        )
 
     def _forward(self, state: _Pass, tokens: Tensor) -> Tensor:
         assert self._undo, "enter the context manager first"

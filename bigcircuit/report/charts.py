@@ -25,7 +25,7 @@ def training_charts(members: Mapping[str, RunCircuit]) -> list[Chart]:
     """Draw KL and size by step: faint lines for the gates of training, strong lines for validation, one of each per circuit."""
     many = len(members) > 1
     found = []
-    for key, title, measured, checked, y in (
+    for key, title, measured, checked, y_label in (
         ("training_kl", "KL by step", "kl", "validation.kl", SCORES["kl"].heading),
         ("training_size", "Neurons open by step", "open.total", "validation.kept.total", "site neurons"),
     ):
@@ -34,11 +34,13 @@ def training_charts(members: Mapping[str, RunCircuit]) -> list[Chart]:
         for index, (name, member) in enumerate(members.items()):
             tip, place = (name, index) if many else ("", None)
             end = name if 1 < len(members) <= _NAMED and key == "training_kl" else ""
-            series += [
-                Line(seen, *_points(member.metrics, measured), tip, place, "faint"),
-                Line(_VALIDATION, *_points(member.metrics, checked), tip, place, end=end),
-            ]
-        found.append(lines(key, title, series, "step", y, log=key == "training_kl", marked=True))
+            for label, column, kind, name_at_end in (
+                (seen, measured, "faint", ""),
+                (_VALIDATION, checked, "line", end),
+            ):
+                x, y = _points(member.metrics, column)
+                series.append(Line(label=label, x=x, y=y, tip=tip, member=place, kind=kind, end=name_at_end))
+        found.append(lines(key, title, series, "step", y_label, log=key == "training_kl", marked=True))
     return [chart for chart in found if chart]
 
 
@@ -110,7 +112,7 @@ def _ranking(one: Json, several: bool) -> Line:
     # The full model has a KL of 0 and the empty circuit no node: logarithmic axes have no place for them.
     points = [p for p in one["points"] if p["fraction"] < 1 and p["size"]]
     tip = f"{label}: CPR {one['cpr']:.3f}, CMD {one['cmd']:.3f}"
-    return Line(label, [p["size"] for p in points], [p["kl"] for p in points], tip, band=_band(points))
+    return Line(label=label, x=[p["size"] for p in points], y=[p["kl"] for p in points], tip=tip, band=_band(points))
 
 
 def _band(points: Sequence[Json]) -> list[tuple[float, float]]:
@@ -127,7 +129,7 @@ def _found(evaluation: Json, ablation: str, several: bool) -> list[Line]:
         if circuit["task"] == own[0]["task"]:
             label = f"circuit {circuit['name']}" if several else "this circuit"
             bounds = (kl["low"], kl["high"])
-            found.append(Line(label, [circuit["kept"]["total"]], [kl["mean"]], kind="star", band=[bounds]))
+            found.append(Line(label=label, x=[circuit["kept"]["total"]], y=[kl["mean"]], kind="star", band=[bounds]))
     return found
 
 
@@ -141,9 +143,9 @@ def partial_charts(evaluation: Json) -> list[Chart]:
             x = [100 * p["fraction"] for p in points]
             several = len(evaluation["circuits"]) > 1
             name = circuit["name"] if several else "mean of draws"
-            series.append(Line(name, x, [p["kl"] for p in points], band=_band(points)))
+            series.append(Line(label=name, x=x, y=[p["kl"] for p in points], band=_band(points)))
             if not several:
-                series.append(Line("worst draw", x, [p["kl_max"] for p in points]))
+                series.append(Line(label="worst draw", x=x, y=[p["kl_max"] for p in points]))
         title = f"With a part of the rest, {ablation.replace('_', ' ')} ablation"
         x_label, y_label = "share of the rest that is open, %", SCORES["kl"].heading
         found.append(lines(f"partial_{ablation}", title, series, x_label, y_label, marked=True))

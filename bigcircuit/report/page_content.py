@@ -162,7 +162,9 @@ def _measured(source: RunSource, rows: Sequence[Json], alone: bool) -> MeasuredR
     evaluation = source.evaluation
     if evaluation is None:
         scores = score_tables.summary_table(source.summary, rows) if source.summary else None
-        return MeasuredRun(source.name, "", (), scores, tables=None, sizes=(), partial=()) if scores else None
+        if not scores:
+            return None
+        return MeasuredRun(name=source.name, verdict="", missing=(), scores=scores, tables=None, sizes=(), partial=())
     sizes, partial = charts.ranking_charts(evaluation), charts.partial_charts(evaluation)
     if not alone:  # so that files of figures have different names
         sizes, partial = (

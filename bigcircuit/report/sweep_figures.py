@@ -140,6 +140,6 @@ def sweep_training_charts(sweep: SweepResult) -> list[Chart]:
         for trial in sweep.trials:
             points = [(row["step"], row[column]) for row in rows[trial] if row.get(column) is not None]
             x, values = zip(*points, strict=True) if points else ((), ())
-            series.append(Line("", x, values, tip=f"trial {trial.number}", member=trial.number))
+            series.append(Line(label="", x=x, y=values, tip=f"trial {trial.number}", member=trial.number))
         found.append(lines(key, title, series, "step", y, log=key == "training_kl"))
     return [chart for chart in found if chart]

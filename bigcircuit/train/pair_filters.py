@@ -42,9 +42,7 @@ def swap_pairs(streams: Streams, examples: Sequence[Example], micro_batches: Mic
     """
     present = {(example.clean, example.corrupted) for example in examples}
     turned = [
-        e._replace(
-            id=-1 - e.id, clean=e.corrupted, corrupted=e.clean, answers=e.wrong_answers, wrong_answers=e.answers
-        )
+        e._replace(id=-1 - e.id, clean=e.corrupted, corrupted=e.clean, answers=e.wrong_answers, wrong_answers=e.answers)
         for e in examples
         if e.wrong_answers and (e.corrupted, e.clean) not in present
     ]

@@ -282,7 +282,7 @@ def test_words_that_are_missing_are_named():
 
 def test_the_reason_is_told_when_no_prompt_fits():
     tokenizer = AutoTokenizer.from_pretrained(PATH)
-    longer = Pair("Mary", "Mary and Tom", (" he",), (" she",))
+    longer = Pair(clean="Mary", corrupted="Mary and Tom", answers=(" he",), wrong_answers=(" she",))
     with pytest.raises(UserError, match=r"^task x: no prompt fits this tokenizer \('Mary': clean has 2 tokens"):
         collect_pairs("x", tokenizer, 3, random.Random(0), lambda _: longer)
 
@@ -308,7 +308,7 @@ def test_word_lists_hold_no_word_twice():
 def test_a_builder_with_few_prompts_gives_the_ones_it_has():
     def draw_pair(rng):
         clean, corrupted = rng.sample(WOMEN[:5], 2)
-        return Pair(f"When {clean}", f"When {corrupted}", (" she",), (" he",))
+        return Pair(clean=f"When {clean}", corrupted=f"When {corrupted}", answers=(" she",), wrong_answers=(" he",))
 
     pairs = collect_pairs("few", AutoTokenizer.from_pretrained(PATH), SIZE, random.Random(0), draw_pair)
     assert sorted(pair.clean for pair in pairs) == sorted(f"When {name}" for name in WOMEN[:5])

@@ -24,8 +24,8 @@ ROWS = [
     },
 ]
 PAIRS = [
-    Pair("Ann and Bo. Bo saw", "Ann and Bo. Cy saw", (" Ann",), (" Bo",)),
-    Pair("Di and Ed. Ed saw", "Di and Ed. Cy saw", (" Di", " D"), (" Ed",)),
+    Pair(clean="Ann and Bo. Bo saw", corrupted="Ann and Bo. Cy saw", answers=(" Ann",), wrong_answers=(" Bo",)),
+    Pair(clean="Di and Ed. Ed saw", corrupted="Di and Ed. Cy saw", answers=(" Di", " D"), wrong_answers=(" Ed",)),
 ]
 
 
@@ -91,24 +91,30 @@ def test_token_ids(tmp_path, ending):
     """A flat list of numbers is one answer; a list of lists is several."""
     rows = [{"clean": [1, 2, 3], "corrupted": [1, 9, 3], "answers": [[5], [6, 7]], "wrong_answers": [[8]]}]
     path = WRITERS[ending][0](tmp_path / f"ids.{ending}", rows)
-    assert without_source(read_pairs(path)) == [Pair((1, 2, 3), (1, 9, 3), ((5,), (6, 7)), ((8,),))]
+    assert without_source(read_pairs(path)) == [
+        Pair(clean=(1, 2, 3), corrupted=(1, 9, 3), answers=((5,), (6, 7)), wrong_answers=((8,),))
+    ]
     flat = [{"clean": [1, 2, 3], "corrupted": [1, 9, 3], "answers": [5], "wrong_answers": [8, 4]}]
     path = WRITERS[ending][0](tmp_path / f"flat.{ending}", flat)
-    assert without_source(read_pairs(path)) == [Pair((1, 2, 3), (1, 9, 3), ((5,),), ((8, 4),))]
+    assert without_source(read_pairs(path)) == [
+        Pair(clean=(1, 2, 3), corrupted=(1, 9, 3), answers=((5,),), wrong_answers=((8, 4),))
+    ]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "json", "parquet"])
 def test_a_lone_text_is_one_answer(tmp_path, ending):
     rows = [{"clean": "a b", "corrupted": "c b", "answers": " a", "wrong_answers": " c"}]
     pairs = read_pairs(WRITERS[ending][0](tmp_path / f"pairs.{ending}", rows))
-    assert without_source(pairs) == [Pair("a b", "c b", (" a",), (" c",))]
+    assert without_source(pairs) == [Pair(clean="a b", corrupted="c b", answers=(" a",), wrong_answers=(" c",))]
 
 
 def test_columns_are_renamed_and_may_be_swapped(tmp_path):
     rows = [{"prompt": "a b", "corrupted": "c b", "good": " a", "bad": " c", "part": "test"}]
     path = write_jsonl(tmp_path / "other.jsonl", rows)
     columns = {"clean": "prompt", "answers": "good", "wrong_answers": "bad", "split": "part"}
-    assert without_source(read_pairs(path, columns=columns)) == [Pair("a b", "c b", (" a",), (" c",), "test")]
+    assert without_source(read_pairs(path, columns=columns)) == [
+        Pair(clean="a b", corrupted="c b", answers=(" a",), wrong_answers=(" c",), split="test")
+    ]
     path = write_jsonl(tmp_path / "ours.jsonl", ROWS)
     swapped = {"clean": "corrupted", "corrupted": "clean", "answers": "wrong_answers", "wrong_answers": "answers"}
     first = read_pairs(path, columns=swapped)[0]
@@ -121,7 +127,9 @@ def test_prompt_text_is_kept_exactly(tmp_path):
     rows = [{"clean": odd, "corrupted": odd + "x", "answers": " a\n", "wrong_answers": "b "}]
     (tmp_path / "raw.jsonl").write_text(json.dumps(rows[0], ensure_ascii=False) + "\n", encoding="utf-8")
     for path in [str(tmp_path / "raw.jsonl"), *(w[0](tmp_path / f"p.{e}", rows) for e, w in WRITERS.items())]:
-        assert without_source(read_pairs(path)) == [Pair(odd, odd + "x", (" a\n",), ("b ",))], path
+        assert without_source(read_pairs(path)) == [
+            Pair(clean=odd, corrupted=odd + "x", answers=(" a\n",), wrong_answers=("b ",))
+        ], path
 
 
 def test_csv_rows_are_named_by_the_line_they_start_on(tmp_path):
@@ -144,7 +152,9 @@ def test_byte_order_mark_and_windows_lines(tmp_path):
     text = "clean,corrupted,answers,wrong_answers\r\na b,c b, a, c\r\n"
     (tmp_path / "pairs.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     (tmp_path / "pairs.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS[0]).encode() + b"\r\n")
-    assert without_source(read_pairs(str(tmp_path / "pairs.csv"))) == [Pair("a b", "c b", (" a",), (" c",))]
+    assert without_source(read_pairs(str(tmp_path / "pairs.csv"))) == [
+        Pair(clean="a b", corrupted="c b", answers=(" a",), wrong_answers=(" c",))
+    ]
     assert without_source(read_pairs(str(tmp_path / "pairs.jsonl"))) == PAIRS[:1]
 
 
@@ -164,15 +174,20 @@ def test_named_splits_of_a_saved_dataset(tmp_path):
 SMALL = {
     "eap-ig": (
         {"clean": "a to", "corrupted": "b to", "corrupted_hard": "c to", "correct_idx": 5, "incorrect_idx": "7"},
-        Pair("a to", "b to", ((5,),), ((7,),)),
+        Pair(clean="a to", corrupted="b to", answers=((5,),), wrong_answers=((7,),)),
     ),
     "eap-ig-greater-than": (
         {"clean": "from 1397 to 13", "corrupted": "from 1301 to 13", "label": "97"},
-        Pair("from 1397 to 13", "from 1301 to 13", ("98", "99"), tuple(f"{n:02d}" for n in range(98))),
+        Pair(
+            clean="from 1397 to 13",
+            corrupted="from 1301 to 13",
+            answers=("98", "99"),
+            wrong_answers=tuple(f"{n:02d}" for n in range(98)),
+        ),
     ),
     "auto-circuit": (
         {"clean": "a to", "corrupt": "b to", "answers": [" x", " y"], "wrong_answers": [" z"]},
-        Pair("a to", "b to", (" x", " y"), (" z",)),
+        Pair(clean="a to", corrupted="b to", answers=(" x", " y"), wrong_answers=(" z",)),
     ),
     "edge-pruning": (
         {
@@ -180,19 +195,24 @@ SMALL = {
             "corrupted": "I see<predict> me</predict>",
             "split": "validation",
         },
-        Pair("I see", "I see", (" you",), (" me",), "validation"),
+        Pair(clean="I see", corrupted="I see", answers=(" you",), wrong_answers=(" me",), split="validation"),
     ),
     "edge-pruning-ioi": (
         {"a": "Al", "b": "Bo", "ioi_sentences": "Al, Bo. Bo met Al", "corr_ioi_sentences": "Cy, Di. Ed met Fay"},
-        Pair("Al, Bo. Bo met", "Cy, Di. Ed met", (" Al",), (" Bo",)),
+        Pair(clean="Al, Bo. Bo met", corrupted="Cy, Di. Ed met", answers=(" Al",), wrong_answers=(" Bo",)),
     ),
     "edge-pruning-greater-than": (
         {"prefix": "from 1101 to 11", "corr_prefix": "from 1750 to 17", "digits": "01", "corr_digits": "50"},
-        Pair("from 1101 to 11", "from 1750 to 17", tuple(f"{n:02d}" for n in range(2, 100)), ("00", "01")),
+        Pair(
+            clean="from 1101 to 11",
+            corrupted="from 1750 to 17",
+            answers=tuple(f"{n:02d}" for n in range(2, 100)),
+            wrong_answers=("00", "01"),
+        ),
     ),
     "edge-pruning-pronoun": (
         {"prefix": "So Al is, isn't", "corr_prefix": "So Di is, isn't", "pronoun": "he", "corr_pronoun": "she"},
-        Pair("So Al is, isn't", "So Di is, isn't", (" he",), (" she",)),
+        Pair(clean="So Al is, isn't", corrupted="So Di is, isn't", answers=(" he",), wrong_answers=(" she",)),
     ),
 }
 
@@ -238,9 +258,13 @@ MIB_IOI = {
 def test_mib(tmp_path, ending):
     write = WRITERS[ending][0]
     pairs = read_pairs(write(tmp_path / f"ioi.{ending}", [MIB_IOI]))
-    assert without_source(pairs) == [Pair("Al, Bo. Bo met", "Al, Bo. Al met", (" Al",), (" Bo",))]
+    assert without_source(pairs) == [
+        Pair(clean="Al, Bo. Bo met", corrupted="Al, Bo. Al met", answers=(" Al",), wrong_answers=(" Bo",))
+    ]
     path = write(tmp_path / f"choices.{ending}", [mib_choices()])
-    assert without_source(read_pairs(path)) == [Pair("A. red\nAnswer:", "C. red\nAnswer:", (" B",), (" C",))]
+    assert without_source(read_pairs(path)) == [
+        Pair(clean="A. red\nAnswer:", corrupted="C. red\nAnswer:", answers=(" B",), wrong_answers=(" C",))
+    ]
 
 
 def test_mib_counterfactual_is_chosen_by_the_columns(tmp_path):
@@ -258,11 +282,16 @@ def test_mib_counterfactual_with_the_same_answer_leaves_all_other_labels(tmp_pat
 
 def test_a_format_is_one_entry(tmp_path, monkeypatch):
     def reversed_text(values):
-        return Pair(values["a"][::-1], values["b"][::-1], (values["yes"],), (values["no"],))
+        return Pair(
+            clean=values["a"][::-1],
+            corrupted=values["b"][::-1],
+            answers=(values["yes"],),
+            wrong_answers=(values["no"],),
+        )
 
     monkeypatch.setitem(FORMATS, "reversed", PairFormat(("a", "b", "yes", "no"), reversed_text))
     path = write_jsonl(tmp_path / "new.jsonl", [{"a": "12", "b": "34", "yes": "y", "no": "n"}])
-    assert without_source(read_pairs(path)) == [Pair("21", "43", ("y",), ("n",))]
+    assert without_source(read_pairs(path)) == [Pair(clean="21", corrupted="43", answers=("y",), wrong_answers=("n",))]
 
 
 REAL = {

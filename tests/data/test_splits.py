@@ -16,9 +16,15 @@ FRACTIONS = {"train": 0.4, "validation": 0.1, "test": 0.5}
 
 def make(prompts, splits=None):
     """Examples and pairs from (clean, corrupted) numbers."""
-    examples = [Example(i, (a, 0), (b, 0), ((1,),), ((2,),), f"f.jsonl:{i + 1}") for i, (a, b) in enumerate(prompts)]
+    examples = [
+        Example(id=i, clean=(a, 0), corrupted=(b, 0), answers=((1,),), wrong_answers=((2,),), source=f"f.jsonl:{i + 1}")
+        for i, (a, b) in enumerate(prompts)
+    ]
     names = splits or [""] * len(prompts)
-    return examples, [Pair(str(a), str(b), ("x",), ("y",), name) for (a, b), name in zip(prompts, names, strict=True)]
+    return examples, [
+        Pair(clean=str(a), corrupted=str(b), answers=("x",), wrong_answers=("y",), split=name)
+        for (a, b), name in zip(prompts, names, strict=True)
+    ]
 
 
 def prompts_of(examples):

@@ -46,7 +46,12 @@ def spell(tokenizer, ids):
 
 def divided(tokenizer, clean, corrupted, answers, wrong, **settings):
     """The one example of a pair, in tokens one can read."""
-    example = tokenize_pairs([Pair(clean, corrupted, answers, wrong, "", "f:1")], tokenizer, 64, **settings)[0]
+    example = tokenize_pairs(
+        [Pair(clean=clean, corrupted=corrupted, answers=answers, wrong_answers=wrong, split="", source="f:1")],
+        tokenizer,
+        64,
+        **settings,
+    )[0]
     return [
         spell(tokenizer, example.clean),
         spell(tokenizer, example.corrupted),
@@ -124,7 +129,7 @@ def test_the_end_that_some_tokenizers_append_is_no_part_of_the_prompt():
 
 
 def test_special_tokens_can_be_left_out(embedded_tokenizer):
-    pair = Pair("Anna gave", "Emma gave", (" Anna",), (" Emma",))
+    pair = Pair(clean="Anna gave", corrupted="Emma gave", answers=(" Anna",), wrong_answers=(" Emma",))
     opened = tokenize_pairs([pair], embedded_tokenizer, 64)[0]
     plain = tokenize_pairs([pair], embedded_tokenizer, 64, special_tokens=False)[0]
     assert opened.clean == (embedded_tokenizer.bos_token_id, *plain.clean)
@@ -132,7 +137,9 @@ def test_special_tokens_can_be_left_out(embedded_tokenizer):
 
 
 def test_ids_need_no_tokenizer():
-    pair = Pair((1, 2), (3, 2), ((4,), (5, 6)), ((7,),), "train", "f:1")
+    pair = Pair(
+        clean=(1, 2), corrupted=(3, 2), answers=((4,), (5, 6)), wrong_answers=((7,),), split="train", source="f:1"
+    )
     example = tokenize_pairs([pair], None, 4, vocab_size=8)[0]
     assert example == (0, (1, 2), (3, 2), ((4,), (5, 6)), ((7,),), "f:1")
 
@@ -150,13 +157,18 @@ def test_answers_as_ids_after_text():
 
 
 def test_ids_are_places_in_the_data_set(embedded_tokenizer):
-    pairs = [Pair(f"{a} gave", f"{b} gave", (f" {a}",), (f" {b}",)) for a, b in (("Anna", "Emma"), ("Lucy", "Jane"))]
+    pairs = [
+        Pair(clean=f"{a} gave", corrupted=f"{b} gave", answers=(f" {a}",), wrong_answers=(f" {b}",))
+        for a, b in (("Anna", "Emma"), ("Lucy", "Jane"))
+    ]
     assert [example.id for example in tokenize_pairs(pairs, embedded_tokenizer, 64)] == [0, 1]
 
 
 def test_the_longest_continuation_counts():
     """But for its last token, which the model predicts and never reads."""
-    pair = Pair((1, 2, 3), (4, 2, 3), ((5,),), ((6, 7, 8),), "", "f:1")
+    pair = Pair(
+        clean=(1, 2, 3), corrupted=(4, 2, 3), answers=((5,),), wrong_answers=((6, 7, 8),), split="", source="f:1"
+    )
     assert tokenize_pairs([pair], None, 5)
     with pytest.raises(UserError, match="^f:1: .*more than 4; .*task.max_tokens"):
         tokenize_pairs([pair], None, 4)
@@ -167,13 +179,21 @@ def test_prompts_that_differ_only_before_tokenisation():
     raw.normalizer, raw.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
     with pytest.raises(UserError, match="^f:1: clean and corrupted prompt have the same tokens; change the corrupted"):
-        tokenize_pairs([Pair("Then", "then", (" he",), (" she",), "", "f:1")], tokenizer, 64)
+        tokenize_pairs(
+            [Pair(clean="Then", corrupted="then", answers=(" he",), wrong_answers=(" she",), split="", source="f:1")],
+            tokenizer,
+            64,
+        )
 
 
 def test_an_answer_given_twice_is_refused():
     """Its probability would be counted twice."""
     with pytest.raises(UserError, match="^f:1: .*twice"):
-        tokenize_pairs([Pair((1,), (2,), ((3,), (3,)), ((4,),), "", "f:1")], None, 64)
+        tokenize_pairs(
+            [Pair(clean=(1,), corrupted=(2,), answers=((3,), (3,)), wrong_answers=((4,),), split="", source="f:1")],
+            None,
+            64,
+        )
 
 
 def test_ten_thousand_pairs_take_seconds(embedded_tokenizer):
@@ -183,7 +203,16 @@ def test_ten_thousand_pairs_take_seconds(embedded_tokenizer):
     pairs = []
     for number, (one, other, third, fourth) in zip(range(10_000), people, strict=False):
         rest = f" and {third} met {fourth} at the {NOUNS[number % len(NOUNS)]}. After that {third} and {fourth} saw"
-        pairs.append(Pair(one + rest, other + rest, (f" {one}",), (f" {other}",), "", f"f:{number}"))
+        pairs.append(
+            Pair(
+                clean=one + rest,
+                corrupted=other + rest,
+                answers=(f" {one}",),
+                wrong_answers=(f" {other}",),
+                split="",
+                source=f"f:{number}",
+            )
+        )
     start = time.perf_counter()
     examples = tokenize_pairs(pairs, embedded_tokenizer, 128, vocab_size=len(embedded_tokenizer))
     assert len(examples) == 10_000
@@ -200,7 +229,9 @@ def test_answers_are_refused_exactly_when_one_begins_the_other(right, wrong):
     """Checked by trying every pair of them."""
     alike = any(r[: len(w)] == w or w[: len(r)] == r for r in right for w in wrong)
     try:
-        tokenize_pairs([Pair((7,), (8,), right, wrong, "", "f:1")], None, 64)
+        tokenize_pairs(
+            [Pair(clean=(7,), corrupted=(8,), answers=right, wrong_answers=wrong, split="", source="f:1")], None, 64
+        )
         refused = False
     except UserError as error:
         assert str(error).startswith("f:1: ")

@@ -17,7 +17,14 @@ def example(
 ) -> Example:
     """Make an example of token ids; by default every token of the corrupted prompt is the one after that of the clean prompt."""
     other = tuple(corrupted or ((token + 1) % VOCABULARY for token in clean))
-    return Example(number, tuple(clean), other, tuple(map(tuple, answers)), tuple(map(tuple, wrong)), f"x:{number}")
+    return Example(
+        id=number,
+        clean=tuple(clean),
+        corrupted=other,
+        answers=tuple(map(tuple, answers)),
+        wrong_answers=tuple(map(tuple, wrong)),
+        source=f"x:{number}",
+    )
 
 
 EXAMPLES = [

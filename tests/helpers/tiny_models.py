@@ -96,7 +96,16 @@ def tiny_examples(count: int = 3) -> list[Example]:
         clean = torch.randint(3, 96, (length,), generator=generator).tolist()
         corrupted = list(clean)
         corrupted[1:4] = [3 + (token + 7) % 90 for token in clean[1:4]]
-        made.append(Example(index, tuple(clean), tuple(corrupted), ((5, 6),), ((7,),), f"row {index}"))
+        made.append(
+            Example(
+                id=index,
+                clean=tuple(clean),
+                corrupted=tuple(corrupted),
+                answers=((5, 6),),
+                wrong_answers=((7,),),
+                source=f"row {index}",
+            )
+        )
     return made
 
 

@@ -18,8 +18,8 @@ def row(name, total, kl):
 @pytest.fixture(scope="module")
 def chart():
     series = [
-        Line("one", [1, 2, 3], [0.5, 0.4, 0.3], tip=HOSTILE, member=3),
-        Line(HOSTILE, [1, 2, 3], [0.2, 0.1, 0.05], band=[(0.1, 0.3), (0.05, 0.2), (0.01, 0.1)]),
+        Line(label="one", x=[1, 2, 3], y=[0.5, 0.4, 0.3], tip=HOSTILE, member=3),
+        Line(label=HOSTILE, x=[1, 2, 3], y=[0.2, 0.1, 0.05], band=[(0.1, 0.3), (0.05, 0.2), (0.01, 0.1)]),
     ]
     return lines("key", HOSTILE, series, "x", "y", marked=True)
 
