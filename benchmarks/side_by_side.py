@@ -47,9 +47,9 @@ def measure(checkouts: list[Path], rounds: int, folder: Path) -> dict[str, list[
     """Wall times in seconds by case, for each checkout one a round; the order of the checkouts changes from round to round."""
     found: dict[str, list[list[float]]] = {name: [[], []] for name in [*CASES, _UPDATES]}
     for turn in range(rounds):
-        for place in (0, 1) if turn % 2 else (1, 0):
-            own = folder / f"{place}-{turn}"
-            for name, (words, code) in CASES.items():
+        for name, (words, code) in CASES.items():
+            for place in (0, 1) if turn % 2 else (1, 0):
+                own = folder / f"{place}-{turn}"
                 more = ["--output", str(own)] if words[0] == "prune" and not code else []
                 wall, said = seconds(checkouts[place], [*words, *more], code, own)
                 found[name][place].append(wall)
@@ -71,15 +71,17 @@ def table(found: dict[str, list[list[float]]]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkouts", type=Path, nargs=2, metavar=("BEFORE", "AFTER"))
+    parser.add_argument("before", type=Path, metavar="BEFORE")
+    parser.add_argument("after", type=Path, metavar="AFTER")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    checkouts = [arguments.before.resolve(), arguments.after.resolve()]
     with tempfile.TemporaryDirectory() as folder:
-        found = measure([path.resolve() for path in arguments.checkouts], arguments.rounds, Path(folder))
+        found = measure(checkouts, arguments.rounds, Path(folder))
     names = [
         subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=path, capture_output=True, text=True).stdout.strip()
-        for path in arguments.checkouts
+        for path in checkouts
     ]
     text = (
         f"Two checkouts in alternating order, {arguments.rounds} rounds, one CPU thread ({date.today()}): {names[0]} before, "

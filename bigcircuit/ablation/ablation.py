@@ -56,6 +56,10 @@ class Ablation:
         """The tensors that there are, by their names in TENSORS and by site."""
         return {part: found for part in TENSORS if (found := getattr(self, part)) is not None}
 
+    def covers(self, site: str) -> bool:
+        """Whether all tensors that there are hold the site, so that its nodes can be closed."""
+        return all(site in found for found in self.tensors().values())
+
     def to(self, device: torch.device) -> "Ablation":
         """The same ablation with its tensors on another device."""
         return self._mapped(lambda values: values.to(device))

@@ -2,7 +2,7 @@
 
 Each method scores the nodes of every granularity. The gradient score of a coarse node is the sum of the signed scores of its
 neurons, because that is exactly the gradient with respect to a gate above these neurons. `mlp_output` is scored where
-that needs no path of its own.
+that needs no path of its own and the ablation says what a closed output is: a circuit file has constants of gated sites only.
 
 KL(reference || circuit) has no gradient at the full model, where KL is smallest: methods that take gradients only there use the
 logit difference or the cross-entropy of the right answers.
@@ -75,8 +75,11 @@ def _gradients_at_full(
 
     measure: as for `mask_gradients`; each: function of the gradients of one granularity, [B, n] -> [B, n].
     """
-    total = {name: zeros(streams, name) for name in GRANULARITIES}
-    for micro_batch, gradients in mask_gradients(streams, examples, micro_batches, measure, [1.0], _SITES):
+    sites = [site for site in _SITES if streams.ablation.covers(site)]
+    total = {
+        name: zeros(streams, name) for name, kind in GRANULARITIES.items() if not set(sites).isdisjoint(kind.sites)
+    }
+    for micro_batch, gradients in mask_gradients(streams, examples, micro_batches, measure, [1.0], sites):
         nodes = aggregate(gradients, streams.frozen.shapes, lambda neurons: neurons.double().sum(-1))
         for name, layers in nodes.items():
             for sums, gradient in zip(total[name], layers, strict=True):

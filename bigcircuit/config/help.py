@@ -45,11 +45,16 @@ def show_help(console: Console, verb: Verb, settings: Settings, topic: str, note
     """Print what a verb does, examples, and what can be set.
 
     topic: a section of its settings, or a single setting, `all` for all sections, or empty for the settings that matter most.
-    notes: paragraphs about the verb. Raises UserError for another topic.
+    notes: paragraphs about the verb. Raises UserError for another topic, unless the verb takes names and the topic can be one.
     """
     sections = list(help_sections(verb, settings))
-    if topic:
-        for number, section in enumerate(_chosen(sections, topic, verb)):
+    chosen = _chosen(sections, topic) if topic else []
+    if topic and not chosen and not verb.names:
+        names = ", ".join(section.name for section in sections if "." not in section.name)
+        there = f"its sections are {names}, and all" if names else "it has no settings"
+        raise UserError(f"--help {topic}: {verb.name} has no section {topic}; {there}")
+    if chosen:
+        for number, section in enumerate(chosen):
             _show_title(console, f"{section.name}: {section.meaning}", first=number == 0)
             for key, field in section.fields.items():
                 _show_setting(console, key, field, _one_line(field.description))
@@ -101,13 +106,12 @@ def _walk(section: type[BaseModel], prefix: str, top: str) -> Iterator[HelpSecti
         yield from _walk(kind, f"{prefix}{name}.", top)
 
 
-def _chosen(sections: Sequence[HelpSection], topic: str, verb: Verb) -> list[HelpSection]:
+def _chosen(sections: Sequence[HelpSection], topic: str) -> list[HelpSection]:
+    """Return the sections of a name or below it, all for `all`, and settings by their key or its last part."""
     chosen = [one for one in sections if topic == "all" or f"{one.name}.".startswith(f"{topic}.")]
-    chosen += [one._replace(fields={topic: one.fields[topic]}) for one in sections if topic in one.fields]
-    if not chosen:
-        names = ", ".join(section.name for section in sections if "." not in section.name)
-        there = f"its sections are {names}, and all" if names else "it has no settings"
-        raise UserError(f"--help {topic}: {verb.name} has no section {topic}; {there}")
+    for one in sections:
+        named = {key: field for key, field in one.fields.items() if topic in (key, key.rpartition(".")[2])}
+        chosen += [one._replace(fields=named)] if named and one not in chosen else []
     return chosen
 
 

@@ -140,9 +140,17 @@ def _describe(error: ValidationError, prefix: str, kind: type[BaseModel]) -> str
     elif first["type"] == "value_error":
         text = str(first["ctx"]["error"])
     else:
-        text = f"{key}: {first['msg'].lower()}, not {json.dumps(first['input'], default=str)[:60]}"
+        text = f"{key}: {first['msg'].lower()}, not {_shown(first['input'])}"
     others = len(problems) - 1
     return text + (f" (and {others} more)" if others else "")
+
+
+def _shown(value: Any) -> str:
+    """Write the beginning of a value as JSON, or, where a YAML alias makes it part of itself, as Python does."""
+    try:
+        return json.dumps(value, default=str)[:60]
+    except ValueError:
+        return repr(value)[:60]
 
 
 def _all_keys(kind: type[BaseModel], prefix: str) -> list[str]:

@@ -63,7 +63,7 @@ class _VerbParser(ArgumentParser):
         self._add("local_rank")
         for option in verb.options:
             if option.value:
-                self._add(option.key)
+                self._add(option.key, "append")
             else:
                 self.add_argument(f"--{option.key}", action="store_true")
         for section, prefix in settings.items():
@@ -72,8 +72,8 @@ class _VerbParser(ArgumentParser):
                     self._add_setting(key, field.annotation, section)
         self._open = open_keys(self.kinds)
 
-    def _add(self, key: str) -> None:
-        self.add_argument(f"--{key}", dest=key)
+    def _add(self, key: str, action: str = "store") -> None:
+        self.add_argument(f"--{key}", dest=key, action=action)
         self._valued.add(f"--{key}")
 
     def _add_setting(self, key: str, kind: Any, section: type[Section]) -> None:
@@ -87,7 +87,8 @@ class _VerbParser(ArgumentParser):
         except ArgumentError as error:
             needs = "needs a value" if error.argument_name in self._valued else "takes no value"
             raise UserError(f"{error.argument_name} {needs}") from error
-        given = vars(found)
+        # For the value of `--key=--` argparse hands back an empty list.
+        given = {key: "--" if value == [] else value for key, value in vars(found).items()}
         given.pop("local_rank", None)  # launchers add it; the rank itself is in the environment
         return given, rest
 
@@ -96,7 +97,7 @@ class _VerbParser(ArgumentParser):
         left = list(words)
         while left:
             option, equals, text = left.pop(0).partition("=")
-            if option.startswith("--"):
+            if option.startswith("--") and " " not in option:  # with a space it is a value: `--output "--my-folder x"`
                 option = "--" + option[2:].replace("-", "_")
                 self._add_open(option[2:])
                 if option in self._valued and not equals and left and _is_dashed_value(left[0]):
@@ -118,9 +119,13 @@ def _is_dashed_value(word: str) -> bool:
     return word.startswith("-") and not word.startswith("--") and word != "-h"
 
 
-def _read_option(option: Option, text: Any) -> Any:
-    if not option.value or text is None:
-        return text if option.value else bool(text)
+def _read_option(option: Option, given: Any) -> Any:
+    """Read what argparse has found of an option: a list of words, True for a flag, or None. Raises UserError."""
+    if not option.value or given is None:
+        return given if option.value else bool(given)
+    if len(given) > 1:
+        raise UserError(f"--{option.name} is given {len(given)} times; give it once")
+    text = given[0] or ("--" if given[0] == [] else "")  # as in _VerbParser.parse
     if not text:
         raise UserError(f"--{option.name} needs a value")
     try:

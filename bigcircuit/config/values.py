@@ -1,6 +1,5 @@
 """Read the value of a setting from a word on the command line, by the type of the setting's field."""
 
-import re
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -9,24 +8,17 @@ import yaml
 
 from bigcircuit.errors import UserError
 
-
-class _NumberLoader(yaml.SafeLoader):
-    """YAML in which `1e-3` and `-.5` are numbers, as in YAML 1.2; YAML 1.1 asks for `1.0e-3` and `-0.5`."""
-
-
-_NumberLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
+UNREADABLE = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
+"""What PyYAML raises: beside its own errors those of dates that do not exist, of `!!bool maybe`, and of nesting without end."""
 
 
 def read_value(key: str, text: str, kind: Any) -> Any:
     """Read the word after `--key` by the type `kind` of the field.
 
     Where the field holds text, the word itself, whatever it looks like (`0123`, `no`, `runs/exp #1`); `null`, or an empty word,
-    is no value where the field may have none. In lists and mappings of text all entries are text. All else is read as YAML.
-    Raises UserError for YAML that is not valid, and for an empty word where there must be a value.
+    is no value where the field may have none. In lists and mappings of text all entries are text, and `null` is none. All else
+    is read as config files are, so that a setting means the same in both. Raises UserError for YAML that is not valid, and for
+    an empty word where there must be a value.
     """
     kinds = alternatives(kind)
     if all(is_text(one) for one in kinds if one is not NoneType):
@@ -36,8 +28,10 @@ def read_value(key: str, text: str, kind: Any) -> Any:
             raise UserError(f"--{key} needs a value")
         return text
     if len(kinds) == 1 and (entries := _entries(kinds[0])) and is_text(entries[1]):
+        if text == "null":
+            return None
         return _read_yaml(key, text, yaml.BaseLoader) if text.lstrip().startswith(entries[0]) else text
-    return _read_yaml(key, text, _NumberLoader)
+    return _read_yaml(key, text, yaml.SafeLoader)
 
 
 def _entries(kind: Any) -> tuple[str, Any] | None:
@@ -49,7 +43,7 @@ def _entries(kind: Any) -> tuple[str, Any] | None:
 def _read_yaml(key: str, text: str, loader: type[Any]) -> Any:
     try:
         return yaml.load(text, loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+    except UNREADABLE as error:
         raise UserError(
             f"--{key}: {text} is not readable, so not a valid value; lists are written [a, b], mappings {{a: b}}"
         ) from error

@@ -1,5 +1,6 @@
 """The verbs of the command line as data: their parsers and their help are made of this table."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,13 @@ class Option(NamedTuple):
     def key(self) -> str:
         """The name in Python."""
         return self.name.replace("-", "_")
+
+
+def _above_zero(text: str) -> float:
+    """Read a number. Raises ValueError unless it is finite and above 0."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise ValueError(text)
+    return number
 
 
 class Verb(NamedTuple):
@@ -87,7 +95,11 @@ _TABLE = (
             _FRESH._replace(meaning="Ignored, so that the words of a `prune` can be checked as they are."),
             Option("ranks", "Number of processes of the run; one by default.", "N", int),
             Option(
-                "memory", "Free memory of each GPU of the run; by default what is free on this machine.", "GIB", float
+                "memory",
+                "Free memory of each GPU of the run; by default what is free on this machine.",
+                "GIB",
+                _above_zero,
+                "number above 0",
             ),
         ),
     ),

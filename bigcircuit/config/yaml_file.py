@@ -6,17 +6,20 @@ from typing import Any
 
 import yaml
 
+from bigcircuit.config.values import UNREADABLE
 from bigcircuit.errors import UserError
 
 _MERGE = "tag:yaml.org,2002:merge"
 """Tag of the key `<<`, which may stand in a mapping more than once."""
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a YAML file as nested data, on top of the files its `extends` names (relative to itself, later ones win).
 
-    Raises UserError naming the file, and the line where there is one.
+    above: the files that extend this one. Raises UserError naming the file, and the line where there is one.
     """
+    if path.resolve() in above:
+        raise UserError(f"{above[-1]}: extends {path}, which extends it; leave one out")
     try:
         raw = _parse(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError as error:
@@ -34,9 +37,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of sections, not a {type(raw).__name__}")
     bases = raw.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: extends names a file or a list of files, not {bases!r}")
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        _merge(merged, read_yaml(path.parent / base))
+    for base in bases:
+        _merge(merged, read_yaml(path.parent / base, (*above, path.resolve())))
     _merge(merged, raw)
     return merged
 
@@ -61,8 +67,10 @@ def _parse(text: str, path: Path) -> Any:
             lines = f", in lines {first} and {second}" if first != second else f" in line {first}"
             raise UserError(f"{path}: key {key} is given twice{lines}; remove one")
         return loader.construct_document(node)
-    except ValueError as error:  # a date that does not exist
-        raise error if isinstance(error, UserError) else UserError(f"{path}: not valid YAML ({error})") from error
+    except (UserError, yaml.YAMLError):
+        raise
+    except UNREADABLE as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from error
     finally:
         loader.dispose()
 

@@ -38,7 +38,8 @@ class KeptNodes(NamedTuple):
     """What the user has to know about the file, a sentence each."""
 
 
-_NAME = re.compile(r"a(\d+)\.h(\d+)|m(\d+)")
+_NAME = re.compile(r"a(\d{1,9})\.h(\d{1,9})|m(\d{1,9})")
+"""Longer numbers name no node of any model, and Python parses none of more than 4300 digits."""
 
 
 def parse_node(name: str, shapes: Sequence[LayerShape]) -> Node | None:

@@ -29,7 +29,7 @@ class EvaluationSettings(Section):
     )
     draws: Count = 100
     """Random circuits of the same shape; 0 for none."""
-    fractions: tuple[Fraction, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    fractions: Annotated[tuple[Fraction, ...], BeforeValidator(_listed)] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Shares of the complement that are opened beside the circuit (partial ablation)."""
     partial_draws: Count = 5
     """Random choices at each of these fractions; 0 leaves partial ablation out."""
@@ -56,11 +56,6 @@ class EvaluationSettings(Section):
     """Folder for evaluation.json; by default the folder of the first run or circuit."""
     seed: Count = 0
     """Seed of the random circuits."""
-
-    @field_validator("fractions", mode="before")
-    @classmethod
-    def _numbers(cls, value: Any) -> list[float]:
-        return [float(word) for word in _listed(value)]
 
     @field_validator("levels")
     @classmethod

@@ -156,4 +156,8 @@ def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
 
 def tensor_sha256(tensor: Tensor) -> str:
     """Return the hex sha256 of a tensor's raw little-endian bytes; safetensors itself does not notice a flipped bit."""
-    return hashlib.sha256(tensor.detach().contiguous().cpu().numpy().tobytes()).hexdigest()
+    import torch
+
+    # As bytes, because numpy lacks bfloat16 and float8; flat, because a tensor without dimensions has no view as bytes.
+    content = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+    return hashlib.sha256(content.numpy().tobytes()).hexdigest()

@@ -101,11 +101,18 @@ def test_help_of_a_section_of_a_setting_and_of_all(run):
             "--help gate: prune has no section gate; its sections are run, model, task, ablation, gates, penalty, target, train, "
             "population, tracking, and all",
         ),
-        (["report", "--help", "gates"], "--help gates: report has no section gates; it has no settings"),
+        (["env", "--help", "gates"], "--help gates: env has no section gates; it has no settings"),
     ],
 )
 def test_an_unknown_section_is_answered_with_those_there_are(run, words, message):
     assert run(*words) == (2, "", f"bigcircuit: {message}\n")
+
+
+def test_help_beside_a_name_is_that_of_the_verb_and_the_last_part_of_a_key_is_enough(run):
+    assert run("evaluate", "--help", "runs/a") == run("evaluate", "--help")
+    assert run("report", "--help", "runs/a") == run("report", "--help")
+    shown = run("prune", "--help", "lr")[1]
+    assert "--ablation.lr" in shown and "--train.lr" in shown and "--train.steps" not in shown
 
 
 def test_help_and_typos_load_no_torch():
@@ -184,6 +191,9 @@ def test_choices_are_named_wherever_they_come_from():
         ("evaluate runs/a --ablations --draws 3", "--ablations needs a value"),
         ("evaluate runs/a --dras 4", "--dras is not a setting; did you mean draws?"),
         ("evaluate runs/a -x", "'-x' is not an option; options look like --train.steps 500"),
+        ("check --config a --config b", "--config is given 2 times; give it once"),
+        ("check --memory inf", "--memory inf: give a number above 0"),
+        ("evaluate r --fractions [[1]]", "--fractions: Input should be a valid number, not [1]"),
         ("compare runs/a --draws 3", "--draws is not a setting; `--help all` lists them"),
         (
             "compare runs/a --train.steps 3",

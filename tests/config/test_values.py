@@ -50,12 +50,12 @@ def test_null_is_none_where_there_may_be_no_text_and_text_where_there_must_be():
 @pytest.mark.parametrize(
     ("words", "value"),
     [
-        (["--train.lr", "1e-3"], 0.001),
-        (["--train.steps", "1e3"], 1000.0),
+        (["--train.lr", "1.0e-3"], 0.001),
+        (["--train.lr", "1e-3"], "1e-3"),  # as PyYAML reads it; the field makes it a number
         (["--gates.init", "-1"], -1),
         (["--gates.init=-1"], -1),
-        (["--gates.init", "-1e-3"], -0.001),
-        (["--gates.init", "-.5"], -0.5),
+        (["--gates.init", "-1.0e-3"], -0.001),
+        (["--gates.init", "-.5"], "-.5"),
         (["--train.both-ways", "false"], False),
         (["--train.both_ways", "no"], False),
         (["--train.checkpointing", "cpu"], "cpu"),
@@ -63,7 +63,7 @@ def test_null_is_none_where_there_may_be_no_text_and_text_where_there_must_be():
         (["--gates.granularities", "[head, mlp]"], ["head", "mlp"]),
         (["--tracking.trackers", "[]"], []),
         (["--target.total", "null"], None),
-        (["--population.members", "[{train.lr: 1e-3}, {train.seed: 3}]"], [{"train.lr": 0.001}, {"train.seed": 3}]),
+        (["--population.members", "[{train.lr: 0.001}, {train.seed: 3}]"], [{"train.lr": 0.001}, {"train.seed": 3}]),
     ],
 )
 def test_all_else_is_yaml(words, value):
@@ -79,8 +79,34 @@ def test_names_of_files_in_lists_are_text():
 
 
 def test_what_is_searched_is_yaml():
-    words = ["--sweep.space.train.lr", "[1e-3, 0.1]", "--sweep.space.penalty.head", "{log_uniform: [1e-2, 1]}"]
+    words = ["--sweep.space.train.lr", "[0.001, 0.1]", "--sweep.space.penalty.head", "{log_uniform: [0.01, 1]}"]
     assert parse_verb("sweep", words).settings[SweepSettings] == {
         "sweep.space.train.lr": [0.001, 0.1],
         "sweep.space.penalty.head": {"log_uniform": [0.01, 1]},
     }
+
+
+def test_a_setting_is_the_same_on_the_command_line_and_in_a_file(tmp_path):
+    """A run is resumed by its settings: `1e-2` in a list, which PyYAML leaves as text, must be the same from both."""
+    members = "[{train.lr: 1e-2}, {train.lr: 0.05}]"
+    (tmp_path / "c.yaml").write_text(f"population: {{members: {members}}}\ntrain: {{lr: 1e-3, clip: .5}}\n")
+    typed = load(None, given("--population.members", members, "--train.lr", "1e-3", "--train.clip", ".5"))
+    assert load(tmp_path / "c.yaml") == typed and typed.train.lr == 0.001 and typed.train.clip == 0.5
+
+
+@pytest.mark.parametrize("text", ["!!bool maybe", "!!timestamp x", "[" * 3000 + "]" * 3000, "{a", "2026-13-45"])
+def test_yaml_that_cannot_be_read_is_one_line(text):
+    with pytest.raises(UserError, match=r"^--train\.steps: .* is not readable"):
+        given("--train.steps", text)
+
+
+def test_two_dashes_as_a_value_are_a_value():
+    assert given("--train.lr=--", "--output=--") == {"train.lr": "--", "output": "--"}
+    assert given("--output", "--my-folder x") == {"output": "--my-folder x"}
+    assert parse_verb("prune", ["--config=--"]).options["config"] == "--"
+
+
+def test_null_is_no_names():
+    settings = parse_verb("evaluate", ["--methods", "null", "--fractions", "0.1,0.5"]).settings[EvaluationSettings]
+    read = EvaluationSettings(**settings)
+    assert read.methods == () and read.fractions == (0.1, 0.5)

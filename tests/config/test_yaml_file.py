@@ -17,6 +17,9 @@ from bigcircuit.errors import UserError
             "key population.members[1].train.lr is given twice, in lines 4 and 5; remove one",
         ),
         ("a: &a\n  b: 1\n  b: 2\nc: *a\n", "key a.b is given twice, in lines 2 and 3; remove one"),
+        ("a: !!bool maybe\n", "not valid YAML ('maybe')"),
+        ("extends: 5\n", "extends names a file or a list of files, not 5"),
+        ("extends: c.yaml\n", "extends {path}, which extends it; leave one out"),
         ("a: 2026-13-45\n", "not valid YAML (month must be in 1..12)"),
     ],
 )
@@ -25,7 +28,7 @@ def test_mistakes_of_a_file_are_one_line(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(UserError) as caught:
         read_yaml(path)
-    assert str(caught.value) == f"{path}: {said}"
+    assert str(caught.value) == f"{path}: {said.replace('{path}', str(path))}"
 
 
 def test_a_base_is_checked_as_well(tmp_path):
