@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.attribution.mask_gradients import integrated_gradients, mask_gradients, zeros
 from bigcircuit.attribution.node_scores import NodeScores, aggregate, node_scores
 from bigcircuit.data.collate import Batch
@@ -76,9 +77,7 @@ def _gradients_at_full(
     measure: as for `mask_gradients`; each: function of the gradients of one granularity, [B, n] -> [B, n].
     """
     sites = [site for site in _SITES if streams.ablation.covers(site)]
-    total = {
-        name: zeros(streams, name) for name, kind in GRANULARITIES.items() if not set(sites).isdisjoint(kind.sites)
-    }
+    total = {name: zeros(streams, name) for name in _closable(streams.ablation)}
     for micro_batch, gradients in mask_gradients(streams, examples, micro_batches, measure, [1.0], sites):
         nodes = aggregate(gradients, streams.frozen.shapes, lambda neurons: neurons.double().sum(-1))
         for name, layers in nodes.items():
@@ -86,6 +85,11 @@ def _gradients_at_full(
                 sums += each(gradient).sum(0) * micro_batch.is_counted / len(examples)
     micro_batches.ranks.all_reduce([sums for layers in total.values() for sums in layers])
     return node_scores(total)
+
+
+def _closable(ablation: Ablation) -> list[str]:
+    """List the granularities whose nodes the ablation can close."""
+    return [name for name, granularity in GRANULARITIES.items() if any(map(ablation.covers, granularity.sites))]
 
 
 def by_activation_magnitude(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> NodeScores:
@@ -175,10 +179,16 @@ class Baseline(NamedTuple):
     def draw(
         self, streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, draws: int
     ) -> list[NodeScores]:
-        """Score the nodes once, or once for each of the seeds 0 to draws - 1 if the scores are random."""
-        if self.is_random:
-            return [self.score(streams, examples, micro_batches, seed=seed) for seed in range(draws)]
-        return [self.score(streams, examples, micro_batches)]
+        """Score the nodes once, or once for each of the seeds 0 to draws - 1 if the scores are random.
+
+        Nodes that the ablation cannot close have no scores: circuits of the best of them could not be run.
+        """
+        seeds = [{"seed": seed} for seed in range(draws)] if self.is_random else [{}]
+        closable = set(_closable(streams.ablation))
+        return [
+            {name: values for name, values in scores.items() if name in closable}
+            for scores in (self.score(streams, examples, micro_batches, **seed) for seed in seeds)
+        ]
 
 
 BASELINES: dict[str, Baseline] = {

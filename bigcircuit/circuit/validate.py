@@ -17,6 +17,8 @@ from bigcircuit.model.granularity import GRANULARITIES, LEAVES, MLP_OUTPUT, Laye
 
 _JSON = {"sha256": dict, "widths": dict, "scores": dict, "targets": dict, "granularities": list, "versions": dict}
 """Metadata that is JSON -> its Python type."""
+_FLOATS = (torch.float16, torch.float32, torch.float64)
+"""Types of numbers that are read: those that numpy has too."""
 _PARTS: dict[str, Collection[str]] = {
     "mask": GRANULARITIES,
     "log_alpha": GRANULARITIES,
@@ -48,6 +50,8 @@ def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], so
         raise UserError(f"{source}: its ablation {known} is not known; use any of {', '.join(KINDS)}")
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, source)
+        if name.partition(".")[0] in TENSORS.values():
+            _check_values(name, tensor, known, source)
     widths = _widths(tensors, parsed.get("widths", {}), source)
     for name, tensor in tensors.items():
         _check_size(name, tensor, widths, source)
@@ -91,10 +95,36 @@ def _check_tensor(name: str, tensor: Tensor, source: str) -> None:
         raise UserError(f"{source}: tensor {name} is of nothing known; use {part}. and any of {', '.join(known)}")
     if part == "mask" and tensor.dtype != torch.bool:
         raise UserError(f"{source}: tensor {name} is {_type(tensor)}; masks are bool, so write those of `mask > 0.5`")
-    if part != "mask" and not tensor.is_floating_point():
+    if part != "mask" and tensor.dtype not in _FLOATS:
         raise UserError(f"{source}: tensor {name} is {_type(tensor)}; write it as float32")
     if tensor.ndim != 2 and not (part == TENSORS["constants"] and tensor.ndim == 3):
         raise UserError(f"{source}: tensor {name} has {tensor.ndim} dimensions; write a row a layer, [layers, nodes]")
+
+
+def _check_values(name: str, tensor: Tensor, ablation: str, source: str) -> None:
+    """Check positions and values of a tensor of the ablation. Raises UserError.
+
+    Constants by position may have two dimensions: a run writes [L, n] where all its prompts have one token.
+    """
+    if tensor.ndim == 3 and not KINDS[ablation].per_position:
+        raise UserError(
+            f"{source}: tensor {name} is by position and {ablation} ablation is not; write it as [layers, nodes], or name the "
+            "ablation that it is of"
+        )
+    if tensor.ndim == 3 and tensor.shape[1] == 0:
+        raise UserError(
+            f"{source}: tensor {name} has no positions; write [layers, positions, nodes], the last position for all beyond"
+        )
+    if not tensor.isfinite().all():
+        raise UserError(
+            f"{source}: tensor {name} has values that are NaN or infinite; take the tensors of the ablation out to have them "
+            "measured again"
+        )
+    if name.startswith(f"{TENSORS['deviations']}.") and (tensor < 0).any():
+        raise UserError(
+            f"{source}: tensor {name} has negative standard deviations; take the tensors of the ablation out to have them "
+            "measured again"
+        )
 
 
 def _type(tensor: Tensor) -> str:

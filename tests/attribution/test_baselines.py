@@ -1,5 +1,7 @@
 """Baselines against captum, finite differences, an exactly linear model and formulas by hand."""
 
+from types import SimpleNamespace
+
 import captum.attr
 import pytest
 import torch
@@ -7,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from bigcircuit.ablation.ablation import INTERCHANGE, ZERO
+from bigcircuit.ablation.ablation import INTERCHANGE, ZERO, Ablation
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.attribution.baselines import BASELINES, LEARNED_GATES, METHOD_LABELS, by_chance, by_integrated_gradients
 from bigcircuit.attribution.node_scores import flat, level_size
 from bigcircuit.data.collate import collate
@@ -205,6 +208,22 @@ def test_activation_magnitude_is_the_norm_of_wanda_scores(kind):
             torch.testing.assert_close(found[name][index], values, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", list(KINDS))
+@pytest.mark.parametrize("sites", [(ATTENTION, MLP), (ATTENTION, MLP, MLP_OUTPUT)], ids=len)
+def test_every_method_scores_the_nodes_that_the_ablation_can_close(llama, name, sites):
+    """A circuit file has constants only of the sites that gates act on: by default not of the MLP's output."""
+    tensors = {
+        part: {site: torch.ones(1, 3, 1, max(map(SITE_WIDTH[site], llama.shapes))) for site in sites}
+        for part in KINDS[name].tensors
+    }
+    closable = MLP_OUTPUT in sites or not tensors
+    with Streams(llama, Ablation(name, **tensors)) as streams:
+        for method, baseline in BASELINES.items():
+            (found,) = baseline.draw(streams, tiny_examples(2), MicroBatches(2), 1)
+            assert found.keys() >= GRANULARITIES.keys() - {"mlp_output"}, method
+            assert ("mlp_output" in found) == (closable and method != "integrated_gradients"), method
+
+
 def test_random_scores_depend_on_their_seed_alone(llama):
     with Streams(llama, INTERCHANGE) as streams:
         first, again, other = (by_chance(streams, (), MicroBatches(1), seed=seed) for seed in (0, 0, 1))
@@ -247,6 +266,6 @@ def test_every_baseline_has_a_label_and_only_random_ones_are_drawn_several_times
 
     for name, baseline in BASELINES.items():
         assert baseline.description and "\n" not in baseline.description
-        baseline._replace(score=score).draw(None, (), None, 3)
+        baseline._replace(score=score).draw(SimpleNamespace(ablation=ZERO), (), None, 3)
         assert seeds == ([0, 1, 2] if name == "random" else [None])
         seeds.clear()

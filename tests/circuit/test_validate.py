@@ -1,12 +1,14 @@
 """Circuit files that others wrote: what is missing is made of what is there, what is wrong is one line."""
 
 import json
+import math
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from bigcircuit.ablation.ablation import Ablation
+from bigcircuit.ablation.kinds import KINDS, TENSORS
 from bigcircuit.circuit.circuit import FORMAT, Circuit
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import tensor_sha256
@@ -83,6 +85,17 @@ def test_widths_are_those_of_the_masks_where_the_file_does_not_say(tmp_path):
         ({**HEADS, "ablation.mlp": torch.ones(2, 9)}, {}, "ablation.mlp has 9 nodes"),
         ({**HEADS, "log_alpha.head": torch.ones(2, 2, dtype=torch.int32)}, {}, "log_alpha.head is int32"),
         ({"log_alpha.head": torch.ones(2, 2)}, {}, "has no masks"),
+        (
+            {**HEADS, "log_alpha.head": torch.ones(2, 2).bfloat16()},
+            {},
+            "log_alpha.head is bfloat16; write it as float32",
+        ),
+        (
+            {**HEADS, "log_alpha.head": torch.ones(2, 2).to(torch.float8_e4m3fn)},
+            {},
+            "is float8_e4m3fn; write it as float32",
+        ),
+        ({"mask.head": torch.ones(2, 2).bfloat16()}, {}, "mask.head is bfloat16; masks are bool"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, tensors, metadata, message):
@@ -91,6 +104,66 @@ def test_what_is_wrong_is_one_line(tmp_path, tensors, metadata, message):
         Circuit.load(path)
     assert message in str(raised.value)
     assert str(raised.value).startswith(f"{path}: ") and "\n" not in str(raised.value)
+
+
+def of_ablation(name, change=lambda tensor: tensor, shape=(), part="constants"):
+    """The tensors of a file of a kind, after a change of one part at the MLP. shape: positions of the constants, () for none."""
+    tensors = {
+        f"{TENSORS[each]}.{site}": torch.ones(2, *(shape if each == "constants" else ()), width)
+        for each in KINDS[name].tensors
+        for site, width in (("attention", 6), ("mlp", 4))
+    }
+    changed = f"{TENSORS[part]}.mlp"
+    return {**HEADS, **tensors, changed: change(tensors[changed])}
+
+
+def with_one(value):
+    return lambda tensor: tensor.index_fill(-1, torch.tensor(3), value)
+
+
+MEASURED = [name for name, kind in KINDS.items() if kind.tensors]
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_tensors_of_every_kind_are_read_as_runs_write_them(tmp_path, name):
+    for shape in [(), (1,), (5,)] if KINDS[name].per_position else [()]:
+        circuit = Circuit.load(write(tmp_path / "c", of_ablation(name, shape=shape), ablation=name))
+        assert circuit.ablation.constants["mlp"].shape == (1, 2, *(shape or (1,)), 4)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_tensors_of_an_ablation_are_finite(tmp_path, name, value):
+    for part in KINDS[name].tensors:
+        path = write(tmp_path / "c", of_ablation(name, with_one(value), part=part), ablation=name)
+        with pytest.raises(
+            UserError, match=rf"^{path}: tensor {TENSORS[part]}\.mlp has values that are NaN or infinite; "
+        ):
+            Circuit.load(path)
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURED if not KINDS[name].per_position])
+def test_constants_by_position_are_of_kinds_by_position(tmp_path, name):
+    for positions in (0, 1, 3):
+        path = write(tmp_path / "c", of_ablation(name, shape=(positions,)), ablation=name)
+        with pytest.raises(
+            UserError, match=rf"\.(attention|mlp) is by position and {name} ablation is not; write it as"
+        ):
+            Circuit.load(path)
+
+
+def test_constants_by_position_have_one_position_or_more(tmp_path):
+    path = write(tmp_path / "c", of_ablation("mean_per_position", shape=(0,)), ablation="mean_per_position")
+    with pytest.raises(UserError, match=r"\.(attention|mlp) has no positions; write \[layers, positions, nodes\]"):
+        Circuit.load(path)
+
+
+def test_deviations_are_not_negative(tmp_path):
+    path = write(tmp_path / "c", of_ablation("noise", with_one(-0.5), part="deviations"), ablation="noise")
+    with pytest.raises(UserError, match=r"ablation_deviation\.mlp has negative standard deviations; take the tensors"):
+        Circuit.load(path)
+    Circuit.load(write(tmp_path / "c", of_ablation("noise", with_one(0.0), part="deviations"), ablation="noise"))
+    Circuit.load(write(tmp_path / "c", of_ablation("noise", with_one(-0.5)), ablation="noise"))
 
 
 def test_no_ablation_has_an_unknown_name():

@@ -75,6 +75,18 @@ def test_the_hash_of_a_tensor_is_that_of_its_values_in_order(dtype):
     assert tensor_sha256(tensor.T.contiguous()) == expected, "how the values are laid out does not matter"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_tensors_of_types_that_numpy_lacks_are_hashed_by_their_bytes(dtype):
+    tensor = torch.arange(12.0).reshape(3, 4).to(dtype)
+    raw = torch.uint8 if tensor.element_size() == 1 else torch.int16
+    assert tensor_sha256(tensor) == hashlib.sha256(tensor.view(raw).numpy().tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("tensor", [torch.tensor(2.5), torch.zeros(0, 4), torch.tensor(True)])
+def test_tensors_without_dimensions_or_values_are_hashed(tensor):
+    assert tensor_sha256(tensor) == hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
 def test_equal_tensors_and_metadata_are_equal_bytes_that_safetensors_reads(tmp_path):
     tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2).bool()}
     metadata = {name: f'value of {name} "quoted" é' for name in ("z", "format", "y")}
