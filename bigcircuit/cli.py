@@ -192,7 +192,7 @@ def answer(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> int:
     try:
         run(words)
     except ReportedError as error:
-        # What goes wrong before the ranks know of each other goes wrong on all of them: one rank a host shows it.
+        # A mistake before the ranks are joined is made on all of them: one rank a host shows it.
         if os.environ.get("LOCAL_RANK", "0") == "0" if error.show is None else error.show:
             errors.print(f"bigcircuit: {error}", markup=False)
         return error.exit_code

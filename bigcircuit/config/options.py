@@ -135,7 +135,7 @@ def _read_option(option: Option, given: Any) -> Any:
 
 
 def _check_name(verb: Verb, word: str, known: Collection[str]) -> None:
-    """Raises UserError for a word that argparse did not know, unless the verb takes names and the word can be one."""
+    """Raises UserError for a word that is no option, unless the verb takes names and the word can be one."""
     option = word.partition("=")[0]
     if verb.names and not word.startswith("-"):
         return

@@ -68,7 +68,7 @@ class SplitConfig(Section):
     """Fraction held out for the scores that are reported."""
     by: Literal["prompt", "template"] = "prompt"
     """`template` also holds whole templates out, as a split of its own, off_distribution, whose scores `evaluate` reports
-    apart. Task builders know their templates; a pair file says them in a column `template`."""
+    apart. Task builders set templates; a pair file has them in a column `template`."""
     off_distribution: Fraction = 0.25
     """Share of the templates that is held out, one at least, when they are; the other fractions are of the rest."""
 

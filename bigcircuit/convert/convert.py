@@ -30,7 +30,7 @@ class Converted(NamedTuple):
     path: Path
     circuit: Circuit
     notes: Sequence[str]
-    """What the user has to know: the size, and which parts of the other tool's file have no place in a circuit file."""
+    """Notes for the user, a sentence each: the size, and which parts of the other tool's file have no place in a circuit file."""
 
 
 def convert_file(path: Path, settings: ConversionSettings) -> Converted:

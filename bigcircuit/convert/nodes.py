@@ -35,7 +35,7 @@ class KeptNodes(NamedTuple):
 
     nodes: set[Node]
     notes: Sequence[str] = ()
-    """What the user has to know about the file, a sentence each."""
+    """Notes about the file for the user, a sentence each."""
 
 
 _NAME = re.compile(r"a(\d{1,9})\.h(\d{1,9})|m(\d{1,9})")

@@ -59,7 +59,7 @@ class MeanDataReader:
 def resolve_constants(
     loaded: LoadedCircuit, ablation: str, read: Callable[[LoadedCircuit], MeanData], task_sha256: str
 ) -> CircuitConstants:
-    """Decide which constants a circuit has under an ablation. Nothing else decides this.
+    """Choose the constants of a circuit under an ablation: the only place that chooses them.
 
     read: reads the data set of the circuit's config; called where means are measured. task_sha256: hash of the pairs of its task.
     Raises UserError.

@@ -1,4 +1,4 @@
-"""Result of an evaluation in sentences, with what speaks against the circuit."""
+"""Result of an evaluation in sentences, with the evidence against the circuit."""
 
 from dataclasses import replace
 

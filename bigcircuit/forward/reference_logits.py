@@ -66,7 +66,7 @@ class ReferenceLogits:
                 mine.update(zip((e.id for e in micro_batch.examples), logits.split(counts), strict=True))
         counts = [
             count_scored_positions(example, full=self._full) for example in examples
-        ]  # every rank knows all layouts
+        ]  # every rank has all layouts
         rows = logits.new_zeros(sum(counts), logits.shape[-1])
         for example, part in zip(examples, rows.split(counts), strict=True):
             if example.id in mine:

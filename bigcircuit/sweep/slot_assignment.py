@@ -15,7 +15,7 @@ class SlotAssignment:
 
     def __init__(self) -> None:
         self.queue: deque[int] = deque()
-        """Trials without a slot that want one, first come, first served."""
+        """Trials that wait for a slot, first come, first served."""
         self._quarantined: set[int] = set()
         self._assigned: dict[WorkerGroup, list[int]] = {}
         self._evicted: dict[WorkerGroup, list[int]] = {}
