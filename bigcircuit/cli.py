@@ -9,15 +9,16 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from bigcircuit.config.help import show_verbs
 from bigcircuit.config.load import load
 from bigcircuit.config.options import Command, parse_command
 from bigcircuit.config.schema import Config
 from bigcircuit.config.verbs import VERBS, Settings
 from bigcircuit.errors import ReportedError, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def parse_verb(name: str, words: Sequence[str]) -> Command:
@@ -188,16 +189,15 @@ RUNS: dict[str, Callable[[Sequence[str]], None]] = {
 
 def answer(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> int:
     """Run a verb. Returns the exit code; a reported error becomes one line on stderr and its exit code, Ctrl-C 130."""
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         run(words)
     except ReportedError as error:
         # A mistake before the ranks are joined is made on all of them: one rank a host shows it.
         if os.environ.get("LOCAL_RANK", "0") == "0" if error.show is None else error.show:
-            errors.print(f"bigcircuit: {error}", markup=False)
+            sys.stderr.write(f"bigcircuit: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
-        errors.print("bigcircuit: stopped; the same command goes on from the last checkpoint", markup=False)
+        sys.stderr.write("bigcircuit: stopped; the same command goes on from the last checkpoint\n")
         return 130
     return 0
 
@@ -206,6 +206,8 @@ def main() -> None:
     """Entry point of the `bigcircuit` command."""
     verb, *words = sys.argv[1:] or [""]
     if verb in ("", "-h", "--help"):
+        from bigcircuit.config.help import show_verbs
+
         show_verbs(_console(), VERBS)
         raise SystemExit(0 if verb else 2)
     if verb == "--version":
@@ -234,5 +236,7 @@ def _unknown(verb: str) -> Callable[[Sequence[str]], None]:
     return refuse
 
 
-def _console() -> Console:
+def _console() -> "Console":
+    from rich.console import Console
+
     return Console(highlight=False, soft_wrap=True)

@@ -4,9 +4,6 @@ from argparse import SUPPRESS, ArgumentError, ArgumentParser
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from rich.console import Console
-
-from bigcircuit.config.help import show_help
 from bigcircuit.config.load import dotted_keys, nearest, setting_fields
 from bigcircuit.config.schema import Section
 from bigcircuit.config.values import open_keys, read_value
@@ -37,6 +34,10 @@ def parse_command(
     given, rest = parser.parse(words)
     topic = given.pop("help", None)
     if topic is not None:
+        from rich.console import Console  # 25 ms that a mistake need not wait for
+
+        from bigcircuit.config.help import show_help
+
         show_help(Console(highlight=False), verb, settings, topic, notes() if notes else ())
         raise SystemExit(0)
     for word in rest:
