@@ -1,6 +1,6 @@
 """Time of two checkouts in alternating order: start-up, a check, an update, an evaluation.
 
-    python -m benchmarks.side_by_side BEFORE AFTER [--rounds 5] [--output benchmarks/side_by_side.md]
+    python -m benchmarks.side_by_side BEFORE AFTER [--only NAME] [--rounds 5] [--output benchmarks/side_by_side.md]
 
 BEFORE and AFTER are folders of the repository, of which the same commands are run in turn, so that a machine whose speed drifts
 slows both. Only ratios of one table mean something.
@@ -43,11 +43,13 @@ def seconds(checkout: Path, words: list[str], code: int, folder: Path) -> tuple[
     return wall, done.stdout
 
 
-def measure(checkouts: list[Path], rounds: int, folder: Path) -> dict[str, list[list[float]]]:
+def measure(checkouts: list[Path], rounds: int, folder: Path, only: str = "") -> dict[str, list[list[float]]]:
     """Wall times in seconds by case, for each checkout one a round; the order of the checkouts changes from round to round."""
-    found: dict[str, list[list[float]]] = {name: [[], []] for name in [*CASES, _UPDATES]}
+    found: dict[str, list[list[float]]] = {name: [[], []] for name in [*CASES, _UPDATES] if only in name}
     for turn in range(rounds):
         for name, (words, code) in CASES.items():
+            if name not in found:
+                continue
             for place in (0, 1) if turn % 2 else (1, 0):
                 own = folder / f"{place}-{turn}"
                 more = ["--output", str(own)] if words[0] == "prune" and not code else []
@@ -73,12 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, metavar="BEFORE")
     parser.add_argument("after", type=Path, metavar="AFTER")
+    parser.add_argument("--only", default="", help="part of the names of the cases to time")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     checkouts = [arguments.before.resolve(), arguments.after.resolve()]
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(checkouts, arguments.rounds, Path(folder))
+        found = measure(checkouts, arguments.rounds, Path(folder), arguments.only)
     names = [
         subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=path, capture_output=True, text=True).stdout.strip()
         for path in checkouts
