@@ -88,8 +88,7 @@ class _VerbParser(ArgumentParser):
         except ArgumentError as error:
             needs = "needs a value" if error.argument_name in self._valued else "takes no value"
             raise UserError(f"{error.argument_name} {needs}") from error
-        # For the value of `--key=--` argparse hands back an empty list.
-        given = {key: "--" if value == [] else value for key, value in vars(found).items()}
+        given = {key: _with_dashes(value) for key, value in vars(found).items()}
         given.pop("local_rank", None)  # launchers add it; the rank itself is in the environment
         return given, rest
 
@@ -116,6 +115,13 @@ class _VerbParser(ArgumentParser):
         raise UserError(message)
 
 
+def _with_dashes(value: Any) -> Any:
+    """Put back the value of `--key=--`, for which argparse has an empty list; an option's own list holds its words."""
+    if not isinstance(value, list):
+        return value
+    return [_with_dashes(word) for word in value] or "--"
+
+
 def _is_dashed_value(word: str) -> bool:
     return word.startswith("-") and not word.startswith("--") and word != "-h"
 
@@ -126,7 +132,7 @@ def _read_option(option: Option, given: Any) -> Any:
         return given if option.value else bool(given)
     if len(given) > 1:
         raise UserError(f"--{option.name} is given {len(given)} times; give it once")
-    text = given[0] or ("--" if given[0] == [] else "")  # as in _VerbParser.parse
+    [text] = given
     if not text:
         raise UserError(f"--{option.name} needs a value")
     try:
