@@ -36,10 +36,11 @@ from bigcircuit.distributed.ranks import Ranks, joined_ranks
 from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
+from bigcircuit.model.deepspeed_config import DeepSpeedConfig, read_deepspeed, with_auto_values
 from bigcircuit.model.granularity import node_counts
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.model.sites import FrozenModel, find_sites
-from bigcircuit.model.zero3 import DeepSpeedConfig, loading_sharded, read_deepspeed, shard, with_auto_values
+from bigcircuit.model.zero3 import loading_sharded, shard
 from bigcircuit.train.resolve import ResolvedRun
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import update

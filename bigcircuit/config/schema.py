@@ -51,6 +51,9 @@ class ModelConfig(Section):
     """Branch, tag or commit of a hub model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen weights and activations; gates are always float32."""
+    weights: Literal["resident", "stream"] = "resident"
+    """Where the frozen weights are: `resident`: all of them in the memory of the device, on CPU mapped from their files; `stream`:
+    layers flow from their files through the device, once forward and once backward, for models larger than its memory."""
     adapter: str | None = None
     """Folder or hub id of a PEFT adapter to put on the model."""
     attention: Literal["sdpa", "eager"] = "sdpa"

@@ -23,9 +23,10 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
 from bigcircuit.metrics.logit_metrics import kl_divergence
+from bigcircuit.model.deepspeed_config import with_auto_values
 from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.resolve import ResolvedModel
-from bigcircuit.model.zero3 import numel, with_auto_values
+from bigcircuit.model.zero3 import numel
 from bigcircuit.train.resolve import ResolvedRun
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import faithfulness_gradient

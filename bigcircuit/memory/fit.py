@@ -15,7 +15,7 @@ import torch
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
 from bigcircuit.memory.estimate import KnownPeaks, Workload, estimate
-from bigcircuit.model.zero3 import DeepSpeedConfig
+from bigcircuit.model.deepspeed_config import DeepSpeedConfig
 from bigcircuit.runtime.host_memory import GIB, FreeMemory, is_out_of_memory, return_freed_memory, saves_memory
 from bigcircuit.train.resolve import ResolvedRun
 

@@ -1,5 +1,6 @@
 """Load the base model: config, tokenizer, frozen weights with an adapter, or the module tree without weights."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ from safetensors import SafetensorError
 
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError, first_line
+from bigcircuit.model.deepspeed_config import DeepSpeedConfig, check_weights, with_auto_values
+from bigcircuit.model.layer_stream import streamed
 from bigcircuit.model.sites import FrozenModel, architecture_of, find_sites
-from bigcircuit.model.zero3 import DeepSpeedConfig, loading_sharded, shard, with_auto_values
+from bigcircuit.model.weight_files import EMBEDDED, stored_dtype
+from bigcircuit.model.zero3 import loading_sharded, shard
 
-EMBEDDED = Path(__file__).parents[1] / "embedded" / "model"
-"""Folder of the small model that comes with the package, in transformers format."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -66,6 +68,8 @@ def load_frozen(
 ) -> FrozenModel:
     """Load the base model with its adapter, freeze it and find its sites. Raises UserError if something cannot be opened.
 
+    Weights that need no cast stay in their files, mapped into memory, unless they are moved to a GPU.
+
     sharding: DeepSpeed config of stage 3, to divide the weights over the ranks; None to load all weights on every rank.
     meta: the model as from `skeleton`, if it is built already.
     """
@@ -73,9 +77,12 @@ def load_frozen(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    stored = stored_dtype(config)
+    check_weights(config, sharding, stored)
     if sharding is not None:
         sharding = with_auto_values(sharding, meta or skeleton(config))
-    with loading_sharded(sharding, DTYPES[config.dtype]):
+    in_files = stored == DTYPES[config.dtype]
+    with loading_sharded(None if in_files else sharding, DTYPES[config.dtype]):
         model = _open(
             AutoModelForCausalLM,
             config,
@@ -87,9 +94,12 @@ def load_frozen(
         model = _adapt(model, config.adapter)
     model.requires_grad_(False)
     model.eval()
-    return (
-        find_sites(model.to(device)) if sharding is None else shard(find_sites(model), torch.device(device), sharding)
-    )
+    frozen = find_sites(model)
+    if sharding is not None:
+        return shard(frozen, torch.device(device), sharding)
+    if config.weights == "stream":
+        return streamed(frozen, torch.device(device))
+    return replace(frozen, model=model.to(device), device=torch.device(device))
 
 
 def skeleton(config: ModelConfig, hf_config: Any = None) -> FrozenModel:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from bigcircuit.config.schema import ModelConfig
+from bigcircuit.model.deepspeed_config import DeepSpeedConfig, read_deepspeed
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape, node_counts
 from bigcircuit.model.load import load_config, load_frozen, load_tokenizer, skeleton
 from bigcircuit.model.sites import FrozenModel
-from bigcircuit.model.zero3 import DeepSpeedConfig, read_deepspeed
 
 
 @dataclass(frozen=True)

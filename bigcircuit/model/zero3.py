@@ -5,96 +5,21 @@ all members, and freed after it; the same again in the backward pass. Gates, the
 the model: every rank holds all of them.
 """
 
-import json
 import os
-import subprocess
-import sys
-import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bigcircuit.errors import UserError
+from bigcircuit.model.deepspeed_config import DeepSpeedConfig, pieces_on
+from bigcircuit.model.layer_stream import read_ahead
 from bigcircuit.model.sites import FrozenModel
-
-_LONGEST_BUILD = 900
-"""Seconds that DeepSpeed's async_io may take to compile."""
-
-DeepSpeedConfig = dict[str, Any]
-_UNSUPPORTED = {
-    "optimizer": "the gates have an optimizer of their own (train.lr)",
-    "scheduler": "the gates have a schedule of their own (train.lr, train.lr_final)",
-    "bf16": "it would cast gates to bfloat16; set model.dtype",
-    "fp16": "it would cast gates to float16; set model.dtype",
-    "train_batch_size": "set train.batch_size",
-    "train_micro_batch_size_per_gpu": "set train.micro_batch_size",
-    "gradient_accumulation_steps": "set train.micro_batch_size",
-    "gradient_clipping": "set train.clip",
-}
-"""Section of a DeepSpeed config that a setting of bigcircuit replaces -> what to do instead."""
-
-
-def read_deepspeed(path: str | None) -> DeepSpeedConfig | None:
-    """Read and check a DeepSpeed config file; None unless it asks for stage 3.
-
-    Below stage 3 ZeRO divides gradients and optimizer state, which frozen weights do not have. Raises UserError for a file that
-    cannot be read or has a section that bigcircuit replaces.
-    """
-    if path is None:
-        return None
-    try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"deepspeed {path}: no such file; configs/deepspeed/ holds six to choose from") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"deepspeed {path}: not a JSON file ({error})") from error
-    section = settings.get("zero_optimization") if isinstance(settings, dict) else None
-    zero: dict[str, Any] = section if isinstance(section, dict) else {}
-    stage = zero.get("stage")
-    if stage not in (0, 1, 2, 3):
-        raise UserError(f"deepspeed {path}: zero_optimization.stage is {stage!r}; set it to 0, 1, 2 or 3")
-    for name, instead in _UNSUPPORTED.items():
-        if name in settings:
-            raise UserError(f"deepspeed {path}: take {name} out, {instead}")
-    if stage != 3:
-        return None
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # DeepSpeed need not guess
-    _check_nvme(path, zero.get("offload_param") or {})
-    return settings
-
-
-def _check_nvme(path: str, offload: Mapping[str, Any]) -> None:
-    """Check that weights can be offloaded to NVMe, where the config asks for it. Raises UserError."""
-    if offload.get("device") != "nvme":
-        return
-    folder = Path(str(offload.get("nvme_path", "")))
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(
-            f"deepspeed {path}: offload_param.nvme_path {folder} is no folder to write to; make it or change it"
-        )
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-    from torch.utils.cpp_extension import _get_build_directory
-
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # ninja is beside python
-    for name in ("async_io", "pin_memory"):
-        lock = Path(_get_build_directory(name, False), "lock")
-        if lock.exists() and time.time() - lock.stat().st_mtime > _LONGEST_BUILD:
-            raise UserError(f"deepspeed {path}: a build was cut off and left {lock}, which torch waits for; remove it")
-    try:
-        AsyncIOBuilder().load(verbose=False)  # compiles on first use
-    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
-        raise UserError(
-            f"deepspeed {path}: offloading to NVMe needs DeepSpeed's async_io, which needs libaio and a C++ compiler "
-            f"({str(error).splitlines()[0]}; Debian: apt install libaio-dev g++); install them or use zero3_offload_cpu.json"
-        ) from error
 
 
 @contextmanager
@@ -139,10 +64,12 @@ def _prepare_deepspeed() -> None:
 def shard(frozen: FrozenModel, device: torch.device, settings: DeepSpeedConfig) -> FrozenModel:
     """Divide the frozen model's parameters over the ranks; a layer's parameters are gathered only while the layer runs.
 
-    settings: as from `with_auto_values`. A model that was loaded whole is divided here.
+    settings: as from `with_auto_values`. A model that was loaded whole is divided here: on CPU a rank's piece stays a view of the
+    mapped weight files.
     """
     _prepare_deepspeed()
     import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import is_zero_param
     from deepspeed.utils import set_z3_leaf_module
 
     for layer in frozen.layers:
@@ -150,9 +77,54 @@ def shard(frozen: FrozenModel, device: torch.device, settings: DeepSpeedConfig) 
     for module in frozen.model.modules():
         if type(module) is nn.Linear:
             module.forward = partial(_frozen_linear, module)  # type: ignore[method-assign]
+    if not any(map(is_zero_param, frozen.model.parameters())):
+        if device.type == "cpu":
+            _keep_vocabulary(frozen)
+        _divide(frozen, device, settings)
     engine, *_ = deepspeed.initialize(model=frozen.model, config=settings)
     # The engine's own forward refuses a backward pass that the engine does not run; the hooks that gather are on the module.
     return replace(frozen, model=engine.module, device=device, engine=engine)
+
+
+def _keep_vocabulary(frozen: FrozenModel) -> None:
+    """Hide the vocabulary matrices from DeepSpeed, so that every rank uses those in the mapped files.
+
+    The ranks of a host share the pages of the files. Divided, the largest parameters of the model would be gathered whole in each
+    pass over a few tokens.
+    """
+    for module in (frozen.model.get_input_embeddings(), frozen.head):
+        weight = module.weight.data
+        del module.weight
+        module.weight = weight  # an attribute and no parameter
+
+
+def _divide(frozen: FrozenModel, device: torch.device, settings: DeepSpeedConfig) -> None:
+    """Keep this rank's piece of each parameter that lies whole in the memory of the host, mapped or not.
+
+    DeepSpeed's own conversion copies every piece, after rank 0 has sent all weights to all ranks: here every rank reads its own.
+    """
+    from deepspeed.runtime.zero.partition_parameters import Init, PartitionedParamStatus
+
+    init = Init(config_dict_or_path=settings)
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    offload = settings["zero_optimization"].get("offload_param") or {}
+    to = device if pieces_on(settings) == "none" else torch.device("cpu")
+    pin = device.type == "cuda" and bool(offload.get("pin_memory"))
+    for parameter in frozen.model.parameters():
+        size = -(-parameter.numel() // ranks)
+        piece = parameter.data.view(-1)[rank * size : (rank + 1) * size]
+        if len(piece) < size:  # the last rank's, which is padded
+            piece = torch.cat([piece, piece.new_zeros(size - len(piece))])
+        piece = piece.to(to)
+        init._convert_to_deepspeed_param(parameter)
+        parameter.ds_tensor = piece.pin_memory() if pin else piece
+        parameter.ds_tensor.ds_numel = size
+        parameter.ds_tensor.status = PartitionedParamStatus.AVAILABLE
+        parameter.ds_tensor.final_location = None
+        parameter.ds_numel_aligned = size * ranks
+        parameter.partition()
+    if to.type == "cpu" and not pin:
+        read_ahead(frozen, "ds_tensor")
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -192,19 +164,3 @@ def gathered(frozen: FrozenModel, module: nn.Module) -> Iterator[None]:
 def numel(parameter: torch.Tensor) -> int:
     """Count the entries of a parameter, divided over ranks or not."""
     return getattr(parameter, "ds_numel", parameter.numel())
-
-
-def with_auto_values(settings: DeepSpeedConfig, frozen: FrozenModel) -> DeepSpeedConfig:
-    """Fill in the `auto` values of a DeepSpeed config for a model: prefetch one layer, hold at most two."""
-    largest = max(sum(map(numel, layer.module.parameters())) for layer in frozen.layers)
-    zero = {**settings["zero_optimization"], "memory_efficient_linear": False}  # see _FrozenLinear
-    _fill(zero, {"stage3_prefetch_bucket_size": largest, "stage3_max_live_parameters": 2 * largest})
-    if "offload_param" in zero:
-        zero["offload_param"] = dict(zero["offload_param"])
-        # A parameter's part on disk is padded to the alignment of the file system.
-        _fill(zero["offload_param"], {"buffer_size": max(map(numel, frozen.model.parameters())) + (1 << 14)})
-    return {**settings, "zero_optimization": zero, "train_micro_batch_size_per_gpu": 1}
-
-
-def _fill(section: dict[str, Any], values: Mapping[str, int]) -> None:
-    section.update({name: value for name, value in values.items() if section.get(name) == "auto"})

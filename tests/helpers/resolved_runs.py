@@ -6,10 +6,10 @@ from bigcircuit.config.load import load, members
 from bigcircuit.config.schema import Config
 from bigcircuit.data.dataset import TaskData
 from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.model.deepspeed_config import read_deepspeed
 from bigcircuit.model.load import skeleton
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.model.sites import FrozenModel
-from bigcircuit.model.zero3 import read_deepspeed
 from bigcircuit.train.resolve import ResolvedRun
 
 

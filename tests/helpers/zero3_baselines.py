@@ -14,8 +14,8 @@ from bigcircuit.config.load import load
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import joined_ranks
 from bigcircuit.forward.streams import Streams
+from bigcircuit.model.deepspeed_config import read_deepspeed
 from bigcircuit.model.load import load_frozen
-from bigcircuit.model.zero3 import read_deepspeed
 from tests.helpers.tiny_models import tiny_examples
 
 

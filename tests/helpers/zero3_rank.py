@@ -21,9 +21,10 @@ from bigcircuit.distributed.ranks import joined_ranks
 from bigcircuit.forward.reference_logits import ReferenceLogits
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
+from bigcircuit.model.deepspeed_config import read_deepspeed, with_auto_values
 from bigcircuit.model.granularity import node_counts
 from bigcircuit.model.load import load_frozen, skeleton
-from bigcircuit.model.zero3 import loading_sharded, numel, read_deepspeed, with_auto_values
+from bigcircuit.model.zero3 import loading_sharded, numel
 from bigcircuit.runtime.host_memory import return_freed_memory
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import update
