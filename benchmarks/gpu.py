@@ -214,7 +214,7 @@ def predicted(case: Case, count: int, ranks: int = 1) -> float:
         ablation_data=None,
         micro_batches=MicroBatches(config.train.micro_batch_size),
     )
-    return sum(estimate(run, work).values()) / GIB
+    return estimate(run, work, is_gpu=True).total / GIB
 
 
 def measure(case: Case, counts: Sequence[int], rounds: int, ranks: Ranks) -> Iterator[Row]:

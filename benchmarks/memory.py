@@ -105,7 +105,7 @@ def predicted(case: Case, folder: Path) -> int:
 
     run = resolve(config, Ranks())
     work = Workload.of(run.data.splits, 1 if case.stage == "whole" else 2)
-    return sum(needs(run, work, FreeMemory.measure()).values())
+    return needs(run, work, FreeMemory.measure()).total
 
 
 def predicted_afresh(case: Case, folder: Path) -> int:

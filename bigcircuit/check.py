@@ -16,7 +16,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.gates.members import trained_granularities
 from bigcircuit.io.provenance import versions
 from bigcircuit.memory.estimate import Workload
-from bigcircuit.memory.fit import needs, remedies
+from bigcircuit.memory.fit import fits, needs, remedies
 from bigcircuit.model.load import load_tokenizer
 from bigcircuit.runtime.host_memory import FreeMemory
 from bigcircuit.train.resolve import ResolvedRun, resolve
@@ -40,17 +40,18 @@ def check_config(config: Config, console: Console, ranks: int = 1, memory: FreeM
 
 def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, console: Console) -> None:
     """Print what a rank needs at its peak, and, where that is more than there is, the settings that fit."""
-    parts = needs(run, work, memory)
-    total = sum(parts.values())
+    found = needs(run, work, memory)
     title = f"peak memory of a rank, {work.ranks} rank(s), {run.config.train.micro_batch_size} x {work.tokens} tokens at once"
     shown = Table(title=title)
     shown.add_column("what")
     shown.add_column("MiB", justify="right")
-    for name, size in {**parts, "together": total}.items():
+    for name, size in {**found.allocated, "together": found.total}.items():
         shown.add_row(name, f"{size / 2**20:,.1f}")
+    if found.mapped:
+        shown.add_row("weight files, mapped once a host", f"{found.mapped / 2**20:,.1f}")
     console.print(shown)
     on_host = 1 if memory.is_gpu else work.ranks
-    if total * on_host <= memory.free:
+    if fits(found, work.ranks, memory):
         console.print(f"it fits: {memory.free / 2**30:.2f} GiB are free")
         return
     console.print(

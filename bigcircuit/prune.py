@@ -19,6 +19,8 @@ from bigcircuit.io.provenance import versions
 from bigcircuit.io.run_dir import MetricsFile, RunDir, choose_run_dir, write_config
 from bigcircuit.memory.fit import check_fits, explain_out_of_memory
 from bigcircuit.model.granularity import node_counts
+from bigcircuit.model.zero3 import explain_deepspeed
+from bigcircuit.runtime.host_memory import watch_memory
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.runtime.trackers import Trackers
 from bigcircuit.train.final_circuits import final_circuits
@@ -44,10 +46,15 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunDir:
         )
         return folder
     started = time.monotonic()
+    watch_memory()
     run = resolve(config, ranks)
     ranks.check_equal({**run.fingerprint, "settings": config.model_dump_json(), "versions": json.dumps(versions())})
     check_fits(run, ranks)
-    with folder.locked() if ranks.is_first else nullcontext(), explain_out_of_memory(run, ranks):
+    with (
+        folder.locked() if ranks.is_first else nullcontext(),
+        explain_deepspeed(config.deepspeed),
+        explain_out_of_memory(run, ranks),
+    ):
         if ranks.is_first:
             write_config(folder, config, sys.argv)
         context = set_up(run, progress)

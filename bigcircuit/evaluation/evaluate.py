@@ -13,6 +13,7 @@ from bigcircuit.evaluation.console import show_evaluation
 from bigcircuit.evaluation.plan import plan_evaluation
 from bigcircuit.evaluation.runner import EvaluationRunner, score_full_model
 from bigcircuit.evaluation.verdict import with_verdict
+from bigcircuit.model.zero3 import explain_deepspeed
 from bigcircuit.results.evaluation import Evaluation, save_result
 from bigcircuit.runtime.host_memory import is_out_of_memory, return_freed_memory, saves_memory
 from bigcircuit.runtime.progress import ProgressDisplay
@@ -37,7 +38,7 @@ def evaluate_circuits(
     plan = plan_evaluation(names, settings, ranks, config, overrides or {})
     if saves_memory(plan.config, plan.model.deepspeed is not None):
         return_freed_memory()
-    with _explain_out_of_memory(plan.config, settings):
+    with explain_deepspeed(plan.config.deepspeed), _explain_out_of_memory(plan.config, settings):
         frozen = plan.model.load(ranks.device)
         tasks = {name: score_full_model(plan, name, frozen, progress) for name in plan.tasks}
         progress.print_line(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -23,15 +23,16 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
 from bigcircuit.metrics.logit_metrics import kl_divergence
-from bigcircuit.model.deepspeed_config import with_auto_values
+from bigcircuit.model.deepspeed_config import pieces_on, with_auto_values
 from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.resolve import ResolvedModel
-from bigcircuit.model.zero3 import numel
 from bigcircuit.train.resolve import ResolvedRun
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import faithfulness_gradient
 
 META = torch.device("meta")
+_LIVE_PARAMETERS = 1_000_000_000
+"""DeepSpeed's own stage3_max_live_parameters, for config files that do not set it."""
 
 
 class Workload(NamedTuple):
@@ -99,20 +100,41 @@ KnownPeaks = dict[tuple[int, str, bool | str], int]
 """Peaks of activations by the settings that remedies change: pairs at once, dtype, checkpointing."""
 
 
-def estimate(run: ResolvedRun, work: Workload, known: KnownPeaks | None = None) -> dict[str, int]:
-    """Predict the bytes of a rank at its peak, by purpose.
+class Estimate(NamedTuple):
+    """Memory of a rank at its peak."""
 
-    known: peaks of activations under other settings of the same run, so that none is computed twice.
+    allocated: dict[str, int]
+    """Bytes that nothing else can use, by purpose."""
+    mapped: int = 0
+    """Bytes of weight files that have to stay in memory for the run to be fast; the ranks of a host share them."""
+
+    @property
+    def total(self) -> int:
+        """Allocated bytes of a rank."""
+        return sum(self.allocated.values())
+
+    def on_host(self, ranks: int) -> int:
+        """Bytes that so many ranks on one host need."""
+        return self.total * ranks + self.mapped
+
+
+def estimate(run: ResolvedRun, work: Workload, is_gpu: bool, known: KnownPeaks | None = None) -> Estimate:
+    """Predict the memory of a rank at its peak.
+
+    is_gpu: whether passes run on a GPU, whose memory is meant, with what is kept on the host besides. known: peaks of activations
+    under other settings of the same run, so that none is computed twice.
     """
     head, train = cast(Tensor, run.model.skeleton.head.weight), run.config.train
     positions = work.trained * (2 if train.both_ways else 1) + work.validated
-    return {
-        **_weights(run.model, work.ranks),
+    weights, mapped = _weights(run.model, work.ranks, is_gpu)
+    allocated = {
+        **weights,
         **_constants(run, work),
         "gates, Adam moments and sums": (3 * 4 + 8) * sum(p.numel() for p in _state(run).parameters),
         "reference logits": positions * head.shape[0] * head.element_size(),
         "activations and gradients": _activations(run, work, {} if known is None else known),
     }
+    return Estimate(allocated, mapped)
 
 
 def _activations(run: ResolvedRun, work: Workload, known: KnownPeaks) -> int:
@@ -127,20 +149,33 @@ def _micro_batches(run: ResolvedRun, work: Workload) -> MicroBatches:
     return MicroBatches.of(run.config, Ranks(0, work.ranks, META))
 
 
-def _weights(model: ResolvedModel, ranks: int) -> dict[str, int]:
-    frozen = model.skeleton
-    parameters = list(frozen.model.parameters())
-    whole = sum(p.numel() * p.element_size() for p in parameters)
+def _weights(model: ResolvedModel, ranks: int, is_gpu: bool) -> tuple[dict[str, int], int]:
+    """Bytes that weights take: allocated, by purpose, and mapped from files that have to stay in memory."""
+    sizes = [_bytes(layer.module) for layer in model.skeleton.layers]
+    whole, largest = _bytes(model.skeleton.model), max(sizes)
+    from_files = model.stays_in_files and not is_gpu
     if model.deepspeed is None:
-        return {"frozen weights": whole}
-    zero = with_auto_values(model.deepspeed, frozen)["zero_optimization"]
-    largest = max(sum(map(numel, layer.module.parameters())) for layer in frozen.layers)
-    held = min(max(zero["stage3_max_live_parameters"], largest), sum(p.numel() for p in parameters))
-    held = max(held, max(p.numel() for p in parameters)) * parameters[0].element_size()
-    offloaded = torch.cuda.is_available() and "offload_param" in zero
+        if model.config.weights == "resident":
+            return ({}, whole) if from_files else ({"frozen weights": whole}, 0)
+        if from_files:
+            return {}, 0
+        return {"two layers of weights": 2 * largest, "weights outside layers": whole - sum(sizes)}, 0
+    zero = with_auto_values(model.deepspeed, model.skeleton)["zero_optimization"]
+    parameters = list(model.skeleton.model.parameters())
+    live = zero.get("stage3_max_live_parameters", _LIVE_PARAMETERS)
+    held = min(max(live * parameters[0].element_size(), largest), whole)
+    if not from_files:  # then vocabulary matrices are gathered too
+        held = max(held, *(p.numel() * p.element_size() for p in parameters))
     # Measured on CPU (benchmarks/memory.md): a gather through gloo needs its flat result and a copy of it besides.
-    buffers = 0 if torch.cuda.is_available() else 2 * largest * parameters[0].element_size()
-    return {"this rank's piece of the weights": 0 if offloaded else whole // ranks, "gathered weights": held + buffers}
+    gathered = {"gathered weights": held + (0 if is_gpu else 2 * largest)}
+    if from_files:
+        return gathered, 0 if pieces_on(model.deepspeed) == "nvme" else whole
+    offloaded = is_gpu and pieces_on(model.deepspeed) != "none"
+    return {"this rank's piece of the weights": 0 if offloaded else whole // ranks, **gathered}, 0
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def training_peak(run: ResolvedRun, work: Workload) -> int:

@@ -1,7 +1,7 @@
 """Check whether a run fits into memory, and find settings with which it does."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -9,14 +9,22 @@ from importlib import import_module
 from itertools import islice
 from typing import Any
 
-import psutil
 import torch
 
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
-from bigcircuit.memory.estimate import KnownPeaks, Workload, estimate
+from bigcircuit.memory.estimate import Estimate, KnownPeaks, Workload, estimate
 from bigcircuit.model.deepspeed_config import DeepSpeedConfig
-from bigcircuit.runtime.host_memory import GIB, FreeMemory, is_out_of_memory, return_freed_memory, saves_memory
+from bigcircuit.model.load import DTYPES
+from bigcircuit.runtime.host_memory import (
+    GIB,
+    FreeMemory,
+    allocated_memory,
+    allocation,
+    is_out_of_memory,
+    return_freed_memory,
+    saves_memory,
+)
 from bigcircuit.train.resolve import ResolvedRun
 
 _ERROR = 0.15
@@ -27,29 +35,37 @@ _KEPT_SHARE = 0.5
 _ON_HOST = ("reference logits",)
 _ZERO3 = "configs/deepspeed/zero3.json"
 _OFFLOAD = "configs/deepspeed/zero3_offload_cpu.json"
+_NVME = "configs/deepspeed/zero3_offload_nvme.json"
 _AUTO = {"stage": 3, "stage3_prefetch_bucket_size": "auto", "stage3_max_live_parameters": "auto"}
 _IN_PIECES: dict[Any, DeepSpeedConfig] = {
     _ZERO3: {"zero_optimization": _AUTO},
     _OFFLOAD: {"zero_optimization": {**_AUTO, "offload_param": {"device": "cpu"}}},
+    _NVME: {"zero_optimization": {**_AUTO, "offload_param": {"device": "nvme"}}},
 }
 """Content of these files, for a machine without them."""
 
 
-def needs(run: ResolvedRun, work: Workload, memory: FreeMemory, known: KnownPeaks | None = None) -> dict[str, int]:
-    """Predict the bytes of a rank at its peak, by purpose, with what the process itself holds; known: see `estimate`.
+def needs(run: ResolvedRun, work: Workload, memory: FreeMemory, known: KnownPeaks | None = None) -> Estimate:
+    """Predict the memory of a rank at its peak, with what the process itself holds; known: see `estimate`.
 
     On CPU freed memory is kept for the next block where all ranks, on one host, have room for it. It is handed back without that
     room, and where the settings trade time for memory: with checkpointing gaps were larger than what was in use.
     """
     sharded = run.model.deepspeed is not None
     libraries = 0 if memory.is_gpu else _libraries(sharded)  # before the estimate makes garbage
-    parts = estimate(run, work, known)
+    found = estimate(run, work, memory.is_gpu, known)
     if memory.is_gpu:
-        return {name: size for name, size in parts.items() if name not in _ON_HOST}
-    least = {_LIBRARIES: libraries} | parts
-    roomy = least | {_KEPT: round(_KEPT_SHARE * parts["activations and gradients"])}
-    fits = (1 + _ERROR) * sum(roomy.values()) * work.ranks <= memory.free
+        return Estimate({name: size for name, size in found.allocated.items() if name not in _ON_HOST})
+    least = found._replace(allocated={_LIBRARIES: libraries} | found.allocated)
+    kept = round(_KEPT_SHARE * found.allocated["activations and gradients"])
+    roomy = least._replace(allocated=least.allocated | {_KEPT: kept})
+    fits = (1 + _ERROR) * roomy.on_host(work.ranks) <= memory.free
     return roomy if fits and not saves_memory(run.config, sharded) else least
+
+
+def fits(found: Estimate, ranks: int, memory: FreeMemory) -> bool:
+    """Return whether a rank has the memory that it needs; on CPU all ranks share one host. ranks: on this host."""
+    return (found.total if memory.is_gpu else found.on_host(ranks)) <= memory.free
 
 
 @cache
@@ -57,7 +73,7 @@ def _libraries(sharded: bool) -> int:
     """Bytes this process holds before anything is loaded; measured at the first call, after the imports of a run."""
     if sharded:
         import_module("deepspeed")
-    return psutil.Process().memory_info().rss
+    return allocated_memory()
 
 
 def remedies(run: ResolvedRun, work: Workload, memory: FreeMemory) -> Iterator[str]:
@@ -69,6 +85,9 @@ def remedies(run: ResolvedRun, work: Workload, memory: FreeMemory) -> Iterator[s
     saved: dict[str, Any] = {"train.checkpointing": True}
     least = {**saved, "train.micro_batch_size": 1}
     changes: list[tuple[dict[str, Any], int]] = [(change, work.ranks) for change in [*smaller, saved, least]]
+    if run.model.deepspeed is None and run.model.stored == DTYPES[run.config.model.dtype]:
+        stream = {"model.weights": "stream"}
+        changes += [({**stream, **more}, work.ranks) for more in ({}, saved, least)]
     if run.config.model.dtype == "float32":
         changes += [({"model.dtype": "bfloat16"}, work.ranks), ({**least, "model.dtype": "bfloat16"}, work.ranks)]
     for count in (2, 4, 8, 16):
@@ -76,6 +95,8 @@ def remedies(run: ResolvedRun, work: Workload, memory: FreeMemory) -> Iterator[s
             changes += [({"deepspeed": _ZERO3}, count), ({**least, "deepspeed": _ZERO3}, count)]
     if memory.is_gpu:
         changes.append(({**least, "deepspeed": _OFFLOAD}, work.ranks))
+    elif work.ranks > 1 and run.model.stays_in_files:
+        changes += [({**more, "deepspeed": _NVME}, work.ranks) for more in ({}, least)]
     known: KnownPeaks = {}
     for change, ranks in changes:
         changed = run.changed(change, "remedy")
@@ -83,13 +104,12 @@ def remedies(run: ResolvedRun, work: Workload, memory: FreeMemory) -> Iterator[s
             continue
         if "deepspeed" in change:
             changed = replace(changed, model=replace(changed.model, deepspeed=_IN_PIECES[change["deepspeed"]]))
-        size = sum(needs(changed, work._replace(ranks=ranks), memory, known).values())
-        # Ranks on one host share the memory of the host.
-        if size * (1 if memory.is_gpu else ranks) <= memory.free:
+        found = needs(changed, work._replace(ranks=ranks), memory, known)
+        if fits(found, ranks, memory):
             words = " ".join(
                 f"--{key} {str(value).lower() if value is True else value}" for key, value in change.items()
             )
-            yield f"{words}{f' on {ranks} ranks' if ranks != work.ranks else ''} ({size / GIB:.2f} GiB a rank)"
+            yield f"{words}{f' on {ranks} ranks' if ranks != work.ranks else ''} ({found.total / GIB:.2f} GiB a rank)"
 
 
 @contextmanager
@@ -106,7 +126,8 @@ def explain_out_of_memory(run: ResolvedRun, ranks: Ranks, population: int | None
         if population is not None:
             run = run.changed({"population.seeds": population}, "sweep.slots")
         work = Workload.of(run.data.splits, ranks.size)
-        raise _out_of_memory(run, work, FreeMemory.measure(), f" on rank {ranks.rank}") from error
+        where = f" on rank {ranks.rank}{allocation(error)}"
+        raise _out_of_memory(run, work, FreeMemory.measure(), where) from error
 
 
 def check_fits(run: ResolvedRun, ranks: Ranks) -> None:
@@ -119,24 +140,26 @@ def check_fits(run: ResolvedRun, ranks: Ranks) -> None:
     if memory.is_gpu:
         return
     on_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks.size)
-    parts = needs(run, work, memory)
-    if (1 - _ERROR) * sum(parts.values()) * on_host > memory.free:
+    found = needs(run, work, memory)
+    if (1 - _ERROR) * found.on_host(on_host) > memory.free:
         raise _out_of_memory(run, work, memory, "")
-    if _KEPT not in parts:
+    if _KEPT not in found.allocated:
         return_freed_memory()
 
 
 def _out_of_memory(run: ResolvedRun, work: Workload, memory: FreeMemory, where: str) -> OutOfMemory:
     return OutOfMemory(
-        f"out of memory{where}: the run needs about {_sentence(needs(run, work, memory))} a rank and "
+        f"out of memory{where}: the run needs about {_sentence(needs(run, work, memory))} and "
         f"{memory.free / GIB:.2f} GiB are free; try {_choice(remedies(run, work, memory))}"
     )
 
 
-def _sentence(parts: Mapping[str, int]) -> str:
+def _sentence(found: Estimate) -> str:
+    parts = found.allocated
     largest = sorted(parts, key=lambda name: -parts[name])[:2]
     named = ", ".join(f"{name} {parts[name] / GIB:.2f}" for name in largest)
-    return f"{sum(parts.values()) / GIB:.2f} GiB ({named})"
+    files = f", {found.mapped / GIB:.2f} GiB for weight files" if found.mapped >= GIB // 100 else ""
+    return f"{found.total / GIB:.2f} GiB ({named}) a rank{files}"
 
 
 def _choice(all_: Iterator[str]) -> str:

@@ -211,7 +211,7 @@ class _Slots:
             return tensor
         layer = self._held[self._addresses.index(address)]
         assert layer is not None
-        return _Saved(layer, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
+        return _Saved(layer, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def _unpack(self, saved: Any) -> Tensor:
         if not isinstance(saved, _Saved):

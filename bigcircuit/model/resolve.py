@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from bigcircuit.config.schema import ModelConfig
-from bigcircuit.model.deepspeed_config import DeepSpeedConfig, read_deepspeed
+from bigcircuit.model.deepspeed_config import DeepSpeedConfig, check_weights, read_deepspeed
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape, node_counts
-from bigcircuit.model.load import load_config, load_frozen, load_tokenizer, skeleton
+from bigcircuit.model.load import DTYPES, load_config, load_frozen, load_tokenizer, skeleton
 from bigcircuit.model.sites import FrozenModel
+from bigcircuit.model.weight_files import stored_dtype
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class ResolvedModel:
     """The model on the meta device: modules, shapes and names without weights."""
     deepspeed: DeepSpeedConfig | None
     """DeepSpeed config if ZeRO-3 divides the weights over the ranks, else None."""
+    stored: torch.dtype | None = None
+    """Dtype of all weights in their files; None if they have several or are not on this machine."""
 
     @property
     def shapes(self) -> tuple[LayerShape, ...]:
@@ -35,6 +38,11 @@ class ResolvedModel:
     def nodes(self) -> dict[str, int]:
         """Number of nodes of the model by granularity, and of all site neurons as `total`."""
         return node_counts(self.shapes, list(GRANULARITIES))
+
+    @property
+    def stays_in_files(self) -> bool:
+        """Whether loading on CPU leaves the weights in their files, mapped into memory: they need no cast."""
+        return self.stored == DTYPES[self.config.dtype]
 
     def changed(self, config: ModelConfig) -> "ResolvedModel":
         """Return the model with other settings for the same files, such as another dtype."""
@@ -50,10 +58,13 @@ class ResolvedModel:
 def resolve_model(config: ModelConfig, deepspeed: str | None = None) -> ResolvedModel:
     """Read config, tokenizer and module tree of a base model, and the DeepSpeed config at a path. Raises UserError."""
     hf_config, tokenizer = load_config(config), load_tokenizer(config)
+    settings, stored = read_deepspeed(deepspeed), stored_dtype(config)
+    check_weights(config, settings, stored)
     return ResolvedModel(
         config=config,
         hf_config=hf_config,
         tokenizer=tokenizer,
         skeleton=skeleton(config, hf_config),
-        deepspeed=read_deepspeed(deepspeed),
+        deepspeed=settings,
+        stored=stored,
     )

@@ -6,17 +6,20 @@ the model: every rank holds all of them.
 """
 
 import os
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bigcircuit.errors import ReportedError, UserError
 from bigcircuit.model.deepspeed_config import DeepSpeedConfig, pieces_on
 from bigcircuit.model.layer_stream import read_ahead
 from bigcircuit.model.sites import FrozenModel
@@ -84,6 +87,36 @@ def shard(frozen: FrozenModel, device: torch.device, settings: DeepSpeedConfig) 
     engine, *_ = deepspeed.initialize(model=frozen.model, config=settings)
     # The engine's own forward refuses a backward pass that the engine does not run; the hooks that gather are on the module.
     return replace(frozen, model=engine.module, device=device, engine=engine)
+
+
+@contextmanager
+def explain_deepspeed(path: str | None) -> Iterator[None]:
+    """Turn an error that DeepSpeed raises inside into one line that names its config file and what it stopped at.
+
+    path: of the config file; None changes nothing. Raises UserError.
+    """
+    try:
+        yield
+    except ReportedError:
+        raise
+    except Exception as error:
+        frame = _own_or_deepspeed(error)
+        if path is None or frame is None or "deepspeed" not in Path(frame.filename).parts:
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(
+            f"deepspeed {path}: DeepSpeed stopped in {frame.name} with {type(error).__name__}"
+            f"{f' ({lines[0][:200]})' if lines else ' and no message'}; take out the settings that "
+            "configs/deepspeed/zero3.json does not have"
+        ) from error
+
+
+def _own_or_deepspeed(error: BaseException) -> traceback.FrameSummary | None:
+    """Return the innermost frame of an error that is of this package or of DeepSpeed."""
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if {"bigcircuit", "deepspeed"} & {*Path(f.filename).parts}
+    ]
+    return frames[-1] if frames else None
 
 
 def _keep_vocabulary(frozen: FrozenModel) -> None:

@@ -1,8 +1,12 @@
 """Measure the memory of this machine, and configure how the allocator returns freed memory."""
 
 import ctypes
+import mmap
+import re
 import resource
 import sys
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,17 +19,48 @@ from bigcircuit.distributed.ranks import Ranks
 
 GIB = 2**30
 """Bytes."""
+_SECONDS_BETWEEN_MEASUREMENTS = 0.01
+"""Short against the passes of any model that fills memory; a measurement takes some microseconds."""
 
 
 def peak_memory(ranks: Ranks) -> int:
-    """Return the most bytes that were allocated on the GPU, or the largest resident set of this process on CPU."""
+    """Return the most bytes that were allocated: on the GPU, or on CPU by this process since `watch_memory`.
+
+    Pages of mapped files are not counted: the system takes them back when memory is short.
+    """
     if ranks.device.type == "cuda":
         return torch.cuda.max_memory_allocated(ranks.device)
+    return max(_Watch.peak, allocated_memory())
+
+
+def allocated_memory() -> int:
+    """Return the bytes of this process that are not pages of files (anonymous memory, RssAnon of /proc/self/status)."""
     try:
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        # Not on Linux. This includes the parent process up to the exec that started this program.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        resident, of_files = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    except OSError:  # not on Linux
+        return psutil.Process().memory_info().rss
+    return (resident - of_files) * mmap.PAGESIZE
+
+
+def watch_memory() -> None:
+    """Start to measure the peak of allocated memory; Linux keeps only that of all memory, pages of files included."""
+    if not _Watch.started:
+        _Watch.started = True
+        threading.Thread(target=_Watch.run, name="watch-memory", daemon=True).start()
+
+
+class _Watch:
+    """The largest of measurements that a thread takes."""
+
+    started = False
+    peak = 0
+    """Bytes."""
+
+    @classmethod
+    def run(cls) -> None:
+        while True:
+            cls.peak = max(cls.peak, allocated_memory())
+            time.sleep(_SECONDS_BETWEEN_MEASUREMENTS)
 
 
 class FreeMemory(NamedTuple):
@@ -41,12 +76,11 @@ class FreeMemory(NamedTuple):
         """Measure the free memory of this machine; memory that this process already holds counts as free."""
         if torch.cuda.is_available():
             return cls(torch.cuda.mem_get_info()[0], True)
-        process = psutil.Process().memory_info()
         limits = [psutil.virtual_memory().available, _free_in_cgroup()]
         address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
         if address_space != resource.RLIM_INFINITY:
-            limits.append(address_space - process.vms)
-        return cls(max(0, min(limits)) + process.rss, False)
+            limits.append(address_space - psutil.Process().memory_info().vms)
+        return cls(max(0, min(limits)) + allocated_memory(), False)
 
 
 def return_freed_memory() -> None:
@@ -62,7 +96,7 @@ def return_freed_memory() -> None:
 
 def saves_memory(config: Config, sharded: bool) -> bool:
     """Return whether a run trades time for memory; sharded: whether ZeRO-3 divides its weights."""
-    return sharded or bool(config.train.checkpointing)
+    return sharded or config.model.weights == "stream" or bool(config.train.checkpointing)
 
 
 def _free_in_cgroup() -> int:
@@ -81,3 +115,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "allocate memory" in str(error)
         or "not enough memory" in str(error)
     )
+
+
+def allocation(error: BaseException) -> str:
+    """Return ` while allocating N` for an error of torch that says so, else an empty text."""
+    found = re.search(r"[Tt]ried to allocate ([\d.]+) (bytes|[KMGT]iB)", str(error))
+    if found is None:
+        return ""
+    number, unit = found.groups()
+    size = f"{int(number) / GIB:.2f} GiB" if unit == "bytes" else f"{number} {unit}"
+    return f" while allocating {size}"

@@ -113,8 +113,7 @@ def _memory(config: Config, members: int, ranks: int) -> int:
     population = override(config, {"population.seeds": members}, "sweep")
     import_module("bigcircuit.sweep.model_replica")  # what a rank imports counts as memory of its process
     run = resolve(population, Ranks())
-    parts = needs(run, Workload.of(run.data.splits, ranks), FreeMemory.measure())
-    return sum(parts.values())
+    return needs(run, Workload.of(run.data.splits, ranks), FreeMemory.measure()).total
 
 
 async def measure_time(

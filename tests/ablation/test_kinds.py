@@ -138,7 +138,7 @@ def test_memory_is_predicted_for_every_kind_without_weights(tmp_path):
             None, {**QUICK, "output": str(tmp_path), "ablation.kind": kind, "ablation.per_position": per_position}
         )
         resolved = resolve(config, Ranks())
-        sizes[name] = estimate(resolved, Workload.of(resolved.data.splits, 1))
+        sizes[name] = estimate(resolved, Workload.of(resolved.data.splits, 1), is_gpu=False).allocated
     assert sizes["noise"]["ablation constants"] == 2 * sizes["mean"]["ablation constants"]
     assert "ablation constants" not in sizes["zero"]
 

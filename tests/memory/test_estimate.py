@@ -33,16 +33,16 @@ def test_live_bytes_are_counted_while_they_live_and_no_longer():
 
 
 def test_estimate_of_what_is_known_in_closed_form():
-    one = estimate(without_pairs(), WORK)
-    four = estimate(without_pairs({"population.seeds": 4}), WORK)
-    small = estimate(without_pairs({"train.checkpointing": True}), WORK)
+    one = estimate(without_pairs(), WORK, is_gpu=False).allocated
+    four = estimate(without_pairs({"population.seeds": 4}), WORK, is_gpu=False).allocated
+    small = estimate(without_pairs({"train.checkpointing": True}), WORK, is_gpu=False).allocated
     assert one["frozen weights"] == sum(p.numel() * 4 for p in skeleton(load(None).model).model.parameters())
     assert one["reference logits"] == (2 * 50 + 50) * 1030 * 4, "training pairs serve both ways"
     assert four["gates, Adam moments and sums"] == 4 * one["gates, Adam moments and sums"]
     assert four["activations and gradients"] == pytest.approx(4 * one["activations and gradients"], rel=0.2)
     assert small["activations and gradients"] < 0.6 * one["activations and gradients"]
     sharded = without_pairs({"deepspeed": str(ROOT / "configs/deepspeed/zero3.json")})
-    pieces = estimate(sharded, WORK._replace(ranks=4))
+    pieces = estimate(sharded, WORK._replace(ranks=4), is_gpu=False).allocated
     assert pieces["this rank's piece of the weights"] == one["frozen weights"] // 4
 
 
@@ -61,7 +61,7 @@ def test_the_estimate_knows_of_constants_and_of_the_stream_that_is_not_run():
     work = Workload(tokens=32, answer=1, rows=1, trained=50, validated=50)
     parts = {}
     for kind in ("interchange", "zero", "mean", "optimal"):
-        parts[kind] = estimate(without_pairs({"ablation.kind": kind}), work)
+        parts[kind] = estimate(without_pairs({"ablation.kind": kind}), work, is_gpu=False).allocated
     layers = skeleton(load(None).model).shapes
     neurons = sum(width(shape) for width in SITE_WIDTH.values() for shape in layers)
     sites = sum(SITE_WIDTH[site](shape) for site in ("attention", "mlp") for shape in layers)

@@ -1,5 +1,6 @@
 """Whether a run fits into memory, what would make it fit, and what is said when memory runs out."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -29,7 +30,7 @@ WORK = Workload(tokens=32, answer=1, rows=1, trained=50, validated=50)
 
 def test_remedies_fit_and_come_gentlest_first():
     large = without_pairs({"target.total": 200, "train.batch_size": 32, "train.micro_batch_size": 32})
-    memory = FreeMemory(int(0.35 * sum(needs(large, WORK, FreeMemory(0, True)).values())), is_gpu=True)
+    memory = FreeMemory(int(0.35 * needs(large, WORK, FreeMemory(0, True)).total), is_gpu=True)
     found = list(remedies(large, WORK, memory))
     assert found[0].startswith("--train.micro_batch_size 8 (")
     assert any("--train.checkpointing true" in one for one in found)
@@ -74,12 +75,13 @@ def test_freed_memory_is_kept_where_there_is_room_and_handed_back_where_there_is
     monkeypatch.setattr(fit, "return_freed_memory", lambda: called.append(True))
     work, kept = Workload.of(whole.data.splits, 1), "freed memory that is kept"
     roomy = needs(whole, work, FreeMemory(64 * GIB, False))
-    least = needs(whole, work, FreeMemory(sum(roomy.values()), False))
-    assert kept not in least and {name: size for name, size in roomy.items() if name != kept} == least
+    least = needs(whole, work, FreeMemory(roomy.on_host(1), False))
+    allocated = {name: size for name, size in roomy.allocated.items() if name != kept}
+    assert kept not in least.allocated and allocated == least.allocated
     saving = whole.changed({"train.checkpointing": True}, "saving")
-    assert kept not in needs(saving, work, FreeMemory(64 * GIB, False))
-    assert kept not in needs(whole, work._replace(ranks=2), FreeMemory(2 * sum(roomy.values()), False))
-    for free, handed_back in ((64 * GIB, []), (sum(roomy.values()), [True])):
+    assert kept not in needs(saving, work, FreeMemory(64 * GIB, False)).allocated
+    assert kept not in needs(whole, work._replace(ranks=2), FreeMemory(roomy.on_host(2), False)).allocated
+    for free, handed_back in ((64 * GIB, []), (roomy.on_host(1), [True])):
         monkeypatch.setattr(host_memory.FreeMemory, "measure", classmethod(lambda cls, free=free: cls(free, False)))
         fit.check_fits(whole, Ranks())
         assert called == handed_back
@@ -100,7 +102,9 @@ def test_memory_that_runs_out_in_the_middle_is_one_line_with_the_estimate_and_th
     )  # fmt: skip
     assert done.returncode == OutOfMemory.exit_code == 4, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("bigcircuit: out of memory on rank 0: the run needs about ")
+    assert re.match(
+        r"bigcircuit: out of memory on rank 0 while allocating \d\.\d\d GiB: the run needs about ", done.stderr
+    )
     assert done.stderr.count("GiB a rank)") == 3
 
 
