@@ -34,7 +34,8 @@ def evaluate_circuits(
     mistakes of the user, before weights are loaded wherever possible.
     """
     progress, started = ProgressDisplay(ranks.is_first, ranks.set_status), time.monotonic()
-    plan = plan_evaluation(names, settings, ranks, config, overrides or {}, progress)
+    with progress.phase("reading circuits and pairs"):
+        plan = plan_evaluation(names, settings, ranks, config, overrides or {}, progress)
     if saves_memory(plan.config, plan.model.deepspeed is not None):
         return_freed_memory()
     with _explain_out_of_memory(plan.config, settings):

@@ -7,8 +7,12 @@ import time
 import pytest
 from rich.console import Console
 
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.evaluation.config import EvaluationSettings
+from bigcircuit.evaluation.evaluate import evaluate_circuits
 from bigcircuit.runtime import progress as module
 from bigcircuit.runtime.progress import ProgressDisplay, duration
+from tests.helpers.short_runs import FAST, run
 
 
 class Clock:
@@ -72,7 +76,9 @@ def test_short_phases_print_nothing_and_the_first_line_of_many_comes_after_ten_s
             for _ in range(4):
                 clock.pass_(0.4, progress)
                 phase.advance()
-    assert lines(stream) == ["next 0: 3/4 passes, 0 s left"], "the first phase that is a second old, 10.8 s after the start"
+    assert lines(stream) == ["next 0: 3/4 passes, 0 s left"], (
+        "the first phase that is a second old, 10.8 s after the start"
+    )
 
 
 def test_a_printed_line_counts_as_a_sign_of_life(clock):
@@ -275,6 +281,73 @@ def test_markup_in_a_line_is_text():
 )
 def test_durations_are_shown_in_the_unit_that_suits(seconds, shown):
     assert duration(seconds) == shown
+
+
+EVERYTHING = {
+    "task__keep": "solved",
+    "train__both_ways": True,
+    "ablation__kind": "optimal",
+    "gates__warm_start": "integrated_gradients",
+    "gates__warm_start_points": 2,
+}
+"""Settings of a run with every phase there is."""
+PHASES = [
+    "reading model config and pairs",
+    "hashing weights",
+    "counting memory",
+    "loading weights",
+    "solved pairs of train",
+    "solved pairs of test",
+    "activation means",
+    "integrated gradients",
+    "swapped pairs",
+    "reference logits",
+    "pruning",
+    "update",
+    "validation",
+    "constants at the start",
+    "fitting constants",
+    "constants at the end",
+    "held-out scores",
+    "example predictions",
+]
+
+
+def phases_in(output):
+    """Names of the phases in the lines of an output, in the order in which they are first there."""
+    parts = [part for line in output.splitlines() for part in line.split("; ")]
+    return list(dict.fromkeys(part.partition(": ")[0] for part in parts if ": " in part))
+
+
+def test_every_phase_of_a_run_is_shown_in_order_and_changes_no_bit(tmp_path, monkeypatch, capsys):
+    quiet = run(tmp_path / "quiet", **EVERYTHING)
+    said = capsys.readouterr().out
+    assert [name for name in phases_in(said) if name in PHASES] == ["pruning"]
+    assert re.findall(r"pruning: (\d+/\d+) steps", said) == ["1/12", "12/12"], "the first and the last update alone"
+    monkeypatch.setattr(module, "_LINE_SECONDS", 1e-3)
+    monkeypatch.setattr(module, "_SHOWN_AFTER", 5e-4)
+    shown = run(tmp_path / "shown", **EVERYTHING)
+    assert [name for name in phases_in(capsys.readouterr().out) if name in PHASES] == PHASES
+    assert shown.circuit("0", 1).read_bytes() == quiet.circuit("0", 1).read_bytes()
+
+
+def test_every_phase_of_an_evaluation_is_shown(tmp_path, monkeypatch, capsys):
+    folder = run(tmp_path / "run").path
+    monkeypatch.setattr(module, "_LINE_SECONDS", 1e-3)
+    monkeypatch.setattr(module, "_SHOWN_AFTER", 5e-4)
+    settings = EvaluationSettings(**{**FAST, "ablations": "interchange,mean"})
+    evaluate_circuits([str(folder)], settings, Ranks())
+    assert set(phases_in(capsys.readouterr().out)) >= {
+        "reading circuits and pairs",
+        "loading weights",
+        "full model on ioi",
+        "evaluation",
+        "example predictions",
+        "scoring",
+        "minimality",
+        "activation means",
+        "curve of random",
+    }
 
 
 def test_a_phase_costs_microseconds():
