@@ -19,6 +19,7 @@ from bigcircuit.memory.estimate import Workload
 from bigcircuit.memory.fit import fits, needs, remedies
 from bigcircuit.model.load import load_tokenizer
 from bigcircuit.runtime.host_memory import FreeMemory
+from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.resolve import ResolvedRun, resolve
 
 
@@ -29,18 +30,21 @@ def check_config(config: Config, console: Console, ranks: int = 1, memory: FreeM
     """
     import_module("bigcircuit.prune")  # what a run imports counts as memory of its process
 
-    run = resolve(config, Ranks())
+    progress = ProgressDisplay(True, console=console)
+    run = resolve(config, Ranks(), progress)
     console.print(_sites(run))
     console.print(_pairs(run.data))
     for problem in run.data.bad:
         console.print(f"left out: {problem}", markup=False)
-    _memory(run, Workload.of(run.data.splits, ranks), memory or FreeMemory.measure(), console)
+    _memory(run, Workload.of(run.data.splits, ranks), memory or FreeMemory.measure(), progress)
     console.print(f"{len(run.members)} member(s), {config.train.steps} steps: the config is valid")
 
 
-def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, console: Console) -> None:
+def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, progress: ProgressDisplay) -> None:
     """Print what a rank needs at its peak, and, where that is more than there is, the settings that fit."""
-    found = needs(run, work, memory)
+    console = progress.console
+    with progress.phase("counting memory"):
+        found = needs(run, work, memory)
     title = f"peak memory of a rank, {work.ranks} rank(s), {run.config.train.micro_batch_size} x {work.tokens} tokens at once"
     shown = Table(title=title)
     shown.add_column("what")
@@ -57,7 +61,9 @@ def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, console: Conso
     console.print(
         f"it does not fit: {memory.free / 2**30:.2f} GiB are free{' for all ranks here' if on_host > 1 else ''}"
     )
-    for one in list(remedies(run, work, memory)) or ["no other settings fit"]:
+    with progress.phase("counting memory of other settings"):
+        others = list(remedies(run, work, memory))
+    for one in others or ["no other settings fit"]:
         console.print(f"  {one}", markup=False)
 
 

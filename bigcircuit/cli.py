@@ -107,8 +107,10 @@ def run_convert(words: Sequence[str]) -> None:
     command = parse_verb("convert", words)
     path, settings = conversion_settings(command.names, command.settings[ConversionSettings])
     from bigcircuit.convert.convert import convert_file
+    from bigcircuit.runtime.progress import ProgressDisplay
 
-    done, console = convert_file(path, settings), _console()
+    console = _console()
+    done = convert_file(path, settings, ProgressDisplay(True, console=console))
     for line in (*done.notes, f"{done.path}; next: bigcircuit evaluate {done.path} --config CONFIG"):
         console.print(line, markup=False)
 

@@ -47,9 +47,10 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunDir:
         return folder
     started = time.monotonic()
     watch_memory()
-    run = resolve(config, ranks)
+    run = resolve(config, ranks, progress)
     ranks.check_equal({**run.fingerprint, "settings": config.model_dump_json(), "versions": json.dumps(versions())})
-    check_fits(run, ranks)
+    with progress.phase("counting memory"):
+        check_fits(run, ranks)
     with (
         folder.locked() if ranks.is_first else nullcontext(),
         explain_deepspeed(config.deepspeed),
@@ -57,7 +58,7 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunDir:
     ):
         if ranks.is_first:
             write_config(folder, config, sys.argv)
-        context = set_up(run, progress)
+        context = set_up(run)
         introduce(context, progress)
         with context.streams:
             state = start_or_resume(context, folder, progress)
@@ -126,26 +127,26 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
             )
 
     record = Recorder(config, folder, state) if ranks.is_first else None
-    with ranks.stop.handling_signals(), progress.bar(steps, state.step):
+    with ranks.stop.handling_signals():
         try:
             training, validation = context.training_targets(examples, steps), context.validation_targets()
-            while True:
-                if due(settings.validate_every) and state.validated < state.step:
-                    rows = validate(state, streams, validation, micro_batches)
-                    if record:
-                        record(state, {f"validation.{name}": [row[name] for row in rows] for name in rows[0]})
-                if due(settings.save_every):
-                    save()
-                if state.step == steps:
-                    break
-                order = batch_indices(len(examples), settings.batch_size, state.step, config.task.seed)
-                logged = update(state, streams, training.references, [examples[i] for i in order], micro_batches)
-                progress.update(
-                    state.step, {"kl": logged["kl"].mean().item(), "neurons": logged["open.total"].mean().item()}
-                )
-                if due(settings.log_every) and record:
-                    record(state, {name: values.tolist() for name, values in logged.items()})
-                ranks.stop_if_requested()
+            with progress.phase("pruning", steps, "steps", done=state.step, lasting=True) as updates:
+                while True:
+                    if due(settings.validate_every) and state.validated < state.step:
+                        rows = validate(state, streams, validation, micro_batches)
+                        if record:
+                            record(state, {f"validation.{name}": [row[name] for row in rows] for name in rows[0]})
+                    if due(settings.save_every):
+                        save()
+                    if state.step == steps:
+                        break
+                    order = batch_indices(len(examples), settings.batch_size, state.step, config.task.seed)
+                    logged = update(state, streams, training.references, [examples[i] for i in order], micro_batches)
+                    seen = {"kl": logged["kl"].mean().item(), "neurons": logged["open.total"].mean().item()}
+                    updates.advance(values=seen)
+                    if due(settings.log_every) and record:
+                        record(state, {name: values.tolist() for name, values in logged.items()})
+                    ranks.stop_if_requested()
         except Stopped:
             save()
             progress.print_line(f"{folder.path}: stopped at step {state.step}, which is saved")
@@ -180,7 +181,7 @@ def finish(
     started: float,
 ) -> None:
     """Write circuits, summary.json and report.html, and print the closing table. All ranks score, rank 0 writes."""
-    closing = final_circuits(context, state, targets, progress)
+    closing = final_circuits(context, state, targets)
     if not context.micro_batches.ranks.is_first:
         return
     paths = [folder.circuit(str(index), len(closing.circuits)) for index in range(len(closing.circuits))]

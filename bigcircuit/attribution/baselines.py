@@ -78,7 +78,8 @@ def _gradients_at_full(
     """
     sites = [site for site in _SITES if streams.ablation.covers(site)]
     total = {name: zeros(streams, name) for name in _closable(streams.ablation)}
-    for micro_batch, gradients in mask_gradients(streams, examples, micro_batches, measure, [1.0], sites):
+    phase = "gradients at the full model"
+    for micro_batch, gradients in mask_gradients(streams, examples, micro_batches, measure, [1.0], sites, phase=phase):
         nodes = aggregate(gradients, streams.frozen.shapes, lambda neurons: neurons.double().sum(-1))
         for name, layers in nodes.items():
             for sums, gradient in zip(total[name], layers, strict=True):
@@ -114,7 +115,7 @@ def _mean_squares(
     """Average the squared inputs of both projections over tokens: float64 [w] by site and layer."""
     total = {site: zeros(streams, LEAVES[site]) for site in (ATTENTION, MLP)}
     tokens = torch.zeros(1, dtype=torch.float64, device=streams.frozen.device)
-    for micro_batch in micro_batches.iterate(examples, full=False):
+    for micro_batch in micro_batches.iterate(examples, full=False, phase="activation magnitudes"):
         micro_batches.ranks.stop_if_requested()
         if micro_batch.batch.attention_mask is None:
             real = torch.ones_like(micro_batch.batch.clean, dtype=torch.bool)

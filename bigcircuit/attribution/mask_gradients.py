@@ -28,29 +28,34 @@ def mask_gradients(
     measure: Measure,
     openings: Sequence[float],
     sites: Sequence[str] = (ATTENTION, MLP),
+    *,
+    phase: str,
 ) -> Iterator[tuple[MicroBatch, dict[str, list[Tensor]]]]:
     """Yield, for every micro-batch of this rank and every opening, the gradient of a measure for each example.
 
-    openings: values of all masks at which the gradient is taken; 1 is the full model. Yields site -> one tensor [B, w] a layer.
+    openings: values of all masks at which the gradient is taken; 1 is the full model. phase: name under which the passes are
+    shown. Yields site -> one tensor [B, w] a layer.
     """
     shapes, device = streams.frozen.shapes, streams.frozen.device
-    for micro_batch in micro_batches.iterate(examples, full=False):
-        micro_batches.ranks.stop_if_requested()
-        reference = streams.reference(micro_batch.batch)
-        for opening in openings:
-            masks = {
-                site: [
-                    torch.full(
-                        (1, len(micro_batch.examples), SITE_WIDTH[site](s)), opening, device=device
-                    ).requires_grad_()
-                    for s in shapes
-                ]
-                for site in sites
-            }
-            loss = measure(reference, streams.masked(micro_batch.batch, _source(masks), 1), micro_batch.batch).sum()
-            found = iter(torch.autograd.grad(loss, [mask for layers in masks.values() for mask in layers]))
-            streams.frozen.release_gathered()
-            yield micro_batch, {site: [next(found)[0] for _ in layers] for site, layers in masks.items()}
+    with micro_batches.progress.phase(phase, micro_batches.count(len(examples)) * len(openings)) as passes:
+        for micro_batch in micro_batches.iterate(examples, full=False):
+            micro_batches.ranks.stop_if_requested()
+            reference = streams.reference(micro_batch.batch)
+            for opening in openings:
+                masks = {
+                    site: [
+                        torch.full(
+                            (1, len(micro_batch.examples), SITE_WIDTH[site](s)), opening, device=device
+                        ).requires_grad_()
+                        for s in shapes
+                    ]
+                    for site in sites
+                }
+                loss = measure(reference, streams.masked(micro_batch.batch, _source(masks), 1), micro_batch.batch).sum()
+                found = iter(torch.autograd.grad(loss, [mask for layers in masks.values() for mask in layers]))
+                streams.frozen.release_gathered()
+                yield micro_batch, {site: [next(found)[0] for _ in layers] for site, layers in masks.items()}
+                passes.advance()
 
 
 def _source(masks: dict[str, list[Tensor]]) -> Callable[[int], dict[str, Tensor]]:
@@ -67,7 +72,8 @@ def integrated_gradients(
     """
     openings = [(point + 0.5) / points for point in range(points)]
     total = {site: zeros(streams, LEAVES[site]) for site in (ATTENTION, MLP)}
-    for micro_batch, gradients in mask_gradients(streams, examples, micro_batches, kl_divergence, openings):
+    found = mask_gradients(streams, examples, micro_batches, kl_divergence, openings, phase="integrated gradients")
+    for micro_batch, gradients in found:
         for site, layers in gradients.items():
             for sums, gradient in zip(total[site], layers, strict=True):
                 sums -= gradient.double().sum(0) * micro_batch.is_counted / (points * len(examples))

@@ -22,6 +22,7 @@ from bigcircuit.io.provenance import versions
 from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.model.granularity import LayerShape, node_counts
 from bigcircuit.model.load import skeleton
+from bigcircuit.runtime.progress import ProgressDisplay
 
 
 class Converted(NamedTuple):
@@ -33,8 +34,8 @@ class Converted(NamedTuple):
     """Notes for the user, a sentence each: the size, and which parts of the other tool's file have no place in a circuit file."""
 
 
-def convert_file(path: Path, settings: ConversionSettings) -> Converted:
-    """Read a circuit of another tool and write it as a circuit file.
+def convert_file(path: Path, settings: ConversionSettings, progress: ProgressDisplay | None = None) -> Converted:
+    """Read a circuit of another tool and write it as a circuit file. progress: shows how much of the weights is hashed.
 
     Raises UserError for a file that cannot be read, is of another model, or keeps nothing, and where the output exists.
     """
@@ -48,7 +49,7 @@ def convert_file(path: Path, settings: ConversionSettings) -> Converted:
     if not kept.nodes:
         raise UserError(f"{path}: keeps no head and no MLP, so there is no circuit; {source_format.if_empty}")
     made = masks_of_nodes(kept.nodes, shapes)
-    hashes = fingerprint(settings.model)
+    hashes = fingerprint(settings.model, progress)
     metadata = model_metadata(settings.model, hashes, shapes) | {
         "ablation": settings.ablation,
         "granularities": json.dumps(list(made)),

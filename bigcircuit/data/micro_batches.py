@@ -5,7 +5,7 @@ on every rank.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bigcircuit.config.schema import Config
@@ -13,6 +13,7 @@ from bigcircuit.data.collate import Batch, collate
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
+from bigcircuit.runtime.progress import ProgressDisplay
 
 
 class MicroBatch(NamedTuple):
@@ -27,27 +28,46 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """How examples are divided into micro-batches.
+    """How examples are divided into micro-batches, and where the passes over them are shown.
 
     max_examples: the most examples that go through the model together on one rank.
-    padding: "left" or "right".
+    padding: "left" or "right". progress: by default shows nothing.
     """
 
     max_examples: int
     ranks: Ranks = Ranks()
     padding: str = "right"
+    progress: ProgressDisplay = field(default_factory=lambda: ProgressDisplay(enabled=False), compare=False)
 
     @classmethod
-    def of(cls, config: Config, ranks: Ranks) -> "MicroBatches":
+    def of(cls, config: Config, ranks: Ranks, progress: ProgressDisplay | None = None) -> "MicroBatches":
         """Read the division from a run's config. Raises UserError if the batch has fewer pairs than there are ranks."""
         train = config.train
         if train.batch_size < ranks.size:
             raise UserError(f"train.batch_size is {train.batch_size} but there are {ranks.size} ranks; raise it")
         share = -(-train.batch_size // ranks.size)
-        return cls(min(train.micro_batch_size, share), ranks, config.task.padding)
+        shown = {} if progress is None else {"progress": progress}
+        return cls(min(train.micro_batch_size, share), ranks, config.task.padding, **shown)
 
-    def iterate(self, examples: Sequence[Example], *, full: bool) -> Iterator[MicroBatch]:
-        """Yield this rank's micro-batches of `examples`; every rank gets the same number. full: see `collate`."""
+    def count(self, examples: int) -> int:
+        """Count the micro-batches that a rank gets of so many examples."""
+        return -(-examples // (self.max_examples * self.ranks.size))
+
+    def iterate(self, examples: Sequence[Example], *, full: bool, phase: str | None = None) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of `examples`; every rank gets the same number.
+
+        full: see `collate`. phase: name of the phase in which each micro-batch is shown as one pass; None where the caller has
+        a phase that counts them.
+        """
+        if phase is None:
+            yield from self._divide(examples, full)
+            return
+        with self.progress.phase(phase, self.count(len(examples))) as passes:
+            for micro_batch in self._divide(examples, full):
+                yield micro_batch
+                passes.advance()
+
+    def _divide(self, examples: Sequence[Example], full: bool) -> Iterator[MicroBatch]:
         order = sorted(examples, key=lambda e: (len(e.clean) + len(e.answers[0]), e.id))
         parts = [order[start : start + self.max_examples] for start in range(0, len(order), self.max_examples)]
         for first in range(0, len(parts), self.ranks.size):

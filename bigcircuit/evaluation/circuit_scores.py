@@ -183,7 +183,7 @@ def _minimality(
 
     def score(circuits: Sequence[Masks]) -> ExampleScores:
         print_line(f"  minimality: {len(circuits)} circuits")
-        return scorer(held.test, circuits)
+        return scorer(held.test, circuits, phase="minimality")
 
     def summary(scores: ExampleScores) -> Scores:
         return summarise(scores, whole, 0, test.circuit(_EMPTY))

@@ -99,7 +99,8 @@ def _measure(
     """Score the circuits of the best nodes of a level at the sizes of the MIB benchmark, on the test pairs."""
 
     def score_circuits(circuits: Sequence[Masks]) -> ExampleScores:
-        return score(streams, held_out.test, circuits, context.micro_batches, settings.at_once)
+        phase = f"curve of {ranked.method}"
+        return score(streams, held_out.test, circuits, context.micro_batches, settings.at_once, phase=phase)
 
     shapes = context.frozen.shapes
     ranking = cast(Ranking, settings.ranking)  # the settings are validated

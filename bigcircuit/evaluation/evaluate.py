@@ -35,21 +35,24 @@ def evaluate_circuits(
     mistakes of the user, before weights are loaded wherever possible.
     """
     progress, started = ProgressDisplay(ranks.is_first, ranks.set_status), time.monotonic()
-    plan = plan_evaluation(names, settings, ranks, config, overrides or {})
+    with progress.phase("reading circuits and pairs"):
+        plan = plan_evaluation(names, settings, ranks, config, overrides or {}, progress)
     if saves_memory(plan.config, plan.model.deepspeed is not None):
         return_freed_memory()
     with explain_deepspeed(plan.config.deepspeed), _explain_out_of_memory(plan.config, settings):
-        frozen = plan.model.load(ranks.device)
-        tasks = {name: score_full_model(plan, name, frozen, progress) for name in plan.tasks}
+        with progress.phase("loading weights"):
+            frozen = plan.model.load(ranks.device)
+        tasks = {name: score_full_model(plan, name, frozen) for name in plan.tasks}
         progress.print_line(
             f"{len(plan.circuits)} circuit(s), {len(tasks)} task(s), ablations: {', '.join(plan.ablations)}"
         )
         runner = EvaluationRunner(plan, frozen, tasks, progress)
-        for ablation in plan.ablations:
-            runner.evaluate_under(ablation)
-            result = with_verdict(runner.result(time.monotonic() - started))
-            if ranks.is_first:
-                save_result(result, plan.folder / EVALUATION_FILE)
+        with progress.phase("evaluation", len(plan.ablations) * len(plan.circuits), "circuits") as phase:
+            for ablation in plan.ablations:
+                runner.evaluate_under(ablation, phase)
+                result = with_verdict(runner.result(time.monotonic() - started))
+                if ranks.is_first:
+                    save_result(result, plan.folder / EVALUATION_FILE)
     if ranks.is_first:
         show_evaluation(result, progress)
         from bigcircuit.report.render import render_run  # its figures take a second to load

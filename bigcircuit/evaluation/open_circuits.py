@@ -14,6 +14,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 from bigcircuit.results.locate import circuit_files, name_of, run_of, unique
+from bigcircuit.runtime.progress import ProgressDisplay
 
 
 class LoadedCircuit(NamedTuple):
@@ -102,10 +103,12 @@ def apply_overrides(make: Callable[[Mapping[str, Any]], Config], overrides: Mapp
     return make(overrides)
 
 
-def check_same_model(loaded: LoadedCircuit, shapes: Sequence[LayerShape], any_model: bool) -> None:
+def check_same_model(
+    loaded: LoadedCircuit, shapes: Sequence[LayerShape], any_model: bool, progress: ProgressDisplay | None = None
+) -> None:
     """Check that a circuit is of the model: by widths, and by the hashes of config and weights. Raises UserError if not.
 
-    any_model: check widths only. Weights are hashed once per host, and not loaded.
+    any_model: check widths only. Weights are hashed once per host, and not loaded. progress: shows how much is hashed.
     """
     for name, mask in loaded.circuit.masks.items():
         widths = [GRANULARITIES[name].width(shape) for shape in shapes]
@@ -117,7 +120,7 @@ def check_same_model(loaded: LoadedCircuit, shapes: Sequence[LayerShape], any_mo
             )
     if any_model or os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    now, then = fingerprint(loaded.config.model), loaded.circuit.metadata
+    now, then = fingerprint(loaded.config.model, progress), loaded.circuit.metadata
     for part in ("config", "weights"):
         expected = then.get(f"model_{part}_sha256")
         if expected and now[part] and now[part] != expected:

@@ -17,6 +17,7 @@ from bigcircuit.evaluation.open_circuits import LoadedCircuit, check_same_model,
 from bigcircuit.io.files import check_writable
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.results.locate import run_of, unique
+from bigcircuit.runtime.progress import ProgressDisplay
 
 
 class EvaluationPlan(NamedTuple):
@@ -61,13 +62,17 @@ def plan_evaluation(
     ranks: Ranks,
     config: str | None,
     overrides: Mapping[str, Any],
+    progress: ProgressDisplay | None = None,
 ) -> EvaluationPlan:
-    """Open circuits and pairs, and check that they fit; arguments as for `evaluate_circuits`. Raises UserError."""
+    """Open circuits and pairs, and check that they fit; arguments as for `evaluate_circuits`. Raises UserError.
+
+    progress: where all passes of the evaluation are shown.
+    """
     circuits = open_circuits(names, settings.control, config, overrides)
     first = _check_one_model(circuits)
     model = resolve_model(first.model, first.deepspeed)
     for loaded in circuits:
-        check_same_model(loaded, model.shapes, settings.any_model)
+        check_same_model(loaded, model.shapes, settings.any_model, progress)
     tasks = _tasks(circuits, settings.tasks)
     data = {name: load_task(task, model.tokenizer, model.hf_config) for name, task in tasks.items()}
     ablations = settings.ablations or tuple(
@@ -100,7 +105,7 @@ def plan_evaluation(
         constants=constants,
         ablations=ablations,
         settings=settings,
-        micro_batches=MicroBatches.of(first, ranks),
+        micro_batches=MicroBatches.of(first, ranks, progress),
         folder=folder,
     )
 

@@ -24,7 +24,7 @@ from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.results.evaluation import Cell, Curve, EvaluatedCircuit, Evaluation, Task, UnderAblation
-from bigcircuit.runtime.progress import ProgressDisplay
+from bigcircuit.runtime.progress import Phase, ProgressDisplay
 from bigcircuit.train.pair_filters import keep_solved
 
 
@@ -36,14 +36,14 @@ class EvaluatedTask(NamedTuple):
     held_out: HeldOut
 
 
-def score_full_model(plan: EvaluationPlan, name: str, frozen: FrozenModel, progress: ProgressDisplay) -> EvaluatedTask:
+def score_full_model(plan: EvaluationPlan, name: str, frozen: FrozenModel) -> EvaluatedTask:
     """Score the full model on one task. Raises UserError if `task.keep` is `solved` and the model solves no pair."""
     task = plan.tasks[name]
     config = plan.config.model_copy(update={"task": task})
-    data = keep_solved(config, frozen, plan.data[name], plan.micro_batches, progress)
+    data = keep_solved(config, frozen, plan.data[name], plan.micro_batches)
     test, off = data.splits["test"], data.splits.get("off_distribution", [])
     with Streams(frozen, ZERO) as streams:
-        full = score(streams, [*test, *off], None, plan.micro_batches)
+        full = score(streams, [*test, *off], None, plan.micro_batches, phase=f"full model on {name}")
     return EvaluatedTask(task, data, HeldOut(test, off, full))
 
 
@@ -66,8 +66,8 @@ class EvaluationRunner:
     """By ablation."""
     no_curves: list[str] = field(default_factory=list)
 
-    def evaluate_under(self, ablation: str) -> None:
-        """Evaluate all circuits on all tasks under one ablation."""
+    def evaluate_under(self, ablation: str, phase: Phase) -> None:
+        """Evaluate all circuits on all tasks under one ablation. phase: counts the circuits."""
         self.cross[ablation], self.curves[ablation] = [], []
         for place, (name, task) in enumerate(self.tasks.items()):
             scorer_of = self._scorers(ablation, task)
@@ -75,6 +75,7 @@ class EvaluationRunner:
             for loaded in found_on_task:
                 under = self._score_circuit(loaded, ablation, scorer_of(loaded), task)
                 self.scores.setdefault(loaded.name, {})[ablation] = under
+                phase.advance()
             if len(self.tasks) > 1:
                 self.progress.print_line(f"{ablation}: every circuit on {name}")
                 self.cross[ablation] += self._cells(ablation, name, scorer_of)
@@ -134,7 +135,7 @@ class EvaluationRunner:
                 chosen,
                 data,
                 self.plan.model.tokenizer,
-                self.plan.micro_batches.max_examples,
+                self.plan.micro_batches,
             )
         return found["members"][0]
 
@@ -150,7 +151,7 @@ class EvaluationRunner:
         for scorer, together in groups.values():
             known = [self.plan.constants[loaded.name, ablation].saved for loaded in together]
             masks = [dict(loaded.circuit.masks) for loaded in together]
-            scores = scorer(held_out.test, [*masks, empty(masks[0])], known)
+            scores = scorer(held_out.test, [*masks, empty(masks[0])], known, phase=f"every circuit on {name}")
             for index, loaded in enumerate(together):
                 is_own = self.plan.task_of(loaded) == name
                 summary = summarise(scores, full, index, scores.circuit(-1))
@@ -172,7 +173,7 @@ class EvaluationRunner:
     def result(self, seconds: float) -> Evaluation:
         """Collect what is measured so far, without a verdict."""
         plan = self.plan
-        model = fingerprint(plan.config.model) if plan.micro_batches.ranks.is_first else {}
+        model = fingerprint(plan.config.model, self.progress) if plan.micro_batches.ranks.is_first else {}
         return Evaluation(
             model={"path": plan.config.model.path} | model,
             nodes=plan.model.nodes,

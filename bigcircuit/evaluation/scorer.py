@@ -81,19 +81,27 @@ class Scorer:
         examples: Sequence[Example],
         circuits: Sequence[Masks],
         known: Sequence[Ablation | None] = (),
+        phase: str = "scoring",
     ) -> ExampleScores:
-        """Score P circuits. known: constants of the first circuits; constants are fitted for None and for the circuits after."""
+        """Score P circuits. known: constants of the first circuits; constants are fitted for None and for the circuits after.
+
+        phase: name under which the passes are shown.
+        """
         context = self.context
         if isinstance(self.constants, Ablation):
             with Streams(context.frozen, self.constants) as streams:
-                return score(streams, examples, circuits, context.micro_batches, context.at_once)
+                return score(streams, examples, circuits, context.micro_batches, context.at_once, phase=phase)
         known = [*known, *[None] * (len(circuits) - len(known))]
-        parts = []
-        for start in range(0, len(circuits), context.at_once):
-            rows = slice(start, start + context.at_once)
-            constants = self._fill(self.constants, circuits[rows], known[rows])
-            with Streams(context.frozen, constants) as streams:
-                parts.append(score(streams, examples, circuits[rows], context.micro_batches))
+        parts, starts = [], range(0, len(circuits), context.at_once)
+        with context.micro_batches.progress.phase(
+            f"{phase} with constants of their own", len(starts), "groups"
+        ) as groups:
+            for start in starts:
+                rows = slice(start, start + context.at_once)
+                constants = self._fill(self.constants, circuits[rows], known[rows])
+                with Streams(context.frozen, constants) as streams:
+                    parts.append(score(streams, examples, circuits[rows], context.micro_batches, phase=phase))
+                groups.advance()
         return ExampleScores({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def _fill(self, fit: ConstantFitter, circuits: Sequence[Masks], known: Sequence[Ablation | None]) -> Ablation:

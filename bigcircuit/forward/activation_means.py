@@ -34,7 +34,7 @@ def moments(
     longest = max(len(example.clean) + len(example.answers[0]) - 1 for example in examples)
     sums = _Sums(frozen, longest if per_position else 1)
     with Streams(frozen, ZERO) as streams:
-        for micro_batch in micro_batches.iterate(examples, full=False):
+        for micro_batch in micro_batches.iterate(examples, full=False, phase="activation means"):
             micro_batches.ranks.stop_if_requested()
             sums.begin(micro_batch.batch, micro_batch.is_counted)
             for name in _PROMPTS[prompts]:

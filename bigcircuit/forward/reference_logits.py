@@ -13,6 +13,7 @@ from bigcircuit.data.collate import count_scored_positions
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.streams import Streams
+from bigcircuit.runtime.progress import Phase
 from bigcircuit.seeding import mix
 
 
@@ -50,11 +51,14 @@ class ReferenceLogits:
         """
         self._full = full
         self._rows: dict[int, Tensor] = {}
-        for first in range(0, len(examples), _CHUNK):
-            self._add(streams, examples[first : first + _CHUNK], micro_batches)
+        chunks = [examples[first : first + _CHUNK] for first in range(0, len(examples), _CHUNK)]
+        passes = sum(micro_batches.count(len(chunk)) for chunk in chunks)
+        with micro_batches.progress.phase("reference logits", passes) as phase:
+            for chunk in chunks:
+                self._add(streams, chunk, micro_batches, phase)
         self._whose = {} if shuffled is None else partners(examples, full, shuffled)
 
-    def _add(self, streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> None:
+    def _add(self, streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, phase: Phase) -> None:
         mine: dict[int, Tensor] = {}
         for micro_batch in micro_batches.iterate(examples, full=self._full):
             micro_batches.ranks.stop_if_requested()
@@ -64,6 +68,7 @@ class ReferenceLogits:
                     micro_batch.batch.example_of_score, minlength=len(micro_batch.examples)
                 ).tolist()
                 mine.update(zip((e.id for e in micro_batch.examples), logits.split(counts), strict=True))
+            phase.advance()
         counts = [
             count_scored_positions(example, full=self._full) for example in examples
         ]  # every rank has all layouts

@@ -7,9 +7,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +23,44 @@ Json = Mapping[str, Any]
 """A JSON object as it was read."""
 
 
-def file_sha256(path: Path) -> str:
-    """Return the hex sha256 of a file; a file that has not changed is not read again."""
+_hashes: dict[tuple[Path, int, int], str] = {}
+"""Path, size and time of change of a file -> its sha256."""
+
+
+def file_sha256(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+    """Return the hex sha256 of a file; a file that has not changed is not read again.
+
+    on_bytes: called with the number of bytes hashed since the call before; it may raise an exception to stop.
+    """
     now = path.stat()
-    return _file_sha256(path, now.st_size, now.st_mtime_ns)
-
-
-@cache
-def _file_sha256(path: Path, *_: int) -> str:
+    key = path, now.st_size, now.st_mtime_ns
+    if key in _hashes:
+        on_bytes(now.st_size)
+        return _hashes[key]
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
-    return digest.hexdigest()
+            on_bytes(len(chunk))
+    _hashes[key] = digest.hexdigest()
+    return _hashes[key]
+
+
+def files_sha256(paths: Sequence[Path], on_bytes: Callable[[int], None] = lambda _: None) -> list[str]:
+    """Return the hex sha256 of each file, two at a time. on_bytes: see `file_sha256`; called from two threads."""
+    stopped = threading.Event()
+
+    def count(size: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError
+        on_bytes(size)
+
+    with ThreadPoolExecutor(2) as pool:  # hashlib and reading release the interpreter's lock
+        try:
+            return list(pool.map(lambda path: file_sha256(path, count), paths))
+        except BaseException:
+            stopped.set()  # a signal does not wait for gigabytes
+            raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.data.collate import collate
 from bigcircuit.data.dataset import TaskData
+from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example, Pair
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.score import mask_source
@@ -23,26 +24,28 @@ def example_predictions(
     ablation: Ablation,
     data: TaskData,
     tokenizer: Any,
-    size: int,
+    micro_batches: MicroBatches,
 ) -> dict[str, Any]:
     """Make the content of examples.json.
 
-    ablation: with constants, if any, of one row per circuit. size: examples per pass. Every rank makes all passes: they are few,
+    ablation: with constants, if any, of one row per circuit. Every rank makes all passes: they are few,
     and ranks that share weights must make the same passes. For each circuit and prompt: `prompt`, `corrupted`, `answers` (only
     their first tokens are predicted), and for `full`, `circuit` and `complement` the likeliest next tokens as {token,
     probability, right}.
     """
-    chosen = data.splits["test"][:_EXAMPLES]
+    chosen, size = data.splits["test"][:_EXAMPLES], micro_batches.max_examples
+    pieces = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     members = []
-    for index, masks in enumerate(circuits):
-        pair_of_masks = [masks, {name: ~mask for name, mask in masks.items()}]
-        rows: list[dict[str, Any]] = []
-        with streams.under(ablation.of([index, index])):
-            for start in range(0, len(chosen), size):
-                piece = chosen[start : start + size]
-                for example, best in zip(piece, _likeliest(streams, pair_of_masks, piece), strict=True):
-                    rows.append(_row(example, data.pairs[example.id], best, tokenizer))
-        members.append(rows)
+    with micro_batches.progress.phase("example predictions", len(circuits) * len(pieces)) as passes:
+        for index, masks in enumerate(circuits):
+            pair_of_masks = [masks, {name: ~mask for name, mask in masks.items()}]
+            rows: list[dict[str, Any]] = []
+            with streams.under(ablation.of([index, index])):
+                for piece in pieces:
+                    for example, best in zip(piece, _likeliest(streams, pair_of_masks, piece), strict=True):
+                        rows.append(_row(example, data.pairs[example.id], best, tokenizer))
+                    passes.advance()
+            members.append(rows)
     return {"members": members}
 
 

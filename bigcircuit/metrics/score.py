@@ -53,28 +53,33 @@ def score(
     references: Callable[[MicroBatch], Tensor] | None = None,
     *,
     full: bool = False,
+    phase: str = "scoring",
 ) -> ExampleScores:
     """Score P circuits, or with None the full model itself (P = 1), in the order of `examples`; results are on the CPU.
 
     at_once: number of circuits that share a pass, by default all. references: logits [S, V] of a micro-batch to compare with; by
     default those of the full model, computed once a micro-batch. full: add the full model as the last row, which costs no pass.
-    The ranks divide the work, and each of them returns all scores.
+    phase: name under which the passes are shown. The ranks divide the work, and each of them returns all scores.
     """
     full = full or circuits is None
     kinds = example_scores()
     found = torch.zeros(len(kinds), len(circuits or ()) + full, len(examples))
     place = {example.id: index for index, example in enumerate(examples)}
     chunks = _chunks(circuits or (), at_once or len(circuits or ()))
-    for micro_batch in micro_batches.iterate(examples, full=True):
-        micro_batches.ranks.stop_if_requested()
-        reference = streams.reference(micro_batch.batch) if references is None else references(micro_batch)
-        columns = [place[example.id] for example in micro_batch.examples]
-        if full:
-            _keep(found, slice(-1, None), columns, reference, reference.unsqueeze(0), micro_batch)
-        for rows, chunk in chunks:
-            with streams.under(streams.ablation.of([*range(rows.start, rows.stop)])):
-                logits = streams.masked(micro_batch.batch, mask_source(chunk, streams), len(chunk))
-            _keep(found, rows, columns, reference, logits, micro_batch)
+    with micro_batches.progress.phase(phase, micro_batches.count(len(examples)) * (len(chunks) or 1)) as passes:
+        for micro_batch in micro_batches.iterate(examples, full=True):
+            micro_batches.ranks.stop_if_requested()
+            reference = streams.reference(micro_batch.batch) if references is None else references(micro_batch)
+            columns = [place[example.id] for example in micro_batch.examples]
+            if full:
+                _keep(found, slice(-1, None), columns, reference, reference.unsqueeze(0), micro_batch)
+            for rows, chunk in chunks:
+                with streams.under(streams.ablation.of([*range(rows.start, rows.stop)])):
+                    logits = streams.masked(micro_batch.batch, mask_source(chunk, streams), len(chunk))
+                _keep(found, rows, columns, reference, logits, micro_batch)
+                passes.advance()
+            if not chunks:
+                passes.advance()
     micro_batches.ranks.all_reduce([found])
     return ExampleScores(zip(kinds, found, strict=True))
 

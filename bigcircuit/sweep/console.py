@@ -61,11 +61,13 @@ class LiveTable:
                     trials_table(status.records),
                     *map(Text, failure_lines(status.records)),
                     Text(status_line(status, seconds)),
+                    *map(Text, phase_lines(status)),
                 ]
                 screen.update(Group(*parts), refresh=True)
             elif time.monotonic() - last_line > _LINE_SECONDS:
                 last_line = time.monotonic()
-                self.console.print(status_line(status, seconds), markup=False)
+                for line in (status_line(status, seconds), *phase_lines(status)):
+                    self.console.print(line, markup=False)
 
 
 def status_line(status: SweepStatus, seconds: float) -> str:
@@ -90,6 +92,11 @@ def status_line(status: SweepStatus, seconds: float) -> str:
         )
     left = seconds_left(status, seconds)
     return "  ".join([*parts, *([f"{left:.0f} s left"] if left is not None else [])])
+
+
+def phase_lines(status: SweepStatus) -> list[str]:
+    """Describe in a line each what takes long on the workers."""
+    return [f"worker {worker}: {line}" for worker, line in status.phases.items()]
 
 
 def seconds_left(status: SweepStatus, seconds: float) -> float | None:

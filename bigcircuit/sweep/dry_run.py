@@ -16,6 +16,7 @@ from bigcircuit.config.load import override
 from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
 from bigcircuit.results.trial_record import TrialRecord, read_trial_records
+from bigcircuit.runtime.progress import ProgressDisplay, duration
 from bigcircuit.sweep.cluster import WorkerResources, cluster, worker_resources
 from bigcircuit.sweep.config import Sweep
 from bigcircuit.sweep.console import print_trials
@@ -51,11 +52,14 @@ def dry_run(sweep: Sweep, address: str | None, console: Console) -> None:
             f"{resources.workers} worker(s) with {settings.slots} slots, each of {settings.ranks} rank(s) with "
             f"{resources.cpus} CPU(s) and {resources.gpus:g} GPU(s)"
         )
-        size = memory_per_rank(configs, filled, settings.ranks)
+        progress = ProgressDisplay(True, console=console)
+        with progress.phase("counting memory"):
+            size = memory_per_rank(configs, filled, settings.ranks)
         console.print(
             f"memory: about {size / _GIB:.2f} GiB a rank, {size * settings.ranks * resources.workers / _GIB:.2f} GiB in all"
         )
-        estimate = asyncio.run(measure_time(sweep, configs[:filled], resources, console))
+        with progress.phase("starting a model worker and timing updates"):
+            estimate = asyncio.run(measure_time(sweep, configs[:filled], resources, console))
     share = configs[:: resources.workers]
     steps = sorted({config.train.steps for config in configs})
     rounds = -(-len(share) // filled)
@@ -155,10 +159,3 @@ async def measure_time(
         finish=max(finish, 0.0),
         members=len(numbers),
     )
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as s, min or h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

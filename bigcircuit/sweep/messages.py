@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +12,20 @@ from bigcircuit.results.trial_record import TrialRecord
 if TYPE_CHECKING:
     from bigcircuit.io.checkpoint import SavedState
     from bigcircuit.train.final_circuits import RunResult
+
+
+@dataclass(frozen=True)
+class PhaseReceiver:
+    """Where a worker sends the phases that it is in: the scheduler actor."""
+
+    scheduler: Any
+    """Handle of the SchedulerActor."""
+    worker: int
+    """Number of the worker."""
+
+    def __call__(self, line: str) -> None:
+        """Send a line, without waiting for an answer."""
+        self.scheduler.show_phase.remote(self.worker, line)
 
 
 class Assignment(NamedTuple):
@@ -64,3 +78,5 @@ class SweepStatus:
     """Updates of the longest trial."""
     loss_reasons: Sequence[str]
     """Why workers were lost, each reason once."""
+    phases: Mapping[int, str] = field(default_factory=dict)
+    """Number of a worker -> the phase that it is in, with the time left, where that takes long."""

@@ -9,7 +9,7 @@ All ranks of a worker get the same calls and therefore make the same updates.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +33,6 @@ from bigcircuit.train.setup import RunContext, set_up
 from bigcircuit.train.state import MemberState, TrainState, metric_rows
 from bigcircuit.train.step import update, validate
 from bigcircuit.train.targets import check_targets
-
-_SILENT = ProgressDisplay(enabled=False)
 
 
 @dataclass
@@ -64,8 +62,10 @@ class _Slot:
 class Replica:
     """One rank of a worker: shared data by their settings, and slots by trial number."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, on_phase: Callable[[str], None] | None = None) -> None:
+        """on_phase: called with a line about what takes long, at most every ten seconds, from another thread."""
         self._ranks = ranks
+        self._progress = ProgressDisplay(enabled=False, on_status=ranks.set_status, send=on_phase)
         self._shared: dict[str, _SharedData] = {}
         self._slots: dict[int, _Slot] = {}
 
@@ -134,11 +134,11 @@ class Replica:
         key = shared_settings(config)
         if key not in self._shared:
             used = [id(slot.shared) for slot in self._slots.values()]
-            run = resolve(config, self._ranks)
+            run = resolve(config, self._ranks, self._progress)
             same_model = [one.context for one in self._shared.values() if one.context.config.model == config.model]
             self._shared = {name: one for name, one in self._shared.items() if id(one) in used}
             with explain_out_of_memory(run, self._ranks):
-                context = set_up(run, _SILENT, same_model[0].streams.frozen if same_model else None)
+                context = set_up(run, same_model[0].streams.frozen if same_model else None)
                 with context.streams:
                     examples = context.training_examples()
                     training = context.training_targets(examples, config.train.steps)
@@ -220,7 +220,7 @@ class Replica:
             return
         shared = self._slots[finished[0]].shared
         targets = (shared.training, shared.validation)
-        result = final_circuits(shared.context, self._joint_state(finished), targets, _SILENT)
+        result = final_circuits(shared.context, self._joint_state(finished), targets)
         for index, number in enumerate(finished):
             progress.results[number] = result.alone(index)
             progress.steps[number] = self._slots.pop(number).member_state.member.step

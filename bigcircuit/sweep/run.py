@@ -105,7 +105,7 @@ def run_trials(sweep: Sweep, folder: Path, live: LiveTable, request: StopRequest
     scheduler = actor.options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here).remote(
         sweep, resources, planned_settings(settings), total, sys.argv
     )
-    serving, scratch = scheduler.serve.remote(), temporary_path(folder / "tune")
+    serving, scratch = scheduler.serve.remote(scheduler), temporary_path(folder / "tune")
     try:
         with live.watching(scheduler), removing(scratch):
             tuner = tune.Tuner(

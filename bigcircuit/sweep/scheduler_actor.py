@@ -16,13 +16,15 @@ from bigcircuit.errors import UserError
 from bigcircuit.sweep.call_policy import LONG_CALL_SECONDS, CallPolicy, SlotUse
 from bigcircuit.sweep.cluster import WorkerResources
 from bigcircuit.sweep.config import Sweep, is_known_ahead, shares_data
-from bigcircuit.sweep.messages import Progress, SweepStatus
+from bigcircuit.sweep.messages import PhaseReceiver, Progress, SweepStatus
 from bigcircuit.sweep.slot_assignment import SlotAssignment
 from bigcircuit.sweep.trial_states import TrialStates, last_report, validation_report
 from bigcircuit.sweep.worker_group import WorkerGroup, WorkerLost
 
 _MAX_EMPTY_LOSSES = 3
 """Losses of workers without a trial, one after the other, that end the sweep: no trial can be the cause."""
+_PHASE_SECONDS = 25.0
+"""Time for which a line about a phase is shown: two lines and a half."""
 _NO_TRIAL, _DONE = -1, {"number": -1, "done": True}
 """Number of a trial that Tune starts once the sweep has ended, and the report of every trial from then on: it ends Tune, too."""
 
@@ -55,12 +57,20 @@ class SchedulerActor:
         self._draining, self._open_calls = False, 0
         self._fatal_error: Exception | None = None
         self._loss_reasons: list[str] = []
+        self._phases: dict[int, tuple[str, float]] = {}
+        """Number of a worker -> the last line about its phase, and when it came."""
         self._empty_losses, self._updates = 0, 0
         """Losses of workers without a trial since the last successful call; updates since this start, summed over trials."""
 
-    async def serve(self) -> None:
-        """Keep all workers busy until the sweep is shut down. Torch is imported while they start."""
-        tasks = [asyncio.ensure_future(self._serve_worker(worker)) for worker in self._workers]
+    async def serve(self, own: Any = None) -> None:
+        """Keep all workers busy until the sweep is shut down. Torch is imported while they start.
+
+        own: handle of this actor, for the workers.
+        """
+        tasks = [
+            asyncio.ensure_future(self._serve_worker(worker, None if own is None else PhaseReceiver(own, number)))
+            for number, worker in enumerate(self._workers)
+        ]
         try:
             await asyncio.to_thread(self._trials.import_torch)
             for number in list(self._trials.records) if self._known_ahead else ():
@@ -121,6 +131,12 @@ class SchedulerActor:
         """See TrialStates.load_checkpoint."""
         self._trials.load_checkpoint(number, Path(folder))
 
+    # Messages of the workers
+
+    async def show_phase(self, worker: int, line: str) -> None:
+        """Store a line about the phase that a worker is in."""
+        self._phases[worker] = line, time.monotonic()
+
     # Requests of the driver
 
     async def status(self) -> SweepStatus:
@@ -135,6 +151,11 @@ class SchedulerActor:
             updates=self._updates,
             steps=max((record.steps for record in records), default=0) or self._sweep.config.train.steps,
             loss_reasons=self._loss_reasons,
+            phases={
+                worker: line
+                for worker, (line, came) in sorted(self._phases.items())
+                if time.monotonic() - came < _PHASE_SECONDS
+            },
         )
 
     async def fatal_error(self) -> Exception | None:
@@ -167,11 +188,11 @@ class SchedulerActor:
 
     # Calls to workers
 
-    async def _serve_worker(self, worker: WorkerGroup) -> None:
+    async def _serve_worker(self, worker: WorkerGroup, on_phase: PhaseReceiver | None) -> None:
         """Keep one worker busy for the whole sweep; when it is lost its trials are queued again and it is restarted."""
         while not self._draining:
             try:
-                await worker.start()
+                await worker.start(on_phase)
                 self._usable_workers.add(worker)
                 if shares_data(self._sweep.settings):
                     await worker.load(self._sweep.config)
@@ -199,6 +220,7 @@ class SchedulerActor:
                     self._assignment.enqueue(number)
         finally:
             self._open_calls -= 1
+            self._phases.pop(self._workers.index(worker), None)
 
     async def _next_call(self, worker: WorkerGroup) -> tuple[list[int], list[int]]:
         """Wait for the next call to a worker. Returns the trials newly assigned to it and those to train; both empty at the end."""

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from bigcircuit.config.schema import Config
 from bigcircuit.errors import ReportedError
 from bigcircuit.sweep.cluster import WorkerResources
-from bigcircuit.sweep.messages import Assignment, Progress
+from bigcircuit.sweep.messages import Assignment, PhaseReceiver, Progress
 
 _DEATH_NOTICE_SECONDS = 5.0
 """Wait, after an error of one rank, for Ray to report the death of another rank that may have caused it."""
@@ -32,10 +32,12 @@ class RankActor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1], ray.get_runtime_context().get_node_id()
 
-    def join(self, rank: int, size: int, host: str, port: int, local: int, threads: int) -> None:
+    def join(
+        self, rank: int, size: int, host: str, port: int, local: int, threads: int, on_phase: PhaseReceiver | None
+    ) -> None:
         """Join the process group as one of `size` ranks.
 
-        local: number among the ranks of its node; threads: threads of torch.
+        local: number among the ranks of its node; threads: threads of torch; on_phase: see Replica.
         """
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local)}
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
@@ -47,7 +49,7 @@ class RankActor:
         from bigcircuit.sweep.model_replica import Replica
 
         torch.set_num_threads(threads)
-        self._replica = Replica(join_ranks(rank, size, 0))
+        self._replica = Replica(join_ranks(rank, size, 0), on_phase)
 
     def load(self, config: Config) -> None:
         """See Replica.load."""
@@ -70,8 +72,11 @@ class WorkerGroup:
         self._group: Any = None
         self._ranks: list[Any] = []
 
-    async def start(self) -> None:
-        """Wait for the resources in the cluster and start the ranks there, each with as many threads as cores."""
+    async def start(self, on_phase: PhaseReceiver | None = None) -> None:
+        """Wait for the resources in the cluster and start the ranks there, each with as many threads as cores.
+
+        on_phase: receives the phases that the worker is in.
+        """
         size = self._size
         self._group = placement_group([self._bundle] * size, strategy="PACK")
         await self._group.ready()
@@ -90,7 +95,7 @@ class WorkerGroup:
         host, port, _ = addresses[0]
         local = [nodes[:index].count(node) for index, node in enumerate(nodes)]
         calls = [
-            rank.join.remote(index, size, host, port, local[index], self._resources.cpus)
+            rank.join.remote(index, size, host, port, local[index], self._resources.cpus, None if index else on_phase)
             for index, rank in enumerate(self._ranks)
         ]
         await self._gather(calls)

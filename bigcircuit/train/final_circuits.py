@@ -23,7 +23,6 @@ from bigcircuit.metrics.score import score, summarise
 from bigcircuit.model.granularity import LEAVES
 from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.runtime.host_memory import peak_memory
-from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.optimal_ablation import final_ablation
 from bigcircuit.train.setup import RunContext
 from bigcircuit.train.state import MemberState, TrainState
@@ -52,9 +51,7 @@ class RunResult(NamedTuple):
         )
 
 
-def final_circuits(
-    context: RunContext, state: TrainState, targets: tuple[Targets, Targets], progress: ProgressDisplay
-) -> RunResult:
+def final_circuits(context: RunContext, state: TrainState, targets: tuple[Targets, Targets]) -> RunResult:
     """Discretise the best gates of all members and score them on held-out pairs; the same on all ranks. Within the streams.
 
     targets: of training and of validation. The empty circuit is the first member's ablation alone: where
@@ -68,11 +65,13 @@ def final_circuits(
         for gates, member_state in zip(log_alpha, state.member_states, strict=True)
     ]
     nothing = {name: torch.zeros_like(mask) for name, mask in masks[0].items()}
-    ablation = final_ablation(config, state, streams, masks, *targets, micro_batches, progress)
+    ablation = final_ablation(config, state, streams, masks, *targets, micro_batches)
     with streams.under(ablation.of([*range(len(masks)), 0])):
-        found = score(streams, data.splits["test"], [*masks, nothing], micro_batches, full=True)
+        found = score(
+            streams, data.splits["test"], [*masks, nothing], micro_batches, full=True, phase="held-out scores"
+        )
     full, empty = found.circuit(-1), found.circuit(len(masks))
-    shown = example_predictions(streams, masks, ablation, data, context.run.model.tokenizer, micro_batches.max_examples)
+    shown = example_predictions(streams, masks, ablation, data, context.run.model.tokenizer, micro_batches)
     circuits, rows = [], []
     for index, kept in enumerate(masks):
         scores = summarise(found, full, index, empty)

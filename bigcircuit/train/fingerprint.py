@@ -8,15 +8,18 @@ from bigcircuit.data.dataset import AblationData, TaskData
 from bigcircuit.errors import UserError
 from bigcircuit.io.run_dir import RunDir
 from bigcircuit.model.fingerprint import fingerprint
+from bigcircuit.runtime.progress import ProgressDisplay
 
 
-def run_fingerprint(config: Config, data: TaskData, reference: AblationData | None = None) -> dict[str, str]:
+def run_fingerprint(
+    config: Config, data: TaskData, reference: AblationData | None = None, progress: ProgressDisplay | None = None
+) -> dict[str, str]:
     """Hash model config, weights, tokenizer and adapter, the pairs, and those that `ablation.data` names; sha256 by name.
 
     Weights are read once a host: other ranks leave the hashes of the model empty.
     """
     first_on_host = os.environ.get("LOCAL_RANK", "0") == "0"
-    found = fingerprint(config.model) if first_on_host else {}
+    found = fingerprint(config.model, progress) if first_on_host else {}
     names = ("config", "weights", "tokenizer", "adapter")
     pairs = {"pairs": data.sha256} | ({} if reference is None else {"ablation data": reference.sha256})
     return {f"model {name}": found.get(name, "") for name in names} | pairs

@@ -22,7 +22,6 @@ from bigcircuit.gates.discretise import Masks
 from bigcircuit.metrics.logit_metrics import kl_divergence
 from bigcircuit.metrics.score import mask_source
 from bigcircuit.model.granularity import LEAVES
-from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.state import TrainState
 
 
@@ -34,7 +33,6 @@ def final_ablation(
     train: Targets,
     held_out: Targets,
     micro_batches: MicroBatches,
-    progress: ProgressDisplay,
 ) -> Ablation:
     """Make the final ablation of a run: where constants are learned, fit those of every member to its finished masks.
 
@@ -50,20 +48,18 @@ def final_ablation(
     start = ConstantsStart(learned, state.population.spread)
     if not steps:
         return start.ablation([{}] * len(masks))
-    progress.print_line(f"fitting the constants to the finished masks, {steps} steps")
-    with progress.bar(steps, 0):
-        return optimal_ablation(
-            streams,
-            masks,
-            train,
-            micro_batches,
-            start,
-            held_out=held_out,
-            steps=steps,
-            batch_size=config.train.batch_size,
-            seed=config.task.seed,
-            watch=lambda step, kl: progress.update(step, {"kl": kl}),
-        )
+    micro_batches.progress.print_line(f"fitting the constants to the finished masks, {steps} steps")
+    return optimal_ablation(
+        streams,
+        masks,
+        train,
+        micro_batches,
+        start,
+        held_out=held_out,
+        steps=steps,
+        batch_size=config.train.batch_size,
+        seed=config.task.seed,
+    )
 
 
 def optimal_ablation(
@@ -78,13 +74,12 @@ def optimal_ablation(
     lr: float = 0.05,
     batch_size: int = 32,
     seed: int = 0,
-    watch: Callable[[int, float], None] = lambda _, __: None,
 ) -> Ablation:
     """Fit the constants under which each of P finished circuits is nearest to its target logits.
 
     Adam learns them for all circuits in the same passes, and no circuit's constants depend on the others. A circuit whose KL on
     `held_out`, by default on `train`, was not lowered keeps the constants of the start. lr: of the first step, in the units of
-    the start; it falls to 0 as a cosine. batch_size: examples a step. watch: called with each step and its mean KL, in nats.
+    the start; it falls to 0 as a cosine. batch_size: examples a step.
     """
     offsets = [
         {s: torch.zeros_like(start.unit[s]).requires_grad_() for s, leaf in LEAVES.items() if leaf in masks}
@@ -92,18 +87,19 @@ def optimal_ablation(
     ]
     judge = _Fit(streams, circuits, held_out or train, micro_batches)
     with torch.no_grad():
-        before = judge.kl(start.ablation(offsets))
+        before = judge.kl(start.ablation(offsets), "constants at the start")
     optimizer = torch.optim.Adam([offset for own in offsets for offset in own.values()], lr)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     fit, examples = _Fit(streams, circuits, train, micro_batches), train.examples
-    for step in range(steps):
-        order = batch_indices(len(examples), min(batch_size, len(examples)), step, seed)
-        kl = fit.gradients([examples[index] for index in order], lambda: start.ablation(offsets), offsets)
-        watch(step + 1, kl / len(circuits))
-        optimizer.step()
-        decay.step()
+    with micro_batches.progress.phase("fitting constants", steps, "steps") as updates:
+        for step in range(steps):
+            order = batch_indices(len(examples), min(batch_size, len(examples)), step, seed)
+            kl = fit.gradients([examples[index] for index in order], lambda: start.ablation(offsets), offsets)
+            optimizer.step()
+            decay.step()
+            updates.advance(values={"kl": kl / len(circuits)})
     with torch.no_grad():
-        after = judge.kl(start.ablation(offsets))
+        after = judge.kl(start.ablation(offsets), "constants at the end")
         for own, lower in zip(offsets, after < before, strict=True):
             for offset in own.values() if not lower else ():
                 offset.zero_()
@@ -121,10 +117,10 @@ class _Fit(NamedTuple):
     targets: Targets
     micro_batches: MicroBatches
 
-    def kl(self, ablation: Ablation) -> Tensor:
-        """Sum KL over all examples, float64 [P], nats."""
+    def kl(self, ablation: Ablation, phase: str) -> Tensor:
+        """Sum KL over all examples, float64 [P], nats. phase: see `MicroBatches.iterate`."""
         sums = torch.zeros(len(self.circuits), dtype=torch.float64, device=self.streams.frozen.device)
-        for micro_batch in self.micro_batches.iterate(self.targets.examples, full=self.targets.full):
+        for micro_batch in self.micro_batches.iterate(self.targets.examples, full=self.targets.full, phase=phase):
             sums += self._kl(micro_batch, ablation) * micro_batch.is_counted
         self.micro_batches.ranks.all_reduce([sums])
         return sums
@@ -138,7 +134,7 @@ class _Fit(NamedTuple):
         """Set `grad` of all offsets to that of the mean KL of their circuit. Returns the sum of these means, nats."""
         parameters = [offset for own in offsets for offset in own.values()]
         sums = torch.zeros(1 + sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
-        for micro_batch in self.micro_batches.iterate(examples, full=self.targets.full):
+        for micro_batch in self.micro_batches.iterate(examples, full=self.targets.full, phase="update"):
             kl = self._kl(micro_batch, constants()).sum() / len(examples)
             found = torch.autograd.grad(kl, parameters)
             self.streams.frozen.release_gathered()

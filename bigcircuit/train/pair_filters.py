@@ -11,22 +11,19 @@ from bigcircuit.errors import UserError
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.score import score
 from bigcircuit.model.sites import FrozenModel
-from bigcircuit.runtime.progress import ProgressDisplay
 
 
-def keep_solved(
-    config: Config, frozen: FrozenModel, data: TaskData, micro_batches: MicroBatches, progress: ProgressDisplay
-) -> TaskData:
+def keep_solved(config: Config, frozen: FrozenModel, data: TaskData, micro_batches: MicroBatches) -> TaskData:
     """Leave out the pairs that the full model gets wrong, where `task.keep` is `solved`. Raises UserError if none is left."""
     if config.task.keep == "all":
         return data
     kept, before = {}, sum(map(len, data.splits.values()))
     with Streams(frozen, ZERO) as streams:
         for name, examples in data.splits.items():
-            right = score(streams, examples, None, micro_batches)["accuracy"][0].tolist() if examples else []
+            right = _solved(streams, examples, micro_batches, f"solved pairs of {name}")
             kept[name] = [example for example, solved in zip(examples, right, strict=True) if solved]
     after = sum(map(len, kept.values()))
-    progress.print_line(
+    micro_batches.progress.print_line(
         f"task.keep solved: {before - after} of {before} pairs left out, the full model gets them wrong"
     )
     if not kept["train"] or not kept["test"]:
@@ -46,5 +43,10 @@ def swap_pairs(streams: Streams, examples: Sequence[Example], micro_batches: Mic
         for e in examples
         if e.wrong_answers and (e.corrupted, e.clean) not in present
     ]
-    solved = score(streams, turned, None, micro_batches)["accuracy"][0].tolist() if turned else []
+    solved = _solved(streams, turned, micro_batches, "swapped pairs")
     return [*examples, *(example for example, right in zip(turned, solved, strict=True) if right)]
+
+
+def _solved(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, phase: str) -> list[float]:
+    """Score the full model: 1 for each example on which it prefers a right answer, else 0. phase: see `score`."""
+    return score(streams, examples, None, micro_batches, phase=phase)["accuracy"][0].tolist() if examples else []

@@ -11,6 +11,7 @@ from bigcircuit.data.dataset import AblationData, TaskData, load_ablation_data, 
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
+from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.fingerprint import run_fingerprint
 from bigcircuit.train.targets import check_targets
 
@@ -31,7 +32,7 @@ class ResolvedRun:
     @cached_property
     def fingerprint(self) -> Mapping[str, str]:
         """sha256 of model files and pairs by name, see `run_fingerprint`. Reads all weights at the first use."""
-        return run_fingerprint(self.config, self.data, self.ablation_data)
+        return run_fingerprint(self.config, self.data, self.ablation_data, self.micro_batches.progress)
 
     def changed(self, overrides: Mapping[str, Any], source: str) -> "ResolvedRun":
         """The same run with other settings, but for those that name files: model, pairs and DeepSpeed config stay as read."""
@@ -39,12 +40,13 @@ class ResolvedRun:
         return replace(self, config=config, members=tuple(members(config)), model=self.model.changed(config.model))
 
 
-def resolve(config: Config, ranks: Ranks) -> ResolvedRun:
-    """Read and check all but the weights. Raises UserError."""
+def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = None) -> ResolvedRun:
+    """Read and check all but the weights. progress: where all passes of the run are shown. Raises UserError."""
     configs = tuple(members(config))
-    model = resolve_model(config.model, config.deepspeed)
-    data = load_task(config.task, model.tokenizer, model.hf_config)
-    ablation_data = load_ablation_data(config, model.tokenizer, model.hf_config)
+    with (progress or ProgressDisplay(enabled=False)).phase("reading model config and pairs"):
+        model = resolve_model(config.model, config.deepspeed)
+        data = load_task(config.task, model.tokenizer, model.hf_config)
+        ablation_data = load_ablation_data(config, model.tokenizer, model.hf_config)
     check_targets(configs, model.nodes)
     return ResolvedRun(
         config=config,
@@ -52,5 +54,5 @@ def resolve(config: Config, ranks: Ranks) -> ResolvedRun:
         model=model,
         data=data,
         ablation_data=ablation_data,
-        micro_batches=MicroBatches.of(config, ranks),
+        micro_batches=MicroBatches.of(config, ranks, progress),
     )

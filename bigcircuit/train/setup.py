@@ -17,7 +17,6 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.runtime.host_memory import return_freed_memory, saves_memory
-from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.pair_filters import keep_solved, swap_pairs
 from bigcircuit.train.resolve import ResolvedRun
 
@@ -89,7 +88,7 @@ class RunContext(NamedTuple):
         return Targets(examples, references, full=True)
 
 
-def set_up(run: ResolvedRun, progress: ProgressDisplay, frozen: FrozenModel | None = None) -> RunContext:
+def set_up(run: ResolvedRun, frozen: FrozenModel | None = None) -> RunContext:
     """Load the weights, leave out pairs that the full model does not solve, if asked, and measure the ablation.
 
     frozen: the model, where it is loaded already. Raises UserError.
@@ -98,8 +97,9 @@ def set_up(run: ResolvedRun, progress: ProgressDisplay, frozen: FrozenModel | No
     if saves_memory(config, run.model.deepspeed is not None):
         return_freed_memory()
     if frozen is None:
-        frozen = run.model.load(micro_batches.ranks.device)
-    data = keep_solved(config, frozen, run.data, micro_batches, progress)
+        with micro_batches.progress.phase("loading weights"):
+            frozen = run.model.load(micro_batches.ranks.device)
+    data = keep_solved(config, frozen, run.data, micro_batches)
     measured_over = data.splits["train"] if run.ablation_data is None else run.ablation_data.examples
     ablation, moments = starting_ablation(config.ablation, frozen, measured_over, micro_batches)
     return RunContext(run, data, Streams(frozen, ablation, config.train.checkpointing), moments)

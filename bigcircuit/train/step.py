@@ -46,7 +46,7 @@ def faithfulness_gradient(
     population, parameters = state.population, state.parameters
     sums = Sums(*(torch.zeros(n, dtype=torch.float64, device=micro_batches.ranks.device)
                   for n in (sum(p.numel() for p in parameters), len(population), len(population))))  # fmt: skip
-    for micro_batch in micro_batches.iterate(chosen, full=False):
+    for micro_batch in micro_batches.iterate(chosen, full=False, phase="update"):
         kl, hinge = _terms(state, streams, references, micro_batch)
         weights = torch.tensor(
             [[m.config.train.kl, m.config.train.hinge] for m in population.members], device=kl.device
@@ -186,7 +186,9 @@ def validate(
     circuits = current_masks(state)
     learned = state.population.learned()
     with streams.under(learned):
-        scores = score(streams, targets.examples, circuits, micro_batches, references=targets.references)
+        scores = score(
+            streams, targets.examples, circuits, micro_batches, references=targets.references, phase="validation"
+        )
     rows = []
     for index, (member_state, masks) in enumerate(zip(state.member_states, circuits, strict=True)):
         sizes, config = count(masks), member_state.member.config

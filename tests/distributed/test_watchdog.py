@@ -16,7 +16,8 @@ def test_a_killed_rank_ends_the_job_and_nothing_is_lost(tmp_path, undisturbed, l
     assert lost.ending.code != 0
     assert lost.ending.seconds < 30
     assert re.fullmatch(
-        rf"bigcircuit: rank {rank} on \S+ died; its last line: step \d+/30 .*; the same command goes on from the last checkpoint",
+        rf"bigcircuit: rank {rank} on \S+ died; its last line: pruning: \d+/30 steps.*; "
+        "the same command goes on from the last checkpoint",
         lost.text,
     ), lost.ending.text
     assert Result.of(run_or_resume(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))
@@ -31,7 +32,7 @@ def test_a_rank_that_is_held_ends_the_job(tmp_path):
     lost = interrupted_runs.lose(tmp_path / "run", rank=0, step=8, number=signal.SIGSTOP, fault=slower)
     assert lost.ending.code != 0
     assert lost.ending.seconds < TIMEOUT + 10
-    assert re.search(r"rank 0 on \S+ has not been heard of for 4 s; its last line: step \d+/30 ", lost.text)
+    assert re.search(r"rank 0 on \S+ has not been heard of for 4 s; its last line: pruning: \d+/30 steps", lost.text)
 
 
 def test_a_rank_that_sleeps_for_ever_ends_the_job(tmp_path):
@@ -41,5 +42,5 @@ def test_a_rank_that_sleeps_for_ever_ends_the_job(tmp_path):
         lost = job.interruption()
     assert lost.ending.code != 0
     assert lost.ending.seconds < TIMEOUT + 10
-    assert re.search(r"rank 1 on \S+ hangs: it has done nothing for 4 s; its last line: step 6/30 ", lost.text)
+    assert re.search(r"rank 1 on \S+ hangs: it has done nothing for 4 s; its last line: pruning: 6/30 steps", lost.text)
     assert lost.step == 6

@@ -32,7 +32,7 @@ class InProcessWorker:
     def __init__(self, *_: Any) -> None:
         pass
 
-    async def start(self) -> None:
+    async def start(self, _: Any = None) -> None:
         self.replica = Replica(Ranks())
 
     async def load(self, _: Any) -> None:

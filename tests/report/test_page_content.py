@@ -14,6 +14,7 @@ from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.cli import answer, run_report
 from bigcircuit.config.load import load
 from bigcircuit.data.dataset import load_task
+from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.evaluation.compare import compare_circuits
 from bigcircuit.evaluation.config import ComparisonSettings, EvaluationSettings
@@ -241,7 +242,7 @@ def test_predictions_are_those_of_the_plain_model(embedded):
     widths = {"attention_neuron": 128, "mlp_neuron": 320}
     everything = {name: torch.ones(4, width, dtype=torch.bool) for name, width in widths.items()}
     with Streams(frozen, INTERCHANGE) as streams:
-        rows = example_predictions(streams, [everything], INTERCHANGE, data, tokenizer, size=5)["members"][0]
+        rows = example_predictions(streams, [everything], INTERCHANGE, data, tokenizer, MicroBatches(5))["members"][0]
     assert len(rows) == 12
     for example, row in zip(data.splits["test"], rows, strict=False):
         assert row["prompt"] == data.pairs[example.id].clean

@@ -1,4 +1,4 @@
-"""What a dry run counts: the trials, those that are left, and how durations are shown."""
+"""What a dry run counts: the trials, and those that are left."""
 
 import asyncio
 import io
@@ -13,7 +13,7 @@ from bigcircuit.results.trial_record import TrialRecord
 pytest.importorskip("ray", reason="sweeps need ray")
 
 from bigcircuit.sweep.cluster import WorkerResources
-from bigcircuit.sweep.dry_run import configs_left, duration, expected_records, measure_time
+from bigcircuit.sweep.dry_run import configs_left, expected_records, measure_time
 from bigcircuit.sweep.resume import sweep_json
 from tests.helpers.sweep_actor import InProcessWorker, short_sweep
 from tests.helpers.sweep_dir import write_trial
@@ -54,14 +54,6 @@ def test_time_is_measured_with_the_trials_that_run(tmp_path, monkeypatch):
     assert estimate.members == 1 and estimate.start > estimate.update > 0
     with pytest.raises(UserError, match="none of these trials can run"):
         asyncio.run(measure_time(sweep, configs[1:], resources, console))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2.0 h"), (9000, "2.5 h")],
-)
-def test_durations_are_shown_in_the_unit_that_suits(seconds, shown):
-    assert duration(seconds) == shown
 
 
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(tmp_path):
