@@ -43,7 +43,7 @@ def needs(run: ResolvedRun, work: Workload, memory: FreeMemory, known: KnownPeak
     """
     sharded = run.model.deepspeed is not None
     libraries = 0 if memory.is_gpu else _libraries(sharded)  # before the estimate makes garbage
-    parts = estimate(run, work, known)
+    parts = estimate(run, work, known, on_gpus=memory.is_gpu)
     if memory.is_gpu:
         return {name: size for name, size in parts.items() if name not in _ON_HOST}
     least = {_LIBRARIES: libraries} | parts

@@ -13,7 +13,7 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
 
     Returns "config", "weights" (all weight files), "tokenizer" and "adapter", each a hex sha256, or "" without such a file.
     """
-    folder = _folder(resolve_path(config), config.revision)
+    folder = model_folder(resolve_path(config), config.revision)
 
     def hash_files(pattern: str, folder: Path = folder) -> str:
         files = sorted(folder.glob(pattern))
@@ -25,11 +25,13 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
         "config": hash_files("config.json"),
         "weights": hash_files("*.safetensors"),
         "tokenizer": hash_files("tokenizer.json"),
-        "adapter": hash_files("adapter_model.safetensors", _folder(config.adapter, None)) if config.adapter else "",
+        "adapter": hash_files("adapter_model.safetensors", model_folder(config.adapter, None))
+        if config.adapter
+        else "",
     }
 
 
-def _folder(path: str, revision: str | None) -> Path:
+def model_folder(path: str, revision: str | None) -> Path:
     """Return the folder of a model given by folder or hub id; a hub model must be in the local cache."""
     folder = Path(path).expanduser()
     if folder.is_dir():
