@@ -5,6 +5,7 @@ import platform
 import sys
 from importlib import import_module
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -15,18 +16,22 @@ from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.gates.members import trained_granularities
 from bigcircuit.io.provenance import versions
-from bigcircuit.memory.estimate import Workload
+from bigcircuit.memory.estimate import Estimate, Workload
 from bigcircuit.memory.fit import fits, needs, remedies
+from bigcircuit.memory.update_time import predict_time, threads_of_rank
 from bigcircuit.model.load import load_tokenizer
-from bigcircuit.runtime.host_memory import FreeMemory
+from bigcircuit.runtime.host_memory import GIB, FreeMemory
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.resolve import ResolvedRun, resolve
 
 
-def check_config(config: Config, console: Console, ranks: int = 1, memory: FreeMemory | None = None) -> None:
+def check_config(
+    config: Config, console: Console, ranks: int = 1, memory: FreeMemory | None = None, *, timed: bool = False
+) -> None:
     """Validate model config, tokenizer, task and targets, and print what a run would do. Raises UserError.
 
-    ranks, memory: of the machines that the run is planned for; by default one rank on this machine.
+    ranks, memory: of the machines that the run is planned for; by default one rank on this machine. timed: also measure for a few
+    seconds how long an update and the run would take here.
     """
     import_module("bigcircuit.prune")  # what a run imports counts as memory of its process
 
@@ -36,17 +41,29 @@ def check_config(config: Config, console: Console, ranks: int = 1, memory: FreeM
     console.print(_pairs(run.data))
     for problem in run.data.bad:
         console.print(f"left out: {problem}", markup=False)
-    _memory(run, Workload.of(run.data.splits, ranks), memory or FreeMemory.measure(), progress)
+    work, memory = Workload.of(run.data.splits, ranks), memory or FreeMemory.measure()
+    with progress.phase("counting memory"):
+        found = needs(run, work, memory)
+    _memory(run, work, memory, found, progress)
+    if timed:
+        with progress.phase("measuring time"):
+            _time(run, work, memory, found, console)
     console.print(f"{len(run.members)} member(s), {config.train.steps} steps: the config is valid")
 
 
-def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, progress: ProgressDisplay) -> None:
+def machine(ranks: int, memory: FreeMemory) -> str:
+    """Describe the machine of a run: `8 ranks on GPUs of 80 GiB each`, `2 ranks on one CPU host with 24 GiB`."""
+    size = f"{memory.free / GIB:.3g} GiB"
+    if memory.is_gpu:
+        return f"1 rank on a GPU of {size}" if ranks == 1 else f"{ranks} ranks on GPUs of {size} each"
+    return f"{ranks} rank{'s' if ranks > 1 else ''} on one CPU host with {size}"
+
+
+def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimate, progress: ProgressDisplay) -> None:
     """Print what a rank needs at its peak, and, where that is more than there is, the settings that fit."""
     console = progress.console
-    with progress.phase("counting memory"):
-        found = needs(run, work, memory)
-    title = f"peak memory of a rank, {work.ranks} rank(s), {run.config.train.micro_batch_size} x {work.tokens} tokens at once"
-    shown = Table(title=title)
+    console.print(f"{machine(work.ranks, memory)}: {run.config.train.micro_batch_size} x {work.tokens} tokens at once")
+    shown = Table(title="peak memory of a rank")
     shown.add_column("what")
     shown.add_column("MiB", justify="right")
     for name, size in {**found.allocated, "together": found.total}.items():
@@ -65,6 +82,31 @@ def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, progress: Prog
         others = list(remedies(run, work, memory))
     for one in others or ["no other settings fit"]:
         console.print(f"  {one}", markup=False)
+
+
+def _time(run: ResolvedRun, work: Workload, memory: FreeMemory, needed: Estimate, console: Console) -> None:
+    """Print how long an update and the run take here. Raises UserError if there is no room for the measurement."""
+    if memory.is_gpu != torch.cuda.is_available():
+        console.print(f"--time: time can be measured only on the machine itself; this one has {_devices()}")
+        return
+    predicted = predict_time(run, work, memory, needed)
+    measured = predicted.measured
+    shown = Table(title=f"time on this machine: {predicted.update:.3g} s an update")
+    shown.add_column("what")
+    shown.add_column("seconds", justify="right")
+    for name, seconds in {**predicted.parts, "together": predicted.total}.items():
+        shown.add_row(name, f"{seconds:,.1f}")
+    console.print(shown)
+    speed = measured.flops / measured.update / 1e9
+    console.print(
+        f"measured on {measured.layers} of {len(run.model.shapes)} layers with random weights, "
+        f"{threads_of_rank(work.ranks)} thread(s) a rank: {measured.flops / 1e9:,.3g} GFLOP a pass at {speed:,.3g} GFLOP/s"
+        + (f"; {predicted.read / GIB:.1f} GiB are read from disk in every pass" if predicted.read else "")
+    )
+
+
+def _devices() -> str:
+    return "GPUs" if torch.cuda.is_available() else "no GPU"
 
 
 def _sites(run: ResolvedRun) -> Table:
@@ -124,8 +166,6 @@ def _few(answers: tuple) -> str:
 
 def show_environment(console: Console) -> None:
     """Print versions, devices, cores and the variables that launchers set."""
-    import torch
-
     shown = Table(title="environment")
     shown.add_column("what")
     shown.add_column("value")

@@ -67,11 +67,10 @@ def run_check(words: Sequence[str]) -> None:
     command = parse_verb("check", words)
     config = load(command.options["config"], command.settings[Config])
     from bigcircuit.check import check_config
-    from bigcircuit.runtime.host_memory import GIB, FreeMemory
+    from bigcircuit.runtime.host_memory import FreeMemory
 
-    ranks, gibibytes = command.options["ranks"], command.options["memory"]
-    memory = FreeMemory(int(gibibytes * GIB), is_gpu=True) if gibibytes else None
-    check_config(config, _console(), ranks or 1, memory)
+    memory = FreeMemory.asked(command.options["device"], command.options["memory"])
+    check_config(config, _console(), command.options["ranks"] or 1, memory, timed=command.options["time"])
 
 
 def run_evaluate(words: Sequence[str]) -> None:

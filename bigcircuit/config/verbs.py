@@ -34,6 +34,13 @@ def _above_zero(text: str) -> float:
     return number
 
 
+def _device(text: str) -> str:
+    """Read a kind of device. Raises ValueError unless it is known."""
+    if text not in ("cuda", "cpu"):
+        raise ValueError(text)
+    return text
+
+
 class Verb(NamedTuple):
     """A verb, but for what it does."""
 
@@ -77,14 +84,14 @@ _TABLE = (
     ),
     Verb(
         name="check",
-        summary="validate config and pairs, print gates and memory needed",
-        about="Validate config and pairs, and print sites, gates, the memory of a rank, and which settings would fit. Loads no "
-        "weights.",
-        usage=f"{_SETTINGS} [--ranks N]",
+        summary="validate config and pairs, print gates, memory and time needed",
+        about="Validate config and pairs, and print sites, gates, the memory of a rank, which settings would fit, and with --time "
+        "how long the run takes. Loads no weights.",
+        usage=f"{_SETTINGS} [--ranks N] [--time]",
         examples={
             "--config configs/quickstart.yaml": "is this config right, and does it fit here?",
-            "--model.path gpt2 --task.name pairs --task.path my.jsonl": "are these pairs right for this model?",
-            "--config configs/quickstart.yaml --ranks 8 --memory 80": "does it fit on eight GPUs of 80 GiB?",
+            "--config configs/quickstart.yaml --time": "and how long does it take here?",
+            "--config configs/quickstart.yaml --ranks 8 --device cuda --memory 80": "does it fit on eight GPUs of 80 GiB?",
         },
         settings=(
             "model.path model.dtype task.name task.path gates.granularities target.total train.micro_batch_size "
@@ -96,11 +103,19 @@ _TABLE = (
             Option("ranks", "Number of processes of the run; one by default.", "N", int),
             Option(
                 "memory",
-                "Free memory of each GPU of the run; by default what is free on this machine.",
+                "Free memory of each GPU, or of the CPU host that all ranks share; by default what is free on this machine.",
                 "GIB",
                 _above_zero,
                 "number above 0",
             ),
+            Option(
+                "device",
+                "Kind of the machine that is asked about, cuda (GPUs) or cpu; by default what this machine has.",
+                "DEVICE",
+                _device,
+                "device, cuda or cpu",
+            ),
+            Option("time", "Measure for a few seconds how long an update and the whole run take on this machine."),
         ),
     ),
     Verb(

@@ -5,7 +5,7 @@ are counted.
 """
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -130,7 +130,7 @@ def estimate(run: ResolvedRun, work: Workload, is_gpu: bool, known: KnownPeaks |
     allocated = {
         **weights,
         **_constants(run, work),
-        "gates, Adam moments and sums": (3 * 4 + 8) * sum(p.numel() for p in _state(run).parameters),
+        "gates, Adam moments and sums": (3 * 4 + 8) * sum(p.numel() for p in blank_state(run, META).parameters),
         "reference logits": positions * head.shape[0] * head.element_size(),
         "activations and gradients": _activations(run, work, {} if known is None else known),
     }
@@ -180,6 +180,14 @@ def _bytes(module: nn.Module) -> int:
 
 def training_peak(run: ResolvedRun, work: Workload) -> int:
     """Compute the most bytes alive in one micro-batch of an update, forward and backward."""
+    run_pass = meta_update(run, work)
+    with LiveBytes() as live:
+        run_pass()
+    return live.peak
+
+
+def meta_update(run: ResolvedRun, work: Workload) -> Callable[[], object]:
+    """Prepare one micro-batch of an update on the meta device, forward and backward, to be run under a dispatch mode."""
     frozen, size = run.model.skeleton, _micro_batches(run, work).max_examples
     batch = _batch(size, work)
 
@@ -191,15 +199,26 @@ def training_peak(run: ResolvedRun, work: Workload) -> int:
     examples = [nothing._replace(id=index) for index in range(size)]
     head = cast(Tensor, frozen.head.weight)
     reference = torch.empty(size * work.answer, head.shape[0], dtype=head.dtype, device=META)
-    state, one_batch = _state(run), OneBatch(size, Ranks(device=META))
-    with Streams(frozen, _ablation(run, work), run.config.train.checkpointing) as streams, LiveBytes() as live:
-        faithfulness_gradient(state, streams, lambda _: reference, examples, one_batch)
+    state, one_batch = blank_state(run, META), OneBatch(size, Ranks(device=META))
+    streams = Streams(frozen, blank_ablation(run, work, META), run.config.train.checkpointing)
+
+    def run_pass() -> object:
+        with streams:
+            return faithfulness_gradient(state, streams, lambda _: reference, examples, one_batch)
+
+    return run_pass
+
+
+def scoring_peak(run: ResolvedRun, work: Workload) -> int:
+    """Compute the most bytes alive while all members and the empty circuit are scored."""
+    run_pass = meta_scoring(run, work)
+    with LiveBytes() as live:
+        run_pass()
     return live.peak
 
 
-@torch.no_grad()
-def scoring_peak(run: ResolvedRun, work: Workload) -> int:
-    """Compute the most bytes alive while all members and the empty circuit are scored."""
+def meta_scoring(run: ResolvedRun, work: Workload) -> Callable[[], object]:
+    """Prepare one micro-batch of the final scores on the meta device, to be run under a dispatch mode."""
     frozen, count = run.model.skeleton, len(run.members) + 1
     batch = _batch(_micro_batches(run, work).max_examples * work.rows, work)
 
@@ -207,36 +226,41 @@ def scoring_peak(run: ResolvedRun, work: Workload) -> int:
         shape = frozen.shapes[index]
         return {site: torch.ones(count, 1, width(shape), device=META) for site, width in SITE_WIDTH.items()}
 
-    with Streams(frozen, _ablation(run, work)) as streams, LiveBytes() as live:
-        kl_divergence(streams.reference(batch), streams.masked(batch, masks, count), batch)
-    return live.peak
+    streams = Streams(frozen, blank_ablation(run, work, META))
+
+    def run_pass() -> object:
+        with torch.no_grad(), streams:
+            return kl_divergence(streams.reference(batch), streams.masked(batch, masks, count), batch)
+
+    return run_pass
 
 
-def _state(run: ResolvedRun) -> TrainState:
+def blank_state(run: ResolvedRun, device: torch.device) -> TrainState:
+    """Make the state at step 0 of a run whose ablation is not measured."""
     # The hinge looks at values, which the meta device does not have; it is a few numbers a prompt.
     configs = [override(member, {"train.hinge": 0.0}, "estimate") for member in run.members]
-    population = Population.new(configs, run.model.shapes, META)
+    population = Population.new(configs, run.model.shapes, device)
     if KINDS[run.config.ablation.name].learned:
-        population.start_constants(_moments(run, positions=1))
+        population.start_constants(_moments(run, 1, device))
     return TrainState.new(population, run.model.nodes)
 
 
-def _moments(run: ResolvedRun, positions: int) -> Moments:
+def _moments(run: ResolvedRun, positions: int, device: torch.device) -> Moments:
     shapes = run.model.shapes
     sizes = {site: (len(shapes), positions, widest(shapes, site)) for site in SITE_WIDTH}
-    mean = {site: torch.empty(size, device=META) for site, size in sizes.items()}
+    mean = {site: torch.zeros(size, device=device) for site, size in sizes.items()}
     return Moments(mean, {site: values[:, 0] for site, values in mean.items()})
 
 
-def _ablation(run: ResolvedRun, work: Workload) -> Ablation:
-    """The ablation of the run on the meta device."""
+def blank_ablation(run: ResolvedRun, work: Workload, device: torch.device) -> Ablation:
+    """Make the ablation of a run with constants of 0 in place of measured ones."""
     settings = run.config.ablation
-    return _moments(run, work.tokens + 1 if settings.per_position else 1).ablation(settings.name)
+    return _moments(run, work.tokens + 1 if settings.per_position else 1, device).ablation(settings.name)
 
 
 def _constants(run: ResolvedRun, work: Workload) -> dict[str, int]:
     """Bytes of the ablation's tensors; where these are learned, three times: with their start and unit."""
-    ablation = _ablation(run, work)
+    ablation = blank_ablation(run, work, META)
     tensors = [one for found in ablation.tensors().values() for one in found.values()]
     copies = 3 if ablation.kind.learned else 1
     return {"ablation constants": 4 * copies * sum(map(Tensor.numel, tensors))} if tensors else {}

@@ -10,6 +10,7 @@ import torch
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.model.sites import FrozenModel
+from bigcircuit.model.weight_files import weight_files
 
 DeepSpeedConfig = dict[str, Any]
 _UNSUPPORTED = {
@@ -82,6 +83,8 @@ def check_weights(config: ModelConfig, settings: DeepSpeedConfig | None, stored:
             "offload_param.device to nvme (configs/deepspeed/zero3_offload_nvme.json)"
         )
     from_files = config.weights == "stream" or (settings is not None and pieces_on(settings) == "nvme")
+    if from_files and not weight_files(config):
+        raise UserError(f"model.path {config.path}: no safetensors files are on this machine to read weights from; download it")
     if from_files and stored != getattr(torch, config.dtype):
         name = "several dtypes" if stored is None else str(stored).removeprefix("torch.")
         setting, instead = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.io.files import files_sha256
-from bigcircuit.model.load import resolve_path
+from bigcircuit.model.weight_files import model_folder
 from bigcircuit.runtime.progress import ProgressDisplay
 
 
@@ -14,13 +14,13 @@ def fingerprint(config: ModelConfig, progress: ProgressDisplay | None = None) ->
 
     Returns "config", "weights" (all weight files), "tokenizer" and "adapter", each a hex sha256, or "" without such a file.
     """
-    folder = _folder(resolve_path(config), config.revision)
-    adapter = sorted(_folder(config.adapter, None).glob("adapter_model.safetensors")) if config.adapter else []
+    folder = model_folder(config.path, config.revision)
+    adapter = model_folder(config.adapter) if config.adapter else None
     files = {
-        "config": sorted(folder.glob("config.json")),
-        "weights": sorted(folder.glob("*.safetensors")),
-        "tokenizer": sorted(folder.glob("tokenizer.json")),
-        "adapter": adapter,
+        "config": _files(folder, "config.json"),
+        "weights": _files(folder, "*.safetensors"),
+        "tokenizer": _files(folder, "tokenizer.json"),
+        "adapter": _files(adapter, "adapter_model.safetensors"),
     }
     every = list(dict.fromkeys(path for paths in files.values() for path in paths))
     size = sum(path.stat().st_size for path in every)
@@ -29,16 +29,10 @@ def fingerprint(config: ModelConfig, progress: ProgressDisplay | None = None) ->
     return {part: _joined([hashes[path] for path in paths]) for part, paths in files.items()}
 
 
+def _files(folder: Path | None, pattern: str) -> list[Path]:
+    return sorted(folder.glob(pattern)) if folder else []
+
+
 def _joined(hashes: list[str]) -> str:
     """Return the only hash, or the hash of several; "" without any."""
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
-
-
-def _folder(path: str, revision: str | None) -> Path:
-    """Return the folder of a model given by folder or hub id; a hub model must be in the local cache."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(path, revision=revision, local_files_only=True))

@@ -16,6 +16,7 @@ import torch
 
 from bigcircuit.config.schema import Config
 from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.errors import UserError
 
 GIB = 2**30
 """Bytes."""
@@ -81,6 +82,22 @@ class FreeMemory(NamedTuple):
         if address_space != resource.RLIM_INFINITY:
             limits.append(address_space - psutil.Process().memory_info().vms)
         return cls(max(0, min(limits)) + allocated_memory(), False)
+
+    @classmethod
+    def asked(cls, device: str | None, gibibytes: float | None) -> "FreeMemory":
+        """Return the memory of the machine that is asked about: of this one, but for what is given.
+
+        device: "cuda" or "cpu". Raises UserError for GPUs without their memory where this machine has none, and the reverse.
+        """
+        here = "cuda" if torch.cuda.is_available() else "cpu"
+        if gibibytes is not None:
+            return cls(int(gibibytes * GIB), (device or here) == "cuda")
+        if device not in (None, here):
+            has, what = ("no GPU", "a GPU") if here == "cpu" else ("GPUs", "that host")
+            raise UserError(
+                f"--device {device}: this machine has {has}; say with --memory how many GiB {what} has free"
+            )
+        return cls.measure()
 
 
 def return_freed_memory() -> None:

@@ -1,0 +1,67 @@
+"""Runs of a model with fewer decoder layers: what a layer adds is found without the whole model."""
+
+from copy import deepcopy
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigcircuit.config.load import override
+from bigcircuit.model.granularity import GRANULARITIES, node_counts
+from bigcircuit.model.sites import FrozenModel, find_sites
+from bigcircuit.train.resolve import ResolvedRun
+
+_BLOCK = 1 << 20
+"""Random numbers that weights are filled with, over and over: drawing gigabytes takes longer than what is measured."""
+
+
+def shortened(run: ResolvedRun, layers: int) -> ResolvedRun:
+    """Return the run with the first decoder layers of its model only, which share its weights; sizes asked for shrink to fit."""
+    whole = run.model.skeleton.model
+    model = deepcopy(whole, {id(tensor): tensor for tensor in (*whole.parameters(), *whole.buffers())})
+    path = run.model.skeleton.architecture.layers
+    parent, _, name = path.rpartition(".")
+    kept = list(attrgetter(path)(model))[:layers]
+    setattr(attrgetter(parent)(model) if parent else model, name, nn.ModuleList(kept))
+    frozen = replace(find_sites(model), device=run.model.skeleton.device)
+    nodes = node_counts(frozen.shapes, list(GRANULARITIES))
+    members = []
+    for member in run.members:
+        sizes = {f"target.{name}": max(1, min(size, nodes[name] // 2)) for name, size in member.target.sizes().items()}
+        members.append(override(member, sizes, "fewer layers"))
+    return replace(run, members=tuple(members), model=replace(run.model, skeleton=frozen, deepspeed=None))
+
+
+def materialised(run: ResolvedRun, device: torch.device) -> ResolvedRun:
+    """Return a run on the meta device with random weights on another device: as fast as the real ones, and not read."""
+    frozen = run.model.skeleton
+    model = deepcopy(frozen.model).to_empty(device=device)
+    model.tie_weights()
+    model.config._attn_implementation = run.config.model.attention
+    block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(device)
+    for module in model.modules():
+        for key, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.is_meta:  # a copy of a buffer, which `to_empty` does not know
+                setattr(module, key, torch.empty_like(value, device=device).fill_(1))
+    for tensor in {*model.parameters(), *model.buffers()}:
+        _fill(tensor.detach(), block)
+    return replace(run, model=replace(run.model, skeleton=find_sites(model.requires_grad_(False))))
+
+
+def _fill(tensor: Any, block: Tensor) -> None:
+    if not tensor.is_floating_point():
+        tensor.fill_(1 if tensor.dtype == torch.bool else 0)
+    elif tensor.ndim < 2:
+        tensor.fill_(1)  # norms: activations stay of the order of 1
+    else:
+        flat = tensor.view(-1)
+        for start in range(0, len(flat), len(block)):
+            part = flat[start : start + len(block)]
+            part.copy_(block[: len(part)])
+
+
+def weight_bytes(frozen: FrozenModel) -> int:
+    """Return the bytes of all weights of a model."""
+    return sum(p.numel() * p.element_size() for p in frozen.model.parameters())
