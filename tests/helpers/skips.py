@@ -10,7 +10,6 @@ ALLOWED = (
     "KUBERAY_CRD names no file",
     "two hosts need",
     "a disk needs",
-    "DeepSpeed's async_io",
     "this folder is in memory",
     "trackio is installed",
 )
