@@ -84,7 +84,9 @@ def check_weights(config: ModelConfig, settings: DeepSpeedConfig | None, stored:
         )
     from_files = config.weights == "stream" or (settings is not None and pieces_on(settings) == "nvme")
     if from_files and not weight_files(config):
-        raise UserError(f"model.path {config.path}: no safetensors files are on this machine to read weights from; download it")
+        raise UserError(
+            f"model.path {config.path}: no safetensors files are on this machine to read weights from; download it"
+        )
     if from_files and stored != getattr(torch, config.dtype):
         name = "several dtypes" if stored is None else str(stored).removeprefix("torch.")
         setting, instead = (

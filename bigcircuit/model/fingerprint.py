@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.io.files import files_sha256
+from bigcircuit.io.known_hashes import known_hashes, remember_hashes
 from bigcircuit.model.weight_files import model_folder
 from bigcircuit.runtime.progress import ProgressDisplay
 
@@ -23,9 +24,13 @@ def fingerprint(config: ModelConfig, progress: ProgressDisplay | None = None) ->
         "adapter": _files(adapter, "adapter_model.safetensors"),
     }
     every = list(dict.fromkeys(path for paths in files.values() for path in paths))
-    size = sum(path.stat().st_size for path in every)
+    hashes = known_hashes(every)
+    new = [path for path in every if path not in hashes]
+    size = sum(path.stat().st_size for path in new)
     with (progress or ProgressDisplay(enabled=False)).phase("hashing weights", size, "bytes") as phase:
-        hashes = dict(zip(every, files_sha256(every, phase.advance), strict=True))
+        taken = dict(zip(new, files_sha256(new, phase.advance), strict=True))
+    remember_hashes(taken)
+    hashes |= taken
     return {part: _joined([hashes[path] for path in paths]) for part, paths in files.items()}
 
 
