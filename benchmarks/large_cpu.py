@@ -12,6 +12,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,9 +47,9 @@ PLACEMENTS: dict[str, tuple[int, Settings]] = {
 }
 """Where the weights are -> number of ranks, and the settings that place them there."""
 BASE: Settings = {
-    "model.dtype": "bfloat16", "task.name": "ioi", "task.size": 24, "task.split.train": 0.5, "task.split.validation": 0.125,
-    "task.split.test": 0.375, "train.steps": 2, "train.batch_size": 4, "train.micro_batch_size": 2, "train.checkpointing": True,
-    "train.validate_every": 2, "train.save_every": 1, "train.log_every": 1, "target.total": 1000,
+    "model.dtype": "bfloat16", "task.name": "ioi", "task.size": 24, "task.split.train": 0.625, "task.split.validation": 0.125,
+    "task.split.test": 0.25, "train.both_ways": False, "train.steps": 2, "train.batch_size": 4, "train.micro_batch_size": 2,
+    "train.checkpointing": True, "train.validate_every": 2, "train.save_every": 1, "train.log_every": 1, "target.total": 1000,
 }  # fmt: skip
 SHORT = 3
 """Tokens of the short prompts."""
@@ -296,6 +297,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the table")
     options = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run that is watched ends too
     models = [path.resolve() for path in options.models]
     rows = rows_of(options.output.read_text(), NAMES) if options.output.exists() else {}
     with ExitStack() as stack:
