@@ -94,8 +94,8 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-KnownPeaks = dict[tuple[int, str, bool | str], int]
-"""Peaks of activations by the settings that remedies change: pairs at once, dtype, checkpointing."""
+KnownPeaks = dict[tuple[int, str, bool | str | None], int]
+"""Peaks of activations by the settings that remedies change: pairs at once, dtype, checkpointing (None: of scoring)."""
 
 
 def estimate(
@@ -106,6 +106,12 @@ def estimate(
     on_gpus: whether the ranks run on GPUs, this machine's or others.
     known: peaks of activations under other settings of the same run, so that none is computed twice.
     """
+    resting = resting_bytes(run, work, on_gpus)
+    return {**resting, "activations and gradients": _activations(run, work, {} if known is None else known)}
+
+
+def resting_bytes(run: ResolvedRun, work: Workload, on_gpus: bool) -> dict[str, int]:
+    """Count the bytes that a rank holds between two passes, by purpose: a lower bound of `estimate` that takes no time."""
     head, train = cast(Tensor, run.model.skeleton.head.weight), run.config.train
     positions = work.trained * (2 if train.both_ways else 1) + work.validated
     return {
@@ -113,15 +119,19 @@ def estimate(
         **_constants(run, work),
         "gates, Adam moments and sums": (3 * 4 + 8) * sum(p.numel() for p in blank_state(run, META).parameters),
         "reference logits": positions * head.shape[0] * head.element_size(),
-        "activations and gradients": _activations(run, work, {} if known is None else known),
     }
 
 
 def _activations(run: ResolvedRun, work: Workload, known: KnownPeaks) -> int:
-    key = _micro_batches(run, work).max_examples, run.config.model.dtype, run.config.train.checkpointing
-    if key not in known:
-        known[key] = max(training_peak(run, work), scoring_peak(run, work))
-    return known[key]
+    size, dtype, checkpointing = (
+        _micro_batches(run, work).max_examples,
+        run.config.model.dtype,
+        run.config.train.checkpointing,
+    )
+    for kind, peak in ((checkpointing, training_peak), (None, scoring_peak)):
+        if (size, dtype, kind) not in known:
+            known[size, dtype, kind] = peak(run, work)
+    return max(known[size, dtype, checkpointing], known[size, dtype, None])
 
 
 def _micro_batches(run: ResolvedRun, work: Workload) -> MicroBatches:

@@ -14,7 +14,7 @@ import torch
 
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
-from bigcircuit.memory.estimate import KnownPeaks, Workload, estimate
+from bigcircuit.memory.estimate import KnownPeaks, Workload, estimate, resting_bytes
 from bigcircuit.model.zero3 import DeepSpeedConfig
 from bigcircuit.runtime.host_memory import GIB, FreeMemory, is_out_of_memory, return_freed_memory, saves_memory
 from bigcircuit.train.resolve import ResolvedRun
@@ -45,11 +45,16 @@ def needs(run: ResolvedRun, work: Workload, memory: FreeMemory, known: KnownPeak
     libraries = 0 if memory.is_gpu else _libraries(sharded)  # before the estimate makes garbage
     parts = estimate(run, work, known, on_gpus=memory.is_gpu)
     if memory.is_gpu:
-        return {name: size for name, size in parts.items() if name not in _ON_HOST}
+        return _in_memory(parts, memory)
     least = {_LIBRARIES: libraries} | parts
     roomy = least | {_KEPT: round(_KEPT_SHARE * parts["activations and gradients"])}
     fits = (1 + _ERROR) * sum(roomy.values()) * work.ranks <= memory.free
     return roomy if fits and not saves_memory(run.config, sharded) else least
+
+
+def _in_memory(parts: Mapping[str, int], memory: FreeMemory) -> dict[str, int]:
+    """Leave out what is not in the memory that is asked about."""
+    return {name: size for name, size in parts.items() if not (memory.is_gpu and name in _ON_HOST)}
 
 
 @cache
@@ -83,9 +88,12 @@ def remedies(run: ResolvedRun, work: Workload, memory: FreeMemory) -> Iterator[s
             continue
         if "deepspeed" in change:
             changed = replace(changed, model=replace(changed.model, deepspeed=_IN_PIECES[change["deepspeed"]]))
-        size = sum(needs(changed, work._replace(ranks=ranks), memory, known).values())
-        # Ranks on one host share the memory of the host.
-        if size * (1 if memory.is_gpu else ranks) <= memory.free:
+        planned, on_host = work._replace(ranks=ranks), 1 if memory.is_gpu else ranks  # which share its memory
+        resting = _in_memory(resting_bytes(changed, planned, memory.is_gpu), memory)
+        if sum(resting.values()) * on_host > memory.free:
+            continue  # a pass of a large model takes seconds even without data
+        size = sum(needs(changed, planned, memory, known).values())
+        if size * on_host <= memory.free:
             words = " ".join(
                 f"--{key} {str(value).lower() if value is True else value}" for key, value in change.items()
             )
