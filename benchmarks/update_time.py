@@ -6,6 +6,7 @@ python -m benchmarks.update_time [NUMBER ...] [--large FOLDER]
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -40,13 +41,19 @@ class Case(NamedTuple):
     checkpointing: bool = False
     ranks: int = 1
     """Two ranks divide the weights (ZeRO-3)."""
-    tokens: int = 64
+    tokens: int = 32
     """Of a random pair."""
     pairs: int = 8
     """Pairs of an update on each rank, all at once."""
 
 
-VARIANTS: list[dict[str, Any]] = [
+SMALL: list[dict[str, Any]] = [
+    {"members": 1},
+    {"members": 4},
+    {"members": 4, "dtype": "bfloat16", "checkpointing": True},
+    {"members": 1, "ranks": 2},
+]
+LARGER: list[dict[str, Any]] = [
     {"members": 1},
     {"members": 4},
     {"members": 1, "checkpointing": True},
@@ -55,15 +62,17 @@ VARIANTS: list[dict[str, Any]] = [
     {"members": 1, "ranks": 2},
     {"members": 4, "dtype": "bfloat16", "ranks": 2},
 ]
-CASES = [Case(model=model, **variant) for model in [*CONFIGS, *SIZES] for variant in VARIANTS]
+CASES = [
+    *(Case(model=model, **variant) for model in CONFIGS for variant in SMALL),
+    *(Case(model=model, **variant) for model in SIZES for variant in LARGER),
+]
 
 
 def settings(case: Case, folder: Path) -> dict[str, Any]:
     """Return the dotted settings of a case, but for its config file."""
     found: dict[str, Any] = {
-        "model.dtype": case.dtype, "train.steps": 6 if case.model not in CONFIGS else 30,
-        "train.batch_size": case.pairs * case.ranks,
-        "train.micro_batch_size": case.pairs, "train.checkpointing": case.checkpointing, "population.seeds": case.members,
+        "model.dtype": case.dtype, "train.steps": 4 if case.model not in CONFIGS else 30, "train.micro_batch_size": case.pairs,
+        "train.batch_size": case.pairs * case.ranks, "train.checkpointing": case.checkpointing, "population.seeds": case.members,
     }  # fmt: skip
     if case.model not in CONFIGS:
         model = folder / case.model if case.model in SIZES else Path(case.model)
@@ -109,19 +118,21 @@ def prune_timed(output: Path, arguments: list[str]) -> None:
     import bigcircuit.prune as module
     from bigcircuit.cli import run_prune
 
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    clock = time.thread_time if alone else time.perf_counter
     taken, plain = [], module.update
 
     def timed(*args: Any) -> Any:
-        started = time.perf_counter()
+        started = clock()
         logged = plain(*args)
-        taken.append(time.perf_counter() - started)
+        taken.append(clock() - started)
         return logged
 
     module.update = timed
     started = time.perf_counter()
     run_prune(arguments)
     output.with_suffix(f".{taken[0]}").write_text(
-        json.dumps([statistics.median(taken[1:]), time.perf_counter() - started])
+        json.dumps([statistics.median(taken[1:]) if alone else min(taken[1:]), time.perf_counter() - started])
     )
 
 
@@ -167,10 +178,11 @@ def main() -> None:
     lines = [
         f"# Seconds of an update on CPU, {date.today()}",
         "",
-        f"Predicted by `bigcircuit check --time`, which loads no weights, against the median update of `bigcircuit prune`; two "
-        f"ranks divide the weights (ZeRO-3). torch {torch.__version__}, one thread a rank, 2 cores that other programs share. The last "
-        "two columns: seconds that the prediction took, and the whole run, predicted / measured (a run also loads libraries and "
-        "writes its page, about 5 s).",
+        "Predicted by `bigcircuit check --time`, which loads no weights, against the updates of `bigcircuit prune`: the median of "
+        "the seconds that the process computes, as other programs use the 2 cores too; of two ranks, which divide the weights "
+        f"(ZeRO-3), the shortest on the clock. torch {torch.__version__}, one thread a rank. The last columns: seconds that the "
+        "prediction took, and the whole run on the clock, predicted / measured (a run also loads libraries and writes its page, "
+        "about 5 s).",
         "",
         "| model | dtype | pairs x tokens | P | ranks | checkpointing | predicted | measured | predicted / measured | took | run |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -180,12 +192,13 @@ def main() -> None:
         for size in SIZES:
             make_model(folder / size, size)
         for tokens in {case.tokens for case in chosen}:
-            make_pairs(folder / f"pairs-{tokens}.jsonl", tokens, count=12 if tokens < 64 else 60)
+            make_pairs(folder / f"pairs-{tokens}.jsonl", tokens, count=12 if tokens < 32 else 24)
         for case in chosen:
             guess, whole, took = json.loads(start("--predict", json.dumps(case), str(folder)))
             seconds, run = measured(case, folder)
+            pairs = f"{case.pairs} x {case.tokens}" if case.model not in CONFIGS else f"{case.pairs}"
             row = (
-                f"| {Path(case.model).name} | {case.dtype} | {case.pairs}{f' x {case.tokens}' if case.model not in CONFIGS else ''} | "
+                f"| {Path(case.model).name} | {case.dtype} | {pairs} | "
                 f"{case.members} | {case.ranks} | {'yes' if case.checkpointing else 'no'} | {guess:.3g} | {seconds:.3g} | "
                 f"{guess / seconds:.2f} | {took:.1f} | {whole:.0f} / {run:.0f} |"
             )

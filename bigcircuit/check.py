@@ -101,6 +101,11 @@ def _time(run: ResolvedRun, work: Workload, memory: FreeMemory, needed: Estimate
     console.print(
         f"measured on {measured.layers} of {len(run.model.shapes)} layers with random weights, "
         f"{threads_of_rank(work.ranks)} thread(s) a rank: {measured.flops / 1e9:,.3g} GFLOP a pass at {speed:,.3g} GFLOP/s"
+        + (
+            f"; other programs use the cores: {measured.waited:.1f} times as long while they do"
+            if measured.waited > 1.3
+            else ""
+        )
         + (f"; {predicted.read / GIB:.1f} GiB are read from disk in every pass" if predicted.read else "")
     )
 

@@ -96,8 +96,8 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-KnownPeaks = dict[tuple[int, str, bool | str], int]
-"""Peaks of activations by the settings that remedies change: pairs at once, dtype, checkpointing."""
+KnownPeaks = dict[tuple[int, str, bool | str | None], int]
+"""Peaks of activations by the settings that remedies change: pairs at once, dtype, checkpointing (None: of scoring)."""
 
 
 class Estimate(NamedTuple):
@@ -124,6 +124,13 @@ def estimate(run: ResolvedRun, work: Workload, is_gpu: bool, known: KnownPeaks |
     is_gpu: whether passes run on a GPU, whose memory is meant, with what is kept on the host besides. known: peaks of activations
     under other settings of the same run, so that none is computed twice.
     """
+    found = resting(run, work, is_gpu)
+    peak = _activations(run, work, {} if known is None else known)
+    return found._replace(allocated={**found.allocated, "activations and gradients": peak})
+
+
+def resting(run: ResolvedRun, work: Workload, is_gpu: bool) -> Estimate:
+    """Count the memory of a rank between two passes: a lower bound of `estimate` that takes no time."""
     head, train = cast(Tensor, run.model.skeleton.head.weight), run.config.train
     positions = work.trained * (2 if train.both_ways else 1) + work.validated
     weights, mapped = _weights(run.model, work.ranks, is_gpu)
@@ -132,16 +139,20 @@ def estimate(run: ResolvedRun, work: Workload, is_gpu: bool, known: KnownPeaks |
         **_constants(run, work),
         "gates, Adam moments and sums": (3 * 4 + 8) * sum(p.numel() for p in blank_state(run, META).parameters),
         "reference logits": positions * head.shape[0] * head.element_size(),
-        "activations and gradients": _activations(run, work, {} if known is None else known),
     }
     return Estimate(allocated, mapped)
 
 
 def _activations(run: ResolvedRun, work: Workload, known: KnownPeaks) -> int:
-    key = _micro_batches(run, work).max_examples, run.config.model.dtype, run.config.train.checkpointing
-    if key not in known:
-        known[key] = max(training_peak(run, work), scoring_peak(run, work))
-    return known[key]
+    size, dtype, checkpointing = (
+        _micro_batches(run, work).max_examples,
+        run.config.model.dtype,
+        run.config.train.checkpointing,
+    )
+    for kind, peak in ((checkpointing, training_peak), (None, scoring_peak)):
+        if (size, dtype, kind) not in known:
+            known[size, dtype, kind] = peak(run, work)
+    return max(known[size, dtype, checkpointing], known[size, dtype, None])
 
 
 def _micro_batches(run: ResolvedRun, work: Workload) -> MicroBatches:

@@ -13,7 +13,7 @@ import torch
 
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
-from bigcircuit.memory.estimate import Estimate, KnownPeaks, Workload, estimate
+from bigcircuit.memory.estimate import Estimate, KnownPeaks, Workload, estimate, resting
 from bigcircuit.model.deepspeed_config import DeepSpeedConfig
 from bigcircuit.model.load import DTYPES
 from bigcircuit.runtime.host_memory import (
@@ -55,17 +55,22 @@ def needs(run: ResolvedRun, work: Workload, memory: FreeMemory, known: KnownPeak
     libraries = 0 if memory.is_gpu else _libraries(sharded)  # before the estimate makes garbage
     found = estimate(run, work, memory.is_gpu, known)
     if memory.is_gpu:
-        return Estimate({name: size for name, size in found.allocated.items() if name not in _ON_HOST})
+        return found._replace(allocated=_in_memory(found.allocated, memory))
     least = found._replace(allocated={_LIBRARIES: libraries} | found.allocated)
     kept = round(_KEPT_SHARE * found.allocated["activations and gradients"])
     roomy = least._replace(allocated=least.allocated | {_KEPT: kept})
-    fits = (1 + _ERROR) * roomy.on_host(work.ranks) <= memory.free
-    return roomy if fits and not saves_memory(run.config, sharded) else least
+    has_room = (1 + _ERROR) * roomy.on_host(work.ranks) <= memory.free
+    return roomy if has_room and not saves_memory(run.config, sharded) else least
 
 
 def fits(found: Estimate, ranks: int, memory: FreeMemory) -> bool:
     """Return whether a rank has the memory that it needs; on CPU all ranks share one host. ranks: on this host."""
     return (found.total if memory.is_gpu else found.on_host(ranks)) <= memory.free
+
+
+def _in_memory(parts: Mapping[str, int], memory: FreeMemory) -> dict[str, int]:
+    """Leave out what is not in the memory that is asked about."""
+    return {name: size for name, size in parts.items() if not (memory.is_gpu and name in _ON_HOST)}
 
 
 @cache
@@ -104,7 +109,11 @@ def remedies(run: ResolvedRun, work: Workload, memory: FreeMemory) -> Iterator[s
             continue
         if "deepspeed" in change:
             changed = replace(changed, model=replace(changed.model, deepspeed=_IN_PIECES[change["deepspeed"]]))
-        found = needs(changed, work._replace(ranks=ranks), memory, known)
+        planned = work._replace(ranks=ranks)
+        least = resting(changed, planned, memory.is_gpu)
+        if not fits(least._replace(allocated=_in_memory(least.allocated, memory)), ranks, memory):
+            continue  # a pass of a large model takes seconds even without data
+        found = needs(changed, planned, memory, known)
         if fits(found, ranks, memory):
             words = " ".join(
                 f"--{key} {str(value).lower() if value is True else value}" for key, value in change.items()

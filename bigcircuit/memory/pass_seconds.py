@@ -49,6 +49,8 @@ class PassSeconds(NamedTuple):
     """FLOPs of one micro-batch of an update."""
     layers: int
     """Decoder layers that were measured."""
+    waited: float = 1.0
+    """Seconds that passed for each that was computed: above 1 where other programs took the cores meanwhile."""
 
 
 def update_flops(run: ResolvedRun, work: Workload) -> int:
@@ -81,6 +83,7 @@ def measure_passes(run: ResolvedRun, work: Workload, ranks: Ranks) -> PassSecond
 
     ranks: whose device is measured. Needs memory for two layers and the embeddings, or for a whole model of up to 1 GiB.
     """
+    wall, computed = time.perf_counter(), time.thread_time()
     layers, size = len(run.model.shapes), MicroBatches.of(run.config, replace(ranks, size=work.ranks)).max_examples
     examples, speed = typical_micro_batch(run, size), _product_speed(run, ranks.device)
     one, whole = _flops(meta_update(shortened(run, 1), work)), update_flops(run, work)
@@ -104,6 +107,7 @@ def measure_passes(run: ResolvedRun, work: Workload, ranks: Ranks) -> PassSecond
         reference=probe.reference() * more,
         flops=whole,
         layers=measured,
+        waited=1.0 if ranks.device.type == "cuda" else (time.perf_counter() - wall) / (time.thread_time() - computed),
     )
 
 
@@ -124,16 +128,26 @@ def _product_speed(run: ResolvedRun, device: torch.device) -> float:
 
 
 def _median(run_pass: Callable[[], object], device: torch.device, within: float = _REPEATED) -> float:
-    """Return the median seconds of a call, repeated for some seconds; the first call is left out if there are others."""
+    """Return the median seconds of a call, repeated for some seconds; the first call is left out if there are others.
+
+    On CPU the seconds that this thread computes: it has a part in all that others do, and other programs on the cores take no part
+    of it.
+    """
     taken: list[float] = []
-    while not taken or sum(taken) < within and len(taken) < 20:
-        started = time.perf_counter()
+    began = time.perf_counter()
+    while not taken or time.perf_counter() - began < within and len(taken) < 20:
+        started = _clock(device)
         run_pass()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - started)
+        taken.append(_clock(device) - started)
     rest = sorted(taken[1:] or taken)
     return rest[(len(rest) - 1) // 2]
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.thread_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class _Probe:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,8 @@ from bigcircuit.train.resolve import ResolvedRun
 
 _GATHER_SPEED = 0.5 * GIB
 """Bytes of whole weights that gloo gathers a second over the loopback of one host (benchmarks/update_time.md)."""
+_GATHER_SECONDS = 0.004
+"""What DeepSpeed and gloo take for each gather besides."""
 
 
 class Passes(NamedTuple):
@@ -98,22 +100,36 @@ class Transfers(NamedTuple):
 
     weights: int
     """Bytes of all weights."""
-    ranks: int
-    """Ranks that hold a piece each; 1 where every rank holds all weights."""
+    gathered: int
+    """Bytes that a forward pass gathers."""
+    gathers: int
+    """Gathers of a forward pass from other ranks on this CPU host; 0 where a rank holds all weights."""
     cache: int
-    """Bytes of memory free for the page cache of the weight files."""
-    disk: float
+    """Bytes of memory in which weights stay that were read; at least `weights` where they are read once."""
+    disk: float = inf
     """Bytes a second."""
+
+    @classmethod
+    def of(cls, run: ResolvedRun, work: Workload, memory: FreeMemory, needed: Estimate) -> "Transfers":
+        """Find what a run has to transfer. The speed of links between GPUs is not known: their gathers are left out."""
+        frozen, weights = run.model.skeleton, weight_bytes(run.model.skeleton)
+        cache = weights if memory.is_gpu or not run.model.stays_in_files else memory.free - needed.total * work.ranks
+        if run.model.deepspeed is None or memory.is_gpu or work.ranks == 1:
+            return cls(weights, 0, 0, cache)
+        layers = sum(sum(p.numel() * p.element_size() for p in layer.module.parameters()) for layer in frozen.layers)
+        if run.model.stays_in_files:  # and vocabulary matrices are used there
+            return cls(weights, layers, len(frozen.layers), cache)
+        inside = {id(p) for layer in frozen.layers for p in layer.module.parameters()}
+        outside = sum(id(p) not in inside for p in frozen.model.parameters())
+        return cls(weights, weights, len(frozen.layers) + outside, cache)
 
     def seconds(self, *, backward: bool) -> float:
         """Return the seconds of gathers and reads of one pass, forward only or forward and backward."""
-        gathered = self.weights * (2 if backward else 1) / _GATHER_SPEED if self.ranks > 1 else 0.0
-        return gathered + self.read(backward=backward) / self.disk
+        gathered = self.gathered / _GATHER_SPEED + self.gathers * _GATHER_SECONDS if self.gathers else 0.0
+        return gathered * (2 if backward else 1) + self.read(backward=backward) / self.disk
 
     def read(self, *, backward: bool) -> int:
         """Return the bytes that one pass reads from disk."""
-        if self.ranks > 1:
-            return 0
         return (bytes_of_update_pass if backward else bytes_of_scoring_pass)(self.weights, self.cache)
 
 
@@ -123,23 +139,22 @@ def predict_time(run: ResolvedRun, work: Workload, memory: FreeMemory, needed: E
     needed: memory of a rank, see `fit.needs`. Raises UserError if two layers do not fit into free memory.
     """
     ranks, device = work.ranks, torch.device("cuda" if memory.is_gpu else "cpu")
-    least = weight_bytes(shortened(run, 2).model.skeleton)
-    if least > memory.free:
+    least, free = weight_bytes(shortened(run, 2).model.skeleton), FreeMemory.measure().free
+    if least > free:
         raise UserError(
-            f"--time measures two layers with the embeddings, which need {least / GIB:.1f} GiB, and {memory.free / GIB:.1f} GiB "
-            "are free; leave it out, or measure on the machine of the run"
+            f"--time measures two layers with the embeddings, which need {least / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free; "
+            "leave it out, or measure on the machine of the run"
         )
-    weights, files = weight_bytes(run.model.skeleton), weight_files(run.config.model)
-    sharded = run.model.deepspeed is not None
-    cache = memory.free - needed.total * ranks
+    files = weight_files(run.config.model)
     stored = sum(file.stat().st_size for file in files)
     cold = stored - cached_bytes(files)
-    disk = read_speed(files) if files and (cold > 0 or weights > cache) else float("inf")
-    transfers = Transfers(weights, ranks if sharded else 1, cache if not (sharded or memory.is_gpu) else weights, disk)
+    transfers = Transfers.of(run, work, memory, needed)
+    if files and (cold > 0 or transfers.read(backward=True)):
+        transfers = transfers._replace(disk=read_speed(files))
     with with_threads(threads_of_rank(ranks)):
         passes = measure_passes(run, work, Ranks(device=device))
     crowded = 1.0 if memory.is_gpu else max(1.0, ranks * threads_of_rank(ranks) / _cores())
-    return assemble(Passes.of(run, ranks), passes, transfers, crowded, cold / disk + stored / hash_speed())
+    return assemble(Passes.of(run, ranks), passes, transfers, crowded, cold / transfers.disk + stored / hash_speed())
 
 
 def assemble(

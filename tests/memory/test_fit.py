@@ -13,8 +13,8 @@ from bigcircuit.check import check_config
 from bigcircuit.config.load import load
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
-from bigcircuit.memory import fit
-from bigcircuit.memory.estimate import Workload
+from bigcircuit.memory import estimate, fit
+from bigcircuit.memory.estimate import Estimate, Workload
 from bigcircuit.memory.fit import needs, remedies
 from bigcircuit.runtime import host_memory
 from bigcircuit.runtime.host_memory import GIB, FreeMemory
@@ -38,6 +38,20 @@ def test_remedies_fit_and_come_gentlest_first():
         assert float(one.rsplit("(", 1)[1].split(" GiB")[0]) * GIB <= memory.free + 0.01 * GIB
 
 
+def test_settings_whose_weights_alone_do_not_fit_are_not_counted(monkeypatch):
+    """What would be found is found all the same."""
+    settings = {"target.total": 200, "train.micro_batch_size": 8}
+    whole, memory = without_pairs(settings), FreeMemory(5 << 20, is_gpu=True)
+    found, counted, count = list(remedies(whole, WORK, memory)), [], estimate.training_peak
+    monkeypatch.setattr(estimate, "training_peak", lambda run, work: counted.append(run) or count(run, work))
+    assert list(remedies(whole, WORK, memory)) == found and counted
+    monkeypatch.setattr(fit, "resting", lambda *_: Estimate({}))
+    assert list(remedies(whole, WORK, memory)) == found
+    monkeypatch.undo()
+    monkeypatch.setattr(estimate, "training_peak", lambda *_: pytest.fail("counted"))
+    assert list(remedies(whole, WORK, FreeMemory(1000, is_gpu=True))) == []
+
+
 def test_what_is_known_of_other_settings_is_what_would_be_counted():
     """In a search for settings that fit, the same pairs at once, dtype and checkpointing are counted once."""
     base, known = {"target.total": 200, "train.micro_batch_size": 8}, {}
@@ -45,7 +59,14 @@ def test_what_is_known_of_other_settings_is_what_would_be_counted():
     for change, ranks in [({}, 1), ({}, 4), ({"train.micro_batch_size": 4}, 1), ({"train.checkpointing": True}, 1)]:
         changed, work = without_pairs({**base, **change}), WORK._replace(ranks=ranks)
         assert needs(changed, work, memory, known) == needs(changed, work, memory)
-    assert sorted(size for size, _, _ in known) == [4, 8, 8], "16 pairs on 4 ranks are 4 at once"
+    counted = sorted(known, key=str)
+    assert counted == [
+        (4, "float32", False),
+        (4, "float32", None),
+        (8, "float32", False),
+        (8, "float32", None),
+        (8, "float32", True),
+    ]
 
 
 def test_check_says_whether_it_fits_and_what_would(capsys):
