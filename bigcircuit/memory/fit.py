@@ -1,7 +1,7 @@
 """Check whether a run fits into memory, and find settings with which it does."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -110,8 +110,8 @@ def remedies(run: ResolvedRun, work: Workload, memory: FreeMemory) -> Iterator[s
         if "deepspeed" in change:
             changed = replace(changed, model=replace(changed.model, deepspeed=_IN_PIECES[change["deepspeed"]]))
         planned = work._replace(ranks=ranks)
-        least = resting(changed, planned, memory.is_gpu)
-        if not fits(least._replace(allocated=_in_memory(least.allocated, memory)), ranks, memory):
+        between = resting(changed, planned, memory.is_gpu)
+        if not fits(between._replace(allocated=_in_memory(between.allocated, memory)), ranks, memory):
             continue  # a pass of a large model takes seconds even without data
         found = needs(changed, planned, memory, known)
         if fits(found, ranks, memory):
