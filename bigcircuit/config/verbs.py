@@ -87,11 +87,11 @@ _TABLE = (
         summary="validate config and pairs, print gates, memory and time needed",
         about="Validate config and pairs, and print sites, gates, the memory of a rank, which settings would fit, and with --time "
         "how long the run takes. Loads no weights.",
-        usage=f"{_SETTINGS} [--ranks N] [--time]",
+        usage=f"{_SETTINGS} [--time]",
         examples={
             "--config configs/quickstart.yaml": "is this config right, and does it fit here?",
             "--config configs/quickstart.yaml --time": "and how long does it take here?",
-            "--config configs/quickstart.yaml --ranks 8 --device cuda --memory 80": "does it fit on eight GPUs of 80 GiB?",
+            "--config mine.yaml --ranks 8 --device cuda --memory 80": "does it fit on eight GPUs of 80 GiB?",
         },
         settings=(
             "model.path model.dtype task.name task.path gates.granularities target.total train.micro_batch_size "
@@ -159,7 +159,7 @@ _TABLE = (
             "graph.json --config configs/gpt2_ioi.yaml": "the model is that of a config",
             "graph.json --model.path gpt2 --ablation mean": "a circuit that was found under mean ablation",
         },
-        settings="output ablation config model.path model.revision model.dtype model.adapter model.attention".split(),
+        settings="output ablation config model.path model.revision model.dtype model.weights model.adapter model.attention".split(),
         names=True,
     ),
     Verb(

@@ -47,9 +47,10 @@ def evaluate_circuits(
             f"{len(plan.circuits)} circuit(s), {len(tasks)} task(s), ablations: {', '.join(plan.ablations)}"
         )
         runner = EvaluationRunner(plan, frozen, tasks, progress)
-        with progress.phase("evaluation", len(plan.ablations) * len(plan.circuits), "circuits") as phase:
+        with progress.phase("evaluation", len(plan.ablations), "ablations") as done:
             for ablation in plan.ablations:
-                runner.evaluate_under(ablation, phase)
+                runner.evaluate_under(ablation)
+                done.advance()
                 result = with_verdict(runner.result(time.monotonic() - started))
                 if ranks.is_first:
                     save_result(result, plan.folder / EVALUATION_FILE)

@@ -66,8 +66,12 @@ class EvaluationRunner:
     """By ablation."""
     no_curves: list[str] = field(default_factory=list)
 
-    def evaluate_under(self, ablation: str, phase: Phase) -> None:
-        """Evaluate all circuits on all tasks under one ablation. phase: counts the circuits."""
+    def evaluate_under(self, ablation: str) -> None:
+        """Evaluate all circuits on all tasks under one ablation."""
+        with self.progress.phase(f"{ablation} ablation", len(self.plan.circuits), "circuits") as done:
+            self._evaluate_under(ablation, done)
+
+    def _evaluate_under(self, ablation: str, done: Phase) -> None:
         self.cross[ablation], self.curves[ablation] = [], []
         for place, (name, task) in enumerate(self.tasks.items()):
             scorer_of = self._scorers(ablation, task)
@@ -75,7 +79,7 @@ class EvaluationRunner:
             for loaded in found_on_task:
                 under = self._score_circuit(loaded, ablation, scorer_of(loaded), task)
                 self.scores.setdefault(loaded.name, {})[ablation] = under
-                phase.advance()
+                done.advance()
             if len(self.tasks) > 1:
                 self.progress.print_line(f"{ablation}: every circuit on {name}")
                 self.cross[ablation] += self._cells(ablation, name, scorer_of)

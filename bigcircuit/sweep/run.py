@@ -17,6 +17,7 @@ from bigcircuit.io.files import remove, removing, temporary_path, write_json
 from bigcircuit.io.run_dir import RunDir
 from bigcircuit.results.sweep import is_sweep
 from bigcircuit.results.trial_record import read_trial_records
+from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.sweep.cluster import cluster, worker_resources
 from bigcircuit.sweep.config import Sweep, is_known_ahead, shares_data
 from bigcircuit.sweep.console import LiveTable, print_trials
@@ -49,7 +50,8 @@ def execute_sweep(sweep: Sweep, address: str | None, console: Console) -> None:
     if is_sweep(folder) and not replaces and not trials_left(folder, sweep) and (folder / "report.html").exists():
         return show_outcome(folder, console, f"{folder} holds a finished sweep with these settings; nothing to do")
     if address is None and not has_begun(folder) and shares_data(sweep.settings):
-        check(sweep.config)
+        with ProgressDisplay(True, console=console).phase("reading model config and pairs"):
+            check(sweep.config)
     with RunDir(folder).locked():
         if replaces:
             remove(folder / "trials")

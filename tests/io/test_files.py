@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.io.files import (
     check_writable,
     file_sha256,
+    files_sha256,
     is_temporary,
     read_json,
     temporary_path,
@@ -53,6 +55,32 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
     check_writable(tmp_path / "new/folder")
     assert list((tmp_path / "new/folder").iterdir()) == []
+
+
+def test_hashes_of_several_files_are_those_of_each_and_every_byte_is_counted_once(tmp_path):
+    contents = [bytes([number]) * size for number, size in enumerate((0, 1, 5 << 20, 9 << 20, 7))]
+    paths = [tmp_path / str(number) for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    for _ in range(2):  # the second time from memory
+        counted = []
+        found = files_sha256(paths, counted.append)
+        assert found == [hashlib.sha256(content).hexdigest() for content in contents]
+        assert sum(counted) == sum(map(len, contents))
+
+
+def test_an_error_while_files_are_hashed_stops_the_hashing_of_the_others(tmp_path):
+    (tmp_path / "large").write_bytes(bytes(64 << 20))
+    seen = []
+
+    def count(size):
+        seen.append(size)
+        time.sleep(0.05)  # the whole file would take 0.8 s
+
+    with pytest.raises(FileNotFoundError):
+        files_sha256([tmp_path / "missing", tmp_path / "large"], count)
+    assert len(seen) < 16
+    assert file_sha256(tmp_path / "large") == hashlib.sha256(bytes(64 << 20)).hexdigest(), "half a hash is not kept"
 
 
 def test_temporary_names_are_told_from_others(tmp_path):

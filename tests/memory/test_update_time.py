@@ -1,5 +1,7 @@
 """The prediction of an update's time: FLOPs, bytes, gathers and passes against closed forms, and seconds of a real run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from bigcircuit.config.load import load
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
-from bigcircuit.memory.estimate import Workload
+from bigcircuit.memory.estimate import Estimate, Workload
 from bigcircuit.memory.fit import needs
 from bigcircuit.memory.pass_seconds import PassSeconds, typical_micro_batch, update_flops
 from bigcircuit.memory.shortened import materialised, shortened, weight_bytes
@@ -24,7 +26,8 @@ from tests.helpers.tiny_models import TINY_CASES
 
 WORK = Workload(tokens=24, answer=2, rows=1, trained=50, validated=50)
 ONE = PassSeconds(update=2.0, rest=0.25, scoring=1.0, reference=0.5, flops=10**9, layers=2)
-NO_TRANSFERS = Transfers(weights=100, gathers=0, cache=100)
+NOTHING = Estimate({})
+NO_TRANSFERS = Transfers(weights=100, gathered=0, gathers=0, cache=100)
 
 
 def llama_flops(run: ResolvedRun, work: Workload, members: int, pairs: int) -> int:
@@ -61,15 +64,17 @@ def test_flops_of_recomputation_are_counted():
 
 
 def test_a_pass_reads_the_weights_that_the_page_cache_does_not_keep():
-    assert [Transfers(100, 0, cache).read(backward=True) for cache in (120, 100, 99, 30, 0)] == [0, 0, 2, 140, 200]
-    assert [Transfers(100, 0, cache).read(backward=False) for cache in (100, 99, 0)] == [0, 100, 100]
-    slow = Transfers(100, 0, 30, disk=70.0)
-    read = assemble(Passes(4, 2, 10, 3, 1, 5), ONE, slow)
+    assert [Transfers(100, 0, 0, cache).read(backward=True) for cache in (120, 100, 99, 30, 0)] == [0, 0, 2, 140, 200]
+    assert [Transfers(100, 0, 0, cache).read(backward=False) for cache in (100, 99, 0)] == [0, 100, 100]
+    slow = Transfers(100, 0, 0, 30, disk=70.0)
+    read = assemble(Passes(references=4, update=2, updates=10, validation=3, validations=1, final=5), ONE, slow)
     assert read.read == 140 and read.update == 2 * (2.0 + 2.0) + 0.25
 
 
 def test_a_run_is_the_sum_of_its_passes():
-    found = assemble(Passes(4, 2, 10, 3, 5, 6), ONE, NO_TRANSFERS, start=7.0)
+    found = assemble(
+        Passes(references=4, update=2, updates=10, validation=3, validations=5, final=6), ONE, NO_TRANSFERS, start=7.0
+    )
     assert found.update == 2 * 2.0 + 0.25
     assert found.parts == {
         "weights read and hashed": 7.0, "references": 4 * 0.5, "updates": 42.5, "validations": 5 * 3 * 1.0, "final scores": 6 * 1.5,
@@ -90,19 +95,25 @@ def test_ranks_divide_the_passes_share_the_cores_and_gather_the_weights():
         **{**vars(sharded), "model": without_pairs({"deepspeed": "configs/deepspeed/zero3.json"}).model}
     )
     work, host = Workload.of(run.data.splits, 2), FreeMemory(64 * GIB, False)
-    found = Transfers.of(sharded, work, host, {})
+    found = Transfers.of(sharded, work, host, NOTHING)
+    in_files = replace(sharded, model=replace(sharded.model, stored=torch.float32))
+    assert Transfers.of(in_files, work, host, NOTHING).gathers == len(run.model.shapes), "vocabulary stays in the files"
     assert found.gathers == len(run.model.shapes) + 2, (
         "a gather a layer, one for the embedding and one for the last norm"
     )
     assert found.seconds(backward=True) == 2 * found.seconds(backward=False) > 0
-    assert not Transfers.of(run, work, host, {}).gathers
-    assert not Transfers.of(sharded, work, FreeMemory(64 * GIB, True), {}).gathers
+    assert not Transfers.of(run, work, host, NOTHING).gathers
+    assert not Transfers.of(sharded, work, FreeMemory(64 * GIB, True), NOTHING).gathers
 
 
 def test_the_page_cache_has_what_the_run_leaves_free():
     run = without_pairs({"target.total": 100})
     weights = weight_bytes(run.model.skeleton)
-    parts = {"frozen weights": weights, "activations and gradients": 1000}
+    parts = Estimate({"activations and gradients": 1000}, mapped=weights)
+    assert Transfers.of(run, WORK, FreeMemory(weights + 900, False), parts).read(backward=True) == 0, (
+        "allocated weights"
+    )
+    run = replace(run, model=replace(run.model, stored=torch.float32))
     assert Transfers.of(run, WORK, FreeMemory(weights + 1000, False), parts).read(backward=True) == 0
     assert Transfers.of(run, WORK, FreeMemory(weights + 900, False), parts).read(backward=True) == 200
 

@@ -342,6 +342,7 @@ def test_every_phase_of_an_evaluation_is_shown(tmp_path, monkeypatch, capsys):
         "loading weights",
         "full model on ioi",
         "evaluation",
+        "interchange ablation",
         "example predictions",
         "scoring",
         "minimality",

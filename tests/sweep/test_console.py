@@ -13,6 +13,7 @@ pytest.importorskip("ray", reason="sweeps need ray")
 
 from bigcircuit.sweep.console import (
     failure_lines,
+    phase_lines,
     print_trials,
     seconds_left,
     status_line,
@@ -44,6 +45,18 @@ def test_the_line_says_the_best_the_failed_and_the_time_of_this_start():
     assert seconds_left(dataclasses.replace(status, updates=0), 5.0) is None, "no update has been timed"
     records[0].status, records[0].error = "failed", "train.lr: a reason"
     assert failure_lines(records) == ["trial 0 failed: train.lr: a reason"]
+
+
+def test_what_takes_long_on_a_worker_has_a_line_each():
+    status = SweepStatus(
+        records=[], total=3, assigned=[], slots=2, rate=0.0, updates=0, steps=40, loss_reasons=[],
+        phases={0: "loading weights: 65 s so far", 3: "reference logits: 12/96 passes, 41 s left"},
+    )  # fmt: skip
+    assert phase_lines(status) == [
+        "worker 0: loading weights: 65 s so far",
+        "worker 3: reference logits: 12/96 passes, 41 s left",
+    ]
+    assert phase_lines(dataclasses.replace(status, phases={})) == []
 
 
 def test_the_table_shows_running_trials_first_and_counts_the_rest():

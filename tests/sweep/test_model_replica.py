@@ -48,6 +48,18 @@ def same(found, other, apart=1e-6):
         assert torch.equal(found.masks[name], other.masks[name])
 
 
+def test_what_takes_long_is_sent(tmp_path, monkeypatch):
+    monkeypatch.setattr("bigcircuit.runtime.progress._LINE_SECONDS", 1e-3)
+    monkeypatch.setattr("bigcircuit.runtime.progress._SHOWN_AFTER", 5e-4)
+    sweep, sent = settings(tmp_path), []
+    replica = Replica(Ranks(), sent.append)
+    replica.load(sweep.config)
+    found = dict.fromkeys(line.partition(":")[0] for line in sent)
+    assert list(found) == ["reading model config and pairs", "loading weights", "swapped pairs", "reference logits"]
+    replica.advance([assigned(sweep, 0)], [], [0], EVERYTHING)
+    assert "update" in {line.partition(":")[0] for line in sent}
+
+
 @pytest.mark.parametrize("gates", ["auto", "hard_concrete"])
 def test_a_trial_that_joins_late_finds_what_prune_finds(tmp_path, gates):
     sweep, replica = settings(tmp_path / "sweep", gates__parametrisation=gates), Replica(Ranks())

@@ -47,6 +47,28 @@ def test_workers_that_never_come_up_end_the_sweep_with_the_reason(tmp_path, work
 
 
 @pytest.mark.usefixtures("workers")
+def test_the_phase_of_a_worker_is_in_the_status_while_its_lines_come(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("bigcircuit.sweep.scheduler_actor.time.monotonic", lambda: now[0])
+
+    async def seen():
+        actor, found = actor_of(short_sweep(tmp_path)), []
+        await actor.show_phase(1, "loading weights: 10 s so far")
+        await actor.show_phase(0, "loading weights: 10 s so far")
+        found.append((await actor.status()).phases)
+        now[0] += 15
+        await actor.show_phase(1, "reference logits: 12/96 passes, 41 s left")
+        now[0] += 15
+        found.append((await actor.status()).phases)
+        return found
+
+    assert asyncio.run(seen()) == [
+        {0: "loading weights: 10 s so far", 1: "loading weights: 10 s so far"},
+        {1: "reference logits: 12/96 passes, 41 s left"},
+    ]
+
+
+@pytest.mark.usefixtures("workers")
 def test_the_outputs_are_written_when_it_is_shut_down(tmp_path):
     sweep = short_sweep(tmp_path, space={"train.seed": [0]})
     write_json(tmp_path / "sweep.json", sweep_json(sweep))
