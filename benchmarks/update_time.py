@@ -6,7 +6,6 @@ python -m benchmarks.update_time [NUMBER ...] [--large FOLDER]
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -114,25 +113,23 @@ def predict(case: Case, folder: Path) -> tuple[float, float, float]:
 
 
 def prune_timed(output: Path, arguments: list[str]) -> None:
-    """Run `bigcircuit prune`, and write the seconds of each update and of the run from rank 0."""
+    """Run `bigcircuit prune`, and write the seconds that this rank computes in an update, and those of the run."""
     import bigcircuit.prune as module
     from bigcircuit.cli import run_prune
 
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    clock = time.thread_time if alone else time.perf_counter
     taken, plain = [], module.update
 
     def timed(*args: Any) -> Any:
-        started = clock()
+        started = time.process_time()
         logged = plain(*args)
-        taken.append(clock() - started)
+        taken.append(time.process_time() - started)
         return logged
 
     module.update = timed
     started = time.perf_counter()
     run_prune(arguments)
     output.with_suffix(f".{taken[0]}").write_text(
-        json.dumps([statistics.median(taken[1:]) if alone else min(taken[1:]), time.perf_counter() - started])
+        json.dumps([statistics.median(taken[1:]), time.perf_counter() - started])
     )
 
 
@@ -179,10 +176,10 @@ def main() -> None:
         f"# Seconds of an update on CPU, {date.today()}",
         "",
         "Predicted by `bigcircuit check --time`, which loads no weights, against the updates of `bigcircuit prune`: the median of "
-        "the seconds that the process computes, as other programs use the 2 cores too; of two ranks, which divide the weights "
-        f"(ZeRO-3), the shortest on the clock. torch {torch.__version__}, one thread a rank. The last columns: seconds that the "
+        "the seconds of processor that a rank uses, one core for each, because other programs use the 2 cores as well. Two ranks "
+        f"divide the weights (ZeRO-3). torch {torch.__version__}, one thread a rank. The last columns: seconds that the "
         "prediction took, and the whole run on the clock, predicted / measured (a run also loads libraries and writes its page, "
-        "about 5 s).",
+        "about 5 s, and waits for the cores).",
         "",
         "| model | dtype | pairs x tokens | P | ranks | checkpointing | predicted | measured | predicted / measured | took | run |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

@@ -87,7 +87,7 @@ _TABLE = (
         summary="validate config and pairs, print gates, memory and time needed",
         about="Validate config and pairs, and print sites, gates, the memory of a rank, which settings would fit, and with --time "
         "how long the run takes. Loads no weights.",
-        usage=f"{_SETTINGS} [--time]",
+        usage=f"{_SETTINGS} [--ranks N]",
         examples={
             "--config configs/quickstart.yaml": "is this config right, and does it fit here?",
             "--config configs/quickstart.yaml --time": "and how long does it take here?",

@@ -22,6 +22,7 @@ from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
+from bigcircuit.memory.shortened import from_few_layers
 from bigcircuit.metrics.logit_metrics import kl_divergence
 from bigcircuit.model.deepspeed_config import pieces_on, with_auto_values
 from bigcircuit.model.granularity import SITE_WIDTH
@@ -33,6 +34,8 @@ from bigcircuit.train.step import faithfulness_gradient
 META = torch.device("meta")
 _LIVE_PARAMETERS = 1_000_000_000
 """DeepSpeed's own stage3_max_live_parameters, for config files that do not set it."""
+_FEW = 3
+"""Layers from which on every further one adds the same to a peak, without checkpointing."""
 
 
 class Workload(NamedTuple):
@@ -191,7 +194,15 @@ def _bytes(module: nn.Module) -> int:
 
 def training_peak(run: ResolvedRun, work: Workload) -> int:
     """Compute the most bytes alive in one micro-batch of an update, forward and backward."""
-    run_pass = meta_update(run, work)
+
+    def count(few: ResolvedRun) -> int:
+        return _peak(meta_update(few, work))
+
+    # With checkpointing the peak is in another part of the pass in a model of few layers.
+    return count(run) if run.config.train.checkpointing else from_few_layers(run, count, _FEW)
+
+
+def _peak(run_pass: Callable[[], object]) -> int:
     with LiveBytes() as live:
         run_pass()
     return live.peak
@@ -222,10 +233,7 @@ def meta_update(run: ResolvedRun, work: Workload) -> Callable[[], object]:
 
 def scoring_peak(run: ResolvedRun, work: Workload) -> int:
     """Compute the most bytes alive while all members and the empty circuit are scored."""
-    run_pass = meta_scoring(run, work)
-    with LiveBytes() as live:
-        run_pass()
-    return live.peak
+    return from_few_layers(run, lambda few: _peak(meta_scoring(few, work)), _FEW)
 
 
 def meta_scoring(run: ResolvedRun, work: Workload) -> Callable[[], object]:
@@ -288,7 +296,7 @@ def _batch(rows: int, work: Workload) -> Batch:
         clean=grid,
         corrupted=grid,
         attention_mask=mask,
-        position_ids=None,
+        position_ids=grid,
         ids=line,
         example_of_row=line,
         score_row=scores,

@@ -20,8 +20,8 @@ from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.streams import Streams
-from bigcircuit.memory.estimate import Workload, blank_ablation, blank_state, meta_scoring, meta_update
-from bigcircuit.memory.shortened import materialised, shortened, weight_bytes
+from bigcircuit.memory.estimate import Workload, blank_ablation, blank_state, meta_update
+from bigcircuit.memory.shortened import from_few_layers, materialised, shortened, weight_bytes
 from bigcircuit.metrics.score import score
 from bigcircuit.train.resolve import ResolvedRun
 from bigcircuit.train.step import current_masks, faithfulness_gradient, update
@@ -55,21 +55,7 @@ class PassSeconds(NamedTuple):
 
 def update_flops(run: ResolvedRun, work: Workload) -> int:
     """Count the FLOPs of one micro-batch of an update, forward and backward with all recomputation, without weights."""
-    return _over_layers(run, lambda few: _flops(meta_update(few, work)))
-
-
-def scoring_flops(run: ResolvedRun, work: Workload) -> int:
-    """Count the FLOPs of one micro-batch of the final scores: the full model, all members and the empty circuit."""
-    return _over_layers(run, lambda few: _flops(meta_scoring(few, work)))
-
-
-def _over_layers(run: ResolvedRun, count: Callable[[ResolvedRun], int]) -> int:
-    """Count with one layer and with two, and add what the second one adds for every further layer."""
-    layers = len(run.model.shapes)
-    if layers <= 2:
-        return count(shortened(run, layers))
-    one, two = (count(shortened(run, number)) for number in (1, 2))
-    return one + (layers - 1) * (two - one)
+    return from_few_layers(run, lambda few: _flops(meta_update(few, work)), 1)
 
 
 def _flops(run_pass: Callable[[], object]) -> int:

@@ -1,5 +1,6 @@
 """Runs of a model with fewer decoder layers: what a layer adds is found without the whole model."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from operator import attrgetter
@@ -32,6 +33,20 @@ def shortened(run: ResolvedRun, layers: int) -> ResolvedRun:
         sizes = {f"target.{name}": max(1, min(size, nodes[name] // 2)) for name, size in member.target.sizes().items()}
         members.append(override(member, sizes, "fewer layers"))
     return replace(run, members=tuple(members), model=replace(run.model, skeleton=frozen, deepspeed=None))
+
+
+def from_few_layers(run: ResolvedRun, count: Callable[[ResolvedRun], int], few: int) -> int:
+    """Count something that every layer adds as much to, from `few` layers and from one more, where layers are alike.
+
+    count: of a run; exact as long as it grows by the same amount from `few` layers on.
+    """
+    layers = run.model.skeleton.layers
+    kinds = {tuple((name, p.shape) for name, p in layer.module.named_parameters()) for layer in layers}
+    attentions = getattr(run.model.hf_config, "layer_types", None) or ()
+    if len(layers) <= few + 1 or len(kinds) > 1 or len(set(attentions)) > 1:
+        return count(run)
+    least, more = (count(shortened(run, number)) for number in (few, few + 1))
+    return least + (len(layers) - few) * (more - least)
 
 
 def materialised(run: ResolvedRun, device: torch.device) -> ResolvedRun:

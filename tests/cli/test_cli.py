@@ -193,6 +193,7 @@ def test_choices_are_named_wherever_they_come_from():
         ("evaluate runs/a -x", "'-x' is not an option; options look like --train.steps 500"),
         ("check --config a --config b", "--config is given 2 times; give it once"),
         ("check --memory inf", "--memory inf: give a number above 0"),
+        ("check --device tpu", "--device tpu: give a device, cuda or cpu"),
         ("evaluate r --fractions [[1]]", "--fractions: Input should be a valid number, not [1]"),
         ("compare runs/a --draws 3", "--draws is not a setting; `--help all` lists them"),
         (

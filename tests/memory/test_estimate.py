@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.memory import Case, make_model, make_pairs, measured, predicted_afresh
 from bigcircuit.config.load import load
-from bigcircuit.memory.estimate import LiveBytes, Workload, estimate
+from bigcircuit.memory.estimate import LiveBytes, Workload, estimate, scoring_peak, training_peak
 from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.load import skeleton
+from bigcircuit.model.sites import find_sites
 from tests.helpers.resolved_runs import without_pairs
+from tests.helpers.tiny_models import TINY_CASES
 
 ROOT = Path(__file__).parents[2]
 WORK = Workload(tokens=32, answer=1, rows=1, trained=50, validated=50)
@@ -30,6 +33,28 @@ def test_live_bytes_are_counted_while_they_live_and_no_longer():
         assert (live.now, live.peak) == (404, 804)
         del a, c
     assert live.now == 0
+
+
+MANY = {"num_hidden_layers": 7}
+LAYERS = {
+    "gpt2": {"n_layer": 7},
+    "gptj": {"n_layer": 7},
+    "smollm3": {**MANY, "no_rope_layers": [1, 0, 1, 0, 1, 0, 1]},
+} | {"gpt_neo": {"num_layers": 7, "attention_types": [[["global"], 1], [["local", "global"], 3]]}}
+"""Settings of seven layers, where they have other names."""
+
+
+@pytest.mark.parametrize(("name", "settings"), TINY_CASES)
+def test_peaks_from_few_layers_are_those_of_all_layers(name, settings, monkeypatch):
+    with torch.device("meta"):
+        config = AutoConfig.for_model(name, **{**settings, **LAYERS.get(name, MANY)})
+        meta = find_sites(AutoModelForCausalLM.from_config(config).eval().requires_grad_(False))
+    assert len(meta.layers) == 7
+    run = without_pairs(load(None, {"population.seeds": 2, "target.total": 40}), meta)
+    peaks = [(training_peak(run, WORK), scoring_peak(run, WORK))]
+    monkeypatch.setattr("bigcircuit.memory.estimate.from_few_layers", lambda run, count, _: count(run))
+    peaks.append((training_peak(run, WORK), scoring_peak(run, WORK)))
+    assert peaks[0] == peaks[1]
 
 
 def test_estimate_of_what_is_known_in_closed_form():

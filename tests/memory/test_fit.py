@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from bigcircuit.check import check_config
+from bigcircuit.cli import run_check
 from bigcircuit.config.load import load
 from bigcircuit.distributed.ranks import Ranks
-from bigcircuit.errors import OutOfMemory
+from bigcircuit.errors import OutOfMemory, UserError
 from bigcircuit.memory import estimate, fit
 from bigcircuit.memory.estimate import Estimate, Workload
 from bigcircuit.memory.fit import needs, remedies
@@ -78,6 +79,29 @@ def test_check_says_whether_it_fits_and_what_would(capsys):
     said = capsys.readouterr().out
     assert "it does not fit: 0.01 GiB are free" in said
     assert "--train.micro_batch_size" in said and "GiB a rank)" in said
+
+
+def test_check_speaks_of_the_machine_asked_about(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = ["--train.steps", "5", "--task.size", "80", "--ranks", "2"]
+    run_check([*words, "--device", "cuda", "--memory", "80", "--time"])
+    said = capsys.readouterr().out
+    assert "2 ranks on GPUs of 80 GiB each" in said and "Python and libraries" not in said
+    assert said.count("--time: time can be measured only on the machine itself; this one has no GPU\n") == 1
+    run_check([*words, "--memory", "24"])
+    said = capsys.readouterr().out
+    assert "2 ranks on one CPU host with 24 GiB" in said and "Python and libraries" in said
+    with pytest.raises(
+        UserError, match="--device cuda: this machine has no GPU; say with --memory how many GiB a GPU has free"
+    ):
+        run_check(["--device", "cuda"])
+
+
+def test_gathered_weights_need_buffers_on_cpu_alone():
+    sharded = without_pairs({"deepspeed": str(ROOT / "configs/deepspeed/zero3.json")})
+    sizes = {gpu: needs(sharded, WORK, FreeMemory(GIB, gpu))["gathered weights"] for gpu in (True, False)}
+    largest = max(sum(p.numel() for p in layer.module.parameters()) for layer in sharded.model.skeleton.layers)
+    assert sizes[False] - sizes[True] == 2 * 4 * largest
 
 
 def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):

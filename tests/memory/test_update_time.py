@@ -26,6 +26,7 @@ from tests.helpers.tiny_models import TINY_CASES
 
 WORK = Workload(tokens=24, answer=2, rows=1, trained=50, validated=50)
 ONE = PassSeconds(update=2.0, rest=0.25, scoring=1.0, reference=0.5, flops=10**9, layers=2)
+TEN = Passes(references=4, update=2, updates=10, validation=3, validations=5, final=6)
 NOTHING = Estimate({})
 NO_TRANSFERS = Transfers(weights=100, gathered=0, gathers=0, cache=100)
 
@@ -72,9 +73,7 @@ def test_a_pass_reads_the_weights_that_the_page_cache_does_not_keep():
 
 
 def test_a_run_is_the_sum_of_its_passes():
-    found = assemble(
-        Passes(references=4, update=2, updates=10, validation=3, validations=5, final=6), ONE, NO_TRANSFERS, start=7.0
-    )
+    found = assemble(TEN, ONE, NO_TRANSFERS, start=7.0)
     assert found.update == 2 * 2.0 + 0.25
     assert found.parts == {
         "weights read and hashed": 7.0, "references": 4 * 0.5, "updates": 42.5, "validations": 5 * 3 * 1.0, "final scores": 6 * 1.5,
