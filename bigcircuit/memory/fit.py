@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bigcircuit.config.load import flatten
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
 from bigcircuit.memory.estimate import Estimate, KnownPeaks, Workload, estimate, resting
@@ -103,7 +104,12 @@ def remedies(run: ResolvedRun, work: Workload, memory: FreeMemory) -> Iterator[s
     elif work.ranks > 1 and run.model.stays_in_files:
         changes += [({**more, "deepspeed": _NVME}, work.ranks) for more in ({}, least)]
     known: KnownPeaks = {}
-    for change, ranks in changes:
+    now, seen = dict(flatten(run.config.model_dump(mode="json"))), set[str]()
+    for wanted, ranks in changes:
+        change = {key: value for key, value in wanted.items() if now.get(key) != value}
+        if (not change and ranks == work.ranks) or f"{change} {ranks}" in seen:
+            continue
+        seen.add(f"{change} {ranks}")
         changed = run.changed(change, "remedy")
         if changed.config.train.batch_size < ranks:
             continue
