@@ -12,6 +12,12 @@ from tests.helpers.launch import DEEPSPEED_CONFIGS, ENVIRONMENT, ROOT, launcher_
 
 DENSE = [name for name, shape in SHAPES.items() if not shape.experts]
 STAGES = ["zero0", "zero1", "zero2", "zero3", "zero3_offload_cpu", "zero3_offload_nvme"]
+ALONE = {
+    "plain": {},
+    "stream": {"model.weights": "stream"},
+    "stream, checkpointing": {"model.weights": "stream", "train.checkpointing": True},
+}
+"""Name of a run without DeepSpeed -> its settings."""
 LAUNCHERS = {1: "none", 2: "torchrun"}
 """Ranks -> what starts them."""
 RUN = {
@@ -40,8 +46,8 @@ def runs(tmp_path_factory):
     for ranks, launcher in LAUNCHERS.items():
         series = [
             {**RUN, "model.path": str(folder / name), "output": str(folder / str(ranks) / f"{name}-{stage}")}
-            | ({} if stage == "plain" else {"deepspeed": str(DEEPSPEED_CONFIGS / f"{stage}.json")})
-            for stage in ["plain", *STAGES]  # NVMe comes last: a series ends with its first failure
+            | ALONE.get(stage, {"deepspeed": str(DEEPSPEED_CONFIGS / f"{stage}.json")})
+            for stage in [*(ALONE if ranks == 1 else ["plain"]), *STAGES]
             for name in DENSE
         ]
         (folder / f"{ranks}.json").write_text(json.dumps(series))
@@ -70,6 +76,13 @@ def test_no_config_changes_the_gates(runs, name, stage, ranks):
     assert found.keys() == expected.keys()
     for gate, values in expected.items():
         assert torch.equal(values, found[gate]), gate
+
+
+@pytest.mark.parametrize("stage", [name for name in ALONE if name != "plain"])
+@pytest.mark.parametrize("name", DENSE)
+def test_streaming_does_not_change_the_gates(runs, name, stage):
+    expected, found = gates(runs, 1, name, "plain"), gates(runs, 1, name, stage)
+    assert all(torch.equal(values, found[gate]) for gate, values in expected.items())
 
 
 @pytest.mark.parametrize("name", DENSE)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.model.deepspeed_config import read_deepspeed
+from bigcircuit.model.resolve import resolve_model
 from tests.helpers.launch import DEEPSPEED_CONFIGS, ENVIRONMENT, ROOT, launch, option_words
 from tests.helpers.short_runs import QUICK
 
@@ -119,32 +121,76 @@ def test_nvme_reads_the_files_of_the_checkpoint_and_writes_nothing(tmp_path, alo
     assert all(torch.equal(values, found[gate]) for gate, values in alone.items())
 
 
-def test_an_adapter_is_divided_too(tmp_path):
+def small_llama(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, str]:
+    """Save a small Llama with the tokenizer of the embedded model; returns settings of runs with it."""
     config = LlamaConfig(
         vocab_size=1030, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((ROOT / "bigcircuit/embedded/model" / name).read_bytes())
+    return {**RUN, "model.path": str(folder), "target.total": 40}
+
+
+def stages_agree(folder: Path, shared: dict[str, str], names: list[str]) -> None:
+    """Run stages on two ranks and compare the gates of each with those of the first, to the bit."""
+    runs = [{**shared, "output": str(folder / name), "deepspeed": str(DEEPSPEED_CONFIGS / f"{name}.json")}
+            for name in names]  # fmt: skip
+    (folder / "runs.json").write_text(json.dumps(runs))
+    launch(2, "-m", "tests.helpers.run_series", str(folder / "runs.json"))
+    whole, *pieces = (gates_after(folder / name) for name in names)
+    for found in pieces:
+        assert all(torch.equal(values, found[gate]) for gate, values in whole.items())
+
+
+def test_an_adapter_is_divided_too(tmp_path):
+    shared = small_llama(tmp_path / "model")
     adapted = get_peft_model(
         LlamaForCausalLM.from_pretrained(tmp_path / "model"),
         LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
     )
     adapted.save_pretrained(tmp_path / "adapter")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "model" / name).write_bytes((ROOT / "bigcircuit/embedded/model" / name).read_bytes())
-    shared = {
-        **RUN,
-        "model.path": str(tmp_path / "model"),
-        "model.adapter": str(tmp_path / "adapter"),
-        "target.total": 40,
-    }
-    runs = [{**shared, "output": str(tmp_path / name), "deepspeed": str(DEEPSPEED_CONFIGS / f"{name}.json")}
-            for name in ("zero0", "zero3")]  # fmt: skip
-    (tmp_path / "runs.json").write_text(json.dumps(runs))
-    launch(2, "-m", "tests.helpers.run_series", str(tmp_path / "runs.json"))
-    whole, pieces = gates_after(tmp_path / "zero0"), gates_after(tmp_path / "zero3")
-    assert all(torch.equal(values, pieces[gate]) for gate, values in whole.items())
+    shared |= {"model.adapter": str(tmp_path / "adapter")}
+    stages_agree(tmp_path, shared, ["zero0", "zero3", "zero3_offload_nvme"])
+
+
+def test_weights_that_need_a_cast_are_divided_too(tmp_path):
+    shared = small_llama(tmp_path / "model", torch.bfloat16) | {"model.dtype": "float32"}
+    stages_agree(tmp_path, shared, ["zero0", "zero3", "zero3_offload_cpu"])
+
+
+def test_what_is_in_the_way_of_reading_from_files_is_one_line(tmp_path):
+    model = small_llama(tmp_path / "model", torch.bfloat16)["model.path"]
+    nvme = str(DEEPSPEED_CONFIGS / "zero3_offload_nvme.json")
+    with pytest.raises(UserError, match="offload_param.device nvme reads weights as they are stored, which is bfloat16, and "
+                       "model.dtype is float32; set model.dtype to bfloat16 or offload_param.device to cpu"):  # fmt: skip
+        resolve_model(ModelConfig(path=model), nvme)
+    with pytest.raises(UserError, match="model.weights stream is for weights on one device; with ZeRO stage 3"):
+        resolve_model(ModelConfig(path=model, dtype="bfloat16", weights="stream"), nvme)
+    state = load_file(Path(model) / "model.safetensors")
+    state["model.norm.weight"] = state["model.norm.weight"].float()
+    save_file(state, Path(model) / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="which is several dtypes, and .*; set model.weights to resident"):
+        resolve_model(ModelConfig(path=model, dtype="bfloat16", weights="stream"))
+    (Path(model) / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no safetensors files are on this machine to read weights from"):
+        resolve_model(ModelConfig(path=model, dtype="bfloat16", weights="stream"))
+
+
+def test_an_error_of_deepspeed_is_one_line_that_names_its_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(
+        '{"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 1, "reduce_bucket_size": "lots"}}'
+    )
+    words = option_words({**RUN, "deepspeed": str(path), "output": str(tmp_path / "run")})
+    done = subprocess.run(
+        [sys.executable, "-m", "bigcircuit", "prune", *words], cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith(f"bigcircuit: deepspeed {path}: DeepSpeed stopped in ") and "zero3.json" in line
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in DEEPSPEED_CONFIGS.glob("*.json")))
