@@ -116,8 +116,9 @@ class ProgressDisplay:
         self._has_bars = enabled and self.console.is_terminal and not self.console.is_dumb_terminal
         self._phases: list[Phase] = []
         self._last_line = time.monotonic()
-        # Guards the three below. Nothing that holds a lock of rich waits for it.
-        self._lock = threading.Lock()
+        # Guards the two below, and phases that end; re-entrant, because collecting garbage may end one. Nothing that holds a lock
+        # of rich waits for it.
+        self._lock = threading.RLock()
         self._live: Live | None = None
         self._watching = False
 
@@ -149,7 +150,7 @@ class ProgressDisplay:
         try:
             yield phase
         finally:
-            self._close(place)
+            self._close(place, phase)
 
     def _open(self, phase: Phase) -> None:
         self._phases.append(phase)
@@ -163,14 +164,15 @@ class ProgressDisplay:
                 self._watching = True
                 threading.Thread(target=self._watch, name="progress", daemon=True).start()
 
-    def _close(self, place: int) -> None:
-        """Leave a phase, and those within it that an error has ended."""
-        if place == 0 and self._has_bars:
-            with self._lock:
-                if self._live is not None:
-                    self._live.stop()
-                    self._live = None
-        del self._phases[place:]
+    def _close(self, place: int, phase: Phase) -> None:
+        """Leave a phase, and those within it that an error has ended; a generator may leave one that is gone already."""
+        with self._lock:
+            if self._phases[place : place + 1] != [phase]:
+                return
+            if place == 0 and self._live is not None:
+                self._live.stop()
+                self._live = None
+            del self._phases[place:]
 
     def _moved(self, phase: Phase) -> None:
         self._set_status()
@@ -183,7 +185,7 @@ class ProgressDisplay:
 
     def _set_status(self) -> None:
         """Tell the watchdog the phase. Only where work is done: a thread that does so by the clock would hide a hang."""
-        if self._on_status:
+        if self._on_status and self._phases:
             self._on_status("; ".join([phase.status() for phase in self._phases]))
 
     def _shown(self, now: float) -> list[Phase]:

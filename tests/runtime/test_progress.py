@@ -212,9 +212,10 @@ def test_an_error_ends_all_phases_within(clock):
         kept = passes()  # a generator that nobody closes
         next(kept)
         raise ZeroDivisionError
-    with progress.phase("scoring", 4):
+    with progress.phase("scoring", 4), progress.phase("reference logits", 3):
+        kept.close()
         clock.pass_(11, progress)
-    assert lines(stream) == ["scoring: 0/4 passes, 10 s so far"]
+    assert lines(stream) == ["scoring: 0/4 passes, 10 s so far; reference logits: 0/3 passes, 10 s so far"]
 
 
 def test_a_thread_shows_by_the_real_clock_what_is_in_one_long_call(monkeypatch):
