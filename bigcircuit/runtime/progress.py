@@ -18,7 +18,7 @@ _LINE_SECONDS = 10.0
 """Least time between two lines; phases inside another one are shown where they take longer than this."""
 _SHOWN_AFTER = 1.0
 """Age, in seconds, from which a phase is shown."""
-_POLL_SECONDS, _BAR_WIDTH, _REFRESHES = 0.5, 30, 2
+_POLL_SECONDS, _BAR_WIDTH, _REFRESHES = 0.5, 16, 2
 """Seconds between two looks at the phases on a terminal; width of a bar; refreshes of the bars a second."""
 
 
@@ -238,6 +238,8 @@ class ProgressDisplay:
     def _draw(self) -> Table:
         """Lay out a row for every phase that is shown. Called by rich, in a thread of its own."""
         now, table = time.monotonic(), Table.grid(padding=(0, 1))
+        for _ in range(5):
+            table.add_column(no_wrap=True)
         for phase in self._shown(now):
             bar = ProgressBar(phase.total, phase.done, width=_BAR_WIDTH)
             table.add_row(phase.name, bar, phase.counted(), phase.timing(now), ", ".join(phase.details()))
