@@ -18,6 +18,7 @@ from bigcircuit.io.provenance import versions
 CHANGEABLE_ON_RESUME = (
     "output",
     "deepspeed",
+    "model.weights",
     "train.checkpointing",
     "train.micro_batch_size",
     "train.keep_checkpoints",

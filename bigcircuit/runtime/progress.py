@@ -79,20 +79,23 @@ class Phase:
         left = self.seconds_left(now)
         return f"{duration(now - self.started)} so far" if left is None else f"{duration(left)} left"
 
-    def details(self) -> list[str]:
-        """List the speed of a lasting phase, then the values."""
+    def speed(self) -> list[str]:
+        """Describe the speed of a lasting phase; empty for others."""
         seconds = self.last - self.started
-        rate = [f"{(self.done - self._first) / seconds:.3g} {self.unit}/s"] if self.lasting and seconds > 0 else []
-        return [*rate, *(f"{name} {value:.4g}" for name, value in self.values.items())]
+        return [f"{(self.done - self._first) / seconds:.3g} {self.unit}/s"] if self.lasting and seconds > 0 else []
+
+    def shown_values(self) -> list[str]:
+        """List the values with their names."""
+        return [f"{name} {value:.4g}" for name, value in self.values.items()]
 
     def status(self) -> str:
         """Describe the phase without times, for the watchdog: `pruning: 12/300 steps, kl 0.25`."""
-        values = [f"{name} {value:.4g}" for name, value in self.values.items()]
-        return f"{self.name}: {', '.join(filter(None, [self.counted(), *values]))}".removesuffix(": ")
+        return f"{self.name}: {', '.join(filter(None, [self.counted(), *self.shown_values()]))}".removesuffix(": ")
 
     def line(self, now: float) -> str:
         """Describe the phase: `reference logits: 12/96 passes, 41 s left`."""
-        return f"{self.name}: {', '.join(filter(None, [self.counted(), self.timing(now), *self.details()]))}"
+        parts = [self.counted(), self.timing(now), *self.speed(), *self.shown_values()]
+        return f"{self.name}: {', '.join(filter(None, parts))}"
 
 
 class ProgressDisplay:
@@ -242,5 +245,5 @@ class ProgressDisplay:
             table.add_column(no_wrap=True)
         for phase in self._shown(now):
             bar = ProgressBar(phase.total, phase.done, width=_BAR_WIDTH)
-            table.add_row(phase.name, bar, phase.counted(), phase.timing(now), ", ".join(phase.details()))
+            table.add_row(phase.name, bar, phase.counted(), phase.timing(now), ", ".join(phase.shown_values()))
         return table
