@@ -246,11 +246,7 @@ def test_a_lasting_phase_has_a_bar_on_a_terminal_that_stays():
         for _ in range(3):
             updates.advance(values={"kl": 0.5})
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).splitlines()[-1]
-<<<<<<< HEAD
-    assert re.search(r"pruning +━{16} 3/3 steps +0 s left +.* steps/s, kl 0\.5", last)
-=======
     assert re.search(r"pruning +━{16} 3/3 steps +0 s left +kl 0\.5", last)
->>>>>>> help-b
 
 
 def test_another_phase_has_a_bar_on_a_terminal_once_it_takes_long_which_goes(monkeypatch):
