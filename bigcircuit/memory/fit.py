@@ -31,7 +31,7 @@ from bigcircuit.train.resolve import ResolvedRun
 _ERROR = 0.15
 """How far the prediction may be off (benchmarks/memory.md)."""
 _LATER = 72 << 20
-"""Bytes of libraries that a run loads after the first pass, for scores and for the figures of its page (benchmarks/large_cpu.md)."""
+"""Bytes of libraries that a run loads after its first pass, for scores and figures (benchmarks/large_cpu.md)."""
 _LIBRARIES, _KEPT = "Python and libraries", "freed memory that is kept"
 _KEPT_SHARE = 0.5
 """Share of the activations that gaps between blocks take, where there is room for them (benchmarks/memory.md)."""

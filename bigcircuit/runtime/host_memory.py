@@ -7,6 +7,7 @@ import resource
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -135,10 +136,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def allocation(error: BaseException) -> str:
-    """Return ` while allocating N` for an error of torch that says so, else an empty text."""
+    """Return ` while allocating SIZE in FILE` for an error of torch, as far as it says so; FILE: of this package."""
     found = re.search(r"[Tt]ried to allocate ([\d.]+) (bytes|[KMGT]iB)", str(error))
     if found is None:
         return ""
     number, unit = found.groups()
     size = f"{int(number) / GIB:.2f} GiB" if unit == "bytes" else f"{number} {unit}"
-    return f" while allocating {size}"
+    package = Path(__file__).parents[1]
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [file.relative_to(package) for file in files if file.is_relative_to(package)]
+    return f" while allocating {size}{f' in {own[-1]}' if own else ''}"

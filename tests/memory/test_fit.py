@@ -148,7 +148,8 @@ def test_memory_that_runs_out_in_the_middle_is_one_line_with_the_estimate_and_th
     assert done.returncode == OutOfMemory.exit_code == 4, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert re.match(
-        r"bigcircuit: out of memory on rank 0 while allocating \d\.\d\d GiB: the run needs about ", done.stderr
+        r"bigcircuit: out of memory on rank 0 while allocating \d\.\d\d GiB in \w+/\w+\.py: the run needs about ",
+        done.stderr,
     )
     assert done.stderr.count("GiB a rank)") == 3
 
