@@ -91,7 +91,7 @@ _TABLE = (
         examples={
             "--config configs/quickstart.yaml": "is this config right, and does it fit here?",
             "--config configs/quickstart.yaml --time": "and how long does it take here?",
-            "--config configs/quickstart.yaml --ranks 8 --device cuda --memory 80": "does it fit on eight GPUs of 80 GiB?",
+            "--config mine.yaml --ranks 8 --device cuda --memory 80": "does it fit on eight GPUs of 80 GiB?",
         },
         settings=(
             "model.path model.dtype task.name task.path gates.granularities target.total train.micro_batch_size "
