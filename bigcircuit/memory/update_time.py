@@ -27,7 +27,7 @@ from bigcircuit.train.resolve import ResolvedRun
 
 _GATHER_SPEED = 0.5 * GIB
 """Bytes of whole weights that gloo gathers a second over the loopback of one host (benchmarks/update_time.md)."""
-_GATHER_SECONDS = 0.004
+_GATHER_SECONDS = 0.002
 """What DeepSpeed and gloo take for each gather besides."""
 
 
