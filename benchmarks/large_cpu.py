@@ -42,7 +42,7 @@ PLACEMENTS: dict[str, tuple[int, Settings]] = {
     "stream": (1, STREAM),
     **{
         stage: (2, {"deepspeed": str(ROOT / f"configs/deepspeed/{stage}.json")})
-        for stage in ("zero3", "zero3_offload_cpu", "zero3_offload_nvme")
+        for stage in ("zero0", "zero3", "zero3_offload_cpu", "zero3_offload_nvme")
     },
 }
 """Where the weights are -> number of ranks, and the settings that place them there."""
