@@ -174,6 +174,8 @@ def _weights(model: ResolvedModel, ranks: int, is_gpu: bool) -> tuple[dict[str, 
         if from_files:
             return {}, 0
         return {"two layers of weights": 2 * largest, "weights outside layers": whole - sum(sizes)}, 0
+    if from_files and pieces_on(model.deepspeed) == "nvme":
+        return {}, 0
     zero = with_auto_values(model.deepspeed, model.skeleton)["zero_optimization"]
     parameters = list(model.skeleton.model.parameters())
     live = zero.get("stage3_max_live_parameters", _LIVE_PARAMETERS)
@@ -183,7 +185,7 @@ def _weights(model: ResolvedModel, ranks: int, is_gpu: bool) -> tuple[dict[str, 
     # Measured on CPU (benchmarks/memory.md): a gather through gloo needs its flat result and a copy of it besides.
     gathered = {"gathered weights": held + (0 if is_gpu else 2 * largest)}
     if from_files:
-        return gathered, 0 if pieces_on(model.deepspeed) == "nvme" else whole
+        return gathered, whole
     offloaded = is_gpu and pieces_on(model.deepspeed) != "none"
     return {"this rank's piece of the weights": 0 if offloaded else whole // ranks, **gathered}, 0
 

@@ -21,6 +21,7 @@ from bigcircuit.memory.weight_reads import (
     hash_speed,
     read_speed,
 )
+from bigcircuit.model.deepspeed_config import pieces_on
 from bigcircuit.model.weight_files import weight_files
 from bigcircuit.runtime.host_memory import GIB, FreeMemory
 from bigcircuit.train.resolve import ResolvedRun
@@ -114,7 +115,8 @@ class Transfers(NamedTuple):
         """Find what a run has to transfer. The speed of links between GPUs is not known: their gathers are left out."""
         frozen, weights = run.model.skeleton, weight_bytes(run.model.skeleton)
         cache = weights if memory.is_gpu or not run.model.stays_in_files else memory.free - needed.total * work.ranks
-        if run.model.deepspeed is None or memory.is_gpu or work.ranks == 1:
+        shares_pages = run.model.deepspeed is None or pieces_on(run.model.deepspeed) == "nvme"
+        if shares_pages or memory.is_gpu or work.ranks == 1:
             return cls(weights, 0, 0, cache)
         layers = sum(sum(p.numel() * p.element_size() for p in layer.module.parameters()) for layer in frozen.layers)
         if run.model.stays_in_files:  # and vocabulary matrices are used there

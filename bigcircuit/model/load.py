@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError, first_line
-from bigcircuit.model.deepspeed_config import DeepSpeedConfig, check_weights, with_auto_values
+from bigcircuit.model.deepspeed_config import DeepSpeedConfig, check_weights, pieces_on, with_auto_values
 from bigcircuit.model.layer_stream import streamed
 from bigcircuit.model.sites import FrozenModel, architecture_of, find_sites
 from bigcircuit.model.weight_files import EMBEDDED, stored_dtype
@@ -79,10 +79,9 @@ def load_frozen(
     disable_progress_bar()
     stored = stored_dtype(config)
     check_weights(config, sharding, stored)
-    if sharding is not None:
-        sharding = with_auto_values(sharding, meta or skeleton(config))
+    full = None if sharding is None else with_auto_values(sharding, meta or skeleton(config))
     in_files = stored == DTYPES[config.dtype]
-    with loading_sharded(None if in_files else sharding, DTYPES[config.dtype]):
+    with loading_sharded(None if in_files else full, DTYPES[config.dtype]):
         model = _open(
             AutoModelForCausalLM,
             config,
@@ -94,12 +93,13 @@ def load_frozen(
         model = _adapt(model, config.adapter)
     model.requires_grad_(False)
     model.eval()
-    frozen = find_sites(model)
-    if sharding is not None:
-        return shard(frozen, torch.device(device), sharding)
-    if config.weights == "stream":
-        return streamed(frozen, torch.device(device))
-    return replace(frozen, model=model.to(device), device=torch.device(device))
+    frozen, device = find_sites(model), torch.device(device)
+    on_disk = config.weights == "stream" or (sharding is not None and pieces_on(sharding) == "nvme")
+    if on_disk and (sharding is None or device.type == "cpu"):
+        return streamed(frozen, device)  # ranks on CPU share the pages of the files, so there is nothing to gather
+    if full is not None:
+        return shard(frozen, device, full)
+    return replace(frozen, model=model.to(device), device=device)
 
 
 def skeleton(config: ModelConfig, hf_config: Any = None) -> FrozenModel:
