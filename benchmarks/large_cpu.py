@@ -171,7 +171,8 @@ def members(bench: Bench) -> list[str]:
     own = {
         "task.name": "pairs",
         "task.path": str(pairs),
-        "train.batch_size": 2,
+        "train.batch_size": 1,
+        "train.micro_batch_size": 1,
         "train.steps": 3,
         "train.validate_every": 3,
     }
@@ -245,7 +246,7 @@ BLOCKS = [
         {name: placement(name) for name in PLACEMENTS},
     ),
     Block(
-        f"8B, streamed, batch of two pairs of {SHORT} tokens: members share what is read",
+        f"8B, streamed, one pair of {SHORT} tokens an update: members share what is read",
         "seconds an update, P = 1|P = 8|ratio|GB from the disk an update, P = 1|P = 8".split("|"),
         {"members": members},
     ),

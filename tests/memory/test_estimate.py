@@ -1,5 +1,6 @@
 """The prediction of a run's memory, which needs no weights, against closed forms and real runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,38 @@ def test_estimate_of_what_is_known_in_closed_form():
     sharded = without_pairs({"deepspeed": str(ROOT / "configs/deepspeed/zero3.json")})
     pieces = estimate(sharded, WORK._replace(ranks=4), is_gpu=False).allocated
     assert pieces["this rank's piece of the weights"] == one["frozen weights"] // 4
+
+
+GATHERED, PIECE = "gathered weights", "this rank's piece of the weights"
+
+
+@pytest.mark.parametrize(("settings", "is_gpu", "allocated", "mapped"), [
+    ({}, False, {}, 1), ({}, True, {"frozen weights": 1}, 0),
+    ({"model.weights": "stream"}, False, {}, 0),
+    ({"model.weights": "stream"}, True, {"two layers of weights": ..., "weights outside layers": ...}, 0),
+    ({"deepspeed": "zero3"}, False, {GATHERED: ...}, 1), ({"deepspeed": "zero3"}, True, {PIECE: 0.5, GATHERED: ...}, 0),
+    ({"deepspeed": "zero3_offload_cpu"}, False, {GATHERED: ...}, 1),
+    ({"deepspeed": "zero3_offload_cpu"}, True, {PIECE: 0, GATHERED: ...}, 0),
+    ({"deepspeed": "zero3_offload_nvme"}, False, {}, 0),
+    ({"deepspeed": "zero3_offload_nvme"}, True, {PIECE: 0, GATHERED: ...}, 0),
+    ({"model.dtype": "bfloat16"}, False, {"frozen weights": 0.5}, 0),
+    ({"model.dtype": "bfloat16", "deepspeed": "zero3"}, False, {PIECE: 0.25, GATHERED: ...}, 0),
+])  # fmt: skip
+def test_where_weights_are(settings, is_gpu, allocated, mapped):
+    """Shares of the embedded model's bytes, on two ranks; its files are of float32."""
+    paths = {key: f"{ROOT}/configs/deepspeed/{name}.json" for key, name in settings.items() if key == "deepspeed"}
+    run = without_pairs({**settings, **paths})
+    run = replace(run, model=replace(run.model, stored=torch.float32))
+    whole = sum(p.numel() * 4 for p in run.model.skeleton.model.parameters())
+    layer = sum(p.numel() for p in run.model.skeleton.layers[0].module.parameters()) * 4
+    found = estimate(run, WORK._replace(ranks=2), is_gpu)
+    assert found.mapped == mapped * whole
+    weights = {name: size for name, size in found.allocated.items() if "weights" in name}
+    assert weights.keys() == allocated.keys()
+    assert all(weights[name] == share * whole for name, share in allocated.items() if share is not ...)
+    if "two layers of weights" in weights:
+        assert weights["two layers of weights"] == 2 * layer
+        assert weights["weights outside layers"] == whole - len(run.model.shapes) * layer
 
 
 @pytest.mark.parametrize("case", [
