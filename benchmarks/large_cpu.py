@@ -171,8 +171,7 @@ def members(bench: Bench) -> list[str]:
     own = {
         "task.name": "pairs",
         "task.path": str(pairs),
-        "train.batch_size": 1,
-        "train.micro_batch_size": 1,
+        "train.batch_size": 2,
         "train.steps": 3,
         "train.validate_every": 3,
     }
@@ -196,7 +195,8 @@ def larger_than_memory(bench: Bench) -> list[str]:
     if len(bench.models) < 2:
         raise Failed("the row needs FOLDER_32B")
     model = bench.models[1]
-    settings = {**BASE, "model.path": str(model), "population.seeds": 4, "train.steps": 3, "train.validate_every": 3}
+    own = {"population.seeds": 4, "train.steps": 3, "train.validate_every": 3, "train.batch_size": 2}
+    settings = {**BASE, **own, "model.path": str(model)}
     found = proposals(checked(bench, settings))
     proposed = next((one for one in found if STREAM.items() <= one.items()), found[0] if found else {})
     settings |= proposed
@@ -246,7 +246,7 @@ BLOCKS = [
         {name: placement(name) for name in PLACEMENTS},
     ),
     Block(
-        f"8B, streamed, one pair of {SHORT} tokens an update: members share what is read",
+        f"8B, streamed, batch of two pairs of {SHORT} tokens: members share what is read",
         "seconds an update, P = 1|P = 8|ratio|GB from the disk an update, P = 1|P = 8".split("|"),
         {"members": members},
     ),
