@@ -115,7 +115,7 @@ def predicted_afresh(case: Case, folder: Path) -> int:
 
 
 def measured(case: Case, folder: Path) -> int:
-    """Run a case and return the largest resident set of any rank, bytes."""
+    """Run a case and return the most memory that any rank had allocated, bytes."""
     output = folder / "run"
     words = option_words({**settings(case, folder), "output": str(output)})
     if case.stage == "whole":
@@ -149,7 +149,7 @@ def main() -> None:
     lines = [
         f"# Peak memory of a rank on CPU, {date.today()}",
         "",
-        f"Predicted by `bigcircuit check` without weights against the largest resident set of any rank of `bigcircuit prune`, MiB. "
+        f"Predicted by `bigcircuit check` without weights against the allocated memory of the largest rank of `bigcircuit prune`, MiB. "
         f"torch {torch.__version__}, one thread; every combination is a run of its own; stages run on two ranks.",
         "",
         "| model | dtype | pairs x tokens | P | stage | checkpointing | predicted | measured | predicted / measured |",
