@@ -149,7 +149,8 @@ def main() -> None:
     lines = [
         f"# Peak memory of a rank on CPU, {date.today()}",
         "",
-        f"Predicted by `bigcircuit check` without weights against the allocated memory of the largest rank of `bigcircuit prune`, MiB. "
+        "Predicted by `bigcircuit check` without weights against the allocated memory of the largest rank of `bigcircuit prune`, "
+        f"MiB; mapped weight files are not allocated. "
         f"torch {torch.__version__}, one thread; every combination is a run of its own; stages run on two ranks.",
         "",
         "| model | dtype | pairs x tokens | P | stage | checkpointing | predicted | measured | predicted / measured |",
