@@ -100,8 +100,8 @@ def explain_deepspeed(path: str | None) -> Iterator[None]:
     except ReportedError:
         raise
     except Exception as error:
-        frame = _own_or_deepspeed(error)
-        if path is None or frame is None or "deepspeed" not in Path(frame.filename).parts:
+        frame = None if path is None else _frame_of_deepspeed(error)
+        if frame is None:
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(
@@ -111,12 +111,17 @@ def explain_deepspeed(path: str | None) -> Iterator[None]:
         ) from error
 
 
-def _own_or_deepspeed(error: BaseException) -> traceback.FrameSummary | None:
-    """Return the innermost frame of an error that is of this package or of DeepSpeed."""
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if {"bigcircuit", "deepspeed"} & {*Path(f.filename).parts}
-    ]
-    return frames[-1] if frames else None
+def _frame_of_deepspeed(error: BaseException) -> traceback.FrameSummary | None:
+    """Return the innermost frame of an error that is of DeepSpeed, unless one of this package lies within it."""
+    import deepspeed
+
+    own, foreign = Path(__file__).parents[1], Path(deepspeed.__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).is_relative_to(foreign):
+            return frame
+        if Path(frame.filename).is_relative_to(own):
+            return None
+    return None
 
 
 def _keep_vocabulary(frozen: FrozenModel) -> None:
@@ -126,6 +131,8 @@ def _keep_vocabulary(frozen: FrozenModel) -> None:
     pass over a few tokens.
     """
     for module in (frozen.model.get_input_embeddings(), frozen.head):
+        if "weight" not in module._parameters:
+            continue  # an adapter is on it
         weight = module.weight.data
         del module.weight
         module.weight = weight  # an attribute and no parameter
