@@ -73,7 +73,7 @@ def run(model):
 @pytest.fixture(scope="module")
 def printed(run):
     """What `check` prints on a host with little memory: the run is refused, and other settings are proposed."""
-    need = sum(needs(run, Workload.of(run.data.splits, 1), FreeMemory(1, False)).values())
+    need = needs(run, Workload.of(run.data.splits, 1), FreeMemory(1, False)).on_host(1)
     text = io.StringIO()
     check_config(run.config, Console(file=text, width=200), memory=FreeMemory(need - 1, False))
     return text.getvalue()
@@ -81,9 +81,7 @@ def printed(run):
 
 def test_what_check_prints_is_read(run, printed):
     work = Workload.of(run.data.splits, 1)
-    assert predicted_bytes(printed) == pytest.approx(
-        sum(needs(run, work, FreeMemory(1, False)).values()), abs=100 << 10
-    )
+    assert predicted_bytes(printed) == pytest.approx(needs(run, work, FreeMemory(1, False)).total, abs=100 << 10)
     assert tokens_at_once(printed) == 2 * work.tokens
     found = proposals(printed)
     assert {"train.checkpointing": "true"} in found and {"train.micro_batch_size": "1"} in found

@@ -99,7 +99,7 @@ def test_check_speaks_of_the_machine_asked_about(capsys, monkeypatch):
 
 def test_gathered_weights_need_buffers_on_cpu_alone():
     sharded = without_pairs({"deepspeed": str(ROOT / "configs/deepspeed/zero3.json")})
-    sizes = {gpu: needs(sharded, WORK, FreeMemory(GIB, gpu))["gathered weights"] for gpu in (True, False)}
+    sizes = {gpu: needs(sharded, WORK, FreeMemory(GIB, gpu)).allocated["gathered weights"] for gpu in (True, False)}
     largest = max(sum(p.numel() for p in layer.module.parameters()) for layer in sharded.model.skeleton.layers)
     assert sizes[False] - sizes[True] == 2 * 4 * largest
 

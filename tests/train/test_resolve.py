@@ -14,7 +14,7 @@ from bigcircuit.train.resolve import resolve
 from tests.helpers.short_runs import QUICK
 
 READ_ONCE = {
-    "bigcircuit.model.zero3": "read_deepspeed",
+    "bigcircuit.model.deepspeed_config": "read_deepspeed",
     "bigcircuit.model.load": "skeleton load_tokenizer load_config",
     "bigcircuit.config.load": "members",
     "bigcircuit.data.dataset": "load_task",
