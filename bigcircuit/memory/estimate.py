@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -22,7 +22,7 @@ from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
-from bigcircuit.memory.shortened import from_few_layers
+from bigcircuit.memory.shortened import from_few_layers, weight_bytes
 from bigcircuit.metrics.logit_metrics import kl_divergence
 from bigcircuit.model.deepspeed_config import pieces_on, with_auto_values
 from bigcircuit.model.granularity import SITE_WIDTH
@@ -165,8 +165,8 @@ def _micro_batches(run: ResolvedRun, work: Workload) -> MicroBatches:
 
 def _weights(model: ResolvedModel, ranks: int, is_gpu: bool) -> tuple[dict[str, int], int]:
     """Bytes that weights take: allocated, by purpose, and mapped from files that have to stay in memory."""
-    sizes = [_bytes(layer.module) for layer in model.skeleton.layers]
-    whole, largest = _bytes(model.skeleton.model), max(sizes)
+    sizes = [weight_bytes(layer.module) for layer in model.skeleton.layers]
+    whole, largest = weight_bytes(model.skeleton.model), max(sizes)
     from_files = model.stays_in_files and not is_gpu
     if model.deepspeed is None:
         if model.config.weights == "resident":
@@ -188,10 +188,6 @@ def _weights(model: ResolvedModel, ranks: int, is_gpu: bool) -> tuple[dict[str, 
         return gathered, whole
     offloaded = is_gpu and pieces_on(model.deepspeed) != "none"
     return {"this rank's piece of the weights": 0 if offloaded else whole // ranks, **gathered}, 0
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def training_peak(run: ResolvedRun, work: Workload) -> int:

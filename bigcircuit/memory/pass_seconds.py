@@ -73,7 +73,7 @@ def measure_passes(run: ResolvedRun, work: Workload, ranks: Ranks) -> PassSecond
     layers, size = len(run.model.shapes), MicroBatches.of(run.config, replace(ranks, size=work.ranks)).max_examples
     examples, speed = typical_micro_batch(run, size), _product_speed(run, ranks.device)
     one, whole = _flops(meta_update(shortened(run, 1), work)), update_flops(run, work)
-    small = weight_bytes(run.model.skeleton) <= _WHOLE_BYTES and whole <= _WHOLE * speed
+    small = weight_bytes(run.model.skeleton.model) <= _WHOLE_BYTES and whole <= _WHOLE * speed
     measured = layers if small else min(2, layers)
     pairs = len(examples) if small else max(1, min(len(examples), int(len(examples) * _ONE_LAYER * speed / one)))
     few = materialised(shortened(run, measured), ranks.device)

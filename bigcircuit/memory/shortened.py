@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bigcircuit.config.load import override
 from bigcircuit.model.granularity import GRANULARITIES, node_counts
-from bigcircuit.model.sites import FrozenModel, find_sites
+from bigcircuit.model.sites import find_sites
 from bigcircuit.train.resolve import ResolvedRun
 
 _BLOCK = 1 << 20
@@ -78,6 +78,6 @@ def _fill(tensor: Any, block: Tensor) -> None:
             part.copy_(block[: len(part)])
 
 
-def weight_bytes(frozen: FrozenModel) -> int:
-    """Return the bytes of all weights of a model."""
-    return sum(p.numel() * p.element_size() for p in frozen.model.parameters())
+def weight_bytes(module: nn.Module) -> int:
+    """Return the bytes of all weights of a module, on the meta device or not."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())

@@ -113,12 +113,12 @@ class Transfers(NamedTuple):
     @classmethod
     def of(cls, run: ResolvedRun, work: Workload, memory: FreeMemory, needed: Estimate) -> "Transfers":
         """Find what a run has to transfer. The speed of links between GPUs is not known: their gathers are left out."""
-        frozen, weights = run.model.skeleton, weight_bytes(run.model.skeleton)
+        frozen, weights = run.model.skeleton, weight_bytes(run.model.skeleton.model)
         cache = weights if memory.is_gpu or not run.model.stays_in_files else memory.free - needed.total * work.ranks
         shares_pages = run.model.deepspeed is None or pieces_on(run.model.deepspeed) == "nvme"
         if shares_pages or memory.is_gpu or work.ranks == 1:
             return cls(weights, 0, 0, cache)
-        layers = sum(sum(p.numel() * p.element_size() for p in layer.module.parameters()) for layer in frozen.layers)
+        layers = sum(weight_bytes(layer.module) for layer in frozen.layers)
         if run.model.stays_in_files:  # and vocabulary matrices are used there
             return cls(weights, layers, len(frozen.layers), cache)
         inside = {id(p) for layer in frozen.layers for p in layer.module.parameters()}
@@ -141,7 +141,7 @@ def predict_time(run: ResolvedRun, work: Workload, memory: FreeMemory, needed: E
     needed: memory of a rank, see `fit.needs`. Raises UserError if two layers do not fit into free memory.
     """
     ranks, device = work.ranks, torch.device("cuda" if memory.is_gpu else "cpu")
-    least, free = weight_bytes(shortened(run, 2).model.skeleton), FreeMemory.measure().free
+    least, free = weight_bytes(shortened(run, 2).model.skeleton.model), FreeMemory.measure().free
     if least > free:
         raise UserError(
             f"--time measures two layers with the embeddings, which need {least / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free; "

@@ -107,7 +107,7 @@ def test_ranks_divide_the_passes_share_the_cores_and_gather_the_weights():
 
 def test_the_page_cache_has_what_the_run_leaves_free():
     run = without_pairs({"target.total": 100})
-    weights = weight_bytes(run.model.skeleton)
+    weights = weight_bytes(run.model.skeleton.model)
     parts = Estimate({"activations and gradients": 1000}, mapped=weights)
     assert Transfers.of(run, WORK, FreeMemory(weights + 900, False), parts).read(backward=True) == 0, (
         "allocated weights"
