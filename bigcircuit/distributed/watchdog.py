@@ -28,7 +28,9 @@ TIMEOUT = 15.0
 """Seconds without a heartbeat, or without any activity, after which a rank is lost."""
 EXIT_CODE = 5
 _IDLE_SHARE = 0.02
-"""A process that uses less of one core than this is idle: sending heartbeats alone uses less."""
+"""A process that uses less of one core than this is idle."""
+_OBSERVERS = ("watchdog", "watch-memory", "progress")
+"""Names of threads that only observe the work: on their own they use up to 3% of a core."""
 _WAITING = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/zero/partition", "torch/utils/cpp_extension")
 """Code that waits for other ranks, or for a compiler."""
 
@@ -219,12 +221,22 @@ class _Activity:
         }
 
     def _counters(self) -> tuple[float, float, float]:
-        """Return clock, s; processor time, s; bytes read."""
+        """Return clock, s; processor time without that of observing threads, s; bytes read."""
         try:
             read = float(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
         except (OSError, IndexError):
             read = 0.0
-        return time.monotonic(), time.process_time(), read
+        return time.monotonic(), time.process_time() - _observing_time(), read
+
+
+def _observing_time() -> float:
+    """Return the processor time of the threads that only observe, s; 0 where the system does not count it by thread."""
+    seconds = 0.0
+    for thread in threading.enumerate():
+        if thread.name in _OBSERVERS:
+            with suppress(OSError):
+                seconds += int(Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text().split()[0]) / 1e9
+    return seconds
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:
