@@ -51,6 +51,10 @@ BASE: Settings = {
     "task.split.test": 0.25, "train.both_ways": False, "train.steps": 2, "train.batch_size": 4, "train.micro_batch_size": 2,
     "train.checkpointing": True, "train.validate_every": 2, "train.save_every": 1, "train.log_every": 1, "target.total": 1000,
 }  # fmt: skip
+FEW: Settings = {
+    "task.size": 12, "task.split.train": 1 / 3, "task.split.validation": 1 / 3, "task.split.test": 1 / 3, "train.batch_size": 2,
+}  # fmt: skip
+"""Four pairs of each split, for the 32B model."""
 SHORT = 3
 """Tokens of the short prompts."""
 
@@ -171,7 +175,7 @@ def members(bench: Bench) -> list[str]:
     own = {
         "task.name": "pairs",
         "task.path": str(pairs),
-        "train.batch_size": 2,
+        "train.batch_size": 1,
         "train.steps": 3,
         "train.validate_every": 3,
     }
@@ -195,8 +199,14 @@ def larger_than_memory(bench: Bench) -> list[str]:
     if len(bench.models) < 2:
         raise Failed("the row needs FOLDER_32B")
     model = bench.models[1]
-    own = {"population.seeds": 4, "train.steps": 3, "train.validate_every": 3, "train.batch_size": 2}
-    settings = {**BASE, **own, "model.path": str(model)}
+    settings = {
+        **BASE,
+        **FEW,
+        "population.seeds": 4,
+        "train.steps": 3,
+        "train.validate_every": 3,
+        "model.path": str(model),
+    }
     found = proposals(checked(bench, settings))
     proposed = next((one for one in found if STREAM.items() <= one.items()), found[0] if found else {})
     settings |= proposed
@@ -213,6 +223,27 @@ def larger_than_memory(bench: Bench) -> list[str]:
         " ".join(f"{key} {value}" for key, value in proposed.items()) or "none", f"{seconds:.1f}", f"{read / GB:.1f}",
         f"{flops / 1e12:.1f}", f"{speed / 1e9:.0f}", f"{bound:.1f}", f"{seconds / bound:.2f}", f"{seen.anonymous / MIB:,.0f}",
     ]  # fmt: skip
+
+
+def memory_of(members: int) -> Callable[[Bench], list[str]]:
+    """Return the measurement of what a run of so many members of the 32B model allocates."""
+
+    def measure(bench: Bench) -> list[str]:
+        if len(bench.models) < 2:
+            raise Failed("the row needs FOLDER_32B")
+        own = {"population.seeds": members, "model.path": str(bench.models[1])}
+        settings = {**BASE, **FEW, **STREAM, **own}
+        predicted = predicted_bytes(checked(bench, settings))
+        seen = run(bench, f"32b-{members}", settings)
+        return [
+            f"{predicted / MIB:,.0f}",
+            f"{seen.anonymous / MIB:,.0f}",
+            f"{predicted / seen.anonymous:.2f}",
+            f"{seconds_an_update(seen):.1f}",
+            f"{seen.seconds:.0f}",
+        ]
+
+    return measure
 
 
 def start(bench: Bench) -> list[str]:
@@ -246,7 +277,7 @@ BLOCKS = [
         {name: placement(name) for name in PLACEMENTS},
     ),
     Block(
-        f"8B, streamed, batch of two pairs of {SHORT} tokens: members share what is read",
+        f"8B, streamed, one pair of {SHORT} tokens: members share what is read",
         "seconds an update, P = 1|P = 8|ratio|GB from the disk an update, P = 1|P = 8".split("|"),
         {"members": members},
     ),
@@ -256,6 +287,11 @@ BLOCKS = [
             "|"
         ),
         {"32b": larger_than_memory},
+    ),
+    Block(
+        "32B, streamed, two updates: what is allocated",
+        "predicted anonymous MiB|measured|predicted / measured|seconds an update|seconds in all".split("|"),
+        {f"32b_p{members}": memory_of(members) for members in (1, 8)},
     ),
     Block(
         "8B, streamed, files in the page cache: time to the first update",

@@ -1,6 +1,7 @@
 """Find circuits: the whole run, top to bottom."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -129,7 +130,8 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
     record = Recorder(config, folder, state) if ranks.is_first else None
     with ranks.stop.handling_signals():
         try:
-            training, validation = context.training_targets(examples, steps), context.validation_targets()
+            kept = context.kept_logits(folder.references)
+            training, validation = context.training_targets(examples, steps, kept), context.validation_targets(kept)
             with progress.phase("pruning", steps, "steps", done=state.step, lasting=True) as updates:
                 while True:
                     if due(settings.validate_every) and state.validated < state.step:
@@ -193,6 +195,7 @@ def finish(
     from bigcircuit.report.render import render_run  # its figures take a second to load
 
     render_run(folder.path, summary)
+    shutil.rmtree(folder.references, ignore_errors=True)
     write_json(folder.summary, summary)
     progress.print_table(closing_table(summary, progress.console.width))
     progress.print_line(closing_sentence(summary))

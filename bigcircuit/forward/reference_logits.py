@@ -3,6 +3,7 @@
 Shapes: S scored positions, V vocabulary.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from bigcircuit.data.collate import count_scored_positions
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.forward.kept_logits import KeptLogits
 from bigcircuit.forward.streams import Streams
 from bigcircuit.runtime.progress import Phase
 from bigcircuit.seeding import mix
@@ -44,19 +46,30 @@ class ReferenceLogits:
         *,
         full: bool = False,
         shuffled: int | None = None,
+        kept: KeptLogits | None = None,
     ) -> None:
         """Run the full model once over the examples. full: as they are collated, see `collate`.
 
-        shuffled: a seed by which each example gets the logits of another one instead, see `partners`.
+        shuffled: a seed by which each example gets the logits of another one instead, see `partners`. kept: where the logits are
+        read from, if they were computed before, and written to.
         """
         self._full = full
         self._rows: dict[int, Tensor] = {}
+        self._whose = {} if shuffled is None else partners(examples, full, shuffled)
+        counts = [count_scored_positions(example, full=full) for example in examples]
+        found = None if kept is None else kept.load(examples, micro_batches, full, sum(counts))
+        if found is not None:
+            self._rows = dict(zip((e.id for e in examples), found.split(counts), strict=True))
+            return
+        started = time.monotonic()
         chunks = [examples[first : first + _CHUNK] for first in range(0, len(examples), _CHUNK)]
         passes = sum(micro_batches.count(len(chunk)) for chunk in chunks)
         with micro_batches.progress.phase("reference logits", passes) as phase:
             for chunk in chunks:
                 self._add(streams, chunk, micro_batches, phase)
-        self._whose = {} if shuffled is None else partners(examples, full, shuffled)
+        if kept is not None:
+            rows = [self._rows[example.id] for example in examples]
+            kept.save(examples, micro_batches, full, rows, time.monotonic() - started)
 
     def _add(self, streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, phase: Phase) -> None:
         mine: dict[int, Tensor] = {}

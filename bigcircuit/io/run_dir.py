@@ -57,6 +57,11 @@ class RunDir(NamedTuple):
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def references(self) -> Path:
+        """Reference logits, until the run is finished."""
+        return self.path / "references"
+
     def circuit(self, name: str, members: int) -> Path:
         """Return the path of a member's circuit file. name: of the member; members: their number in the run."""
         return self.path / "circuit.safetensors" if members == 1 else self.path / "circuits" / f"{name}.safetensors"

@@ -1,7 +1,11 @@
 """Set up a run: load the model, and make the pairs, the ablation and the reference logits that all members share."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from bigcircuit.ablation.ablation import Moments
 from bigcircuit.ablation.kinds import KINDS
@@ -12,9 +16,11 @@ from bigcircuit.data.dataset import TaskData
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.activation_means import starting_ablation
+from bigcircuit.forward.kept_logits import KeptLogits
 from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
+from bigcircuit.io.provenance import versions
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.runtime.host_memory import return_freed_memory, saves_memory
 from bigcircuit.train.pair_filters import keep_solved, swap_pairs
@@ -72,20 +78,28 @@ class RunContext(NamedTuple):
         examples = self.data.splits["train"]
         return swap_pairs(self.streams, examples, self.micro_batches) if self.config.train.both_ways else examples
 
-    def training_targets(self, examples: Sequence[Example], steps: int) -> Targets:
+    def training_targets(self, examples: Sequence[Example], steps: int, kept: KeptLogits | None = None) -> Targets:
         """The examples that so many steps use, with the full model's logits. Within the streams.
 
-        A resumed run computes the same logits to the bit, because it uses the same examples.
+        A resumed run computes or reads the same logits to the bit, because it uses the same examples.
         """
-        used = _used(examples, self.config.train, self.config.task.seed, steps)
-        references = ReferenceLogits(self.streams, used, self.micro_batches, shuffled=self.label_seed)
-        return Targets(used, references, full=False)
+        return self._targets(_used(examples, self.config.train, self.config.task.seed, steps), False, kept)
 
-    def validation_targets(self) -> Targets:
+    def validation_targets(self, kept: KeptLogits | None = None) -> Targets:
         """The examples that the best gates are chosen by, with the full model's logits. Within the streams."""
-        examples = self.data.splits["validation"] or self.data.splits["train"]
-        references = ReferenceLogits(self.streams, examples, self.micro_batches, full=True, shuffled=self.label_seed)
-        return Targets(examples, references, full=True)
+        return self._targets(self.data.splits["validation"] or self.data.splits["train"], True, kept)
+
+    def _targets(self, examples: Sequence[Example], full: bool, kept: KeptLogits | None) -> Targets:
+        micro_batches, seed = self.micro_batches, self.label_seed
+        references = ReferenceLogits(self.streams, examples, micro_batches, full=full, shuffled=seed, kept=kept)
+        return Targets(examples, references, full)
+
+    def kept_logits(self, folder: Path) -> KeptLogits:
+        """Where this run keeps reference logits: bound to its model, and to what else changes their bits."""
+        model = self.config.model.model_dump_json(exclude={"weights"})
+        threads = str(torch.get_num_threads())
+        base = {**self.run.fingerprint, "model": model, "threads": threads, "versions": json.dumps(versions())}
+        return KeptLogits(folder, base)
 
 
 def set_up(run: ResolvedRun, frozen: FrozenModel | None = None) -> RunContext:

@@ -17,6 +17,7 @@ from bigcircuit import prune
 from bigcircuit.cli import answer, run_prune
 from bigcircuit.distributed import watchdog
 from bigcircuit.distributed.ranks import joined_ranks
+from bigcircuit.forward import kept_logits
 from bigcircuit.io.files import tensor_sha256
 from bigcircuit.train import step as train_step
 from bigcircuit.train.state import TrainState
@@ -90,7 +91,8 @@ def full_disk(step: int, folder: str) -> None:
 
 
 def stops(folder: str, steps: list[int], mixed: bool) -> None:
-    """Stop and resume at every one of `steps` on all ranks; rank 0 writes the comparisons to stops.json."""
+    """Stop and resume at every one of `steps` on all ranks, with reference logits from the disk; rank 0 writes stops.json."""
+    kept_logits.SECONDS_WORTH_A_FILE = 0.0
     target = Path(folder)
     with joined_ranks() as ranks:
         seen = {"stops": interrupted_runs.stop_and_resume(ranks, target, steps)}
