@@ -14,6 +14,7 @@ from bigcircuit.data.builders import BUILDERS
 from bigcircuit.data.dataset import TaskData, make_pairs
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.errors import OutOfMemory
 from bigcircuit.gates.members import trained_granularities
 from bigcircuit.io.provenance import versions
 from bigcircuit.memory.estimate import Estimate, Workload
@@ -28,7 +29,9 @@ from bigcircuit.train.resolve import ResolvedRun, resolve
 def check_config(
     config: Config, console: Console, ranks: int = 1, memory: FreeMemory | None = None, *, timed: bool = False
 ) -> None:
-    """Validate model config, tokenizer, task and targets, and print what a run would do. Raises UserError.
+    """Validate model config, tokenizer, task and targets, and print what a run would do.
+
+    Raises UserError for what is wrong, and OutOfMemory, after all is printed, where the run does not fit.
 
     ranks, memory: of the machines that the run is planned for; by default one rank on this machine. timed: also measure for a few
     seconds how long an update and the run would take here.
@@ -44,10 +47,12 @@ def check_config(
     work, memory = Workload.of(run.data.splits, ranks), memory or FreeMemory.measure()
     with progress.phase("counting memory"):
         found = needs(run, work, memory)
-    _memory(run, work, memory, found, progress)
+    remedy = _memory(run, work, memory, found, progress)
     if timed:
         with progress.phase("measuring time"):
             _time(run, work, memory, found, console)
+    if remedy:
+        raise OutOfMemory(f"the config is valid, but the run does not fit: {remedy}")
     console.print(f"{len(run.members)} member(s), {config.train.steps} steps: the config is valid")
 
 
@@ -59,8 +64,11 @@ def machine(ranks: int, memory: FreeMemory) -> str:
     return f"{ranks} rank{'s' if ranks > 1 else ''} on one CPU host with {size}"
 
 
-def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimate, progress: ProgressDisplay) -> None:
-    """Print what a rank needs at its peak, and, where that is more than there is, the settings that fit."""
+def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimate, progress: ProgressDisplay) -> str:
+    """Print what a rank needs at its peak, and, where that is more than there is, the settings that fit.
+
+    Returns what to do where the run does not fit, else an empty text.
+    """
     console = progress.console
     console.print(f"{machine(work.ranks, memory)}: {run.config.train.micro_batch_size} x {work.tokens} tokens at once")
     shown = Table(title="peak memory of a rank")
@@ -74,7 +82,7 @@ def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimat
     on_host = 1 if memory.is_gpu else work.ranks
     if fits(found, work.ranks, memory):
         console.print(f"it fits: {memory.free / 2**30:.2f} GiB are free")
-        return
+        return ""
     console.print(
         f"it does not fit: {memory.free / 2**30:.2f} GiB are free{' for all ranks here' if on_host > 1 else ''}"
     )
@@ -82,6 +90,7 @@ def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimat
         others = list(remedies(run, work, memory))
     for one in others or ["no other settings fit"]:
         console.print(f"  {one}", markup=False)
+    return "add one of the settings above" if others else "use fewer members, shorter prompts or a larger machine"
 
 
 def _time(run: ResolvedRun, work: Workload, memory: FreeMemory, needed: Estimate, console: Console) -> None:

@@ -75,10 +75,17 @@ def test_check_says_whether_it_fits_and_what_would(capsys):
     console = Console(width=150, highlight=False)
     check_config(config, console, 1, FreeMemory(GIB, is_gpu=True))
     assert "it fits: 1.00 GiB are free" in capsys.readouterr().out
-    check_config(config, console, 1, FreeMemory(GIB // 100, is_gpu=True))
+    with pytest.raises(
+        OutOfMemory, match="the config is valid, but the run does not fit: add one of the settings above"
+    ):
+        check_config(config, console, 1, FreeMemory(GIB // 100, is_gpu=True))
     said = capsys.readouterr().out
     assert "it does not fit: 0.01 GiB are free" in said
     assert "--train.micro_batch_size" in said and "GiB a rank)" in said
+    with pytest.raises(OutOfMemory, match="use fewer members, shorter prompts or a larger machine"):
+        check_config(config, console, 1, FreeMemory(1, is_gpu=True))
+    said = capsys.readouterr().out
+    assert "no other settings fit" in said and said.count("the config is valid") == 0
 
 
 def test_check_speaks_of_the_machine_asked_about(capsys, monkeypatch):
