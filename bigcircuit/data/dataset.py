@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from bigcircuit.config.schema import Config, TaskConfig
 from bigcircuit.data.builders import BUILDERS
+from bigcircuit.data.notes import notes, with_leading_space
 from bigcircuit.data.pair import Example, Pair
 from bigcircuit.data.readers.read import read_pairs
 from bigcircuit.data.splits import split
@@ -28,13 +29,21 @@ class TaskData(NamedTuple):
     """Problem of each pair that `task.bad_pairs: drop` left out."""
     unsolved: int = 0
     """Number of pairs left out because the full model gets them wrong."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the tokens of the pairs, one line each."""
 
 
 def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
     """Read or build the pairs of a task, tokenise, check and divide them. Raises UserError naming file, row and remedy."""
     pairs = make_pairs(task, tokenizer)
     examples, bad = _examples(task, pairs, tokenizer, hf_config)
-    return TaskData(split(examples, pairs, task.split.model_dump(), task.seed), pairs, _sha256(pairs), bad)
+    return TaskData(
+        splits=split(examples, pairs, task.split.model_dump(), task.seed),
+        pairs=pairs,
+        sha256=_sha256(pairs),
+        bad=bad,
+        notes=tuple(notes(task, pairs, examples, tokenizer)),
+    )
 
 
 class AblationData(NamedTuple):
@@ -83,7 +92,8 @@ def make_pairs(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
     """Read the pairs of a file, or build them with words that fit the tokenizer. Raises UserError."""
     if task.name == "pairs":
         assert task.path is not None
-        return read_pairs(task.path, task.format, task.columns)
+        pairs = read_pairs(task.path, task.format, task.columns)
+        return list(map(with_leading_space, pairs)) if task.leading_space == "add" else pairs
     if task.name not in BUILDERS:
         raise UserError(f"task.name {task.name!r} is not a task; known: pairs, {', '.join(sorted(BUILDERS))}")
     if tokenizer is None:

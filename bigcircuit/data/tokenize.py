@@ -104,10 +104,34 @@ def _tokenise(pairs: Sequence[Pair], tokenizer: Any | None, special_tokens: bool
         return _Tokens({}, {})
     assert tokenizer is not None
     rows = tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)["input_ids"]
-    end = tokenizer.eos_token_id if special_tokens else None
     # A tokenizer that ends every text with an end token would put that token between prompt and answer.
-    joined = {text: tuple(row[:-1] if row and row[-1] == end else row) for text, row in zip(texts, rows, strict=True)}
+    end = added_tokens(tokenizer, list(texts))[1] if special_tokens else ()
+    joined = {text: _without_end(tuple(row), end) for text, row in zip(texts, rows, strict=True)}
     return _Tokens(joined, _own(list(answers), next(iter(joined.values())), tokenizer))
+
+
+def added_tokens(tokenizer: Any, texts: Sequence[str]) -> tuple[TokenIds, TokenIds]:
+    """Find the special tokens that a tokenizer adds before and after every text, by tokenising a text with and without them.
+
+    texts: some texts, for tokenizers that do not know the letter a.
+    """
+    special = set(tokenizer.all_special_ids)
+    for text in ("a", *texts[:_TRIED]):
+        bare, whole = (tuple(tokenizer(text, add_special_tokens=add)["input_ids"]) for add in (False, True))
+        starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+        # A special token of the text itself would hide which ones are added.
+        if bare and not special & set(bare) and starts:
+            return whole[: starts[0]], whole[starts[0] + len(bare) :]
+    return (), ()
+
+
+_TRIED = 100
+"""Texts that are tried, besides the letter a, before a tokenizer is taken to add nothing."""
+
+
+def _without_end(ids: TokenIds, end: TokenIds) -> TokenIds:
+    """Cut the tokens that the tokenizer has added after a text."""
+    return ids[: -len(end)] if end and ids[-len(end) :] == end else ids
 
 
 def _own(answers: Sequence[str], before: TokenIds, tokenizer: Any) -> dict[str, TokenIds]:

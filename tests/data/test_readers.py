@@ -101,6 +101,28 @@ def test_token_ids(tmp_path, ending):
     ]
 
 
+@pytest.mark.parametrize("ending", WRITERS)
+def test_numbers_after_a_text_prompt_are_text_but_for_lists_of_lists(tmp_path, ending):
+    rows = [{"clean": "2 + 3 =", "corrupted": "2 + 4 =", "answers": [5], "wrong_answers": [6, 7]}]
+    pairs = read_pairs(WRITERS[ending][0](tmp_path / f"text.{ending}", rows))
+    as_text = (("[5]",), ("[6, 7]",)) if ending == "csv" else (("5",), ("6", "7"))
+    assert (pairs[0].answers, pairs[0].wrong_answers, pairs[0].numbers) == (*as_text, True)
+    rows = [{"clean": "2 + 3 =", "corrupted": "2 + 4 =", "answers": [[5]], "wrong_answers": [[6], [7, 8]]}]
+    pairs = read_pairs(WRITERS[ending][0](tmp_path / f"ids.{ending}", rows))
+    assert (pairs[0].answers, pairs[0].wrong_answers, pairs[0].numbers) == (((5,),), ((6,), (7, 8)), False)
+
+
+@pytest.mark.parametrize("cell", ["[1]", "[1, 2]", "[[1]]", "[true]", "[1.5]", "[null]", "[x]", "[INST] a [/INST]"])
+def test_a_cell_of_a_csv_file_beside_text_stays_text(tmp_path, cell):
+    path = write_csv(tmp_path / "p.csv", [{"clean": cell, "corrupted": "[2]", "answers": " a", "wrong_answers": " b"}])
+    assert read_pairs(path)[0][:4] == (cell, "[2]", (" a",), (" b",))
+    path = write_csv(tmp_path / "t.csv", [{"clean": cell, "corrupted": "[3]", "correct_idx": 5, "incorrect_idx": 6}])
+    assert read_pairs(path)[0][:2] == (cell, "[3]")
+    if cell != "[[1]]":  # which is a token id
+        path = write_csv(tmp_path / "a.csv", [{"clean": "x", "corrupted": "y", "answers": cell, "wrong_answers": " b"}])
+        assert read_pairs(path)[0].answers == (cell,)
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "json", "parquet"])
 def test_a_lone_text_is_one_answer(tmp_path, ending):
     rows = [{"clean": "a b", "corrupted": "c b", "answers": " a", "wrong_answers": " c"}]

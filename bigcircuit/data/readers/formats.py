@@ -10,7 +10,19 @@ from fnmatch import filter as matching
 from typing import NamedTuple
 
 from bigcircuit.data.pair import Pair
-from bigcircuit.data.readers.cells import Values, answers, nested, prompt, text, token_id, two_digits
+from bigcircuit.data.readers.cells import (
+    Values,
+    answers,
+    are_ids,
+    as_written,
+    is_flat,
+    nested,
+    numbers_as_text,
+    prompt,
+    text,
+    token_id,
+    two_digits,
+)
 
 
 class PairFormat(NamedTuple):
@@ -23,12 +35,22 @@ class PairFormat(NamedTuple):
 
 
 def canonical(values: Values) -> Pair:
-    """Read a row of this project's own format: prompts are text or token ids, answers one or several of either."""
+    """Read a row of this project's own format: prompts are text or token ids, answers one or several of either.
+
+    After a text prompt numbers are text, but for lists of lists: [5] is the answer 5, and [[5]] a token id.
+    """
+    cells = {name: values.get(name) for name in ("clean", "corrupted", "answers", "wrong_answers")}
+    if not all(map(are_ids, cells.values())):  # in a CSV file [1, 2] may be a prompt of text or of token ids
+        cells |= {name: as_written(cells[name]) for name in ("clean", "corrupted")}
+    numbers = isinstance(cells["clean"], str) and (is_flat(cells["answers"]) or is_flat(cells["wrong_answers"]))
+    if numbers:
+        cells |= {name: numbers_as_text(cells[name]) for name in ("answers", "wrong_answers")}
     return Pair(
-        clean=prompt(values, "clean"),
-        corrupted=prompt(values, "corrupted"),
-        answers=answers(values, "answers"),
-        wrong_answers=answers(values, "wrong_answers"),
+        clean=prompt(cells, "clean"),
+        corrupted=prompt(cells, "corrupted"),
+        answers=answers(cells, "answers"),
+        wrong_answers=answers(cells, "wrong_answers"),
+        numbers=numbers,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bigcircuit.data.readers.cells import CsvList, are_ids
 from bigcircuit.data.readers.hugging_face import dataset_rows, open_hub, open_saved
 from bigcircuit.errors import UserError
 
@@ -93,7 +94,7 @@ def _json(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _csv(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
-    """Read the rows below a header. A cell that is a JSON list, such as [5] or ["a", "b"], is read as a list."""
+    """Read the rows below a header. A cell that is a JSON list of texts or numbers, such as ["a", "b"], is read as a list."""
     lines = csv.reader(io.StringIO(_decode(path, content), newline=""), strict=True)
     start = 1
     try:
@@ -119,9 +120,12 @@ def _cell(cell: str) -> Any:
     if not (cell.startswith("[") and cell.endswith("]")):
         return cell
     try:
-        return json.loads(cell)
+        value = json.loads(cell)
     except (ValueError, RecursionError):
         return cell
+    if all(isinstance(item, str) for item in value):
+        return value
+    return CsvList(value, cell) if are_ids(value) else cell
 
 
 def _parquet(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
