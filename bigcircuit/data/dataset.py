@@ -14,6 +14,7 @@ from bigcircuit.data.readers.read import read_pairs
 from bigcircuit.data.splits import split
 from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.errors import UserError
+from bigcircuit.model.rotary import frequency_switches
 
 
 class TaskData(NamedTuple):
@@ -81,7 +82,25 @@ def _examples(
     examples = tokenize_pairs(pairs, tokenizer, limit, task.special_tokens, hf_config.vocab_size, bad)
     if not examples:
         raise UserError(f"{task.path or task.name}: every pair is bad, the first because {(bad or ['?'])[0]}")
+    for length in frequency_switches(hf_config):
+        _check_one_side(examples, length)
     return examples, tuple(bad or ())
+
+
+def _check_one_side(examples: list[Example], length: int) -> None:
+    """Raise UserError if passes may have rows on both sides of a length above which the model computes with other frequencies.
+
+    One longer row would change the numbers of all shorter ones in its pass.
+    """
+    rows = {e.source: [len(e.clean) + len(c) - 1 for c in (*e.answers, *e.wrong_answers)] for e in examples}
+    short = next((source for source, tokens in rows.items() if min(tokens) <= length), None)
+    long = next((source for source, tokens in rows.items() if max(tokens) > length), None)
+    if short and long:
+        raise UserError(
+            f"{long}: {max(rows[long])} tokens with the answer, and {short} has {min(rows[short])}; above {length} tokens this "
+            "model (longrope) has other position frequencies, for all pairs of a pass: use pairs of one side, or leave out the "
+            f"longer ones by task.max_tokens {length} and task.bad_pairs drop"
+        )
 
 
 def _sha256(pairs: list[Pair]) -> str:
