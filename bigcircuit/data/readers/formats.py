@@ -4,7 +4,6 @@ The function takes the cells of a row and returns a Pair, or raises ValueError w
 is one more entry of FORMATS. A `split` column is read in every format.
 """
 
-import re
 from collections.abc import Callable
 from fnmatch import filter as matching
 from typing import NamedTuple
@@ -155,7 +154,6 @@ FORMATS: dict[str, PairFormat] = {
 """Name of a format, as in `task.format` -> its entry. The first format whose columns are all in a file is chosen, so a format
 whose columns are a subset of another's comes after it."""
 
-_PREDICT = re.compile(r"(.*?)( ?)<predict>(.+?)</predict>", re.DOTALL)
 _MIB_DEFAULTS = ("s2_io_flip_counterfactual", "symbol_counterfactual")
 
 
@@ -168,11 +166,12 @@ def _years(year: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _predicted(values: Values, column: str) -> tuple[str, str]:
     """Return the prompt before `<predict>`, and the target."""
     whole = text(values, column)
-    match = _PREDICT.match(whole)
-    if match is None or whole.count("<predict>") != 1:
+    before, opened, rest = whole.partition("<predict>")
+    target, closed, _ = rest.partition("</predict>")
+    if not (opened and closed and target) or "<predict>" in rest:
         raise ValueError(f"{column} must hold <predict>target</predict> once; mark the target, or give answers columns")
-    before, space, target = match.groups()
-    return before, space + target
+    space = " " if before.endswith(" ") else ""
+    return before.removesuffix(" "), space + target
 
 
 def _counterfactual(values: Values) -> str:
