@@ -21,7 +21,7 @@ class SourceRow(NamedTuple):
     """`file:line` in JSONL and CSV (the first line is 1), `file row N` elsewhere (the first row is 0)."""
 
 
-_MOST_ROWS = 1_000_000
+_MOST_ROWS = 250_000
 """Rows of a file. A Parquet file of some kilobytes may hold as many equal rows as one likes."""
 _MOST_CHARACTERS = 2**28
 """Characters of all cells of a file, for the same reason."""
