@@ -13,6 +13,7 @@ from bigcircuit.config.schema import Config
 from bigcircuit.data.builders import BUILDERS
 from bigcircuit.data.dataset import TaskData, make_pairs
 from bigcircuit.data.pair import Example
+from bigcircuit.data.shown_tokens import token_lines
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
 from bigcircuit.gates.members import trained_granularities
@@ -42,6 +43,13 @@ def check_config(
     run = resolve(config, Ranks(), progress)
     console.print(_sites(run))
     console.print(_pairs(run.data))
+    for name, examples in run.data.splits.items():
+        if examples:
+            progress.print_line(f"{name}: {examples[0].source} as tokens, ^ below those that differ")
+            for line in token_lines(examples[0], run.model.tokenizer, console.width):
+                progress.print_line(line)
+    for note in run.data.notes:
+        progress.print_line(f"note: {note}")
     for problem in run.data.bad:
         console.print(f"left out: {problem}", markup=False)
     work, memory = Workload.of(run.data.splits, ranks), memory or FreeMemory.measure()

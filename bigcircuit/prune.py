@@ -26,6 +26,7 @@ from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.runtime.trackers import Trackers
 from bigcircuit.train.final_circuits import final_circuits
 from bigcircuit.train.fingerprint import check_same_fingerprint
+from bigcircuit.train.pair_filters import count_solved
 from bigcircuit.train.resolve import resolve
 from bigcircuit.train.setup import RunContext, set_up
 from bigcircuit.train.state import TrainState, metric_rows
@@ -81,6 +82,8 @@ def introduce(context: RunContext, progress: ProgressDisplay) -> None:
         progress.print_line(
             f"task.bad_pairs drop: {len(data.bad)} of {len(data.pairs)} pairs left out; the first: {data.bad[0]}"
         )
+    for note in data.notes:
+        progress.print_line(f"note: {note}")
     progress.print_line(
         f"{config.task.path or config.task.name}: {sizes} pairs; {len(context.run.members)} member(s), "
         f"{config.ablation.name} ablation"
@@ -132,6 +135,9 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
         try:
             kept = context.kept_logits(folder.references)
             training, validation = context.training_targets(examples, steps, kept), context.validation_targets(kept)
+            if ranks.is_first:
+                for line in count_solved([validation, training], micro_batches).lines():
+                    progress.print_line(line)
             with progress.phase("pruning", steps, "steps", done=state.step, lasting=True) as updates:
                 while True:
                     if due(settings.validate_every) and state.validated < state.step:

@@ -108,6 +108,8 @@ class TaskConfig(Section):
     """Longest prompt with answer, in tokens; a longer one is an error."""
     special_tokens: bool = True
     """Let the tokenizer add its special tokens (BOS) to the prompt."""
+    leading_space: Literal["keep", "add"] = "keep"
+    """`add` puts a space before answers of a pair file that begin with a letter or digit, where the prompt ends with a word."""
     bad_pairs: Literal["stop", "drop"] = "stop"
     """A pair that cannot be scored (unequal lengths, duplicates, ...) ends the run at once, or is left out and counted."""
     labels: Literal["own", "random"] = "own"

@@ -74,9 +74,11 @@ class _Layout:
     def add(self, index: int, example: Example, full: bool) -> None:
         """Add an example, by its index in the batch. full: see `collate`."""
         main = example.answers[0]
-        forced = (
-            _maximal([c[:-1] for c in (*example.answers, *example.wrong_answers)], main[:-1]) if full else [main[:-1]]
-        )
+        forced = _forced(example) if full else [main[:-1]]
+        row_of: dict[TokenIds, int] = {}  # the first row that begins with these tokens
+        for row, tokens in enumerate(forced):
+            for end in range(len(tokens) + 1):
+                row_of.setdefault(tokens[:end], len(self.rows) + row)
         first = len(self.rows)
         self.rows += [(example.clean, example.corrupted, index, tokens) for tokens in forced]
         start = len(example.clean) - 1
@@ -85,7 +87,7 @@ class _Layout:
         for correct, group in ((True, example.answers), (False, example.wrong_answers)):
             scored = group if full else dict.fromkeys(_until_divergence(c, main) for c in group)
             for continuation in scored:
-                row = first + next(i for i, t in enumerate(forced) if t[: len(continuation) - 1] == continuation[:-1])
+                row = row_of[continuation[:-1]]
                 self._continuation(index, correct, continuation, first, row, start, forced)
 
     def _continuation(
@@ -174,11 +176,18 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(count, generator=generator).tolist()
 
 
-def _maximal(sequences: Sequence[TokenIds], main: TokenIds) -> list[TokenIds]:
-    """Return the sequences that are no prefix of another sequence, the one that begins with `main` first."""
-    distinct = list(dict.fromkeys([main, *sequences]))
-    longest = [s for s in distinct if not any(o != s and o[: len(s)] == s for o in distinct)]
-    return sorted(longest, key=lambda s: s[: len(main)] != main)
+def count_rows(example: Example) -> int:
+    """Count the rows of an example that is scored in full."""
+    return len(_forced(example))
+
+
+def _forced(example: Example) -> list[TokenIds]:
+    """Return the forced tokens of each row of an example: of all continuations without their last tokens those that are no
+    prefix of another one, the one that begins with the first answer's first."""
+    main = example.answers[0][:-1]
+    distinct = dict.fromkeys(c[:-1] for c in (*example.answers, *example.wrong_answers))
+    begun = {tokens[:end] for tokens in distinct for end in range(len(tokens))}
+    return sorted((tokens for tokens in distinct if tokens not in begun), key=lambda t: t[: len(main)] != main)
 
 
 def _until_divergence(continuation: TokenIds, main: TokenIds) -> TokenIds:

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from bigcircuit.config.schema import Config, TaskConfig
 from bigcircuit.data.builders import BUILDERS
+from bigcircuit.data.notes import notes, with_leading_space
 from bigcircuit.data.pair import Example, Pair
 from bigcircuit.data.readers.read import read_pairs
 from bigcircuit.data.splits import split
 from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.errors import UserError
+from bigcircuit.model.rotary import frequency_switches
 
 
 class TaskData(NamedTuple):
@@ -28,13 +30,21 @@ class TaskData(NamedTuple):
     """Problem of each pair that `task.bad_pairs: drop` left out."""
     unsolved: int = 0
     """Number of pairs left out because the full model gets them wrong."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the tokens of the pairs, one line each."""
 
 
 def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
     """Read or build the pairs of a task, tokenise, check and divide them. Raises UserError naming file, row and remedy."""
     pairs = make_pairs(task, tokenizer)
     examples, bad = _examples(task, pairs, tokenizer, hf_config)
-    return TaskData(split(examples, pairs, task.split.model_dump(), task.seed), pairs, _sha256(pairs), bad)
+    return TaskData(
+        splits=split(examples, pairs, task.split.model_dump(), task.seed),
+        pairs=pairs,
+        sha256=_sha256(pairs),
+        bad=bad,
+        notes=tuple(notes(task, pairs, examples, tokenizer)),
+    )
 
 
 class AblationData(NamedTuple):
@@ -72,7 +82,25 @@ def _examples(
     examples = tokenize_pairs(pairs, tokenizer, limit, task.special_tokens, hf_config.vocab_size, bad)
     if not examples:
         raise UserError(f"{task.path or task.name}: every pair is bad, the first because {(bad or ['?'])[0]}")
+    for length in frequency_switches(hf_config):
+        _check_one_side(examples, length)
     return examples, tuple(bad or ())
+
+
+def _check_one_side(examples: list[Example], length: int) -> None:
+    """Raise UserError if passes may have rows on both sides of a length above which the model computes with other frequencies.
+
+    One longer row would change the numbers of all shorter ones in its pass.
+    """
+    rows = {e.source: [len(e.clean) + len(c) - 1 for c in (*e.answers, *e.wrong_answers)] for e in examples}
+    short = next((source for source, tokens in rows.items() if min(tokens) <= length), None)
+    long = next((source for source, tokens in rows.items() if max(tokens) > length), None)
+    if short and long:
+        raise UserError(
+            f"{long}: {max(rows[long])} tokens with the answer, and {short} has {min(rows[short])}; above {length} tokens this "
+            "model (longrope) has other position frequencies, for all pairs of a pass: use pairs of one side, or leave out the "
+            f"longer ones by task.max_tokens {length} and task.bad_pairs drop"
+        )
 
 
 def _sha256(pairs: list[Pair]) -> str:
@@ -83,7 +111,8 @@ def make_pairs(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
     """Read the pairs of a file, or build them with words that fit the tokenizer. Raises UserError."""
     if task.name == "pairs":
         assert task.path is not None
-        return read_pairs(task.path, task.format, task.columns)
+        pairs = read_pairs(task.path, task.format, task.columns)
+        return list(map(with_leading_space, pairs)) if task.leading_space == "add" else pairs
     if task.name not in BUILDERS:
         raise UserError(f"task.name {task.name!r} is not a task; known: pairs, {', '.join(sorted(BUILDERS))}")
     if tokenizer is None:

@@ -20,6 +20,8 @@ class Pair(NamedTuple):
     """Origin of the pair, as `file:row` or `task #index`; part of error messages."""
     template: str = ""
     """Template that the pair was made from; empty if unknown."""
+    numbers: bool = False
+    """Whether answers are written as numbers after a text prompt, and were read as text."""
 
 
 class Example(NamedTuple):

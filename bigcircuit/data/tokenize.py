@@ -5,13 +5,18 @@ continuations share; everything after the context is scored. If some continuatio
 others merge with them (13|53 but 1300), all are made to follow the prompt's own tokens, so that they compete at the same position.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
+from bigcircuit.data.collate import count_rows
 from bigcircuit.data.pair import Example, Pair, Text, TokenIds
 from bigcircuit.errors import UserError
+
+_MOST_ROWS = 256
+"""Rows of one pair, which all go through the model at once, whatever `train.micro_batch_size` is."""
 
 
 class _Tokens(NamedTuple):
@@ -79,11 +84,12 @@ def _check_text(pair: Pair, tokenizer: Any | None) -> None:
     if not pair.answers or not pair.wrong_answers or not all((*pair.answers, *pair.wrong_answers)):
         raise UserError(f"{pair.source}: an answer is empty; give at least one answer and one wrong answer")
     for group in (pair.answers, pair.wrong_answers):
-        twice = next((answer for place, answer in enumerate(group) if answer in group[:place]), None)
-        if twice is not None:
-            raise UserError(f"{pair.source}: {twice!r} is given twice and would count twice; remove one")
+        twice = [answer for answer, count in Counter(group).items() if count > 1][:1]
+        if twice:
+            raise UserError(f"{pair.source}: {twice[0]!r} is given twice and would count twice; remove one")
+    wrong = set(pair.wrong_answers)
     for answer in pair.answers:
-        if answer in pair.wrong_answers:
+        if answer in wrong:
             raise UserError(f"{pair.source}: {answer!r} is both an answer and a wrong answer; remove it from one")
     has_text = any(isinstance(text, str) for text in (pair.clean, pair.corrupted, *pair.answers, *pair.wrong_answers))
     if has_text and tokenizer is None:
@@ -104,10 +110,34 @@ def _tokenise(pairs: Sequence[Pair], tokenizer: Any | None, special_tokens: bool
         return _Tokens({}, {})
     assert tokenizer is not None
     rows = tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)["input_ids"]
-    end = tokenizer.eos_token_id if special_tokens else None
     # A tokenizer that ends every text with an end token would put that token between prompt and answer.
-    joined = {text: tuple(row[:-1] if row and row[-1] == end else row) for text, row in zip(texts, rows, strict=True)}
+    end = added_tokens(tokenizer, list(texts))[1] if special_tokens else ()
+    joined = {text: _without_end(tuple(row), end) for text, row in zip(texts, rows, strict=True)}
     return _Tokens(joined, _own(list(answers), next(iter(joined.values())), tokenizer))
+
+
+def added_tokens(tokenizer: Any, texts: Sequence[str]) -> tuple[TokenIds, TokenIds]:
+    """Find the special tokens that a tokenizer adds before and after every text, by tokenising a text with and without them.
+
+    texts: some texts, for tokenizers that do not know the letter a.
+    """
+    special = set(tokenizer.all_special_ids)
+    for text in ("a", *texts[:_TRIED]):
+        bare, whole = (tuple(tokenizer(text, add_special_tokens=add)["input_ids"]) for add in (False, True))
+        starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+        # A special token of the text itself would hide which ones are added.
+        if bare and not special & set(bare) and starts:
+            return whole[: starts[0]], whole[starts[0] + len(bare) :]
+    return (), ()
+
+
+_TRIED = 100
+"""Texts that are tried, besides the letter a, before a tokenizer is taken to add nothing."""
+
+
+def _without_end(ids: TokenIds, end: TokenIds) -> TokenIds:
+    """Cut the tokens that the tokenizer has added after a text."""
+    return ids[: -len(end)] if end and ids[-len(end) :] == end else ids
 
 
 def _own(answers: Sequence[str], before: TokenIds, tokenizer: Any) -> dict[str, TokenIds]:
@@ -193,6 +223,12 @@ def _check(example: Example, max_tokens: int, vocab_size: int | None) -> None:
         raise UserError(
             f"{example.source}: {longest} tokens with the answer, more than {max_tokens}; shorten it, or raise "
             "task.max_tokens if the model reads that far"
+        )
+    rows = count_rows(example)
+    if rows > _MOST_ROWS:
+        raise UserError(
+            f"{example.source}: its answers have {rows:,} different beginnings, more than {_MOST_ROWS}, and each is a row that "
+            "goes through the model in the same pass; give fewer answers, or answers of one token"
         )
     if vocab_size is not None:
         _check_vocabulary(example, vocab_size)

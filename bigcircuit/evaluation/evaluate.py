@@ -37,6 +37,8 @@ def evaluate_circuits(
     progress, started = ProgressDisplay(ranks.is_first, ranks.set_status), time.monotonic()
     with progress.phase("reading circuits and pairs"):
         plan = plan_evaluation(names, settings, ranks, config, overrides or {}, progress)
+    for note in (note for data in plan.data.values() for note in data.notes):
+        progress.print_line(f"note: {note}")
     if saves_memory(plan.config, plan.model.deepspeed is not None):
         return_freed_memory()
     with explain_deepspeed(plan.config.deepspeed), _explain_out_of_memory(plan.config, settings):

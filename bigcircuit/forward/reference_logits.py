@@ -4,7 +4,7 @@ Shapes: S scored positions, V vocabulary.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,17 +17,6 @@ from bigcircuit.forward.kept_logits import KeptLogits
 from bigcircuit.forward.streams import Streams
 from bigcircuit.runtime.progress import Phase
 from bigcircuit.seeding import mix
-
-
-class Targets(NamedTuple):
-    """Examples with the logits that circuits are to predict."""
-
-    examples: Sequence[Example]
-    references: Callable[[MicroBatch], Tensor]
-    """Logits [S, V] for a pass."""
-    full: bool
-    """How the micro-batches are collated, see `collate`."""
-
 
 _CHUNK = 256
 """Examples whose logits the ranks exchange in one message."""
@@ -94,8 +83,25 @@ class ReferenceLogits:
 
     def __call__(self, micro_batch: MicroBatch) -> Tensor:
         """Look up the logits of a micro-batch that is collated in the same way, [S, V], ordered by example."""
-        rows = torch.cat([self._rows[self._whose.get(example.id, example.id)] for example in micro_batch.examples])
+        return self._look_up(micro_batch, self._whose)
+
+    def own(self, micro_batch: MicroBatch) -> Tensor:
+        """Look up the logits as `__call__` does, but those of each example itself where they are shuffled."""
+        return self._look_up(micro_batch, {})
+
+    def _look_up(self, micro_batch: MicroBatch, whose: Mapping[int, int]) -> Tensor:
+        rows = torch.cat([self._rows[whose.get(example.id, example.id)] for example in micro_batch.examples])
         return rows.to(micro_batch.batch.clean.device, non_blocking=True)
+
+
+class Targets(NamedTuple):
+    """Examples with the logits that circuits are to predict."""
+
+    examples: Sequence[Example]
+    references: ReferenceLogits
+    """Logits [S, V] for a pass."""
+    full: bool
+    """How the micro-batches are collated, see `collate`."""
 
 
 def partners(examples: Sequence[Example], full: bool, seed: int) -> dict[int, int]:

@@ -50,8 +50,11 @@ def execute_sweep(sweep: Sweep, address: str | None, console: Console) -> None:
     if is_sweep(folder) and not replaces and not trials_left(folder, sweep) and (folder / "report.html").exists():
         return show_outcome(folder, console, f"{folder} holds a finished sweep with these settings; nothing to do")
     if address is None and not has_begun(folder) and shares_data(sweep.settings):
-        with ProgressDisplay(True, console=console).phase("reading model config and pairs"):
-            check(sweep.config)
+        progress = ProgressDisplay(True, console=console)
+        with progress.phase("reading model config and pairs"):
+            notes = check(sweep.config)
+        for note in notes:
+            progress.print_line(f"note: {note}")
     with RunDir(folder).locked():
         if replaces:
             remove(folder / "trials")
@@ -73,12 +76,12 @@ def show_outcome(folder: Path, console: Console, last: str) -> None:
         raise UserError(f"{folder}: all {len(records)} trials have failed, see above; mend the config and start again")
 
 
-def check(config: Config) -> None:
-    """Check model and pairs before Ray is started and a file is written. Raises UserError."""
+def check(config: Config) -> tuple[str, ...]:
+    """Check model and pairs before Ray is started and a file is written. Returns notes on the pairs. Raises UserError."""
     from bigcircuit.distributed.ranks import Ranks  # loads torch
     from bigcircuit.train.resolve import resolve
 
-    resolve(config, Ranks())
+    return resolve(config, Ranks()).data.notes
 
 
 def write_outputs(folder: Path) -> None:

@@ -1,16 +1,68 @@
 """Choose pairs by what the full model does on them: solved pairs, and pairs that can be swapped."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import NamedTuple
 
 from bigcircuit.ablation.ablation import ZERO
 from bigcircuit.config.schema import Config
 from bigcircuit.data.dataset import TaskData
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
+from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
+from bigcircuit.metrics.logit_metrics import contrast
 from bigcircuit.metrics.score import score
 from bigcircuit.model.sites import FrozenModel
+
+_LEAST_SOLVED = 0.8
+"""Share of solved pairs below which the user is warned."""
+
+
+class Solved(NamedTuple):
+    """How far the full model shows the behaviour that is asked for."""
+
+    right: int
+    """Pairs on which it prefers the right answers."""
+    pairs: int
+    logit_difference: float
+    """Mean over the pairs."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield the sentence that says so, and a warning where too few pairs are solved."""
+        yield (
+            f"the full model prefers the right answer on {self.right} of {self.pairs} pairs "
+            f"(mean logit difference {self.logit_difference:.1f})"
+        )
+        if self.right < _LEAST_SOLVED * self.pairs:
+            yield (
+                f"warning: that is less than {_LEAST_SOLVED:.0%}, and a circuit is trained to do what the full model does, right "
+                "or wrong; set task.keep to solved to leave out the pairs that it gets wrong"
+            )
+
+
+def count_solved(targets: Sequence[Targets], micro_batches: MicroBatches) -> Solved:
+    """Count the pairs that the full model solves, by logits that are there already: without a pass, and on one rank.
+
+    Each pair is counted once, and swapped pairs not at all. Of targets that are not scored in full, for training, pairs with
+    answers of several tokens are not counted, because how likely a whole answer is cannot be told.
+    """
+    alone = replace(micro_batches, ranks=Ranks())
+    found: dict[int, float] = {}
+    for examples, references, full in targets:
+        new = [e for e in examples if e.id >= 0 and e.id not in found and (full or _has_single_tokens(e))]
+        for micro_batch in alone.iterate(new, full=full):
+            logits = references.own(micro_batch).unsqueeze(0)
+            differences = contrast(logits, micro_batch.batch).logit_difference[0].tolist()
+            found |= dict(zip((e.id for e in micro_batch.examples), differences, strict=True))
+    return Solved(sum(value > 0 for value in found.values()), len(found), fmean(found.values()))
+
+
+def _has_single_tokens(example: Example) -> bool:
+    return all(len(answer) == 1 for answer in (*example.answers, *example.wrong_answers))
 
 
 def keep_solved(config: Config, frozen: FrozenModel, data: TaskData, micro_batches: MicroBatches) -> TaskData:

@@ -1,12 +1,14 @@
 """Batches: the log-probabilities read from a padded batch equal those computed one continuation at a time."""
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bigcircuit.data.collate import Batch, batch_indices, collate
+from bigcircuit.data.collate import Batch, batch_indices, collate, count_rows
 from bigcircuit.data.pair import Example
 from tests.helpers.examples import EXAMPLES, VOCABULARY, example
 
@@ -231,3 +233,12 @@ def test_train_order_is_one_stream_whatever_the_batch_size(count, size, seed):
     """So a batch may straddle an epoch, or be larger than the data."""
     stream = [batch_indices(count, 1, place, seed)[0] for place in range(3 * size)]
     assert [index for step in range(3) for index in batch_indices(count, size, step, seed)] == stream
+
+
+def test_thousands_of_answers_are_laid_out_in_no_time():
+    """Each row is found by its beginning instead of among all rows."""
+    answers = tuple((5 + n % 200, 300 + n // 200) for n in range(3000))
+    example = Example(id=0, clean=(1, 2), corrupted=(3, 2), answers=answers, wrong_answers=((250, 1),), source="f:1")
+    start = time.process_time()
+    assert count_rows(example) == len(collate([example], full=True).clean) == 201
+    assert time.process_time() - start < 1

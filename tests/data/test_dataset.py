@@ -1,11 +1,14 @@
 """Bad pair files. Each is one mistake of a user, and must be one line that names the file, the row, and what to do."""
 
+import io
 import json
 import time
 from typing import Any, NamedTuple
 
+import pyarrow
 import pytest
 from datasets import Dataset
+from pyarrow import parquet
 
 from bigcircuit.cli import answer, run_check
 from bigcircuit.config.schema import ModelConfig, TaskConfig
@@ -45,7 +48,47 @@ def second(**changes):
     return lines(GOOD, {k: v for k, v in {**OTHER, **changes}.items() if v is not None})
 
 
+def parquet_bytes(**columns):
+    file = io.BytesIO()
+    parquet.write_table(
+        pyarrow.table({**dict.fromkeys(HEADER.strip().split(","), pyarrow.array(["a", "b"])), **columns}), file
+    )
+    return file.getvalue()
+
+
+LATIN = pyarrow.Array.from_buffers(pyarrow.string(), 2, pyarrow.array([b"Anna", b"caf\xe9"]).buffers())
+"""Texts of which the second is not UTF-8; pyarrow takes the bytes as they come and finds out when a text is made of them."""
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234\n"
 CONTAINERS = {
+    "latin-1 in parquet": Bad(
+        "a.parquet", parquet_bytes(clean=LATIN), " row 1:", ("a cell cannot be read", "0xe9", "text must be UTF-8")
+    ),
+    "date out of range": Bad(
+        "a.parquet",
+        parquet_bytes(when=pyarrow.array([0, 2**61], pyarrow.timestamp("us"))),
+        " row 1:",
+        ("a cell cannot be read", "date", "years 1 and 9999", "leave the column out"),
+    ),
+    "millions of rows": Bad(
+        "a.parquet",
+        parquet_bytes(**dict.fromkeys(HEADER.strip().split(","), pyarrow.nulls(250_001, pyarrow.string()))),
+        ":",
+        ("more than 250,000 rows", "keep some thousands"),
+    ),
+    "gigabytes of text": Bad(
+        "a.parquet",
+        parquet_bytes(**dict.fromkeys(HEADER.strip().split(","), pyarrow.array(["x" * 2**20]).take([0] * 70))),
+        ":",
+        ("more than", "268,435,456 characters", "keep some thousands"),
+    ),
+    "pointer of git-lfs": Bad("a.jsonl", POINTER, ":", ("is a pointer of git-lfs", "git lfs pull")),
+    "pointer to parquet": Bad("a.parquet", POINTER, ":", ("is a pointer of git-lfs", "git lfs pull")),
+    "too many cells between semicolons": Bad(
+        "a.csv",
+        HEADER.replace(",", ";") + "a;b;c;d\nWell; a;b;c;d\n",
+        ":3:",
+        ("has 5 cells and the header 4", "quotes around cells that hold semicolons"),
+    ),
     "empty": Bad("a.jsonl", "", ":", ("has no rows", "write at least two pairs")),
     "only blank lines": Bad("a.jsonl", "\n \n\n", ":", ("has no rows", "at least two pairs")),
     "only a header": Bad("a.csv", HEADER, ":", ("has no rows", "at least two pairs")),
@@ -159,6 +202,12 @@ CELLS = {
         ":1:",
         ("corrupted must hold <predict>target</predict> once", "mark the target"),
     ),
+    "no end of the target": Bad(
+        "a.jsonl",
+        lines({"clean": "I <predict>" * 100_000, "corrupted": "You see <predict>b</predict>"}),
+        ":1:",
+        ("clean must hold <predict>target</predict> once", "mark the target"),
+    ),
     "another name at the end": Bad(
         "a.jsonl",
         lines({"a": "Al", "b": "Bo", "ioi_sentences": "Al, Bo. Bo met Cy", "corr_ioi_sentences": "Di met Ed"}),
@@ -221,6 +270,14 @@ TOKENS = {
     ),
     "negative id": Bad(
         "a.jsonl", lines({**IDS, "clean": [-1, 2]}), ":1:", ("token id -1 is outside", "another tokenizer")
+    ),
+    "thousands of beginnings": Bad(
+        "a.jsonl",
+        lines(
+            {**IDS, "answers": [[7 + n, 1] for n in range(500)], "wrong_answers": [[n + 510, 1] for n in range(500)]}
+        ),
+        ":1:",
+        ("answers have 1,000 different beginnings, more than 256", "give fewer answers"),
     ),
     "ids and text": Bad(
         "a.jsonl", lines({**IDS, "answers": " Anna"}), ":1:", ("token ids but the answer ' Anna' is text", "same way")

@@ -101,6 +101,51 @@ def test_token_ids(tmp_path, ending):
     ]
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_csv_file_may_have_semicolons_or_tabs_between_its_cells(tmp_path, mark):
+    path = tmp_path / "pairs.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=mark)
+        writer.writerow(ROWS[0])
+        writer.writerows(
+            [row["clean"], row["corrupted"] + ", ;\t", *map(json.dumps, list(row.values())[2:])] for row in ROWS
+        )
+    expected = [pair._replace(corrupted=pair.corrupted + ", ;\t") for pair in PAIRS]
+    assert without_source(read_pairs(str(path))) == expected
+
+
+def test_a_row_group_of_parquet_that_cannot_be_decoded_costs_no_row_before_it(tmp_path):
+    """Rows are decoded in batches; an error names its own row."""
+    texts = pyarrow.array([b"Anna"] * 150 + [b"\xe9"] + [b"Anna"] * 50)
+    column = pyarrow.Array.from_buffers(pyarrow.string(), len(texts), texts.buffers())
+    names = ("clean", "corrupted", "answers", "wrong_answers")
+    parquet.write_table(pyarrow.table(dict.fromkeys(names, column)), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet row 150: a cell cannot be read"):
+        read_pairs(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_numbers_after_a_text_prompt_are_text_but_for_lists_of_lists(tmp_path, ending):
+    rows = [{"clean": "2 + 3 =", "corrupted": "2 + 4 =", "answers": [5], "wrong_answers": [6, 7]}]
+    pairs = read_pairs(WRITERS[ending][0](tmp_path / f"text.{ending}", rows))
+    as_text = (("[5]",), ("[6, 7]",)) if ending == "csv" else (("5",), ("6", "7"))
+    assert (pairs[0].answers, pairs[0].wrong_answers, pairs[0].numbers) == (*as_text, True)
+    rows = [{"clean": "2 + 3 =", "corrupted": "2 + 4 =", "answers": [[5]], "wrong_answers": [[6], [7, 8]]}]
+    pairs = read_pairs(WRITERS[ending][0](tmp_path / f"ids.{ending}", rows))
+    assert (pairs[0].answers, pairs[0].wrong_answers, pairs[0].numbers) == (((5,),), ((6,), (7, 8)), False)
+
+
+@pytest.mark.parametrize("cell", ["[1]", "[1, 2]", "[[1]]", "[true]", "[1.5]", "[null]", "[x]", "[INST] a [/INST]"])
+def test_a_cell_of_a_csv_file_beside_text_stays_text(tmp_path, cell):
+    path = write_csv(tmp_path / "p.csv", [{"clean": cell, "corrupted": "[2]", "answers": " a", "wrong_answers": " b"}])
+    assert read_pairs(path)[0][:4] == (cell, "[2]", (" a",), (" b",))
+    path = write_csv(tmp_path / "t.csv", [{"clean": cell, "corrupted": "[3]", "correct_idx": 5, "incorrect_idx": 6}])
+    assert read_pairs(path)[0][:2] == (cell, "[3]")
+    if cell != "[[1]]":  # which is a token id
+        path = write_csv(tmp_path / "a.csv", [{"clean": "x", "corrupted": "y", "answers": cell, "wrong_answers": " b"}])
+        assert read_pairs(path)[0].answers == (cell,)
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "json", "parquet"])
 def test_a_lone_text_is_one_answer(tmp_path, ending):
     rows = [{"clean": "a b", "corrupted": "c b", "answers": " a", "wrong_answers": " c"}]

@@ -15,7 +15,7 @@ from bigcircuit.data.builders import BUILDERS
 from bigcircuit.data.builders.words import MEN, NOUNS, WOMEN
 from bigcircuit.data.pair import Pair
 from bigcircuit.data.readers.read import read_pairs
-from bigcircuit.data.tokenize import tokenize_pairs
+from bigcircuit.data.tokenize import added_tokens, tokenize_pairs
 from bigcircuit.errors import UserError
 from bigcircuit.model.load import load_tokenizer
 
@@ -126,6 +126,24 @@ def test_the_end_that_some_tokenizers_append_is_no_part_of_the_prompt():
         (("53",),),
         (("00",),),
     ]
+
+
+def test_an_end_token_of_the_text_itself_is_a_part_of_it():
+    """Only what the tokenizer has added is cut: with one that ends every text, and with one that does not."""
+    for tokenizer, start in ((closing(years()), ("^",)), (years(), ())):
+        assert divided(tokenizer, "a$3", "c$3", ("$",), ("0",)) == [
+            (*start, "a", "$", "3"),
+            (*start, "c", "$", "3"),
+            (("$",),),
+            (("0",),),
+        ]
+        assert divided(tokenizer, "a$", "c$", ("5",), ("0",))[0] == (*start, "a", "$")
+
+
+def test_what_a_tokenizer_adds_is_found_whatever_the_texts_hold():
+    for tokenizer, found in ((closing(years()), ("^", "$")), (years(), ("", ""))):
+        for texts in (["^a$", "$"], ["13"]):
+            assert tuple("".join(spell(tokenizer, ids)) for ids in added_tokens(tokenizer, texts)) == found
 
 
 def test_special_tokens_can_be_left_out(embedded_tokenizer):

@@ -1,6 +1,7 @@
 """Whole runs on the embedded model: outputs, determinism, resuming, refusing, stopping."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,13 @@ def test_population_writes_one_file_a_member(tmp_path):
 def test_unsolved_pairs_are_counted(tmp_path, capsys):
     folder = run(tmp_path / "k", task__keep="solved", task__name="induction", train__steps=2)
     left_out = json.loads(folder.summary.read_text())["left_out"]["unsolved"]
-    assert f"{left_out} of 80 pairs left out" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"{left_out} of 80 pairs left out" in text
+    solved = re.search(
+        r"\nthe full model prefers the right answer on (\d+) of (\d+) pairs \(mean logit difference ", text
+    )
+    assert solved is not None and solved[1] == solved[2]
+    assert text.index(solved[0]) < text.index("pruning: ")
 
 
 @pytest.mark.parametrize(

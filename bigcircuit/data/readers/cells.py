@@ -9,9 +9,17 @@ from bigcircuit.data.pair import Text
 Values = Mapping[str, Any]
 
 
+class CsvList(list):
+    """List of numbers that a CSV cell spells, with the cell itself: token ids in a row of token ids, else text."""
+
+    def __init__(self, items: list, written: str) -> None:
+        super().__init__(items)
+        self.written = written
+
+
 def text(values: Values, column: str) -> str:
     """Read a cell that must be text."""
-    value: Any = values.get(column)
+    value: Any = as_written(values.get(column))
     if not isinstance(value, str):
         raise ValueError(f"{column} must be text, not {value!r:.60}")
     return _valid_unicode(value, column)
@@ -22,7 +30,7 @@ def prompt(values: Values, column: str) -> Text:
     value: Any = values.get(column)
     if isinstance(value, str):
         return _valid_unicode(value, column)
-    if _are_ids(value):
+    if is_flat(value):
         return tuple(value)
     raise ValueError(f"{column} must be text or a list of token ids, not {value!r:.60}")
 
@@ -34,13 +42,36 @@ def answers(values: Values, column: str) -> tuple[Text, ...]:
         return (_valid_unicode(value, column),)
     if value == []:
         raise ValueError(f"{column} is an empty list; give at least one answer and one wrong answer")
-    if _are_ids(value):
+    if is_flat(value):
         return (tuple(value),)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(_valid_unicode(item, column) for item in value)
-    if isinstance(value, list) and all(map(_are_ids, value)):
+    if isinstance(value, list) and all(map(is_flat, value)):
         return tuple(map(tuple, value))
     raise ValueError(f"{column} must be text, a list of texts or a list of token ids, not {value!r:.60}")
+
+
+def numbers_as_text(value: Any) -> Any:
+    """Return answers after a text prompt with flat lists of numbers as texts: [5, 6] are the answers 5 and 6, and a CSV cell
+    [5] is that text. Lists of lists, such as [[5]], stay token ids."""
+    if not is_flat(value):
+        return value
+    return as_written(value) if isinstance(value, CsvList) else [str(number) for number in value]
+
+
+def as_written(value: Any) -> Any:
+    """Return a cell of numbers of a CSV file as its text; other cells as they are."""
+    return value.written if isinstance(value, CsvList) else value
+
+
+def is_flat(value: Any) -> bool:
+    """Return whether a cell is a list of whole numbers and not empty."""
+    return isinstance(value, list) and bool(value) and all(map(_is_id, value))
+
+
+def are_ids(value: Any) -> bool:
+    """Return whether a cell is a prompt of token ids, or answers of token ids."""
+    return is_flat(value) or (isinstance(value, list) and bool(value) and all(map(is_flat, value)))
 
 
 def token_id(values: Values, column: str) -> int:
@@ -82,7 +113,3 @@ def _valid_unicode(value: str, column: str) -> str:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_id, value))

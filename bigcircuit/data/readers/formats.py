@@ -4,13 +4,24 @@ The function takes the cells of a row and returns a Pair, or raises ValueError w
 is one more entry of FORMATS. A `split` column is read in every format.
 """
 
-import re
 from collections.abc import Callable
 from fnmatch import filter as matching
 from typing import NamedTuple
 
 from bigcircuit.data.pair import Pair
-from bigcircuit.data.readers.cells import Values, answers, nested, prompt, text, token_id, two_digits
+from bigcircuit.data.readers.cells import (
+    Values,
+    answers,
+    are_ids,
+    as_written,
+    is_flat,
+    nested,
+    numbers_as_text,
+    prompt,
+    text,
+    token_id,
+    two_digits,
+)
 
 
 class PairFormat(NamedTuple):
@@ -23,12 +34,22 @@ class PairFormat(NamedTuple):
 
 
 def canonical(values: Values) -> Pair:
-    """Read a row of this project's own format: prompts are text or token ids, answers one or several of either."""
+    """Read a row of this project's own format: prompts are text or token ids, answers one or several of either.
+
+    After a text prompt numbers are text, but for lists of lists: [5] is the answer 5, and [[5]] a token id.
+    """
+    cells = {name: values.get(name) for name in ("clean", "corrupted", "answers", "wrong_answers")}
+    if not all(map(are_ids, cells.values())):  # in a CSV file [1, 2] may be a prompt of text or of token ids
+        cells |= {name: as_written(cells[name]) for name in ("clean", "corrupted")}
+    numbers = isinstance(cells["clean"], str) and (is_flat(cells["answers"]) or is_flat(cells["wrong_answers"]))
+    if numbers:
+        cells |= {name: numbers_as_text(cells[name]) for name in ("answers", "wrong_answers")}
     return Pair(
-        clean=prompt(values, "clean"),
-        corrupted=prompt(values, "corrupted"),
-        answers=answers(values, "answers"),
-        wrong_answers=answers(values, "wrong_answers"),
+        clean=prompt(cells, "clean"),
+        corrupted=prompt(cells, "corrupted"),
+        answers=answers(cells, "answers"),
+        wrong_answers=answers(cells, "wrong_answers"),
+        numbers=numbers,
     )
 
 
@@ -133,7 +154,6 @@ FORMATS: dict[str, PairFormat] = {
 """Name of a format, as in `task.format` -> its entry. The first format whose columns are all in a file is chosen, so a format
 whose columns are a subset of another's comes after it."""
 
-_PREDICT = re.compile(r"(.*?)( ?)<predict>(.+?)</predict>", re.DOTALL)
 _MIB_DEFAULTS = ("s2_io_flip_counterfactual", "symbol_counterfactual")
 
 
@@ -146,11 +166,12 @@ def _years(year: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _predicted(values: Values, column: str) -> tuple[str, str]:
     """Return the prompt before `<predict>`, and the target."""
     whole = text(values, column)
-    match = _PREDICT.match(whole)
-    if match is None or whole.count("<predict>") != 1:
+    before, opened, rest = whole.partition("<predict>")
+    target, closed, _ = rest.partition("</predict>")
+    if not (opened and closed and target) or "<predict>" in rest:
         raise ValueError(f"{column} must hold <predict>target</predict> once; mark the target, or give answers columns")
-    before, space, target = match.groups()
-    return before, space + target
+    space = " " if before.endswith(" ") else ""
+    return before.removesuffix(" "), space + target
 
 
 def _counterfactual(values: Values) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import filter as matching
+from itertools import chain
 
 from bigcircuit.data.pair import Pair
 from bigcircuit.data.readers.formats import FORMATS, PairFormat
@@ -26,9 +27,10 @@ def read_pairs(path: str, format: str | None = None, columns: Mapping[str, str] 
     if format is not None and format not in FORMATS:
         raise UserError(f"task.format {format!r} is unknown{_nearest(format, FORMATS)}; known: {', '.join(FORMATS)}")
     _check_columns(columns)
-    rows = [_rename(row, columns) for row in read_rows(str(path))]
-    chosen = FORMATS[format or _recognise(path, rows[0])]
-    return [_convert(row, chosen) for row in rows]
+    rows = (_rename(row, columns) for row in read_rows(str(path)))
+    first = next(rows)
+    chosen = FORMATS[format or _recognise(path, first)]
+    return [_convert(row, chosen) for row in chain([first], rows)]
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:
@@ -89,7 +91,8 @@ def _convert(row: SourceRow, chosen: PairFormat) -> Pair:
 
 
 def _missing(row: SourceRow, known: PairFormat) -> str | None:
-    return next((column for column in known.columns if not matching(row.values, column)), None)
+    absent = (column for column in known.columns if column not in row.values)
+    return next((column for column in absent if "*" not in column or not matching(row.values, column)), None)
 
 
 def _has(row: SourceRow) -> str:

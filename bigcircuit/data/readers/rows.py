@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bigcircuit.data.readers.cells import CsvList, are_ids
 from bigcircuit.data.readers.hugging_face import dataset_rows, open_hub, open_saved
-from bigcircuit.errors import UserError
+from bigcircuit.errors import UserError, first_line
 
 
 class SourceRow(NamedTuple):
@@ -20,18 +21,28 @@ class SourceRow(NamedTuple):
     """`file:line` in JSONL and CSV (the first line is 1), `file row N` elsewhere (the first row is 0)."""
 
 
-def read_rows(path: str) -> list[SourceRow]:
-    """Read all rows of a JSONL, JSON, CSV or Parquet file, a folder saved by datasets, or `hf://org/name[/config][:split]`.
+_MOST_ROWS = 250_000
+"""Rows of a file. A Parquet file of some kilobytes may hold as many equal rows as one likes."""
+_MOST_CHARACTERS = 2**28
+"""Characters of all cells of a file, for the same reason."""
+_BATCH = 64
+"""Rows of a Parquet file that are decoded at once."""
+_GIT_LFS = b"version https://git-lfs.github.com/spec/"
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+def read_rows(path: str) -> Iterator[SourceRow]:
+    """Yield all rows of a JSONL, JSON, CSV or Parquet file, a folder saved by datasets, or `hf://org/name[/config][:split]`.
 
     Raises UserError naming the file, and the line if there is one.
     """
     if path.startswith("hf://"):
-        return _not_empty(path, dataset_rows(path, open_hub(path)))
+        return _checked(path, dataset_rows(path, open_hub(path)))
     file = Path(path)
     if not file.exists():
         raise UserError(f"{path}: no such file; set task.path to a pair file")
     if file.is_dir():
-        return _not_empty(path, dataset_rows(path, open_saved(path)))
+        return _checked(path, dataset_rows(path, open_saved(path)))
     if file.suffix.lower() not in _READERS:
         ending = f"the ending {file.suffix}" if file.suffix else "a file without ending"
         raise UserError(f"{path}: cannot read {ending}; use {', '.join(_READERS)} or a folder saved by datasets")
@@ -39,14 +50,46 @@ def read_rows(path: str) -> list[SourceRow]:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    return _not_empty(path, _READERS[file.suffix.lower()](path, content))
+    if content.startswith(_GIT_LFS):
+        raise UserError(f"{path}: is a pointer of git-lfs and not the file itself; fetch the file with git lfs pull")
+    return _checked(path, _READERS[file.suffix.lower()](path, content))
 
 
-def _not_empty(path: str, rows: Iterable[tuple[dict[str, Any], str]]) -> list[SourceRow]:
-    found = [SourceRow(*row) for row in rows]
-    if not found:
+def _checked(path: str, rows: Iterator[tuple[dict[str, Any], str]]) -> Iterator[SourceRow]:
+    """Yield rows. Raises UserError if there is none, if there are too many, or if one cannot be decoded."""
+    count = characters = 0
+    while True:
+        try:
+            values, source = next(rows)
+        except StopIteration:
+            break
+        except UserError:
+            raise
+        except (ValueError, ArithmeticError, OSError, NotImplementedError) as error:
+            # Libraries find out only here what is in a cell. Text is decoded, and dates are computed, when a row is made.
+            raise UserError(
+                f"{path} row {count}: a cell cannot be read ({first_line(error)[:200]}); text must be UTF-8 and dates between "
+                "the years 1 and 9999, mend the row or leave the column out"
+            ) from error
+        count += 1
+        characters += sum(map(_characters, values.values()))
+        if count > _MOST_ROWS or characters > _MOST_CHARACTERS:
+            raise _too_large(path)
+        yield SourceRow(values, source)
+    if not count:
         raise UserError(f"{path}: has no rows; write at least two pairs")
-    return found
+
+
+def _characters(cell: Any) -> int:
+    if isinstance(cell, dict):
+        return sum(map(_characters, cell.values()))
+    return sum(map(_characters, cell)) if isinstance(cell, list) else len(cell) if isinstance(cell, str | bytes) else 1
+
+
+def _too_large(path: str) -> UserError:
+    return UserError(
+        f"{path}: has more than {_MOST_ROWS:,} rows or {_MOST_CHARACTERS:,} characters; keep some thousands of its pairs"
+    )
 
 
 def _decode(path: str, content: bytes) -> str:
@@ -93,8 +136,12 @@ def _json(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _csv(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
-    """Read the rows below a header. A cell that is a JSON list, such as [5] or ["a", "b"], is read as a list."""
-    lines = csv.reader(io.StringIO(_decode(path, content), newline=""), strict=True)
+    """Read the rows below a header. A cell that is a JSON list of texts or numbers, such as ["a", "b"], is read as a list."""
+    text = _decode(path, content)
+    header_line = text.partition("\n")[0]
+    # Spreadsheets write semicolons where numbers have a comma.
+    mark = next((mark for mark in _SEPARATORS if mark in header_line), ",")
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
     start = 1
     try:
         header = next(lines, [])
@@ -106,7 +153,7 @@ def _csv(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
             if cells and len(cells) != len(header):
                 raise UserError(
                     f"{path}:{start}: has {len(cells)} cells and the header {len(header)}; "
-                    "put quotes around cells that hold commas"
+                    f"put quotes around cells that hold {_SEPARATORS[mark]}"
                 )
             if cells:
                 yield dict(zip(header, map(_cell, cells), strict=True)), f"{path}:{start}"
@@ -119,9 +166,12 @@ def _cell(cell: str) -> Any:
     if not (cell.startswith("[") and cell.endswith("]")):
         return cell
     try:
-        return json.loads(cell)
+        value = json.loads(cell)
     except (ValueError, RecursionError):
         return cell
+    if all(isinstance(item, str) for item in value):
+        return value
+    return CsvList(value, cell) if are_ids(value) else cell
 
 
 def _parquet(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
@@ -131,11 +181,24 @@ def _parquet(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
     except ImportError as error:
         raise UserError(f"{path}: reading Parquet needs pyarrow; pip install pyarrow, or write JSONL") from error
     try:
-        table = parquet.read_table(io.BytesIO(content))
+        file = parquet.ParquetFile(io.BytesIO(content))
+        if file.metadata.num_rows > _MOST_ROWS:
+            raise _too_large(path)
+        first = 0
+        for batch in file.iter_batches(batch_size=_BATCH):
+            for index, values in enumerate(_values(batch), first):
+                yield values, f"{path} row {index}"
+            first += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a whole Parquet file; write it again") from error
-    for index, values in enumerate(table.to_pylist()):
-        yield values, f"{path} row {index}"
+
+
+def _values(batch: Any) -> Iterable[dict[str, Any]]:
+    """Return the rows of a batch; where one cannot be decoded, those before it and then its error."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, ArithmeticError):
+        return (batch.slice(index, 1).to_pylist()[0] for index in range(len(batch)))
 
 
 def _kind(value: Any) -> str:

@@ -1,0 +1,100 @@
+"""Notes on pairs that can be scored but are perhaps not tokenised as their author means, each with a count and a remedy."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from bigcircuit.config.schema import TaskConfig
+from bigcircuit.data.pair import Example, Pair
+from bigcircuit.data.tokenize import added_tokens
+
+_COMPLETE = re.compile(r"([^\W_]|[.,;:!?)\]}]|\s=)\Z")
+"""End of a prompt after which the next word has a space before it."""
+
+
+def notes(task: TaskConfig, pairs: Sequence[Pair], examples: Sequence[Example], tokenizer: Any | None) -> list[str]:
+    """List what the user should know about the tokens of a task before training.
+
+    pairs: all pairs of the task. examples: the tokenised ones; `Example.id` is an index into `pairs`.
+    """
+    of_text = [example for example in examples if isinstance(pairs[example.id].clean, str)]
+    if tokenizer is None or not of_text:
+        return []
+    texts = [text for e in of_text for text in pairs[e.id][:2] if isinstance(text, str)]
+    start = added_tokens(tokenizer, texts)[0] if task.special_tokens else ()
+    unspaced = _unspaced(pairs, of_text, tokenizer)
+    source = task.path or task.name
+    found = (
+        (
+            [e for e in of_text if start and start * 2 in (e.clean[: 2 * len(start)], e.corrupted[: 2 * len(start)])],
+            f"begin with {tokenizer.decode(list(start))!r}, and the tokenizer adds it once more",
+            "set task.special_tokens to false, or leave it out of the prompts",
+        ),
+        (
+            [e for e in of_text if _has_end(e, tokenizer.eos_token_id, max(len(start), 1))],
+            f"have the end token {tokenizer.eos_token!r} in their texts, where it stays a token of the text",
+            "set task.path to a file without it if the model should not read or predict it",
+        ),
+        (
+            [e for e in of_text if pairs[e.id].numbers],
+            "have answers that are numbers after a text prompt, which are read as text",
+            f'write "5" in {source} to say so, or [[5]] where 5 is a token id',
+        ),
+        (
+            [e for e in of_text if e.id in unspaced],
+            "have an answer without a space before it, though the prompt ends with a whole word",
+            "set task.leading_space to add, or begin the answers with a space",
+        ),
+    )
+    return [
+        f"{source}: {len(concerned)} of {len(examples)} pairs {what}; {remedy} (the first: {concerned[0].source})"
+        for concerned, what, remedy in found
+        if concerned
+    ]
+
+
+def with_leading_space(pair: Pair) -> Pair:
+    """Put a space before the answers of a pair that lack one."""
+    prompt = pair.clean
+
+    def spaced(answer: Any) -> Any:
+        return (
+            " " + answer if isinstance(answer, str) and isinstance(prompt, str) and _lacks(prompt, answer) else answer
+        )
+
+    return pair._replace(answers=tuple(map(spaced, pair.answers)), wrong_answers=tuple(map(spaced, pair.wrong_answers)))
+
+
+def _has_end(example: Example, end: int | None, start: int) -> bool:
+    """Return whether an end token is in a pair. start: tokens of the prompts that do not count, such as the first one, which
+    is the same as the end token in some tokenizers."""
+    prompts = (example.clean[start:], example.corrupted[start:])
+    return end is not None and any(end in ids for ids in (*prompts, *example.answers, *example.wrong_answers))
+
+
+def _lacks(prompt: str, answer: str) -> bool:
+    """Return whether an answer looks like a new word but has no space before it. Only letters of scripts that have cases count,
+    because others may write no spaces, and digits, which may continue a number."""
+    first = answer[:1]
+    if first.isdigit():
+        return bool(_COMPLETE.search(prompt)) and not prompt[-1].isdigit()
+    return (first.islower() or first.isupper()) and bool(_COMPLETE.search(prompt))
+
+
+def _unspaced(pairs: Sequence[Pair], examples: Sequence[Example], tokenizer: Any) -> set[int]:
+    """Find the pairs, by Example.id, with an answer that lacks its space and would have no more tokens with it.
+
+    A tokenizer of single characters, say, has no tokens that begin with a space: there nothing can be told.
+    """
+    lacking = [
+        (example.id, prompt, answer)
+        for example in examples
+        for answer in (*pairs[example.id].answers, *pairs[example.id].wrong_answers)
+        if isinstance(prompt := pairs[example.id].clean, str) and isinstance(answer, str) and _lacks(prompt, answer)
+    ]
+    if not lacking:
+        return set()
+    texts = [prompt + space + answer for space in ("", " ") for _, prompt, answer in lacking]
+    rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    with_space = rows[len(lacking) :]
+    return {one[0] for one, row, spaced in zip(lacking, rows, with_space, strict=False) if len(spaced) <= len(row)}
