@@ -64,5 +64,5 @@ def test_ray_outlives_a_signal_to_the_group_and_is_missed_when_gone(tmp_path, na
     assert process.returncode == 5
     assert len(said.splitlines()) == 1 and said.startswith("bigcircuit: sweep: "), said
     assert "is gone (" in said and "the same command goes on from the last checkpoints" in said
-    _, left = psutil.wait_procs(children, timeout=30)
+    _, left = psutil.wait_procs(children, timeout=SECONDS)
     assert not left, "Ray's processes end with the sweep"
