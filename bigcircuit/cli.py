@@ -205,7 +205,10 @@ def answer(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the `bigcircuit` command."""
-    verb, *words = sys.argv[1:] or [""]
+    words = sys.argv[1:]
+    while words and words[0].replace("-", "_").startswith("__local_rank="):
+        words = words[1:]  # a launcher puts it in front of the verb; the rank itself is in the environment
+    verb, *words = words or [""]
     if verb in ("", "-h", "--help"):
         from bigcircuit.config.help import show_verbs
 

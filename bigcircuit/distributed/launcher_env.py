@@ -47,6 +47,26 @@ def read_launcher_env() -> LauncherEnv:
     )
 
 
+def ranks_on_this_host(world_size: int) -> int:
+    """Return how many ranks the launcher has started on this host; all where it does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size)
+
+
+def crowding(ranks: int, threads: int, cores: int) -> str | None:
+    """Return a warning where ranks on the CPU of one host have more threads than there are cores, else None.
+
+    ranks: on this host; threads: of each rank; cores: that this process may use.
+    """
+    if ranks * threads <= cores:
+        return None
+    each = f"{ranks} ranks" + (f" with {threads} threads each" if threads > 1 else "")
+    if ranks > cores:
+        remedy = f"start {cores} or fewer (--num_accelerators of deepspeed, --nproc-per-node of torchrun)"
+    else:
+        remedy = f"set OMP_NUM_THREADS to {cores // ranks}"
+    return f"warning: {each} share {cores} CPU core(s) of this host, and every sum waits for the slowest rank; {remedy}"
+
+
 def set_gloo_interface(world_size: int) -> None:
     """Set GLOO_SOCKET_IFNAME to the network interface with the route to rank 0's host.
 
@@ -60,8 +80,7 @@ def set_gloo_interface(world_size: int) -> None:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(destination)  # chooses a route and sends nothing
         own = probe.getsockname()[0]
-    on_this_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size)
-    if own.startswith("127.") and on_this_host < world_size:
+    if own.startswith("127.") and ranks_on_this_host(world_size) < world_size:
         raise UserError(
             f"MASTER_ADDR {address} is a loopback address on this host, which no other host can reach; give the launcher "
             "an address of the network, or set GLOO_SOCKET_IFNAME"

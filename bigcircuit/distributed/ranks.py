@@ -7,6 +7,7 @@ A single process without a launcher starts no process group.
 import hashlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,10 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bigcircuit.distributed.launcher_env import read_launcher_env, set_gloo_interface
+from bigcircuit.distributed.launcher_env import crowding, ranks_on_this_host, read_launcher_env, set_gloo_interface
+from bigcircuit.distributed.rendezvous import connect_ranks
 from bigcircuit.distributed.signals import StopRequest
-from bigcircuit.distributed.watchdog import Watchdog, connect_ranks
-from bigcircuit.errors import ReportedError, Stopped, UserError
+from bigcircuit.distributed.watchdog import Watchdog
+from bigcircuit.errors import ReportedError, Stopped, UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,16 @@ def joined_ranks() -> Iterator[Ranks]:
 
 def _start() -> Ranks:
     rank, size, local_rank = read_launcher_env()
-    ranks = join_ranks(rank, size, local_rank)
+    try:
+        ranks = join_ranks(rank, size, local_rank)
+    except dist.DistNetworkError as error:
+        raise UserError(_no_meeting(rank, first_line(error))) from error
     if size == 1:
         return ranks
+    if ranks.device.type == "cpu" and local_rank == 0:
+        warning = crowding(ranks_on_this_host(size), torch.get_num_threads(), len(os.sched_getaffinity(0)))
+        if warning is not None:
+            sys.stderr.write(f"{warning}\n")
 
     def broadcast(number: int) -> int:
         shared = torch.tensor([number], device=ranks.device)
@@ -161,6 +170,17 @@ def _start() -> Ranks:
         return int(shared)
 
     return replace(ranks, watchdog=Watchdog(rank, connect_ranks(rank, size, os.environ["MASTER_ADDR"], broadcast)))
+
+
+def _no_meeting(rank: int, reason: str) -> str:
+    """Return the error that the ranks cannot meet; reason: what torch says of it."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if "EADDRINUSE" in reason:
+        return (
+            f"MASTER_PORT {port} is taken on this host, as by another run; give the launcher another port: --master_port of "
+            "deepspeed, --master-port of torchrun"
+        )
+    return f"rank {rank} cannot meet the other ranks at MASTER_ADDR {address}, MASTER_PORT {port} ({reason})"
 
 
 def join_ranks(rank: int, size: int, local_rank: int) -> Ranks:

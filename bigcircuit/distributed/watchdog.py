@@ -16,11 +16,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from bigcircuit.distributed.rendezvous import Connection
 
 _INTERVAL = 0.5
 """Seconds between heartbeats."""
@@ -35,29 +37,10 @@ _WAITING = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/zero/par
 """Code that waits for other ranks, or for a compiler."""
 
 
-_FAMILY: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
-
-
-def connect_ranks(rank: int, size: int, host: str, broadcast: Callable[[int], int]) -> dict[int, socket.socket]:
-    """Connect this rank to rank 0, or rank 0 to all others. Returns connections by the rank at the other end.
-
-    host: address of rank 0. broadcast: returns on every rank the number that rank 0 passes.
-    """
-    if rank:
-        connection = socket.create_connection((host, broadcast(0)), timeout=60)
-        connection.sendall(f"{rank:8d}".encode())
-        return {0: connection}
-    with socket.create_server(("", 0), backlog=size, **_FAMILY) as server:
-        server.settimeout(60)
-        broadcast(server.getsockname()[1])
-        connections = [server.accept()[0] for _ in range(size - 1)]
-    return {int(connection.recv(8, socket.MSG_WAITALL)): connection for connection in connections}
-
-
 class Watchdog:
     """Send this rank's heartbeats and check those of its peers, in a thread that ends the process when a peer is lost."""
 
-    def __init__(self, rank: int, connections: Mapping[int, socket.socket]) -> None:
+    def __init__(self, rank: int, connections: Mapping[int, Connection]) -> None:
         self._rank = rank
         self._peers = {peer: _Peer(connection) for peer, connection in connections.items()}
         self._status, self._status_count = "starting", 0
@@ -106,10 +89,11 @@ class Watchdog:
             for rank, peer in self._peers.items():
                 failure = peer.failure()
                 if failure is not None and not self._stop.is_set():
-                    self._end(rank, peer.heartbeat, failure)
+                    self._end(rank, peer, failure)
 
-    def _end(self, rank: int, heartbeat: Mapping[str, Any], failure: str) -> None:
+    def _end(self, rank: int, peer: "_Peer", failure: str) -> None:
         """Print what happened to a lost rank, pass it on to the peers and exit."""
+        heartbeat = peer.heartbeat
         reason, code = heartbeat.get("reason", ""), heartbeat.get("code") or EXIT_CODE
         last = "" if reason else f"; its last line: {heartbeat.get('status', 'none')}{heartbeat.get('at', '')}"
         where = f" on {heartbeat['host']}" if heartbeat else ""
@@ -120,7 +104,7 @@ class Watchdog:
             sys.stderr.flush()
         if not reason and heartbeat.get("pid_namespace") == _PID_NAMESPACE:
             with suppress(OSError):
-                os.kill(heartbeat["pid"], signal.SIGKILL)  # a launcher would wait in vain for an answer to SIGTERM
+                os.kill(peer.pid, signal.SIGKILL)  # a launcher would wait in vain for an answer to SIGTERM
         self.close(message, code)
         time.sleep(0.5)  # let the peers read the reason before they see the connection break
         os._exit(code)
@@ -129,9 +113,9 @@ class Watchdog:
 class _Peer:
     """Rank at the other end of a connection: its last heartbeat and when it was last active."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        connection.settimeout(1.0)
-        self._connection = connection
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self.pid = connection
+        self._connection.settimeout(1.0)
         self._unfinished = b""
         self._last_heartbeat = self._last_activity = time.monotonic()
         self.closed = False
@@ -213,7 +197,6 @@ class _Activity:
         own = next((f for f in frames if "/bigcircuit/" in f.f_code.co_filename), None)
         return {
             "host": socket.gethostname(),
-            "pid": os.getpid(),
             "pid_namespace": _PID_NAMESPACE,
             "active": busy > _IDLE_SHARE * seconds or read > 0,
             "waits": any(part in frame.f_code.co_filename for frame in frames[:8] for part in _WAITING),

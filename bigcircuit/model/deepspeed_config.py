@@ -35,7 +35,8 @@ def read_deepspeed(path: str | None) -> DeepSpeedConfig | None:
     """Read and check a DeepSpeed config file; None unless it asks for stage 3.
 
     Below stage 3 ZeRO divides gradients and optimizer state, which frozen weights do not have. Raises UserError for a file that
-    cannot be read or has a section that bigcircuit replaces.
+    cannot be read, or that names all of its sections and values which bigcircuit replaces. A section with `"enabled": false` is
+    left out, as if the file did not have it.
     """
     if path is None:
         return None
@@ -50,10 +51,16 @@ def read_deepspeed(path: str | None) -> DeepSpeedConfig | None:
     stage = zero.get("stage")
     if stage not in (0, 1, 2, 3):
         raise UserError(f"deepspeed {path}: zero_optimization.stage is {stage!r}; set it to 0, 1, 2 or 3")
-    for unsupported, where in ((_UNSUPPORTED, settings), (_UNSUPPORTED_ZERO, zero)):
-        for name, instead in unsupported.items():
-            if name in where:
-                raise UserError(f"deepspeed {path}: take {name} out, {instead}")
+    settings = {
+        name: value
+        for name, value in settings.items()
+        if not (name in _UNSUPPORTED and isinstance(value, dict) and value.get("enabled") is False)
+    }
+    unsupported = [name for name in _UNSUPPORTED if name in settings]
+    unsupported += [name for name in _UNSUPPORTED_ZERO if zero.get(name, False) is not False]
+    if unsupported:
+        remedies = {**_UNSUPPORTED, **_UNSUPPORTED_ZERO}
+        raise UserError(f"deepspeed {path}: take out {', '.join(f'{name} ({remedies[name]})' for name in unsupported)}")
     if stage != 3:
         return None
     device = pieces_on(settings)
@@ -103,12 +110,14 @@ def check_weights(config: ModelConfig, settings: DeepSpeedConfig | None, stored:
 def with_auto_values(settings: DeepSpeedConfig, frozen: FrozenModel) -> DeepSpeedConfig:
     """Fill in the `auto` values of a DeepSpeed config for a model: prefetch one layer, hold at most two.
 
+    Other values of `zero_optimization` that are `auto`, which a Trainer fills in, are left to DeepSpeed's defaults.
     Pieces in the files of the checkpoint are memory of the host to DeepSpeed: its own files and buffers are not used.
     """
     largest = max(sum(p.numel() for p in layer.module.parameters()) for layer in frozen.layers)
     zero = {**settings["zero_optimization"], "memory_efficient_linear": False}  # zero3.py brings its own
     values = {"stage3_prefetch_bucket_size": largest, "stage3_max_live_parameters": 2 * largest}
     zero.update({name: value for name, value in values.items() if zero.get(name) == "auto"})
+    zero = {name: value for name, value in zero.items() if value != "auto"}
     if (device := pieces_on(settings)) != "none":
         pinned = device == "cpu" and bool(zero["offload_param"].get("pin_memory"))  # pages of files cannot be pinned
         zero["offload_param"] = {"device": "cpu", "pin_memory": pinned}

@@ -11,5 +11,6 @@ How a trial travels, file by file:
 6. `TrialStates` (`trial_states`) records the progress and writes it through `TrialDir` (`trial_dir`) to the trial's folder;
    the report of a validation goes back to Tune, whose scheduler continues or stops the trial.
 
-`run` is the verb from top to bottom; `resume` compares a folder with the sweep; `dry_run` and `time_estimate` predict the cost.
+`run` is the verb from top to bottom; `cluster` starts or joins Ray and `cluster_monitor` notices its end; `resume` compares a
+folder with the sweep; `dry_run` and `time_estimate` predict the cost.
 """

@@ -1,7 +1,10 @@
 """Join or start the Ray cluster of a sweep, and decide how many model workers it holds."""
 
 import os
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,10 +12,12 @@ from typing import Any, NamedTuple
 
 import ray
 
-from bigcircuit.errors import UserError
+from bigcircuit.errors import UserError, first_line
+from bigcircuit.sweep.cluster_monitor import ending_when_lost
 from bigcircuit.sweep.config import Sweep, SweepSettings
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors without GPUs see them, as Ray is going to do
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15: another program would take the workers' cores
 
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -57,33 +62,89 @@ def worker_resources(settings: SweepSettings, trials: int, can_grow: bool) -> Wo
         )
     workers = settings.workers or int(min(fitting, -(-trials // settings.slots)))
     if settings.cpus is None and not gpus and len(ray.nodes()) == 1:
-        cpus = max(1, int(available.get("CPU", 0)) // (workers * ranks))
+        share = max(1, int(available.get("CPU", 0)) // (workers * ranks))
+        cpus = min(asked_threads() or share, share)
     return WorkerResources(workers, cpus, gpus)
+
+
+def asked_threads() -> int | None:
+    """Return the number of threads in OMP_NUM_THREADS, of nested numbers the first; None where it is unset or no number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) else None
 
 
 @contextmanager
 def cluster(address: str | None, sweep: Sweep) -> Iterator[None]:
-    """Join the Ray cluster at an address, or start Ray on this machine; leave or stop it at the end. Raises UserError."""
+    """Join the Ray cluster at an address, or start Ray on this machine; leave or stop it at the end.
+
+    Raises UserError, and ClusterLost (see cluster_monitor.py).
+    """
     os.environ |= _QUIET
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
     if address is not None:
         _check_reachable(address)
     try:
-        if address is None:
-            with _private_token():
-                ray.init("local", num_cpus=core_count(sweep), include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        where = "this machine" if address is None else f"--address {address}"
-        raise UserError(
-            f"{where}: no Ray cluster can be joined there ({str(error).splitlines()[0]}); is it running, and is its token "
-            "in RAY_AUTH_TOKEN or ~/.ray/auth_token?"
-        ) from error
+        with _same_signal_handlers():
+            if address is None:
+                with _private_token(), _sessions_of_their_own():
+                    ray.init("local", num_cpus=core_count(sweep), include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, **quiet)
+    except Exception as error:  # a bare one where Ray's processes take more than 30 s to start
+        raise UserError(_not_joined(address, error)) from error
+    try:
+        with ending_when_lost():
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _not_joined(address: str | None, error: Exception) -> str:
+    """Return the error that Ray's processes cannot be started here or joined elsewhere, from what `ray.init` has raised."""
+    reason, token = first_line(error), "its token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    if address is not None:
+        return f"--address {address}: no Ray cluster can be joined there ({reason}); is it running, and is {token}?"
+    here = f"Ray cannot start on this machine ({reason})"
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        return f"{here}; its sockets and logs need a short path with free space: set RAY_TMPDIR, as to /tmp"
+    return f"{here}; where other programs take all cores it gives up: try again later, and look whether {token} can be read"
+
+
+@contextmanager
+def _same_signal_handlers() -> Iterator[None]:
+    """Restore this process's handler of SIGTERM, in whose place `ray.init` sets one that exits at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+_own_session = threading.Event()
+"""Set while processes that this one forks are to live in sessions of their own."""
+
+
+def _leave_session() -> None:
+    if _own_session.is_set():
+        os.setsid()
+
+
+os.register_at_fork(after_in_child=_leave_session)
+
+
+@contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """Start Ray's processes inside in sessions of their own, out of reach of a signal to this process's group.
+
+    Batch systems, service managers and `timeout` send SIGTERM to the group; with Ray's processes gone no trial could be saved.
+    Ray has no setting for it, and starts its processes by `fork`. On Linux they still end with this process, by PR_SET_PDEATHSIG;
+    on macOS they end with their group, which they therefore keep.
+    """
+    if sys.platform == "linux":
+        _own_session.set()
     try:
         yield
     finally:
-        ray.shutdown()
+        _own_session.clear()
 
 
 @contextmanager

@@ -77,7 +77,8 @@ class SweepSettings(Section):
     ranks: Positive = 1
     """Processes of one copy, its weights divided between them under ZeRO-3."""
     cpus: Positive | None = None
-    """CPU cores per process; by default one, or, without GPUs on a single machine, an equal share of all cores."""
+    """CPU cores, and threads, per process; by default one, or, without GPUs on a single machine, OMP_NUM_THREADS where it is set,
+    else an equal share of all cores."""
     gpus: Annotated[float, Field(ge=0)] | None = None
     """GPUs per process; by default one where there are any."""
 

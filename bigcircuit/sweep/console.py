@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,9 +86,9 @@ def status_line(status: SweepStatus, seconds: float) -> str:
     if (best := _best(records)) is not None:
         kl, neurons = _point(best)
         parts.append(
-            f"best {neurons} neurons with KL {kl:.3g}"
+            f"best {neurons} neurons with validation KL {kl:.3g}"
             if kl <= GOOD_KL
-            else f"lowest KL {kl:.3g} with {neurons} neurons"
+            else f"lowest validation KL {kl:.3g} with {neurons} neurons"
         )
     left = seconds_left(status, seconds)
     return "  ".join([*parts, *([f"{left:.0f} s left"] if left is not None else [])])
@@ -123,10 +123,15 @@ def _point(record: TrialRecord) -> tuple[float, int]:
     return record.validation["validation.kl"], record.validation["validation.kept.total"]
 
 
-def print_trials(console: Console, records: Sequence[TrialRecord], rows: int = _MAX_ROWS) -> None:
-    """Print the table of trials and why some have failed; a log gets a wider table than a terminal."""
+def print_trials(
+    console: Console,
+    records: Sequence[TrialRecord],
+    rows: int = _MAX_ROWS,
+    points: Mapping[int, tuple[int, float]] | None = None,
+) -> None:
+    """Print the table of trials and why some have failed; a log gets a wider table than a terminal. points: see trials_table."""
     wide = console if console.is_terminal else Console(file=console.file, width=_LOG_WIDTH, highlight=False)
-    wide.print(trials_table(records, rows))
+    wide.print(trials_table(records, rows, points))
     for line in failure_lines(records):
         console.print(line, markup=False)
 
@@ -138,28 +143,36 @@ def failure_lines(records: Sequence[TrialRecord]) -> list[str]:
     return lines + ([f"... and {len(failed) - _MAX_REASONS} more"] if len(failed) > _MAX_REASONS else [])
 
 
-def trials_table(records: Sequence[TrialRecord], rows: int = _MAX_ROWS) -> Table:
-    """Make the table of trials, running trials first; rows: how many are shown at most."""
+def trials_table(
+    records: Sequence[TrialRecord], rows: int = _MAX_ROWS, points: Mapping[int, tuple[int, float]] | None = None
+) -> Table:
+    """Make the table of trials, running trials first.
+
+    rows: how many are shown at most. points: neurons and held-out KL, nats, of each finished trial, which are what reports and
+    `sweep best` compare; None while the sweep runs: a table of the last validations only.
+    """
     order = {"running": 0, "failed": 1, "finished": 2, "stopped": 3, "waiting": 4}
     shown = sorted(records, key=lambda record: (order[record.status], record.number))
     keys = sorted({key for record in records for key in record.settings})
     table = Table(box=None, pad_edge=False)
-    for heading in ("trial", "status", *keys, "step", "KL", "neurons"):
+    scores = ("validation KL", *(("held-out KL",) if points is not None else ()))
+    for heading in ("trial", "status", *keys, "step", *scores, "neurons"):
         table.add_column(
             heading,
             justify="left" if heading == "status" else "right",
-            no_wrap=heading not in (*keys, "status"),
+            no_wrap=heading not in (*keys, "status", *scores),
             overflow="fold",
         )
     for record in shown[:rows]:
         last = record.validation or {}
-        kl, size = last.get("validation.kl"), last.get("validation.kept.total")
+        size, held_out = (points or {}).get(record.number, (last.get("validation.kept.total"), None))
+        values = (last.get("validation.kl"), held_out)[: len(scores)]
         table.add_row(
             str(record.number),
             record.status,
             *(_value(record.settings.get(key)) for key in keys),
             f"{record.step}/{record.steps}" if record.steps else "",
-            "" if kl is None else f"{kl:.3f}",
+            *("" if kl is None else f"{kl:.3f}" for kl in values),
             "" if size is None else str(size),
         )
     if len(shown) > rows:

@@ -15,7 +15,7 @@ from bigcircuit.distributed.signals import StopRequest
 from bigcircuit.errors import ReportedError, Stopped, UserError
 from bigcircuit.io.files import remove, removing, temporary_path, write_json
 from bigcircuit.io.run_dir import RunDir
-from bigcircuit.results.sweep import is_sweep
+from bigcircuit.results.sweep import is_sweep, read_sweep
 from bigcircuit.results.trial_record import read_trial_records
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.sweep.cluster import cluster, worker_resources
@@ -60,7 +60,7 @@ def execute_sweep(sweep: Sweep, address: str | None, console: Console) -> None:
             remove(folder / "trials")
         if trials_left(folder, sweep):
             request = StopRequest()
-            with cluster(address, sweep), request.handling_signals():
+            with request.handling_signals(), cluster(address, sweep):
                 run_trials(sweep, folder, LiveTable(console), request, can_grow=address is not None)
         else:
             write_outputs(folder)
@@ -69,8 +69,9 @@ def execute_sweep(sweep: Sweep, address: str | None, console: Console) -> None:
 
 def show_outcome(folder: Path, console: Console, last: str) -> None:
     """Print the table of trials, then the line `last`. Raises UserError where all trials have failed."""
-    records = read_trial_records(folder)
-    print_trials(console, records)
+    sweep = read_sweep(folder)
+    records = [trial.record for trial in sweep.trials]
+    print_trials(console, records, points={trial.number: trial.point for trial in sweep.finished})
     console.print(last, markup=False)
     if all(record.status == "failed" for record in records):
         raise UserError(f"{folder}: all {len(records)} trials have failed, see above; mend the config and start again")

@@ -241,6 +241,14 @@ def test_what_launchers_add_is_ignored(verb, words):
     assert parse_verb(verb, [*words, "--train.steps", "3"]) == parse_verb(verb, ["--train.steps", "3"])
 
 
+def test_what_launchers_add_before_the_verb_is_ignored(run):
+    """As of `python -m torch.distributed.launch -m bigcircuit prune` and of `deepspeed --module bigcircuit prune`."""
+    for words in (["--local-rank=0"], ["--local_rank=3"]):
+        code, _, errors = run(*words, "prune", "--train.steps", "-1")
+        assert code == 2 and "train.steps" in errors and "verb" not in errors
+        assert run(*words, "--version")[0] == 0
+
+
 def test_the_last_of_two_values_counts_and_values_may_begin_with_a_dash():
     command = parse_verb("prune", ["--output", "a", "--output", "-b c", "--gates.init", "-2", "--config", "-"])
     assert command.settings[Config] == {"output": "-b c", "gates.init": -2}

@@ -1,11 +1,12 @@
 """What launchers announce, what they leave out, and which interface gloo is told."""
 
+import re
 import socket
 
 import psutil
 import pytest
 
-from bigcircuit.distributed.launcher_env import read_launcher_env, set_gloo_interface
+from bigcircuit.distributed.launcher_env import crowding, read_launcher_env, set_gloo_interface
 from bigcircuit.errors import UserError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE",
@@ -67,3 +68,17 @@ def test_a_loopback_address_cannot_lead_to_another_host(environment):
     environment(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500", LOCAL_WORLD_SIZE="2")
     with pytest.raises(UserError, match="loopback address .* which no other host can reach"):
         set_gloo_interface(4)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "threads", "cores", "warning"),
+    [
+        (2, 1, 2, None),
+        (2, 4, 8, None),
+        (8, 1, 2, r"warning: 8 ranks share 2 CPU core\(s\) .*; start 2 or fewer \(--num_accelerators of deepspeed"),
+        (2, 4, 4, r"warning: 2 ranks with 4 threads each share 4 CPU core\(s\) .*; set OMP_NUM_THREADS to 2$"),
+    ],
+)
+def test_more_threads_than_cores_are_warned_of(ranks, threads, cores, warning):
+    said = crowding(ranks, threads, cores)
+    assert said is None if warning is None else re.match(warning, said), said

@@ -1,12 +1,15 @@
 """Two CPU ranks under the real launchers find what one process finds."""
 
 import json
+import socket
 import subprocess
 
 import pytest
 import torch
 
 from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.distributed.ranks import joined_ranks
+from bigcircuit.errors import UserError
 from tests.helpers.launch import ON_CPU, ROOT, launcher_command, option_words
 from tests.helpers.short_runs import QUICK, run
 
@@ -41,3 +44,19 @@ def test_a_mistake_under_a_launcher_is_one_line(tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("bigcircuit: ") + done.stdout.count("bigcircuit: ") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_a_taken_master_port_is_one_line_with_the_remedy(monkeypatch):
+    """What two runs on one host with deepspeed's own port come to."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        names = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in {**names, "GLOO_SOCKET_IFNAME": "lo"}.items():
+            monkeypatch.setenv(name, value)
+        with (
+            pytest.raises(UserError, match=f"^MASTER_PORT {port} is taken on this host, .* --master_port of deepspeed"),
+            joined_ranks(),
+        ):
+            pass

@@ -1,6 +1,7 @@
 """Weights in pieces: what each rank holds, how often a layer is gathered, and that no stage changes the gates."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
-from bigcircuit.model.deepspeed_config import read_deepspeed
+from bigcircuit.model.deepspeed_config import read_deepspeed, with_auto_values
+from bigcircuit.model.load import skeleton
 from bigcircuit.model.resolve import resolve_model
 from tests.helpers.launch import DEEPSPEED_CONFIGS, ENVIRONMENT, ROOT, launch, option_words
 from tests.helpers.short_runs import QUICK
@@ -193,6 +195,45 @@ def test_an_error_of_deepspeed_is_one_line_that_names_its_file(tmp_path):
     assert line.startswith(f"bigcircuit: deepspeed {path}: DeepSpeed stopped in ") and "zero3.json" in line
 
 
+TRAINER = {
+    "fp16": {"enabled": False, "loss_scale": 0},
+    "bf16": {"enabled": True},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+    "scheduler": {"type": "WarmupLR"},
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": True,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "zero_quantized_weights": True,
+        "zero_quantized_nontrainable_weights": False,
+    },
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+}
+"""What people have from transformers' Trainer."""
+
+
+def test_all_that_has_to_be_taken_out_is_named_at_once(tmp_path):
+    path = tmp_path / "trainer.json"
+    path.write_text(json.dumps(TRAINER))
+    with pytest.raises(UserError) as refused:
+        read_deepspeed(str(path))
+    words = str(refused.value).removeprefix(f"deepspeed {path}: take out ")
+    assert re.findall(r"(?:^|, )(\w+) \(", words) == [
+        "optimizer", "scheduler", "bf16", "gradient_clipping", "zero_quantized_weights",
+    ]  # fmt: skip
+    left = {name: value for name, value in TRAINER.items() if name not in words}
+    left["zero_optimization"] = {k: v for k, v in TRAINER["zero_optimization"].items() if k != "zero_quantized_weights"}
+    path.write_text(json.dumps(left))
+    settings = read_deepspeed(str(path))
+    assert settings is not None and "fp16" not in settings, "what is not enabled is as if it were not there"
+    zero = with_auto_values(settings, skeleton(ModelConfig()))["zero_optimization"]
+    assert "auto" not in zero.values() and zero["overlap_comm"] is True
+    assert "reduce_bucket_size" not in zero and zero["stage3_prefetch_bucket_size"] > 0
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in DEEPSPEED_CONFIGS.glob("*.json")))
 def test_every_config_that_comes_with_us_is_read(name):
     settings = read_deepspeed(str(DEEPSPEED_CONFIGS / f"{name}.json"))
@@ -205,9 +246,9 @@ def test_every_config_that_comes_with_us_is_read(name):
         ("{", "not a JSON file"),
         ("[]", "zero_optimization.stage is None; set it to 0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": 4}}', "zero_optimization.stage is 4"),
-        ('{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}}', "take bf16 out, .*set model.dtype"),
-        ('{"zero_optimization": {"stage": 0}, "optimizer": {}}', "take optimizer out, .*train.lr"),
-        ('{"zero_optimization": {"stage": 3}, "train_batch_size": 8}', "take train_batch_size out"),
+        ('{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}}', "take out bf16 .*set model.dtype"),
+        ('{"zero_optimization": {"stage": 0}, "optimizer": {}}', "take out optimizer .*train.lr"),
+        ('{"zero_optimization": {"stage": 3}, "train_batch_size": 8}', "take out train_batch_size "),
         (
             '{"zero_optimization": {"stage": 3, "offload_param": {"device": "disk"}}}',
             "offload_param.device is 'disk'; set it to none, cpu or nvme",

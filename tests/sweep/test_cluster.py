@@ -28,6 +28,12 @@ def holds(monkeypatch):
     return say
 
 
+@pytest.fixture(autouse=True)
+def no_asked_threads(monkeypatch):
+    """Machines that run the tests set it."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
 def asked(**settings):
     return SweepSettings(space={"train.seed": [0]}, **settings)
 
@@ -51,6 +57,27 @@ def test_as_many_workers_as_trials_need_and_machines_hold(holds, cluster_holds, 
     assert worker_resources(asked(**settings), trials, can_grow=False) == WorkerResources(*expected)
 
 
+@pytest.mark.parametrize(
+    ("variable", "settings", "cpus"),
+    [
+        ("1", {}, 1),
+        ("3", {}, 3),
+        ("3,2", {}, 3),
+        ("64", {}, 8),
+        ("0", {}, 8),
+        ("many", {}, 8),
+        ("1", {"cpus": 2}, 2),
+        ("3", {"workers": 4}, 2),
+    ],
+)
+def test_threads_that_the_environment_asks_for_hold_unless_settings_say_otherwise(
+    holds, monkeypatch, variable, settings, cpus
+):
+    holds(CPU=8)
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert worker_resources(asked(slots=8, **settings), 8, can_grow=False).cpus == cpus
+
+
 def test_too_few_resources_are_an_error_unless_machines_may_come(holds):
     holds(CPU=2)
     with pytest.raises(UserError, match="3 worker\\(s\\) of 1 rank\\(s\\) need 3 CPUs and 0 GPUs, there are 2 and 0"):
@@ -66,6 +93,25 @@ def test_an_address_without_a_cluster_is_answered_at_once(tmp_path):
         port = probe.getsockname()[1]
     with pytest.raises(UserError, match=f"--address ray://127.0.0.1:{port}: nobody answers there"):
         cluster(f"ray://127.0.0.1:{port}", short_sweep(tmp_path)).__enter__()
+
+
+def test_a_machine_too_busy_for_ray_is_one_line(tmp_path, monkeypatch):
+    def init(*_, **__):
+        raise Exception(
+            "The current node timed out during startup.\nThis could happen"
+        )  # what Ray 2.60 raises after 30 s
+
+    monkeypatch.setattr(cluster_module.ray, "init", init)
+    with pytest.raises(
+        UserError, match=r"^Ray cannot start on this machine \(The current node timed out .*: try again later"
+    ):
+        cluster(None, short_sweep(tmp_path)).__enter__()
+
+
+def test_a_folder_too_long_for_sockets_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 30)))
+    with pytest.raises(UserError, match="Ray cannot start on this machine .*107 bytes.* set RAY_TMPDIR, as to /tmp"):
+        cluster(None, short_sweep(tmp_path)).__enter__()
 
 
 def test_this_machine_has_the_cores_that_are_asked_for(tmp_path):

@@ -36,12 +36,12 @@ def test_the_line_says_the_best_the_failed_and_the_time_of_this_start():
     )
     assert (
         status_line(status, 5.0)
-        == "1/3 trials  1 running  1/2 slots  2.0 steps/s  best 1792 neurons with KL 0  30 s left"
+        == "1/3 trials  1 running  1/2 slots  2.0 steps/s  best 1792 neurons with validation KL 0  30 s left"
     )
     records[1].validation["validation.kl"] = 0.09
-    assert "best 40 neurons with KL 0.09" in status_line(status, 5.0)
+    assert "best 40 neurons with validation KL 0.09" in status_line(status, 5.0)
     only = dataclasses.replace(status, records=[record(1, "running", 20, 2.0, 40, 35)])
-    assert "lowest KL 2 with 40 neurons" in status_line(only, 5.0)
+    assert "lowest validation KL 2 with 40 neurons" in status_line(only, 5.0)
     assert seconds_left(dataclasses.replace(status, updates=0), 5.0) is None, "no update has been timed"
     records[0].status, records[0].error = "failed", "train.lr: a reason"
     assert failure_lines(records) == ["trial 0 failed: train.lr: a reason"]
@@ -65,7 +65,7 @@ def test_the_table_shows_running_trials_first_and_counts_the_rest():
     file = io.StringIO()
     print_trials(Console(file=file, width=60), records, rows=5)
     lines = file.getvalue().splitlines()
-    assert lines[0].split() == ["trial", "status", "train.lr", "step", "KL", "neurons"]
+    assert lines[0].split() == ["trial", "status", "train.lr", "step", "validation", "KL", "neurons"]
     assert lines[1].split() == ["7", "running", "0.1235", "12/40", "0.500", "100"]
     assert len(lines) == 1 + 5 + 1 and "25 more" in lines[-1]
 
@@ -74,3 +74,15 @@ def test_of_many_failures_the_first_are_named():
     records = [record(number, "failed", 0, 0.5, 100, 0, error="why") for number in range(10)]
     lines = failure_lines(records)
     assert lines[0] == "trial 0 failed: why" and lines[-1] == "... and 2 more" and len(lines) == 9
+
+
+def test_kl_on_validation_pairs_and_on_held_out_pairs_have_a_column_each():
+    """The two may order trials differently, and the circuit may be another than that of the last validation."""
+    records = [record(0, "finished", 40, 0.2, 100, 40), record(1, "finished", 40, 0.3, 90, 40)]
+    records.append(record(2, "stopped", 10, 0.9, 80, 10))
+    file = io.StringIO()
+    print_trials(Console(file=file, width=80), records, points={0: (101, 0.4), 1: (90, 0.25)})
+    lines = [line.split() for line in file.getvalue().splitlines()]
+    assert lines[0][-5:] == ["validation", "KL", "held-out", "KL", "neurons"]
+    assert [line[-3:] for line in lines[1:3]] == [["0.200", "0.400", "101"], ["0.300", "0.250", "90"]]
+    assert lines[3][-2:] == ["0.900", "80"], "a trial that was stopped has no held-out score"
