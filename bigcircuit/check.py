@@ -20,6 +20,7 @@ from bigcircuit.memory.estimate import Estimate, Workload
 from bigcircuit.memory.fit import fits, needs, remedies
 from bigcircuit.memory.update_time import predict_time, threads_of_rank
 from bigcircuit.model.load import load_tokenizer
+from bigcircuit.model.weight_files import weight_files
 from bigcircuit.runtime.host_memory import GIB, FreeMemory
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.resolve import ResolvedRun, resolve
@@ -39,6 +40,10 @@ def check_config(
     run = resolve(config, Ranks(), progress)
     console.print(_sites(run))
     console.print(_pairs(run.data))
+    if run.model.unused_line:
+        console.print(run.model.unused_line, markup=False)
+    if not weight_files(config.model):
+        console.print(f"{config.model.path}: the weights are not here, so they were not checked", markup=False)
     for problem in run.data.bad:
         console.print(f"left out: {problem}", markup=False)
     work, memory = Workload.of(run.data.splits, ranks), memory or FreeMemory.measure()

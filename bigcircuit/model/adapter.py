@@ -25,8 +25,8 @@ class AdaptedModel(NamedTuple):
 def adapt(model: Any, adapter: str) -> AdaptedModel:
     """Put an adapter on a model. On the meta device names and shapes of the adapter's tensors are checked all the same.
 
-    adapter: folder or hub id. Raises UserError if the adapter cannot be opened, is stored as a pickle, adds virtual tokens, lacks
-    tensors that its config asks for, or has others than the model.
+    adapter: folder or hub id. Raises UserError if the adapter cannot be opened, is stored as a pickle, adds virtual tokens,
+    lacks tensors that its config asks for, or has them in other shapes.
     """
     from peft import PeftConfig, PeftModel
 
@@ -42,27 +42,27 @@ def adapt(model: Any, adapter: str) -> AdaptedModel:
     if kind.is_prompt_learning:
         # Virtual tokens are not weights: they would be lost with the wrapper, which get_base_model removes.
         raise UserError(f"{subject}: {kind.peft_type} adds virtual tokens; use an adapter on the weights")
-    names = _stored_names(adapter, folder)
-    fitting = explain_library_errors(
-        f"{subject}: does not fit the model", folder, "give the model that it was trained on"
-    )
-    with fitting:
+    _check_readable(adapter, folder)
+    remedy = f"give the model that it was trained on, or mend {ADAPTER_CONFIG}"
+    with explain_library_errors(f"{subject}: does not fit the model", folder, remedy):
         kind.inference_mode = True
         adapted = PeftModel(model, kind, _NAME, low_cpu_mem_usage=on_meta)
         found = adapted.load_adapter(adapter, _NAME, torch_device="cpu", low_cpu_mem_usage=on_meta)
-    # Modules that are saved whole are not among what PEFT reports as missing.
-    whole = [name for name in kind.modules_to_save or () if not any(f".{name}." in stored for stored in names)]
-    missing = [*sorted(found.missing_keys), *whole]
+    missing = sorted(found.missing_keys)
     if missing:
         raise UserError(
-            f"{subject}: {ADAPTER_WEIGHTS} lacks {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which "
-            f"{ADAPTER_CONFIG} asks for; copy both files again"
+            f"{subject}: {ADAPTER_WEIGHTS} lacks {missing[0].replace(f'.{_NAME}.', '.')}"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which {ADAPTER_CONFIG} asks for; "
+            "copy both files again"
         )
     return AdaptedModel(adapted.get_base_model(), tuple(sorted(found.unexpected_keys)))
 
 
-def _stored_names(adapter: str, folder: Path | None) -> list[str]:
-    """Read the names of an adapter's tensors. A hub adapter that is not on this machine is downloaded. Raises UserError."""
+def _check_readable(adapter: str, folder: Path | None) -> None:
+    """Check that an adapter has weights in safetensors format; PEFT would unpickle others. Raises UserError.
+
+    A hub adapter that is not on this machine is downloaded.
+    """
     subject = f"model.adapter {adapter}: {ADAPTER_WEIGHTS}"
     if folder is not None and not (folder / ADAPTER_WEIGHTS).exists():
         raise UserError(
@@ -73,5 +73,5 @@ def _stored_names(adapter: str, folder: Path | None) -> list[str]:
             from huggingface_hub import hf_hub_download
 
             folder = Path(hf_hub_download(adapter, ADAPTER_WEIGHTS)).parent
-        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-            return list(file.keys())
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt"):
+            pass

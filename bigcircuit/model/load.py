@@ -1,5 +1,6 @@
 """Load the base model: config, tokenizer, frozen weights with an adapter, or the module tree without weights."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,9 @@ def load_config(config: ModelConfig) -> Any:
     with explain_library_errors(f"model.path {config.path}: config.json cannot be read", folder, "mend it"):
         text = hf.get_text_config(decoder=True)
     architecture_of(text)
+    for name, expected in _FIXED.items():
+        if getattr(hf, name, expected) != expected:
+            raise UserError(f"model.path {config.path}: config.json has {name} {getattr(hf, name)!r}; take it out")
     if hf is not text and hf.model_type not in ARCHITECTURES:
         raise UserError(
             f"model.path {config.path}: model type {hf.model_type!r} holds a language model of type "
@@ -70,9 +74,11 @@ def load_tokenizer(config: ModelConfig) -> Any | None:
     path = Path(resolve_path(config))
     if path.is_dir() and not any((path / name).exists() for name in _TOKENIZER_FILES):
         return None
-    return _open(AutoTokenizer, config, "the tokenizer")
+    return _open(AutoTokenizer, config, "the tokenizer", try_out=lambda tokenizer: tokenizer("One, 2: three!"))
 
 
+_FIXED = {"transformers_weights": None, "output_attentions": False, "return_dict": True}
+"""Settings of config.json that would have other weights loaded than those that are hashed, or the model return something else."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -89,7 +95,7 @@ def load_frozen(
     sharding: DeepSpeed config of stage 3, to divide the weights over the ranks; None to load all weights on every rank.
     meta: the model as from `skeleton`, if it is built already.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     stored, meta = stored_dtype(config), meta or skeleton(config)
     check_weights(config, sharding, stored)
@@ -103,6 +109,7 @@ def load_frozen(
             dtype=DTYPES[config.dtype],
             attn_implementation=attention_of(meta),
             use_safetensors=True,  # the other format is pickle
+            generation_config=GenerationConfig(),  # nothing is generated, so its file need not be readable
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told in the next line
         )
@@ -141,9 +148,15 @@ def attention_of(frozen: FrozenModel) -> str:
     return frozen.model.config._attn_implementation
 
 
-def _open(factory: Any, model: ModelConfig, what: str, **arguments: Any) -> Any:
-    """Call `from_pretrained` of a transformers class. what: name of the part that is read. Raises UserError."""
+def _open(factory: Any, model: ModelConfig, what: str, try_out: Callable[[Any], object] | None = None) -> Any:
+    """Call `from_pretrained` of a transformers class. Raises UserError.
+
+    what: name of the part that is read. try_out: is called with what was opened, because some faults show at the first use.
+    """
     path = resolve_path(model)
     subject, folder = f"model.path {path}: {what} cannot be opened", model_folder(model.path, model.revision)
-    with explain_library_errors(subject, folder, "copy or download the model again"):
-        return factory.from_pretrained(path, revision=model.revision, trust_remote_code=False, **arguments)
+    with explain_library_errors(subject, folder, "mend the file, or copy or download the model again"):
+        opened = factory.from_pretrained(path, revision=model.revision, trust_remote_code=False)
+        if try_out is not None:
+            try_out(opened)
+    return opened

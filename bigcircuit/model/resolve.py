@@ -49,6 +49,16 @@ class ResolvedModel:
         """Whether loading on CPU leaves the weights in their files, mapped into memory: they need no cast."""
         return self.stored == DTYPES[self.config.dtype]
 
+    @property
+    def unused_line(self) -> str | None:
+        """One line about tensors in the files that the model does not use, None if there are none."""
+        if not self.unused:
+            return None
+        files = f"{self.config.path}{f' and {self.config.adapter}' if self.config.adapter else ''}"
+        return (
+            f"{files}: {len(self.unused)} tensor(s) in the files are not used by the model, the first: {self.unused[0]}"
+        )
+
     def changed(self, config: ModelConfig) -> "ResolvedModel":
         """Return the model with other settings for the same files, such as another dtype."""
         config = config.model_copy(update={"attention": self.config.attention})

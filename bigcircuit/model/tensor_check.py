@@ -15,7 +15,7 @@ class CheckedTensors(NamedTuple):
     """Result of the comparison of a checkpoint with its model."""
 
     model: Any
-    """The Hugging Face model on the meta device, whose tensors all have a counterpart in the files."""
+    """The Hugging Face model on the meta device, as it was given or as it was loaded from the headers."""
     unused: tuple[str, ...]
     """Names of tensors in the files that the model does not use, sorted."""
 
@@ -27,12 +27,11 @@ def check_weight_tensors(config: ModelConfig, meta: Any) -> CheckedTensors:
     same as later. meta: Hugging Face model without weights. A model whose weights are not on this machine is compared when they are
     loaded, and so is a quantised one, of which only the package is looked for. Raises UserError.
     """
+    if not weight_files(config):
+        return CheckedTensors(meta, ())
+    if _quantiser(config, meta) is not None:
+        return CheckedTensors(meta, ())
     stored = stored_tensors(config)
-    if not stored:
-        return CheckedTensors(meta, ())
-    if is_quantised(meta.config):
-        _look_for_package(config, meta)
-        return CheckedTensors(meta, ())
     usable = {name: tensor for name, tensor in stored.items() if tensor.dtype != NOT_FLOATING}
     with opening_weights(config):
         model, info = type(meta).from_pretrained(
@@ -91,20 +90,14 @@ def opening_weights(config: ModelConfig) -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def is_quantised(hf_config: Any) -> bool:
-    """Return whether a Hugging Face config says that the weights are quantised."""
-    return getattr(hf_config, "quantization_config", None) is not None
-
-
-def _look_for_package(config: ModelConfig, meta: Any) -> None:
+def _quantiser(config: ModelConfig, meta: Any) -> Any:
+    """Return what transformers loads quantised weights with, None for other weights. Raises UserError if a package is absent."""
     from transformers.quantizers.auto import get_hf_quantizer
 
-    with explain_library_errors(
-        f"model.path {config.path}: the quantised weights cannot be loaded",
-        None,
-        "install the package, or give the model in float32, bfloat16 or float16",
-    ):
-        get_hf_quantizer(deepcopy(meta.config), None, None, True, {})
+    subject = f"model.path {config.path}: the quantised weights cannot be loaded"
+    remedy = "install the package, or give the model in float32, bfloat16 or float16"
+    with explain_library_errors(subject, None, remedy):
+        return get_hf_quantizer(deepcopy(meta.config), None, None, True, {})[0]
 
 
 def _weights_name(config: ModelConfig) -> str:

@@ -1,6 +1,7 @@
 """Weight files of the base model: where they lie, and the names, shapes and dtypes of their tensors."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def weight_files(config: ModelConfig) -> list[Path]:
     folder, subject = model_folder(config.path, config.revision), f"model.path {config.path}"
     if folder is None:
         return []
-    if (folder / WEIGHTS).exists():
+    if os.path.lexists(folder / WEIGHTS):  # a link to nowhere is named when it is read
         return [folder / WEIGHTS]
     if not (folder / INDEX).exists():
         others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
@@ -58,7 +59,10 @@ def weight_files(config: ModelConfig) -> list[Path]:
         return []
     with explain_library_errors(f"{subject}: {INDEX} cannot be read", folder, COPY_AGAIN):
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        files = [folder / name for name in sorted(set(index["weight_map"].values()))]
+        # Both are read by transformers.
+        _, files = index["metadata"], [folder / name for name in sorted(set(index["weight_map"].values()))]
+    if not files:
+        raise UserError(f"{subject}: {INDEX} names no file; {COPY_AGAIN}")
     missing = [path.name for path in files if not path.exists()]
     if missing and _is_local(config.path):
         more = f" and {len(missing) - 1} more that are" if len(missing) > 1 else ", which is"
