@@ -46,7 +46,7 @@ def check_config(
         console.print(f"{config.model.path}: the weights are not here, so they were not checked", markup=False)
     for problem in run.data.bad:
         console.print(f"left out: {problem}", markup=False)
-    work, memory = Workload.of(run.data.splits, ranks), memory or FreeMemory.measure()
+    work, memory = Workload.of(run.data.splits, ranks), memory or FreeMemory.measure(config.model.device)
     with progress.phase("counting memory"):
         found = needs(run, work, memory)
     _memory(run, work, memory, found, progress)
@@ -91,7 +91,7 @@ def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimat
 
 def _time(run: ResolvedRun, work: Workload, memory: FreeMemory, needed: Estimate, console: Console) -> None:
     """Print how long an update and the run take here. Raises UserError if there is no room for the measurement."""
-    if memory.is_gpu != torch.cuda.is_available():
+    if memory.is_gpu != (torch.cuda.is_available() and run.config.model.device != "cpu"):
         console.print(f"--time: time can be measured only on the machine itself; this one has {_devices()}")
         return
     predicted = predict_time(run, work, memory, needed)

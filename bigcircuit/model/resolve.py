@@ -77,7 +77,7 @@ def resolve_model(config: ModelConfig, deepspeed: str | None = None) -> Resolved
     The tensors in the files of the model and of its adapter are compared with the module tree by their headers. Raises UserError.
     """
     hf_config, tokenizer = load_config(config), load_tokenizer(config)
-    settings, stored = read_deepspeed(deepspeed), stored_dtype(config)
+    settings, stored = read_deepspeed(deepspeed, config.device), stored_dtype(config)
     check_weights(config, settings, stored)
     meta = skeleton(config, hf_config)
     config = config.model_copy(update={"attention": attention_of(meta)})

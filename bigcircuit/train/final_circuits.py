@@ -111,6 +111,7 @@ def describe(context: RunContext, member_state: MemberState, scores: Scores) -> 
     hashes = {part: context.run.fingerprint[f"model {part}"] for part in ("config", "weights", "tokenizer")}
     return model_metadata(config.model, hashes, context.streams.frozen.shapes) | {
         "attention": attention_of(context.streams.frozen),
+        "device": context.streams.frozen.device.type,
         "task": config.task.path.rsplit("/", 1)[-1] if config.task.path else config.task.name,
         "task_sha256": context.data.sha256,
         "ablation": config.ablation.name,
