@@ -22,6 +22,7 @@ from bigcircuit.memory.estimate import Estimate, Workload
 from bigcircuit.memory.fit import fits, needs, remedies
 from bigcircuit.memory.update_time import predict_time, threads_of_rank
 from bigcircuit.model.load import load_tokenizer
+from bigcircuit.model.weight_files import weight_files
 from bigcircuit.runtime.host_memory import GIB, FreeMemory
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.resolve import ResolvedRun, resolve
@@ -50,9 +51,13 @@ def check_config(
                 progress.print_line(line)
     for note in run.data.notes:
         progress.print_line(f"note: {note}")
+    if run.model.unused_line:
+        console.print(run.model.unused_line, markup=False)
+    if not weight_files(config.model):
+        console.print(f"{config.model.path}: the weights are not here, so they were not checked", markup=False)
     for problem in run.data.bad:
         console.print(f"left out: {problem}", markup=False)
-    work, memory = Workload.of(run.data.splits, ranks), memory or FreeMemory.measure()
+    work, memory = Workload.of(run.data.splits, ranks), memory or FreeMemory.measure(config.model.device)
     with progress.phase("counting memory"):
         found = needs(run, work, memory)
     remedy = _memory(run, work, memory, found, progress)
@@ -103,7 +108,7 @@ def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimat
 
 def _time(run: ResolvedRun, work: Workload, memory: FreeMemory, needed: Estimate, console: Console) -> None:
     """Print how long an update and the run take here. Raises UserError if there is no room for the measurement."""
-    if memory.is_gpu != torch.cuda.is_available():
+    if memory.is_gpu != (torch.cuda.is_available() and run.config.model.device != "cpu"):
         console.print(f"--time: time can be measured only on the machine itself; this one has {_devices()}")
         return
     predicted = predict_time(run, work, memory, needed)

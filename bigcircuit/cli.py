@@ -58,7 +58,7 @@ def run_prune(words: Sequence[str]) -> None:
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.prune import prune
 
-    with joined_ranks() as ranks:
+    with joined_ranks(config.model.device) as ranks:
         prune(config, ranks, fresh=command.options["fresh"])
 
 
@@ -69,7 +69,7 @@ def run_check(words: Sequence[str]) -> None:
     from bigcircuit.check import check_config
     from bigcircuit.runtime.host_memory import FreeMemory
 
-    memory = FreeMemory.asked(command.options["device"], command.options["memory"])
+    memory = FreeMemory.asked(command.options["device"], command.options["memory"], config.model.device)
     check_config(config, _console(), command.options["ranks"] or 1, memory, timed=command.options["time"])
 
 
@@ -82,7 +82,8 @@ def run_evaluate(words: Sequence[str]) -> None:
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.evaluation.evaluate import evaluate_circuits
 
-    with joined_ranks() as ranks:
+    wanted = {name: value for name, value in command.settings[Config].items() if name == "model.device"}
+    with joined_ranks(load(command.options["config"], wanted).model.device) as ranks:
         evaluate_circuits(
             command.names, settings, ranks, config=command.options["config"], overrides=command.settings[Config]
         )

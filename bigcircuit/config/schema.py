@@ -56,8 +56,11 @@ class ModelConfig(Section):
     layers flow from their files through the device, once forward and once backward, for models larger than its memory."""
     adapter: str | None = None
     """Folder or hub id of a PEFT adapter to put on the model."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention implementation of transformers."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where passes run. `auto`: on GPUs where there are any, else on CPU; `cuda`: nothing runs without a GPU; `cpu`: GPUs are left
+    alone. `evaluate` takes it from the command line or `--config`, and not from the run."""
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """Attention implementation of transformers. `auto`: sdpa where the model has it, else eager; circuit files say which it was."""
 
 
 class SplitConfig(Section):

@@ -125,12 +125,13 @@ class Ranks:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     """Join the process group that a launcher announced in the environment, and leave it at the end.
 
+    device: `model.device`. Raises UserError for GPUs where there are none.
     An error of one rank is sent to all ranks and printed once; a dead or hanging rank ends the process (see watchdog.py).
     """
-    ranks = _start()
+    ranks = _start(device)
     if ranks.watchdog is not None:
         signal.signal(signal.SIGTERM, ranks.on_signal)
     try:
@@ -151,10 +152,10 @@ def joined_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _start() -> Ranks:
+def _start(device: str) -> Ranks:
     rank, size, local_rank = read_launcher_env()
     try:
-        ranks = join_ranks(rank, size, local_rank)
+        ranks = join_ranks(rank, size, local_rank, device)
     except dist.DistNetworkError as error:
         raise UserError(_no_meeting(rank, first_line(error))) from error
     if size == 1:
@@ -183,12 +184,20 @@ def _no_meeting(rank: int, reason: str) -> str:
     return f"rank {rank} cannot meet the other ranks at MASTER_ADDR {address}, MASTER_PORT {port} ({reason})"
 
 
-def join_ranks(rank: int, size: int, local_rank: int) -> Ranks:
+def uses_gpu(asked: str) -> bool:
+    """Return whether passes run on a GPU. asked: `model.device`. Raises UserError for cuda where there is no GPU."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        built = "" if torch.backends.cuda.is_built() else ", and this torch is built without CUDA"
+        raise UserError(f"model.device is cuda and torch sees no GPU here{built}; set it to auto or cpu, or mend that")
+    return asked != "cpu" and torch.cuda.is_available()
+
+
+def join_ranks(rank: int, size: int, local_rank: int, asked: str = "auto") -> Ranks:
     """Join a process group of `size` ranks that meet at MASTER_ADDR, without a watchdog.
 
-    local_rank: number of the GPU to use, where there are GPUs.
+    local_rank: number of the GPU to use, where GPUs are used. asked: `model.device`. Raises UserError, see `uses_gpu`.
     """
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", local_rank) if uses_gpu(asked) else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size > 1:

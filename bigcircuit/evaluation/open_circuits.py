@@ -88,6 +88,8 @@ def run_config(folder: Path, overrides: Mapping[str, Any]) -> Config:
         raise UserError(f"{path}: not a run's config.json; restore it or give --config with a circuit file") from error
     # Only the sections that an evaluation depends on, so that runs of older versions open whatever else they set.
     kept = {name: raw[name] for name in ("model", "task", "ablation", "deepspeed", "train") if name in raw}
+    if isinstance(kept.get("model"), dict):  # another machine may evaluate the run
+        kept["model"] = {key: value for key, value in kept["model"].items() if key != "device"}
     return apply_overrides(lambda over: override(Config(), kept | dict(over), str(path)), overrides)
 
 

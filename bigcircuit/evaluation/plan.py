@@ -114,8 +114,9 @@ def _check_one_model(circuits: Sequence[LoadedCircuit]) -> Config:
     """Return the config of the first circuit. Raises UserError unless all configs name the same model."""
     first = circuits[0]
     for other in circuits[1:]:
-        weights = {"weights": first.config.model.weights}  # where they are does not matter
-        if other.config.model.model_copy(update=weights) != first.config.model:
+        # Where weights and passes are does not matter, and the attention of the first serves all.
+        same = {name: getattr(first.config.model, name) for name in ("weights", "device", "attention")}
+        if other.config.model.model_copy(update=same) != first.config.model:
             raise UserError(
                 f"{other.path}: is of model {other.config.model.path}, {first.path} of {first.config.model.path}; "
                 "evaluate circuits of one model at a time, or set --model.path for all"

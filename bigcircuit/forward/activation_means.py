@@ -14,6 +14,7 @@ from bigcircuit.config.schema import AblationConfig
 from bigcircuit.data.collate import Batch
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.forward.finite import model_error
 from bigcircuit.forward.streams import Streams
 from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.sites import FrozenModel
@@ -114,9 +115,13 @@ def starting_ablation(
 ) -> tuple[Ablation, Moments | None]:
     """Make the ablation of a run (at step 0, where constants are learned) and the moments that were measured for it.
 
-    examples: the data set that moments are measured over.
+    examples: the data set that moments are measured over. Raises UserError if the model's activations are not finite.
     """
     if not KINDS[settings.name].needs_moments:
         return Ablation(settings.name), None
     found = moments(frozen, examples, micro_batches, per_position=settings.per_position, prompts=settings.prompts)
+    if not all(mean.isfinite().all() for mean in found.mean.values()):
+        raise model_error(
+            frozen, f"means of the full model's activations are not finite on the {settings.prompts} prompts"
+        )
     return found.ablation(settings.name), found

@@ -13,6 +13,7 @@ from torch import Tensor
 from bigcircuit.data.collate import count_scored_positions
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.forward.finite import check_reference
 from bigcircuit.forward.kept_logits import KeptLogits
 from bigcircuit.forward.streams import Streams
 from bigcircuit.runtime.progress import Phase
@@ -37,7 +38,9 @@ class ReferenceLogits:
         shuffled: int | None = None,
         kept: KeptLogits | None = None,
     ) -> None:
-        """Run the full model once over the examples. full: as they are collated, see `collate`.
+        """Run the full model once over the examples. Raises UserError if its logits are not finite.
+
+        full: how examples are collated, see `collate`.
 
         shuffled: a seed by which each example gets the logits of another one instead, see `partners`. kept: where the logits are
         read from, if they were computed before, and written to.
@@ -65,6 +68,7 @@ class ReferenceLogits:
         for micro_batch in micro_batches.iterate(examples, full=self._full):
             micro_batches.ranks.stop_if_requested()
             logits = streams.reference(micro_batch.batch)
+            check_reference(streams.frozen, logits, micro_batch)
             if micro_batch.is_counted:
                 counts = torch.bincount(
                     micro_batch.batch.example_of_score, minlength=len(micro_batch.examples)

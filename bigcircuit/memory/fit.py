@@ -144,7 +144,7 @@ def explain_out_of_memory(run: ResolvedRun, ranks: Ranks, population: int | None
             run = run.changed({"population.seeds": population}, "sweep.slots")
         work = Workload.of(run.data.splits, ranks.size)
         where = f" on rank {ranks.rank}{allocation(error)}"
-        raise _out_of_memory(run, work, FreeMemory.measure(), where) from error
+        raise _out_of_memory(run, work, FreeMemory.measure(ranks.device.type), where) from error
 
 
 def check_fits(run: ResolvedRun, ranks: Ranks) -> None:
@@ -153,7 +153,7 @@ def check_fits(run: ResolvedRun, ranks: Ranks) -> None:
     Raises OutOfMemory, before weights are loaded. Only without a GPU: a GPU raises an error, while Linux kills a
     process that takes too much without a message.
     """
-    memory, work = FreeMemory.measure(), Workload.of(run.data.splits, ranks.size)
+    memory, work = FreeMemory.measure(ranks.device.type), Workload.of(run.data.splits, ranks.size)
     if memory.is_gpu:
         return
     on_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks.size)

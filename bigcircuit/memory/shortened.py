@@ -54,8 +54,6 @@ def materialised(run: ResolvedRun, device: torch.device) -> ResolvedRun:
     frozen = run.model.skeleton
     model = deepcopy(frozen.model).to_empty(device=device)
     model.tie_weights()
-    if run.config.model.attention == "eager":  # without weights transformers chooses sdpa where there is sdpa
-        model.config._attn_implementation = "eager"
     block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(device)
     for module in model.modules():
         for key, value in list(vars(module).items()):

@@ -141,7 +141,7 @@ def predict_time(run: ResolvedRun, work: Workload, memory: FreeMemory, needed: E
     needed: memory of a rank, see `fit.needs`. Raises UserError if two layers do not fit into free memory.
     """
     ranks, device = work.ranks, torch.device("cuda" if memory.is_gpu else "cpu")
-    least, free = weight_bytes(shortened(run, 2).model.skeleton.model), FreeMemory.measure().free
+    least, free = weight_bytes(shortened(run, 2).model.skeleton.model), FreeMemory.measure(device.type).free
     if least > free:
         raise UserError(
             f"--time measures two layers with the embeddings, which need {least / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free; "

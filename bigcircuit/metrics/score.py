@@ -12,6 +12,7 @@ from torch import Tensor
 from bigcircuit.data.collate import Batch
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.forward.finite import check_reference
 from bigcircuit.forward.streams import MaskSource, Streams
 from bigcircuit.gates.discretise import site_masks
 from bigcircuit.metrics.bootstrap import intervals
@@ -59,7 +60,8 @@ def score(
 
     at_once: number of circuits that share a pass, by default all. references: logits [S, V] of a micro-batch to compare with; by
     default those of the full model, computed once a micro-batch. full: add the full model as the last row, which costs no pass.
-    phase: name under which the passes are shown. The ranks divide the work, and each of them returns all scores.
+    phase: name under which the passes are shown. The ranks divide the work, and each of them returns all scores. Raises
+    UserError if the full model's logits are not finite.
     """
     full = full or circuits is None
     kinds = example_scores()
@@ -69,7 +71,11 @@ def score(
     with micro_batches.progress.phase(phase, micro_batches.count(len(examples)) * (len(chunks) or 1)) as passes:
         for micro_batch in micro_batches.iterate(examples, full=True):
             micro_batches.ranks.stop_if_requested()
-            reference = streams.reference(micro_batch.batch) if references is None else references(micro_batch)
+            if references is None:
+                reference = streams.reference(micro_batch.batch)
+                check_reference(streams.frozen, reference, micro_batch)
+            else:
+                reference = references(micro_batch)
             columns = [place[example.id] for example in micro_batch.examples]
             if full:
                 _keep(found, slice(-1, None), columns, reference, reference.unsqueeze(0), micro_batch)

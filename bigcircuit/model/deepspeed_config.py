@@ -31,8 +31,8 @@ _UNSUPPORTED_ZERO = {
 """Key of `zero_optimization` that would change the weights -> what to do instead."""
 
 
-def read_deepspeed(path: str | None) -> DeepSpeedConfig | None:
-    """Read and check a DeepSpeed config file; None unless it asks for stage 3.
+def read_deepspeed(path: str | None, device: str = "auto") -> DeepSpeedConfig | None:
+    """Read and check a DeepSpeed config file; None unless it asks for stage 3. device: `model.device`.
 
     Below stage 3 ZeRO divides gradients and optimizer state, which frozen weights do not have. Raises UserError for a file that
     cannot be read, or that names all of its sections and values which bigcircuit replaces. A section with `"enabled": false` is
@@ -66,7 +66,8 @@ def read_deepspeed(path: str | None) -> DeepSpeedConfig | None:
     device = pieces_on(settings)
     if device not in ("none", "cpu", "nvme"):
         raise UserError(f"deepspeed {path}: offload_param.device is {device!r}; set it to none, cpu or nvme")
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # DeepSpeed need not guess
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")  # DeepSpeed need not guess
     return settings
 
 

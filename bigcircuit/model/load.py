@@ -1,18 +1,23 @@
 """Load the base model: config, tokenizer, frozen weights with an adapter, or the module tree without weights."""
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 
 from bigcircuit.config.schema import ModelConfig
-from bigcircuit.errors import UserError, first_line
+from bigcircuit.errors import UserError
+from bigcircuit.model.adapter import ADAPTER_CONFIG, adapt
+from bigcircuit.model.architectures import ARCHITECTURES
 from bigcircuit.model.deepspeed_config import DeepSpeedConfig, check_weights, pieces_on, with_auto_values
 from bigcircuit.model.layer_stream import streamed
+from bigcircuit.model.library_errors import explain_library_errors
 from bigcircuit.model.sites import FrozenModel, architecture_of, find_sites
-from bigcircuit.model.weight_files import EMBEDDED, stored_dtype
+from bigcircuit.model.tensor_check import check_loading_info, opening_weights
+from bigcircuit.model.weight_files import EMBEDDED, model_folder, stored_dtype
 from bigcircuit.model.zero3 import loading_sharded, shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,9 +43,24 @@ def load_config(config: ModelConfig) -> Any:
     """
     from transformers import AutoConfig
 
-    hf = _open(AutoConfig, config)
-    text = hf.get_text_config(decoder=True)
+    folder = model_folder(config.path, config.revision)
+    if folder is not None and (folder / ADAPTER_CONFIG).exists():
+        raise UserError(
+            f"model.path {config.path}: holds {ADAPTER_CONFIG}, so it is an adapter; set model.adapter to it and "
+            "model.path to the model that it was trained on"
+        )
+    hf = _open(AutoConfig, config, "config.json")
+    with explain_library_errors(f"model.path {config.path}: config.json cannot be read", folder, "mend it"):
+        text = hf.get_text_config(decoder=True)
     architecture_of(text)
+    for name, expected in _FIXED.items():
+        if getattr(hf, name, expected) != expected:
+            raise UserError(f"model.path {config.path}: config.json has {name} {getattr(hf, name)!r}; take it out")
+    if hf is not text and hf.model_type not in ARCHITECTURES:
+        raise UserError(
+            f"model.path {config.path}: model type {hf.model_type!r} holds a language model of type "
+            f"{text.model_type!r} among other models; save the language model alone"
+        )
     return text
 
 
@@ -54,9 +74,11 @@ def load_tokenizer(config: ModelConfig) -> Any | None:
     path = Path(resolve_path(config))
     if path.is_dir() and not any((path / name).exists() for name in _TOKENIZER_FILES):
         return None
-    return _open(AutoTokenizer, config)
+    return _open(AutoTokenizer, config, "the tokenizer", try_out=lambda tokenizer: tokenizer("One, 2: three!"))
 
 
+_FIXED = {"transformers_weights": None, "output_attentions": False, "return_dict": True}
+"""Settings of config.json that would have other weights loaded than those that are hashed, or the model return something else."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -73,24 +95,27 @@ def load_frozen(
     sharding: DeepSpeed config of stage 3, to divide the weights over the ranks; None to load all weights on every rank.
     meta: the model as from `skeleton`, if it is built already.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    disable_progress_bar()
-    stored = stored_dtype(config)
+    stored, meta = stored_dtype(config), meta or skeleton(config)
     check_weights(config, sharding, stored)
-    full = None if sharding is None else with_auto_values(sharding, meta or skeleton(config))
+    full = None if sharding is None else with_auto_values(sharding, meta)
     in_files = stored == DTYPES[config.dtype]
-    with loading_sharded(None if in_files else full, DTYPES[config.dtype]):
-        model = _open(
-            AutoModelForCausalLM,
-            config,
+    with loading_sharded(None if in_files else full, DTYPES[config.dtype]), opening_weights(config):
+        model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
+            resolve_path(config),
+            revision=config.revision,
+            trust_remote_code=False,
             dtype=DTYPES[config.dtype],
-            attn_implementation=config.attention,
+            attn_implementation=attention_of(meta),
             use_safetensors=True,  # the other format is pickle
+            generation_config=GenerationConfig(),  # nothing is generated, so its file need not be readable
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told in the next line
         )
+    check_loading_info(config, info)
     if config.adapter:
-        model = _adapt(model, config.adapter)
+        model = adapt(model, config.adapter).model
     model.requires_grad_(False)
     model.eval()
     frozen, device = find_sites(model), torch.device(device)
@@ -109,30 +134,29 @@ def skeleton(config: ModelConfig, hf_config: Any = None) -> FrozenModel:
     """
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf_config or load_config(config), dtype=DTYPES[config.dtype])
+    settings = deepcopy(hf_config or load_config(config))  # transformers writes the attention into it
+    chosen = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    subject = f"model.path {config.path}: no model can be built from config.json"
+    folder = model_folder(config.path, config.revision)
+    with torch.device("meta"), explain_library_errors(subject, folder, "mend it or copy it again"):
+        model = AutoModelForCausalLM.from_config(settings, dtype=DTYPES[config.dtype], **chosen)
     return find_sites(model.eval().requires_grad_(False))
 
 
-def _adapt(model: Any, adapter: str) -> Any:
-    """Insert a PEFT adapter and return the adapted Hugging Face model; its module paths stay those of the table."""
-    from peft import PeftConfig, PeftModel
-
-    try:
-        kind = PeftConfig.from_pretrained(adapter)
-        # Virtual tokens are not weights: they would be lost with the wrapper, which get_base_model removes.
-        adapted = None if kind.is_prompt_learning else PeftModel.from_pretrained(model, adapter, is_trainable=False)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"model.adapter {adapter}: no PEFT adapter could be opened ({first_line(error)})") from error
-    if adapted is None:
-        raise UserError(f"model.adapter {adapter}: {kind.peft_type} adds virtual tokens; use an adapter on the weights")
-    return adapted.get_base_model()
+def attention_of(frozen: FrozenModel) -> str:
+    """Return the attention implementation of a model; in a skeleton that which `model.attention` stands for."""
+    return frozen.model.config._attn_implementation
 
 
-def _open(factory: Any, model: ModelConfig, **arguments: Any) -> Any:
-    """Call `from_pretrained` of a transformers class. Raises UserError if the files cannot be opened."""
+def _open(factory: Any, model: ModelConfig, what: str, try_out: Callable[[Any], object] | None = None) -> Any:
+    """Call `from_pretrained` of a transformers class. Raises UserError.
+
+    what: name of the part that is read. try_out: is called with what was opened, because some faults show at the first use.
+    """
     path = resolve_path(model)
-    try:
-        return factory.from_pretrained(path, revision=model.revision, trust_remote_code=False, **arguments)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"model.path {path}: {first_line(error)}") from error
+    subject, folder = f"model.path {path}: {what} cannot be opened", model_folder(model.path, model.revision)
+    with explain_library_errors(subject, folder, "mend the file, or copy or download the model again"):
+        opened = factory.from_pretrained(path, revision=model.revision, trust_remote_code=False)
+        if try_out is not None:
+            try_out(opened)
+    return opened

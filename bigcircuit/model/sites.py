@@ -59,9 +59,14 @@ def architecture_of(config: Any) -> Architecture:
 
 
 def find_sites(model: Any) -> FrozenModel:
-    """Locate layers and sites of a causal language model, with weights or on the meta device, with or without a PEFT adapter."""
+    """Locate layers and sites of a causal language model, with weights or on the meta device, with or without a PEFT adapter.
+
+    Raises UserError for a model without layers.
+    """
     row = architecture_of(model.config)
     layers = tuple(_layer(module, row, model.config) for module in attrgetter(row.layers)(model))
+    if not layers:
+        raise UserError("the model has no decoder layer; mend the number of layers in its config.json")
     return FrozenModel(
         model=model,
         architecture=row,

@@ -59,7 +59,7 @@ def _prepare_deepspeed() -> None:
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated", category=FutureWarning)
     operators["deepspeed_shm_comm"] = False  # a C++ extension, built with g++ on first use; gloo does the same
     if not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if os.environ.get("DS_ACCELERATOR") == "cuda" else "gloo"  # as `read_deepspeed` has set it
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from bigcircuit.config.schema import Config
-from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.distributed.ranks import Ranks, uses_gpu
 from bigcircuit.errors import UserError
 
 GIB = 2**30
@@ -74,9 +74,12 @@ class FreeMemory(NamedTuple):
     """Whether the memory is that of a GPU, which holds neither Python nor tensors kept on the host."""
 
     @classmethod
-    def measure(cls) -> "FreeMemory":
-        """Measure the free memory of this machine; memory that this process already holds counts as free."""
-        if torch.cuda.is_available():
+    def measure(cls, device: str = "auto") -> "FreeMemory":
+        """Measure the free memory of this machine; memory that this process already holds counts as free.
+
+        device: `model.device`, which says whether it is that of a GPU. Raises UserError for a GPU where there is none.
+        """
+        if uses_gpu(device):
             return cls(torch.cuda.mem_get_info()[0], True)
         limits = [psutil.virtual_memory().available, _free_in_cgroup()]
         address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -85,20 +88,23 @@ class FreeMemory(NamedTuple):
         return cls(max(0, min(limits)) + allocated_memory(), False)
 
     @classmethod
-    def asked(cls, device: str | None, gibibytes: float | None) -> "FreeMemory":
+    def asked(cls, device: str | None, gibibytes: float | None, planned: str = "auto") -> "FreeMemory":
         """Return the memory of the machine that is asked about: of this one, but for what is given.
 
-        device: "cuda" or "cpu". Raises UserError for GPUs without their memory where this machine has none, and the reverse.
+        device: "cuda" or "cpu". planned: `model.device`. Raises UserError for GPUs without their memory where this machine has
+        none, and the reverse.
         """
+        if device is not None and planned not in ("auto", device):
+            raise UserError(f"--device {device}: model.device is {planned}; leave one out")
+        key = "--device" if device else "model.device"
+        device = device or (None if planned == "auto" else planned)
         here = "cuda" if torch.cuda.is_available() else "cpu"
         if gibibytes is not None:
             return cls(int(gibibytes * GIB), (device or here) == "cuda")
-        if device not in (None, here):
+        if device == "cuda" != here or (device == "cpu" != here and planned == "auto"):
             has, what = ("no GPU", "a GPU") if here == "cpu" else ("GPUs", "that host")
-            raise UserError(
-                f"--device {device}: this machine has {has}; say with --memory how many GiB {what} has free"
-            )
-        return cls.measure()
+            raise UserError(f"{key} {device}: this machine has {has}; say with --memory how many GiB {what} has free")
+        return cls.measure(device or "auto")
 
 
 def return_freed_memory() -> None:

@@ -39,16 +39,22 @@ class WorkerResources(NamedTuple):
     """CPU cores per rank."""
     gpus: float
     """GPUs per rank."""
+    device: str = "auto"
+    """`model.device`."""
 
 
-def worker_resources(settings: SweepSettings, trials: int, can_grow: bool) -> WorkerResources:
+def worker_resources(settings: SweepSettings, trials: int, can_grow: bool, device: str = "auto") -> WorkerResources:
     """Return resources for as many workers as the cluster holds, but no more than the trials need.
 
     trials: number of trials; can_grow: whether machines may join the cluster later, for workers that `sweep.workers` asks for.
-    Raises UserError where not one worker fits, or fewer than `sweep.workers` fit and the cluster cannot grow.
+    device: `model.device`. Raises UserError where not one worker fits, or fewer than `sweep.workers` fit and the cluster cannot
+    grow.
     """
     available, ranks = ray.cluster_resources(), settings.ranks
-    gpus = settings.gpus if settings.gpus is not None else float(available.get("GPU", 0) >= ranks)
+    if settings.gpus is not None:
+        gpus = settings.gpus
+    else:
+        gpus = {"cpu": 0.0, "cuda": 1.0}.get(device, float(available.get("GPU", 0) >= ranks))
     cpus = settings.cpus or 1
     fitting = available.get("CPU", 0) // (cpus * ranks)
     if gpus:
@@ -64,7 +70,7 @@ def worker_resources(settings: SweepSettings, trials: int, can_grow: bool) -> Wo
     if settings.cpus is None and not gpus and len(ray.nodes()) == 1:
         share = max(1, int(available.get("CPU", 0)) // (workers * ranks))
         cpus = min(asked_threads() or share, share)
-    return WorkerResources(workers, cpus, gpus)
+    return WorkerResources(workers, cpus, gpus, device)
 
 
 def asked_threads() -> int | None:

@@ -44,7 +44,7 @@ def dry_run(sweep: Sweep, address: str | None, console: Console) -> None:
     if not configs:
         raise UserError(f"{folder}: no trial is left to run")
     with cluster(address, sweep):
-        resources = worker_resources(settings, len(records), can_grow=address is not None)
+        resources = worker_resources(settings, len(records), address is not None, sweep.config.model.device)
         filled = min(settings.slots, len(configs))
         slots = resources.workers * settings.slots
         console.print(
@@ -117,7 +117,8 @@ def _memory(config: Config, members: int, ranks: int) -> int:
     population = override(config, {"population.seeds": members}, "sweep")
     import_module("bigcircuit.sweep.model_replica")  # what a rank imports counts as memory of its process
     run = resolve(population, Ranks())
-    return needs(run, Workload.of(run.data.splits, ranks), FreeMemory.measure()).total
+    here = "cpu" if config.model.device == "cpu" else "auto"  # the machine that plans need not have the GPUs
+    return needs(run, Workload.of(run.data.splits, ranks), FreeMemory.measure(here)).total
 
 
 async def measure_time(

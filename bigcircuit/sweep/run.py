@@ -100,7 +100,7 @@ def run_trials(sweep: Sweep, folder: Path, live: LiveTable, request: StopRequest
     settings = sweep.settings
     before = {record.number: record.settings for record in read_trial_records(folder)}
     total = trial_count(settings)
-    resources = worker_resources(settings, total, can_grow)
+    resources = worker_resources(settings, total, can_grow, sweep.config.model.device)
     if settings.scheduler == "pbt":
         check_on_head_node()
     write_json(folder / "sweep.json", sweep_json(sweep))

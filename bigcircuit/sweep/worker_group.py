@@ -33,23 +33,31 @@ class RankActor:
             return ray.util.get_node_ip_address(), probe.getsockname()[1], ray.get_runtime_context().get_node_id()
 
     def join(
-        self, rank: int, size: int, host: str, port: int, local: int, threads: int, on_phase: PhaseReceiver | None
+        self,
+        rank: int,
+        size: int,
+        host: str,
+        port: int,
+        local: int,
+        resources: WorkerResources,
+        on_phase: PhaseReceiver | None,
     ) -> None:
         """Join the process group as one of `size` ranks.
 
-        local: number among the ranks of its node; threads: threads of torch; on_phase: see Replica.
+        local: number among the ranks of its node; resources: its cores, as many threads torch gets, and its device; on_phase: see
+        Replica.
         """
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local)}
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
         # Set here, before torch is loaded, and not as Ray's runtime_env, for which Ray starts another process, a second later.
-        os.environ |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        os.environ |= {"OMP_NUM_THREADS": str(resources.cpus), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         import torch
 
         from bigcircuit.distributed.ranks import join_ranks
         from bigcircuit.sweep.model_replica import Replica
 
-        torch.set_num_threads(threads)
-        self._replica = Replica(join_ranks(rank, size, 0), on_phase)
+        torch.set_num_threads(resources.cpus)
+        self._replica = Replica(join_ranks(rank, size, 0, resources.device), on_phase)
 
     def load(self, config: Config) -> None:
         """See Replica.load."""
@@ -95,7 +103,7 @@ class WorkerGroup:
         host, port, _ = addresses[0]
         local = [nodes[:index].count(node) for index, node in enumerate(nodes)]
         calls = [
-            rank.join.remote(index, size, host, port, local[index], self._resources.cpus, None if index else on_phase)
+            rank.join.remote(index, size, host, port, local[index], self._resources, None if index else on_phase)
             for index, rank in enumerate(self._ranks)
         ]
         await self._gather(calls)

@@ -21,6 +21,7 @@ from bigcircuit.metrics.predictions import example_predictions
 from bigcircuit.metrics.registry import Scores
 from bigcircuit.metrics.score import score, summarise
 from bigcircuit.model.granularity import LEAVES
+from bigcircuit.model.load import attention_of
 from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.runtime.host_memory import peak_memory
 from bigcircuit.train.optimal_ablation import final_ablation
@@ -109,6 +110,8 @@ def describe(context: RunContext, member_state: MemberState, scores: Scores) -> 
     member = member_state.member.config
     hashes = {part: context.run.fingerprint[f"model {part}"] for part in ("config", "weights", "tokenizer")}
     return model_metadata(config.model, hashes, context.streams.frozen.shapes) | {
+        "attention": attention_of(context.streams.frozen),
+        "device": context.streams.frozen.device.type,
         "task": config.task.path.rsplit("/", 1)[-1] if config.task.path else config.task.name,
         "task_sha256": context.data.sha256,
         "ablation": config.ablation.name,

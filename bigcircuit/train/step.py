@@ -14,6 +14,7 @@ from bigcircuit.config.schema import Config
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.errors import DivergedError
+from bigcircuit.forward.finite import check_corrupted
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import count, discretise
@@ -121,7 +122,7 @@ def update(
     """Update every member that has steps left, on the examples of the global batch.
 
     Returns what to log, by name float32 [P]. Raises DivergedError on all ranks, before the update, if any value of any
-    member on any rank is not finite.
+    member on any rank is not finite, and UserError where the frozen model's activations are to blame.
     """
     sums = faithfulness_gradient(state, streams, references, chosen, micro_batches)
     cost = price(state)
@@ -130,7 +131,11 @@ def update(
     for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
     logged = {"kl": sums.kl.float(), "hinge": sums.hinge.float(), "penalty": cost.penalty}
-    logged["gradient_norm"] = _prepare(state, logged)
+    try:
+        logged["gradient_norm"] = _prepare(state, logged)
+    except DivergedError:
+        check_corrupted(streams, chosen, micro_batches)  # the logits on clean prompts were found finite before
+        raise
     for index, member_state in enumerate(state.member_states):
         if not member_state.finished:
             member_state.optimizer.step()

@@ -194,6 +194,15 @@ def test_choices_are_named_wherever_they_come_from():
         ("check --config a --config b", "--config is given 2 times; give it once"),
         ("check --memory inf", "--memory inf: give a number above 0"),
         ("check --device tpu", "--device tpu: give a device, cuda or cpu"),
+        ("check --device cuda --model.device cpu", "--device cuda: model.device is cpu; leave one out"),
+        (
+            "prune --model.device tpu",
+            "command line: model.device: input should be 'auto', 'cuda' or 'cpu', not \"tpu\"",
+        ),
+        (
+            "evaluate runs/a --model.device tpu",
+            "command line: model.device: input should be 'auto', 'cuda' or 'cpu', not \"tpu\"",
+        ),
         ("evaluate r --fractions [[1]]", "--fractions: Input should be a valid number, not [1]"),
         ("compare runs/a --draws 3", "--draws is not a setting; `--help all` lists them"),
         (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bigcircuit.circuit.circuit import Circuit
-from bigcircuit.distributed.ranks import joined_ranks
+from bigcircuit.distributed.ranks import join_ranks, joined_ranks, uses_gpu
 from bigcircuit.errors import UserError
 from tests.helpers.launch import ON_CPU, ROOT, launcher_command, option_words
 from tests.helpers.short_runs import QUICK, run
@@ -60,3 +60,16 @@ def test_a_taken_master_port_is_one_line_with_the_remedy(monkeypatch):
             joined_ranks(),
         ):
             pass
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("auto", True), ("cuda", True), ("cpu", False)])
+def test_gpus_are_used_unless_the_cpu_is_asked_for(monkeypatch, asked, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert uses_gpu(asked) is expected
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert join_ranks(0, 1, 0, "cpu").device == join_ranks(0, 1, 0, "auto").device == torch.device("cpu")
+    with pytest.raises(UserError, match="model.device is cuda and torch sees no GPU here.*; set it to auto or cpu"):
+        join_ranks(0, 1, 0, "cuda")

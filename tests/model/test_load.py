@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from bigcircuit.ablation.ablation import INTERCHANGE
+from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.data.collate import collate
 from bigcircuit.errors import UserError
@@ -17,10 +18,12 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import discretise
 from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.model.load import EMBEDDED as PATH
-from bigcircuit.model.load import load_config, load_frozen, load_tokenizer, skeleton
+from bigcircuit.model.load import attention_of, load_config, load_frozen, load_tokenizer, skeleton
 from bigcircuit.model.parameter_count import count_parameters
+from bigcircuit.model.resolve import resolve_model
+from tests.helpers.pair_files import write_pairs
 from tests.helpers.short_runs import run
-from tests.helpers.tiny_models import constant_masks, tiny_examples
+from tests.helpers.tiny_models import TINY_CONFIGS, constant_masks, tiny_examples, tiny_model
 
 
 @pytest.fixture
@@ -124,11 +127,37 @@ def test_hub_model_without_network():
         load_config(ModelConfig(path="nobody/nothing"))
 
 
-def test_adapters_that_cannot_be_used(tmp_path):
-    with pytest.raises(UserError, match="model.adapter .*nowhere: no PEFT adapter could be opened"):
-        load_frozen(ModelConfig(adapter=str(tmp_path / "nowhere")))
-    base = AutoModelForCausalLM.from_pretrained(PATH)
-    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    get_peft_model(base, prompt).save_pretrained(tmp_path / "prompt")
-    with pytest.raises(UserError, match="adds virtual tokens; use an adapter on the weights"):
-        load_frozen(ModelConfig(adapter=str(tmp_path / "prompt")))
+def test_attention_that_a_model_does_not_have_is_eager_and_is_refused_if_it_is_asked_for(tmp_path):
+    tiny_model("gemma2", TINY_CONFIGS["gemma2"][0]).model.save_pretrained(tmp_path)
+    path = str(tmp_path)
+    for asked, found in (("auto", "eager"), ("eager", "eager")):
+        resolved = resolve_model(ModelConfig(path=path, attention=asked))
+        assert resolved.config.attention == found == attention_of(resolved.skeleton)
+        assert attention_of(resolved.load(torch.device("cpu"))) == attention_of(load_frozen(resolved.config)) == found
+    with pytest.raises(UserError, match=r"Gemma2ForCausalLM does not support .*scaled_dot_product_attention"):
+        resolve_model(ModelConfig(path=path, attention="sdpa"))
+
+
+@pytest.mark.parametrize(("asked", "found"), [("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])
+def test_attention_of_a_model_with_sdpa(asked, found):
+    resolved = resolve_model(ModelConfig(attention=asked))
+    assert resolved.config.attention == found == attention_of(resolved.skeleton)
+    assert attention_of(resolved.load(torch.device("cpu"))) == found
+    changed = resolved.changed(ModelConfig(attention=asked, dtype="bfloat16"))
+    assert (
+        changed.config.attention == found and changed.changed(ModelConfig(attention=asked, dtype="bfloat16")) is changed
+    )
+
+
+def test_a_run_on_a_model_without_sdpa_says_which_attention_it_used(tmp_path):
+    tiny_model("gpt_neo", TINY_CONFIGS["gpt_neo"][0]).model.save_pretrained(tmp_path / "model")
+    pairs = write_pairs(
+        tmp_path / "pairs.jsonl",
+        (
+            {"clean": [5, 6, 7 + i], "corrupted": [5, 8, 7 + i], "answers": [[9]], "wrong_answers": [[10]]}
+            for i in range(12)
+        ),
+    )
+    folder = run(tmp_path / "run", model__path=str(tmp_path / "model"), task__name="pairs", train__steps=1,
+                 task__path=pairs, target__total=50)  # fmt: skip
+    assert Circuit.load(folder.circuit("0", 1)).metadata["attention"] == "eager"

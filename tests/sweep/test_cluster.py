@@ -78,6 +78,15 @@ def test_threads_that_the_environment_asks_for_hold_unless_settings_say_otherwis
     assert worker_resources(asked(slots=8, **settings), 8, can_grow=False).cpus == cpus
 
 
+def test_the_device_that_is_asked_for_decides_whether_workers_take_gpus(holds):
+    holds(CPU=8, GPU=3)
+    assert worker_resources(asked(slots=8), 16, False, "cpu") == WorkerResources(2, 4, 0.0, "cpu")
+    assert worker_resources(asked(slots=8), 16, False, "cuda") == WorkerResources(2, 1, 1.0, "cuda")
+    holds(CPU=8)
+    with pytest.raises(UserError, match="need 1 CPUs and 1 GPUs, there are 8 and 0"):
+        worker_resources(asked(slots=8), 16, False, "cuda")
+
+
 def test_too_few_resources_are_an_error_unless_machines_may_come(holds):
     holds(CPU=2)
     with pytest.raises(UserError, match="3 worker\\(s\\) of 1 rank\\(s\\) need 3 CPUs and 0 GPUs, there are 2 and 0"):
