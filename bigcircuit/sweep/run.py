@@ -53,7 +53,8 @@ def execute_sweep(sweep: Sweep, address: str | None, console: Console) -> None:
         with ProgressDisplay(True, console=console).phase("reading model config and pairs"):
             check(sweep.config)
     with RunDir(folder).locked():
-        if replaces:
+        # Once more: another process may have used the folder since, while this one read the pairs.
+        if replaces_other_sweep(folder, sweep):
             remove(folder / "trials")
         if trials_left(folder, sweep):
             request = StopRequest()
