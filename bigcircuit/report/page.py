@@ -59,8 +59,10 @@ def write_page(template: str, page: Any, output: Path) -> Path:
         page=page,
         style=Markup(style),
         script=Markup(script),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'",
+        policy=Markup(
+            f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
+            "base-uri 'none'; form-action 'none'"
+        ),
     )
     write_bytes(output, text.encode())
     return output

@@ -26,7 +26,18 @@ def test_absolute_paths_lose_their_folders(text, shown):
 
 @pytest.mark.parametrize(
     "text",
-    ["runs/a/b", "../a/b", "meta-llama/Llama-3", "https://a.org/b/c", "12/96 passes, 1/2 of them", "</div>", 3, None],
+    [
+        "runs/a/b",
+        "../a/b",
+        "meta-llama/Llama-3",
+        "https://a.org/b/c",
+        "12/96 passes, 1/2 of them",
+        "</div>",
+        "data:image/png;base64,a+/b/c",
+        "a+/b/c/d",
+        3,
+        None,
+    ],
 )
 def test_all_else_stays(text):
     assert without_folders(text) == text
