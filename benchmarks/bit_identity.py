@@ -28,6 +28,7 @@ VOLATILE = (
     "seconds",
     "peak_memory_bytes",
     "versions",
+    "threads",
     "command",
     "file",
     "path",

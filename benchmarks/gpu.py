@@ -210,7 +210,7 @@ def predicted(case: Case, count: int, ranks: int = 1) -> float:
         config=config,
         members=tuple(members(config)),
         model=model,
-        data=TaskData(splits={}, pairs=[], sha256=""),
+        data=TaskData(splits={}, pairs=[], sha256="", tokens_sha256=""),
         ablation_data=None,
         micro_batches=MicroBatches(config.train.micro_batch_size),
     )

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bigcircuit.config.load import check_asks_for_size
 from bigcircuit.config.schema import Config
 from bigcircuit.data.builders import BUILDERS
 from bigcircuit.data.dataset import TaskData, make_pairs
@@ -42,6 +43,7 @@ def check_config(
 
     progress = ProgressDisplay(True, console=console)
     run = resolve(config, Ranks(), progress)
+    check_asks_for_size(run.members)
     console.print(_sites(run))
     console.print(_pairs(run.data))
     for name, examples in run.data.splits.items():

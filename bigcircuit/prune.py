@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
+
+from bigcircuit.config.load import check_asks_for_size
 from bigcircuit.config.schema import Config
 from bigcircuit.data.collate import batch_indices
 from bigcircuit.distributed.ranks import Ranks
@@ -17,7 +20,7 @@ from bigcircuit.gates.members import trained_granularities
 from bigcircuit.io import checkpoint
 from bigcircuit.io.files import write_json
 from bigcircuit.io.provenance import versions
-from bigcircuit.io.run_dir import MetricsFile, RunDir, choose_run_dir, write_config
+from bigcircuit.io.run_dir import MetricsFile, RunDir, choose_run_dir, claimed, settings_sha256
 from bigcircuit.memory.fit import check_fits, explain_out_of_memory
 from bigcircuit.model.granularity import node_counts
 from bigcircuit.model.zero3 import explain_deepspeed
@@ -50,16 +53,15 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunDir:
     started = time.monotonic()
     watch_memory()
     run = resolve(config, ranks, progress)
+    check_asks_for_size(run.members)
     ranks.check_equal({**run.fingerprint, "settings": config.model_dump_json(), "versions": json.dumps(versions())})
     with progress.phase("counting memory"):
         check_fits(run, ranks)
     with (
-        folder.locked() if ranks.is_first else nullcontext(),
+        claimed(folder, config, sys.argv) if ranks.is_first else nullcontext(),
         explain_deepspeed(config.deepspeed),
         explain_out_of_memory(run, ranks),
     ):
-        if ranks.is_first:
-            write_config(folder, config, sys.argv)
         context = set_up(run)
         introduce(context, progress)
         with context.streams:
@@ -100,10 +102,21 @@ def start_or_resume(context: RunContext, folder: RunDir, progress: ProgressDispl
     if saved is None:
         context.warm_start(population)
         return state
-    check_same_fingerprint(folder, saved.base, context.run.fingerprint)
+    check_same_fingerprint(str(folder.path), saved.base, fingerprint_of(context))
     state.restore(saved)
     progress.print_line(f"resuming {folder.path} at step {state.step}")
+    before, now = saved.data.get("threads"), torch.get_num_threads()
+    if before not in (None, now):
+        progress.print_line(
+            f"note: torch uses {now} threads and used {before} before, so numbers may differ from those of a run in one piece; "
+            f"set OMP_NUM_THREADS={before} for the same bits"
+        )
     return state
+
+
+def fingerprint_of(context: RunContext) -> dict[str, str]:
+    """Return what a checkpoint is known by: hashes of settings, model files and pairs, by name."""
+    return {"settings": settings_sha256(context.config), **context.run.fingerprint}
 
 
 def train(context: RunContext, state: TrainState, folder: RunDir, progress: ProgressDisplay) -> tuple[Targets, Targets]:
@@ -128,9 +141,8 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
 
     def save() -> None:
         if ranks.is_first:
-            checkpoint.save(
-                folder.checkpoints, state.step, state.export(context.run.fingerprint), settings.keep_checkpoints
-            )
+            exported = state.export(fingerprint_of(context))
+            checkpoint.save(folder.checkpoints, state.step, exported, settings.keep_checkpoints)
 
     record = Recorder(config, folder, state) if ranks.is_first else None
     with ranks.stop.handling_signals():

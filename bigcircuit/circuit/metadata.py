@@ -6,18 +6,29 @@ from collections.abc import Mapping, Sequence
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 
+HASH_KEYS = {
+    "config": "model_config_sha256",
+    "weights": "model_weights_sha256",
+    "tokenizer": "tokenizer_files_sha256",
+    "adapter": "adapter_files_sha256",
+}
+"""Part of the model's fingerprint -> key of its hash in the metadata. Older files have `tokenizer_sha256`, of tokenizer.json."""
+
 
 def model_metadata(model: ModelConfig, hashes: Mapping[str, str], shapes: Sequence[LayerShape]) -> dict[str, str]:
     """Describe the model of a circuit for the file's metadata, which `evaluate` and `compare` check.
 
-    hashes: `config`, `weights` and `tokenizer`, as `fingerprint` gives them.
+    hashes: `config`, `weights`, `tokenizer` and `adapter`, as `fingerprint` gives them.
     """
     return {
-        "model": model.path if model.path == "embedded" else model.path.rstrip("/").rsplit("/", 1)[-1],
+        "model": _last_part(model.path),
         "model_revision": model.revision or "",
-        "model_config_sha256": hashes["config"],
-        "model_weights_sha256": hashes["weights"],
-        "tokenizer_sha256": hashes["tokenizer"],
-        "adapter": model.adapter or "",
+        "adapter": _last_part(model.adapter or ""),
+        **{key: hashes[part] for part, key in HASH_KEYS.items()},
         "widths": json.dumps({name: [g.width(shape) for shape in shapes] for name, g in GRANULARITIES.items()}),
     }
+
+
+def _last_part(path: str) -> str:
+    """Return the last part of a path or hub id: a circuit file is passed on, and folders of this machine mean nothing there."""
+    return path.rstrip("/").rsplit("/", 1)[-1]

@@ -78,6 +78,20 @@ def _parametrised(configs: list[Config]) -> list[Config]:
     return [override(config, {"gates.parametrisation": name}, "gates.parametrisation") for config in configs]
 
 
+def check_asks_for_size(configs: Sequence[Config]) -> None:
+    """Raises UserError if a member has neither a target nor a penalty: nothing closes its gates.
+
+    There is no default size, because a penalty of 0 among others, in a sweep or a population, would then be a method of its own.
+    """
+    for index, config in enumerate(configs):
+        if not config.target.sizes() and not any(weight for _, weight in config.penalty):
+            member = f"member {index}: " if len(configs) > 1 else ""
+            raise UserError(
+                f"{member}nothing asks for a small circuit: no target and no penalty is set; set target.total 0.1 for a tenth of "
+                "the neurons, or another target.* or penalty.*"
+            )
+
+
 def override(config: Config, overrides: Mapping[str, Any], source: str) -> Config:
     """The config with dotted keys changed. Raises UserError naming `source` and the key."""
     raw = config.model_dump()

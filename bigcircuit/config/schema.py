@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic_core import core_schema
 
 from bigcircuit.ablation.kinds import DEFAULT, KINDS, config_kinds, full_name, with_moments
+from bigcircuit.config.values import Size
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS, automatic
 from bigcircuit.model.granularity import GRANULARITIES, NODE_NAMES
 
@@ -246,11 +247,12 @@ class PenaltyConfig(_by_granularity(Weight, 0.0)):  # type: ignore[misc]
 _TOTAL = "site neurons (attention and MLP neurons together)"
 
 
-class TargetConfig(_by_granularity(Positive | None, None, total=_TOTAL)):  # type: ignore[misc]
-    """Sizes to reach, as nodes kept. A targeted granularity's fixed penalty is off; with `total` all of them are."""
+class TargetConfig(_by_granularity(Size, None, total=_TOTAL)):  # type: ignore[misc]
+    """Sizes to reach: nodes kept (200), or a share of those of the model (0.1 or 10%). A targeted granularity's fixed penalty is
+    off; with `total` all of them are."""
 
     def sizes(self) -> dict[str, int]:
-        """The targets that are set."""
+        """The targets that are set; in the config of a member of a resolved run shares are numbers of nodes."""
         return {name: size for name, size in self if size is not None}
 
 

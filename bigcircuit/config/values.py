@@ -1,10 +1,13 @@
-"""Read the value of a setting from a word on the command line, by the type of the setting's field."""
+"""Read values of settings: a word on the command line by the type of the setting's field, and sizes."""
 
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
+from pydantic import BeforeValidator, ValidationInfo
 
 from bigcircuit.errors import UserError
 
@@ -61,6 +64,28 @@ def is_text(kind: Any) -> bool:
     if get_origin(kind) is Annotated:
         return is_text(get_args(kind)[0])
     return kind is str or (get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind)))
+
+
+def read_size(value: Any, info: ValidationInfo) -> int | float | None:
+    """Read a target. Returns an int for a number of nodes, a float between 0 and 1 for a share; raises ValueError with the key."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    is_percentage = isinstance(value, str) and value.endswith("%")
+    with suppress(ValueError, TypeError):
+        # YAML leaves 1e-2 as text.
+        number = math.nan if isinstance(value, bool) else float(value[:-1]) / 100 if is_percentage else float(value)
+        if 0 < number < 1:
+            return number
+        if number >= 1 and number.is_integer() and not is_percentage:
+            return int(number)
+    raise ValueError(
+        f"target.{info.field_name} is {str(value)[:60]}; give a number of nodes (200), or a share of them above 0 and below 1 "
+        "(0.1 or 10%)"
+    )
+
+
+Size = Annotated[int | float | None, BeforeValidator(read_size)]
+"""A target: a number of nodes, a share of them, or none."""
 
 
 def open_keys(kinds: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,9 @@ class Verb(NamedTuple):
     """Whether words beside the options are taken, as files and folders."""
 
 
-_CONFIG = Option("config", "Config file (YAML); settings on the command line override it.", "FILE")
+_CONFIG = Option(
+    "config", "Config file (YAML), or the folder of a run; settings on the command line override it.", "FILE"
+)
 _FRESH = Option("fresh", "Start over in a new folder beside the one that output names, instead of resuming.")
 _SETTINGS = "[--config FILE] [--SETTING VALUE ...]"
 
@@ -195,7 +197,7 @@ _TABLE = (
         ).split(),
         options=(
             _CONFIG._replace(
-                meaning="Config file (YAML) with a section sweep; settings on the command line override it."
+                meaning="Config file (YAML) with a section sweep, or a sweep's folder; settings on the command line override it."
             ),
             Option("dry-run", "Print trials, time and memory, and run none."),
             _FRESH,

@@ -1,6 +1,8 @@
 """Read a YAML config file on top of the files that it extends; a key that is given twice is refused."""
 
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ _MERGE = "tag:yaml.org,2002:merge"
 def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a YAML file as nested data, on top of the files its `extends` names (relative to itself, later ones win).
 
+    A run folder, its config.json, or sweep.json of a sweep counts as the config that it was made with, to go on in that folder.
     above: the files that extend this one. Raises UserError naming the file, and the line where there is one.
     """
+    if path.is_dir():
+        path = next((file for name in _RECORDS if (file := path / name).is_file()), path / _RECORDS[0])
     if path.resolve() in above:
         raise UserError(f"{above[-1]}: extends {path}, which extends it; leave one out")
     try:
@@ -36,6 +41,9 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: the config file is empty; see configs/quickstart.yaml for an example")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of sections, not a {type(raw).__name__}")
+    if path.name in _RECORDS and _is_record(raw):
+        sweep = {"sweep": raw["sweep"]} if "sweep" in raw else {}
+        return {**raw["config"], "output": str(path.parent), **sweep}
     bases = raw.pop("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -45,6 +53,18 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         _merge(merged, read_yaml(path.parent / base, (*above, path.resolve())))
     _merge(merged, raw)
     return merged
+
+
+_RECORDS = ("config.json", "sweep.json")
+"""Files in which runs and sweeps record their settings."""
+
+
+def _is_record(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("config"), dict)
+        and {"command", "versions"} <= content.keys()
+    )
 
 
 def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
@@ -57,6 +77,10 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 def _parse(text: str, path: Path) -> Any:
     """Parse YAML. Raises UserError for a key that one mapping holds twice, and YAMLError."""
+    if path.name in _RECORDS:
+        with suppress(ValueError, RecursionError):
+            if _is_record(found := json.loads(text)):  # of which YAML would leave 1e-05 as text
+                return found
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()

@@ -26,6 +26,8 @@ class TaskData(NamedTuple):
     """The pairs before tokenisation; `Example.id` is an index into them."""
     sha256: str
     """Hash of all pairs in order."""
+    tokens_sha256: str
+    """Hash of the token ids of all examples in order: the same pairs have others under another tokenizer."""
     bad: tuple[str, ...] = ()
     """Problem of each pair that `task.bad_pairs: drop` left out."""
     unsolved: int = 0
@@ -42,6 +44,7 @@ def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskDa
         splits=split(examples, pairs, task.split.model_dump(), task.seed),
         pairs=pairs,
         sha256=_sha256(pairs),
+        tokens_sha256=_tokens_sha256(examples),
         bad=bad,
         notes=tuple(notes(task, pairs, examples, tokenizer)),
     )
@@ -53,6 +56,8 @@ class AblationData(NamedTuple):
     examples: list[Example]
     sha256: str
     """Hash of all pairs in order, as TaskData.sha256."""
+    tokens_sha256: str
+    """Hash of the token ids of all examples in order."""
 
 
 def load_ablation_data(config: Config, tokenizer: Any | None, hf_config: Any) -> AblationData | None:
@@ -67,7 +72,8 @@ def load_ablation_data(config: Config, tokenizer: Any | None, hf_config: Any) ->
     task = config.task.model_copy(update={**where, "format": None, "columns": {}})
     try:
         pairs = make_pairs(task, tokenizer)
-        return AblationData(_examples(task, pairs, tokenizer, hf_config)[0], _sha256(pairs))
+        examples, _ = _examples(task, pairs, tokenizer, hf_config)
+        return AblationData(examples, _sha256(pairs), _tokens_sha256(examples))
     except UserError as error:
         message = str(error).replace("task.path", "ablation.data")  # the key to correct here
         raise UserError(f"ablation.data: {message}") from error
@@ -105,6 +111,10 @@ def _check_one_side(examples: list[Example], length: int) -> None:
 
 def _sha256(pairs: list[Pair]) -> str:
     return hashlib.sha256(json.dumps([(*pair[:5], "") for pair in pairs]).encode()).hexdigest()
+
+
+def _tokens_sha256(examples: list[Example]) -> str:
+    return hashlib.sha256(json.dumps([example[:5] for example in examples]).encode()).hexdigest()
 
 
 def make_pairs(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.circuit.metadata import HASH_KEYS
 from bigcircuit.circuit.overlap import OPERATIONS, frequency, overlap, overlap_sentence, stability
 from bigcircuit.circuit.validate import shapes_of
 from bigcircuit.errors import UserError
@@ -97,7 +98,8 @@ def _one_model(files: Sequence[CircuitFile]) -> list[LayerShape]:
     """Read the layer shapes. Raises UserError unless all circuits are of one model."""
     first = files[0]
     for other in files[1:]:
-        for key, what in (("model_weights_sha256", "weights"), ("model_config_sha256", "config")):
+        for what in ("weights", "config", "adapter"):
+            key = HASH_KEYS[what]
             hashes = {file.circuit.metadata.get(key) for file in (first, other)} - {None, ""}
             if len(hashes) > 1:
                 raise UserError(
@@ -144,8 +146,8 @@ def _save(operation: str, files: Sequence[CircuitFile], shapes: Sequence[LayerSh
 
 def _metadata(operation: str, files: Sequence[CircuitFile]) -> dict[str, str]:
     """Metadata of a circuit made by an operation: what all files have in common, the operation, and the files."""
-    kept = ("model", "model_revision", "model_config_sha256", "model_weights_sha256", "tokenizer_sha256", "adapter",
-            "task", "task_sha256", "ablation", "ablation_data",
+    kept = ("model", "model_revision", "model_config_sha256", "model_weights_sha256", "tokenizer_files_sha256",
+            "adapter", "adapter_files_sha256", "task", "task_sha256", "task_tokens_sha256", "ablation", "ablation_data",
             "ablation_data_sha256", "ablation_prompts", "widths")  # fmt: skip
     first, *others = [file.circuit.metadata for file in files]
     common = {key: first[key] for key in kept if key in first and all(other.get(key) == first[key] for other in others)}

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.circuit.metadata import HASH_KEYS
 from bigcircuit.config.load import load, override
 from bigcircuit.config.schema import Config, TaskConfig
+from bigcircuit.data.dataset import TaskData
 from bigcircuit.errors import UserError
 from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape
@@ -108,7 +110,7 @@ def apply_overrides(make: Callable[[Mapping[str, Any]], Config], overrides: Mapp
 def check_same_model(
     loaded: LoadedCircuit, shapes: Sequence[LayerShape], any_model: bool, progress: ProgressDisplay | None = None
 ) -> None:
-    """Check that a circuit is of the model: by widths, and by the hashes of config and weights. Raises UserError if not.
+    """Check that a circuit is of the model: by widths, and by the hashes of the model's files. Raises UserError if not.
 
     any_model: check widths only. Weights are hashed once per host, and not loaded. progress: shows how much is hashed.
     """
@@ -122,14 +124,32 @@ def check_same_model(
             )
     if any_model or os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    now, then = fingerprint(loaded.config.model, progress), loaded.circuit.metadata
-    for part in ("config", "weights"):
-        expected = then.get(f"model_{part}_sha256")
+    then, model = loaded.circuit.metadata, loaded.config.model
+    if bool(model.adapter) != bool(then.get("adapter", model.adapter)):
+        raise UserError(
+            f"{loaded.path}: found with adapter {then['adapter'] or 'none'}, and model.adapter is {model.adapter or 'none'}; set "
+            "--model.adapter, or --any_model true to evaluate it there"
+        )
+    now = fingerprint(model, progress)
+    for part, key in HASH_KEYS.items():
+        expected = then.get(key)
         if expected and now[part] and now[part] != expected:
             raise UserError(
                 f"{loaded.path}: found in {then.get('model') or 'another model'}, whose {part} hash is {expected[:12]}, and "
-                f"{loaded.config.model.path} has {now[part][:12]}; set --model.path, or --any_model true to evaluate it there"
+                f"{model.adapter if part == 'adapter' else model.path} has {now[part][:12]}; set --model.path, or --any_model "
+                "true to evaluate it there"
             )
+
+
+def check_same_tokens(loaded: LoadedCircuit, data: TaskData) -> None:
+    """Raises UserError if the pairs that a circuit was found on have other token ids now. data: of the circuit's task."""
+    known = loaded.circuit.metadata
+    expected = known.get("task_tokens_sha256")
+    if known.get("task_sha256") == data.sha256 and expected and expected != data.tokens_sha256:
+        raise UserError(
+            f"{loaded.path}: found on the same pairs with other token ids (hash {expected[:12]}, now {data.tokens_sha256[:12]}); "
+            "put back tokenizer and task settings, or set --any_model true to evaluate it on these"
+        )
 
 
 def _few(widths: Sequence[int]) -> str:

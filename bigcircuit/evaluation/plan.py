@@ -13,7 +13,13 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
 from bigcircuit.evaluation.ablation_constants import CircuitConstants, MeanDataReader, resolve_constants
 from bigcircuit.evaluation.config import EvaluationSettings
-from bigcircuit.evaluation.open_circuits import LoadedCircuit, check_same_model, open_circuits, run_config
+from bigcircuit.evaluation.open_circuits import (
+    LoadedCircuit,
+    check_same_model,
+    check_same_tokens,
+    open_circuits,
+    run_config,
+)
 from bigcircuit.io.files import check_writable
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.results.locate import run_of, unique
@@ -75,6 +81,8 @@ def plan_evaluation(
         check_same_model(loaded, model.shapes, settings.any_model, progress)
     tasks = _tasks(circuits, settings.tasks)
     data = {name: load_task(task, model.tokenizer, model.hf_config) for name, task in tasks.items()}
+    for loaded in circuits if not settings.any_model else ():
+        check_same_tokens(loaded, data[_task_name(tasks, loaded)])
     ablations = settings.ablations or tuple(
         dict.fromkeys(loaded.found_under for loaded in circuits if not loaded.control)
     )

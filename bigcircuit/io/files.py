@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,9 @@ from bigcircuit.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to load, and many modules that write files do not need it
     from torch import Tensor
+
+_TEMPORARY = ".bigcircuit.tmp"
+"""How names of files end that are being written."""
 
 Json = Mapping[str, Any]
 """A JSON object as it was read."""
@@ -100,12 +104,15 @@ def check_writable(folder: Path) -> None:
 
 def temporary_path(path: Path) -> Path:
     """Return the temporary name from which a file or folder is to be renamed to `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether a path has a temporary name: a crash left it half written, or a process is writing it now."""
-    return path.match(".*.[0-9]*.tmp")
+    """Return whether a path has a temporary name: a crash left it half written, or a process is writing it now.
+
+    No other program makes such names, so that what has one can be removed.
+    """
+    return re.fullmatch(rf"\..+\.[0-9]+{re.escape(_TEMPORARY)}", path.name, re.DOTALL) is not None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Run folders: paths, lock, whether a run may be resumed, config.json and metrics.jsonl."""
 
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -101,15 +102,35 @@ def choose_run_dir(config: Config, fresh: bool) -> RunDir:
     fresh: use the next free name beside `output`. A folder belongs to a run if its resolved config is the same except for
     CHANGEABLE_ON_RESUME.
     """
-    path = free_path(config.output) if fresh else Path(config.output)
-    folder = RunDir(path)
+    folder = RunDir(free_path(config.output) if fresh else Path(config.output))
+    _check_usable(folder, config)
+    return folder
+
+
+@contextmanager
+def claimed(folder: RunDir, config: Config, command: Sequence[str]) -> Iterator[None]:
+    """Lock the folder of a run and write config.json, or check once more that the run there is the same.
+
+    Another process may have used the folder since `choose_run_dir`, while this one read pairs and hashed weights. Raises
+    UserError if that was another run, if the run has finished, or if another process has locked the folder.
+    """
+    with folder.locked():
+        _check_usable(folder, config)
+        if folder.finished:
+            raise UserError(f"{folder.path}: another process has finished this run meanwhile; nothing is left to do")
+        write_config(folder, config, command)
+        yield
+
+
+def _check_usable(folder: RunDir, config: Config) -> None:
+    """Raises UserError if the folder holds another run, or other files and no run."""
+    path = folder.path
     if path.exists() and not path.is_dir():
         raise UserError(f"output {path}: is a file; name a folder")
     if folder.config.exists():
         _check_same(folder, config)
     elif path.is_dir() and not all(map(is_temporary, path.iterdir())):
         raise UserError(f"output {path}: the folder holds other files and no run; name another folder")
-    return folder
 
 
 def free_path(output: str) -> Path:
@@ -134,6 +155,20 @@ def _check_same(folder: RunDir, config: Config) -> None:
         raise UserError(
             f"{folder.path}: holds a run with {key} {old!r}, not {new!r}; name another output or use --fresh"
         )
+
+
+def settings_sha256(config: Config) -> str:
+    """Hash the settings that a result depends on: those that are not at their default, but for CHANGEABLE_ON_RESUME.
+
+    A setting that a later version adds is at its default, so that checkpoints of earlier versions keep their hash.
+    """
+    defaults = dict(flatten(Config().model_dump(mode="json")))
+    settings = {
+        key: value
+        for key, value in flatten(config.model_dump(mode="json"))
+        if key not in CHANGEABLE_ON_RESUME and (key not in defaults or defaults[key] != value)
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def first_difference(

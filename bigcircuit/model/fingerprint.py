@@ -9,19 +9,31 @@ from bigcircuit.io.known_hashes import known_hashes, remember_hashes
 from bigcircuit.model.weight_files import model_folder
 from bigcircuit.runtime.progress import ProgressDisplay
 
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "*.model",
+    "*.tiktoken",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""Patterns of the files from which the tokenizers of transformers are made."""
+
 
 def fingerprint(config: ModelConfig, progress: ProgressDisplay | None = None) -> dict[str, str]:
     """Hash the files of the base model. progress: shows how much is hashed.
 
-    Returns "config", "weights" (all weight files), "tokenizer" and "adapter", each a hex sha256, or "" without such a file.
+    Returns "config", "weights" (all weight files), "tokenizer" and "adapter" (all files of these), each a hex sha256, or ""
+    without such a file.
     """
     folder = model_folder(config.path, config.revision)
     adapter = model_folder(config.adapter) if config.adapter else None
     files = {
         "config": _files(folder, "config.json"),
         "weights": _files(folder, "*.safetensors"),
-        "tokenizer": _files(folder, "tokenizer.json"),
-        "adapter": _files(adapter, "adapter_model.safetensors"),
+        "tokenizer": _files(folder, *_TOKENIZER_FILES),
+        "adapter": _files(adapter, "adapter_config.json", "*.safetensors"),
     }
     every = list(dict.fromkeys(path for paths in files.values() for path in paths))
     hashes = known_hashes(every)
@@ -34,8 +46,9 @@ def fingerprint(config: ModelConfig, progress: ProgressDisplay | None = None) ->
     return {part: _joined([hashes[path] for path in paths]) for part, paths in files.items()}
 
 
-def _files(folder: Path | None, pattern: str) -> list[Path]:
-    return sorted(folder.glob(pattern)) if folder else []
+def _files(folder: Path | None, *patterns: str) -> list[Path]:
+    found = {path for pattern in patterns for path in folder.glob(pattern)} if folder else set()
+    return sorted(path for path in found if path.is_file())
 
 
 def _joined(hashes: list[str]) -> str:

@@ -1,7 +1,6 @@
 """Figures of a page, section by section."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -162,7 +161,7 @@ def map_charts(drawings: Mapping[str, Drawing]) -> list[Chart]:
             for row, layer in zip(heads, drawing.layers, strict=True):
                 row[: len(layer.heads)] = [node.total / node.of for node in layer.heads]
             mlps = np.array([layer.mlp.total / max(layer.mlp.of, 1) for layer in drawing.layers])
-            found.append(model_map(f"model_{_file_name(name)}", f"What {name} keeps", heads, mlps))
+            found.append(model_map(f"model_{name}", f"What {name} keeps", heads, mlps))
         sites = {
             "attention neurons, head by head": _rows([layer.attention_grid for layer in drawing.layers]),
             "MLP neurons": _rows([layer.mlp_grid for layer in drawing.layers]),
@@ -170,9 +169,7 @@ def map_charts(drawings: Mapping[str, Drawing]) -> list[Chart]:
         shades = [
             (colour, alpha / 255) for colour, alpha in zip(drawing.palette.colours, drawing.palette.alphas, strict=True)
         ]
-        found.append(
-            neuron_map(f"neurons_{_file_name(name)}", f"Neurons of {name}", sites, shades, drawing.palette.names)
-        )
+        found.append(neuron_map(f"neurons_{name}", f"Neurons of {name}", sites, shades, drawing.palette.names))
     return found
 
 
@@ -181,7 +178,3 @@ def _rows(grids: Sequence[Grid]) -> np.ndarray:
     rows = [grid.row for grid in grids]
     width = max(map(len, rows))
     return np.stack([np.pad(row, (0, width - len(row))) for row in rows])
-
-
-def _file_name(name: Any) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in str(name))

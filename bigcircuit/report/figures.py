@@ -7,6 +7,7 @@ colour-blind readers can tell apart and that is visible on light and dark paper.
 Marks have names for tooltips, `set_gid("tip:text")`, and may be links, `set_url` (see svg.py).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "DejaVu Sans"],
     "font.size": 9,
+    "text.parse_math": False,  # names may hold dollars
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
     "text.color": INK,
@@ -84,6 +86,14 @@ class Chart(NamedTuple):
     note: str = ""
 
 
+def drawable(text: str) -> str:
+    """Replace characters that XML and fonts cannot have, such as control characters in a name, by a sign."""
+    return _UNDRAWABLE.sub("\ufffd", text)
+
+
+_UNDRAWABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
 def new_axes(width: float = 4.6, height: float = 2.9) -> tuple[Figure, Axes]:
     """Make an empty figure in the common style. width, height: inches."""
     with mpl.rc_context(STYLE):
@@ -108,7 +118,11 @@ def lines(
     x, y: labels of the axes. log, log_x: whether the axes are logarithmic where all values are positive and more than five times
     apart; else they begin at 0. marked: whether points have markers.
     """
-    series = [line for line in series if len(line.x)]
+    series = [
+        line._replace(label=drawable(line.label), tip=drawable(line.tip), end=drawable(line.end))
+        for line in series
+        if len(line.x)
+    ]
     if not series:
         return None
     labels = list(dict.fromkeys(line.label for line in series))
@@ -136,7 +150,7 @@ def lines(
                 handlelength=2.6,
                 columnspacing=1.4,
             )
-    return Chart(key, title, figure, note)
+    return Chart(key, drawable(title), figure, note)
 
 
 def _draw(axes: Axes, line: Line, place: int, marked: bool) -> Any:
@@ -215,7 +229,7 @@ def scatter(rows: Sequence[Mapping[str, Any]]) -> Chart:
     one_size = len({row["kept"]["total"] for row in rows}) == 1
     with mpl.rc_context(STYLE):
         for index, row in enumerate(rows):
-            score, size, name = row["scores"]["kl"], row["kept"]["total"], row["name"]
+            score, size, name = row["scores"]["kl"], row["kept"]["total"], drawable(row["name"])
             x = index if one_size else size
             axes.plot([x, x], [score["low"], score["high"]], color=MUTED, linewidth=1.1)
             (mark,) = axes.plot([x], [score["mean"]], "o", color=SERIES[0], markersize=8, markeredgecolor=PAPER)
@@ -226,7 +240,7 @@ def scatter(rows: Sequence[Mapping[str, Any]]) -> Chart:
         if one_size:
             axes.set_xlim(-0.6, len(rows) - 0.4)
             shown = range(0, len(rows), -(-len(rows) // 8))
-            named = [rows[index]["name"][-16:] for index in shown]
+            named = [drawable(rows[index]["name"][-16:]) for index in shown]
             axes.set_xticks(shown, named, rotation=30 if len("".join(named)) > 40 else 0)
     return Chart("size_kl", "KL of each circuit" if one_size else "Size against faithfulness", figure)
 
@@ -245,7 +259,7 @@ def bars(key: str, title: str, names: Sequence[str], values: Mapping[str, Sequen
             axes.plot(ticks, places, "|", color=SERIES[index], markersize=13, markeredgewidth=2.2, label=label)
         for place, value in zip(places, filled, strict=True):
             axes.annotate(f"{value:.2f}", (max(value, 0), place), (4, 0), textcoords="offset points", va="center")
-        axes.set_yticks(places, names)
+        axes.set_yticks(places, list(map(drawable, names)))
         axes.set_xlim(0, 1.12)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(x)

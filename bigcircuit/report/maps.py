@@ -11,7 +11,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bigcircuit.report.figures import ON_DARK, ON_LIGHT, PAPER, STYLE, Chart, new_axes
+from bigcircuit.report.figures import ON_DARK, ON_LIGHT, PAPER, STYLE, Chart, drawable, new_axes
 
 CLOSED_CELL, KEPT, LEAST = "#e6eaef", "#1a7fc4", 0.3
 """Colour of a closed and of a wholly kept node, and the shade, 0 to 1, of the smallest kept part."""
@@ -20,7 +20,7 @@ CLOSED_CELL, KEPT, LEAST = "#e6eaef", "#1a7fc4", 0.3
 def heatmap(key: str, title: str, values: Sequence[Sequence[float]], names: Sequence[str]) -> Chart:
     """Draw a square matrix of Jaccard indices, with numbers where there is room for them."""
     figure, axes = new_axes(3.6, 3.6)
-    count = len(values)
+    count, names = len(values), list(map(drawable, names))
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         axes.grid(visible=False)
         image = axes.imshow(np.asarray(values), vmin=0, vmax=1, cmap=_ramp())

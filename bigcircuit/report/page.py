@@ -1,8 +1,9 @@
 """Write a page as one self-contained file.
 
 The page fetches nothing and its policy (Content-Security-Policy) forbids it to: styles are inline, images are data URIs, the
-one script is allowed by its hash. All text is escaped by jinja2. It is complete without its script, which sorts tables, shows
-one circuit of several at a time, reads neurons back from their images and changes the colour scheme.
+one script is allowed by its hash. All text is escaped by jinja2, and absolute paths lose their folders
+(share.py). It is complete without its script, which sorts tables, shows one circuit of several at a time, reads neurons back from
+their images and changes the colour scheme.
 """
 
 import base64
@@ -20,6 +21,7 @@ from bigcircuit.io.files import write_bytes
 from bigcircuit.metrics.numbers import count_text, percent_text, precise_text, score_text
 from bigcircuit.metrics.registry import page_scores
 from bigcircuit.model.granularity import NODE_NAMES
+from bigcircuit.report.share import as_it_is, without_folders
 from bigcircuit.report.svg import inline_svg
 
 _TEMPLATES = "templates"
@@ -33,13 +35,15 @@ def write_page(template: str, page: Any, output: Path) -> Path:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=without_folders,
     )
     environment.filters |= {
         "number": count_text,
         "score": score_text,
         "precise": precise_text,
         "percent": percent_text,
-        "visible": visible_text,
+        "visible": lambda text: as_it_is(visible_text(text)),
+        "as_it_is": as_it_is,
         "chart": inline_svg,
     }
     scores = page_scores()
@@ -55,8 +59,10 @@ def write_page(template: str, page: Any, output: Path) -> Path:
         page=page,
         style=Markup(style),
         script=Markup(script),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'",
+        policy=Markup(
+            f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
+            "base-uri 'none'; form-action 'none'"
+        ),
     )
     write_bytes(output, text.encode())
     return output

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from bigcircuit.io.files import write_bytes
 from bigcircuit.report.figures import INK, MUTED, PAPER, RULE, STYLE, Chart
+from bigcircuit.results.locate import unique
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _THEME = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
@@ -25,7 +26,7 @@ ElementTree.register_namespace("xlink", _LINK)
 
 def inline_svg(chart: Chart) -> Markup:
     """Return a figure as an <svg> element whose colours follow the page, with tooltips on named marks."""
-    root = ElementTree.fromstring(_file_content(chart.figure, "svg", salt=chart.key))
+    root = ElementTree.fromstring(_file_content(chart.figure, "svg", salt=_file_name(chart.key)))
     _remove(root, "metadata", "style")
     for element in root.iter():
         _tidy(element)
@@ -87,14 +88,24 @@ def _add_tooltip(group: ElementTree.Element, member: str | None, text: str) -> N
 
 
 def write_figures(charts: Sequence[Chart], folder: Path, kinds: Sequence[str] = ("svg", "png", "pdf")) -> list[Path]:
-    """Write figures on white paper: `<key>.svg` with its fonts as text, `.png` at 200 dpi and `.pdf`; return the paths."""
-    paths = []
+    """Write figures on white paper: `<key>.svg` with its fonts as text, `.png` at 200 dpi and `.pdf`; return the paths.
+
+    Keys may hold names from files of others: whatever they are, all files are within the folder.
+    """
+    paths: list[Path] = []
+    taken: set[str] = set()
     for chart in charts:
+        taken.add(name := unique(_file_name(chart.key), taken))
         for kind in kinds:
-            path = folder / f"{chart.key}.{kind}"
-            write_bytes(path, _file_content(chart.figure, kind, salt=chart.key, facecolor=PAPER))
+            path = folder / f"{name}.{kind}"
+            write_bytes(path, _file_content(chart.figure, kind, salt=name, facecolor=PAPER))
             paths.append(path)
     return paths
+
+
+def _file_name(key: str) -> str:
+    """Return a key as a plain file name: letters, digits, `-`, `_` and `.`, no path, no hidden file, at most 100 characters."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in key).lstrip(".")[:100]
 
 
 def _file_content(figure: Figure, kind: str, salt: str, **options: Any) -> bytes:

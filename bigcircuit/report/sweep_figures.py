@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from bigcircuit.io.run_dir import read_metrics
 from bigcircuit.metrics.registry import SCORES
 from bigcircuit.report.axes import fit_scale
-from bigcircuit.report.figures import MUTED, PAPER, SERIES, STYLE, Chart, Line, lines, new_axes
+from bigcircuit.report.figures import MUTED, PAPER, SERIES, STYLE, Chart, Line, drawable, lines, new_axes
+from bigcircuit.report.share import without_folders
 from bigcircuit.results.sweep import SweepResult, SweepTrial
 
 FRONT, REST = SERIES[0], SERIES[5]
@@ -121,7 +122,8 @@ def _setting(sweep: SweepResult, key: str, values: dict[int, Any]) -> Chart:
         if numbers:
             fit_scale(lower.xaxis, list(x.values()), zero=False)
         else:
-            lower.set_xticks(range(len(names)), [name[:18] for name in names], rotation=30 if len(names) > 4 else 0)
+            labels = [drawable(without_folders(name)[:18]) for name in names]
+            lower.set_xticks(range(len(names)), labels, rotation=30 if len(names) > 4 else 0)
             lower.set_xlim(-0.5, len(names) - 0.5)
         lower.set_xlabel(key)
         figure.align_ylabels()

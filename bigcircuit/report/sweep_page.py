@@ -167,6 +167,6 @@ def _shown(sweep: SweepResult, trial: SweepTrial, source: RunSource | None, draw
         drawing=drawing,
         examples=source.members[0].examples if source else (),
         scores=None if summary is None or row is None else score_tables.summary_table(summary, [row]),
-        folder=str(trial.folder),
+        folder=str(Path(sweep.path.name, trial.folder.relative_to(sweep.path))),
         yaml=as_yaml(sweep, trial) if record.status not in ("failed", "waiting") else "",
     )

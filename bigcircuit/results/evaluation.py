@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import read_json, write_json
 from bigcircuit.metrics.registry import Score, Scores
+from bigcircuit.model.granularity import GRANULARITIES
 
 EVALUATION = "bigcircuit-evaluation/1"
 COMPARISON = "bigcircuit-comparison/1"
@@ -289,4 +291,20 @@ def read_result(path: Path) -> dict[str, Any]:
     content = read_json(path, "evaluate or compare again")
     if not isinstance(content, dict) or content.get("format") not in (EVALUATION, COMPARISON):
         raise UserError(f"{path}: not written by `bigcircuit evaluate` or `compare`")
+    _check_names(content, path)
     return content
+
+
+def _check_names(content: dict[str, Any], path: Path) -> None:
+    """Raises UserError for ablations and levels that there are not: pages and names of files are made of them."""
+    try:
+        curves, circuits = content.get("curves", {}), content.get("circuits", ())
+        named = {*curves, *content.get("cross", {}), *(name for one in circuits for name in one.get("ablations", {}))}
+        levels = {curve["level"] for found in curves.values() for curve in found}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not written by `bigcircuit evaluate` or `compare` ({error})") from error
+    for what, names, known in (("ablation", named, {*KINDS}), ("level", levels, {*GRANULARITIES, "neuron"})):
+        if unknown := sorted(map(str, names - known)):
+            raise UserError(
+                f"{path}: names the {what} {unknown[0]!r:.60}, which is none of this version; evaluate again"
+            )

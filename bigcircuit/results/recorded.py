@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.circuit.metadata import HASH_KEYS
 from bigcircuit.io.files import Json, file_sha256
 
 
@@ -52,5 +53,4 @@ def about(record: Json, content: Json) -> Json:
 def metadata_of(record: Json, content: Json, known: Json) -> dict[str, str]:
     """Make the metadata of a circuit whose file is gone. content: of the JSON file; known: what `about` returned."""
     found = {"model": known["model"], "task": known["task"], "ablation": record["found_under"]}
-    return found | {f"model_{part}_sha256": content["model"][part] for part in ("config", "weights", "tokenizer")
-                    if content["model"].get(part)}  # fmt: skip
+    return found | {key: content["model"][part] for part, key in HASH_KEYS.items() if content["model"].get(part)}

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bigcircuit.config.load import check_key
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import read_json
 
@@ -61,9 +62,13 @@ class TrialRecord:
         attributes = {key: name for name, key in _JSON_KEYS.items()}
         content = read_json(path, remedy)
         try:
-            return cls(**{attributes.get(key, key): value for key, value in dict(**content).items()})
+            record = cls(**{attributes.get(key, key): value for key, value in dict(**content).items()})
+            keys = [*record.drawn, *record.settings]
         except TypeError as error:
             raise UserError(f"{path}: cannot be read ({error}); {remedy}") from error
+        for key in keys:
+            check_key(key, str(path))
+        return record
 
 
 def read_trial_records(sweep: Path) -> list[TrialRecord]:

@@ -14,6 +14,8 @@ from bigcircuit.results.sweep import SweepResult, SweepTrial
 
 Row = Mapping[str, Any]
 _TYPES = {"step": pa.int64(), "steps": pa.int64(), "circuit": pa.string(), "error": pa.string()}
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+"""How text begins that spreadsheets take for a formula."""
 _FLOATS = ("kl", "kl.low", "kl.high", "validation.kl", "parameters_kept")
 
 
@@ -56,15 +58,20 @@ def _other_scores() -> list[str]:
 
 
 def as_csv(columns: Sequence[str], table: Sequence[Row]) -> bytes:
-    """Write rows as CSV with a header; None is an empty cell, booleans, lists and mappings are JSON."""
+    """Write rows as CSV with a header; None is an empty cell, booleans, lists and mappings are JSON.
+
+    Text that a spreadsheet would compute as a formula has an apostrophe before it.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow(map(_cell, columns))
     writer.writerows([_cell(row[column]) for column in columns] for row in table)
     return file.getvalue().encode()
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_FORMULAS):
+        return f"'{value}"
     return json.dumps(value) if isinstance(value, (bool, list, dict)) else value
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from bigcircuit.config.load import check_key, flatten, members, override, parse_section, set_dotted
+from bigcircuit.config.load import check_asks_for_size, check_key, flatten, members, override, parse_section, set_dotted
 from bigcircuit.config.schema import MEMBER_KEYS, Config, Count, Positive, Section
 from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError
@@ -138,7 +138,9 @@ class Sweep(NamedTuple):
     def trial_config(self, settings: Mapping[str, Any], number: int) -> Config:
         """Return the config of one trial as a run of its own. Raises UserError if the settings do not fit together."""
         own = {**settings, "output": str(Path(self.config.output) / "trials" / f"{number:03d}")}
-        return members(override(self.config, own, f"trial {number}"))[0]
+        configs = members(override(self.config, own, f"trial {number}"))
+        check_asks_for_size(configs)
+        return configs[0]
 
 
 def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:

@@ -19,7 +19,7 @@ from bigcircuit.config.schema import Config
 from bigcircuit.data.collate import batch_indices
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
-from bigcircuit.errors import DivergedError, OutOfMemory, ReportedError
+from bigcircuit.errors import DivergedError, OutOfMemory, ReportedError, UserError
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.gates.population import Population
 from bigcircuit.io.checkpoint import SavedState
@@ -28,11 +28,12 @@ from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.sweep.config import gate_settings, shared_settings
 from bigcircuit.sweep.messages import Assignment, Progress
 from bigcircuit.train.final_circuits import final_circuits
+from bigcircuit.train.fingerprint import check_same_fingerprint
 from bigcircuit.train.resolve import resolve
 from bigcircuit.train.setup import RunContext, set_up
 from bigcircuit.train.state import MemberState, TrainState, metric_rows
 from bigcircuit.train.step import update, validate
-from bigcircuit.train.targets import check_targets
+from bigcircuit.train.targets import count_targets
 
 
 @dataclass
@@ -112,8 +113,8 @@ class Replica:
 
     def _new_slot(self, assignment: Assignment) -> _Slot:
         """Set up the member of a trial, new or resumed. Raises UserError."""
-        config, shared = assignment.config, self._shared_data(assignment.config)
-        check_targets(members(config), shared.context.nodes)
+        shared = self._shared_data(assignment.config)
+        [config] = count_targets(members(assignment.config), shared.context.nodes)
         if config.train.steps > shared.steps:
             with shared.context.streams:
                 shared.training = shared.context.training_targets(shared.examples, config.train.steps)
@@ -124,10 +125,24 @@ class Replica:
             with shared.context.streams:
                 shared.context.warm_start(population)
         else:
+            self._check_same_files(assignment.number, assignment.state, shared.context)
             state = _train_state(slot)
             state.restore(assignment.state)
             slot.validated = state.validated
         return slot
+
+    def _check_same_files(self, number: int, state: SavedState, context: RunContext) -> None:
+        """Raises UserError on all ranks if a trial's checkpoint was made with other files than there are now.
+
+        Only the first rank of a host knows the hashes of the model.
+        """
+        found: UserError | None = None
+        try:
+            check_same_fingerprint(f"trial {number}", state.base, context.run.fingerprint)
+        except UserError as error:
+            found = error
+        if self._ranks.maximum(int(found is not None)):
+            raise found or UserError(f"trial {number}: its checkpoint was made with other files than another host has")
 
     def _shared_data(self, config: Config) -> _SharedData:
         """Return the shared data of a config; loading new data drops those that no slot uses. Raises UserError and OutOfMemory."""

@@ -56,7 +56,8 @@ def execute_sweep(sweep: Sweep, address: str | None, console: Console) -> None:
         for note in notes:
             progress.print_line(f"note: {note}")
     with RunDir(folder).locked():
-        if replaces:
+        # Once more: another process may have used the folder since, while this one read the pairs.
+        if replaces_other_sweep(folder, sweep):
             remove(folder / "trials")
         if trials_left(folder, sweep):
             request = StopRequest()

@@ -24,6 +24,7 @@ from bigcircuit.model.granularity import LEAVES
 from bigcircuit.model.load import attention_of
 from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.runtime.host_memory import peak_memory
+from bigcircuit.train.fingerprint import MODEL_PARTS
 from bigcircuit.train.optimal_ablation import final_ablation
 from bigcircuit.train.setup import RunContext
 from bigcircuit.train.state import MemberState, TrainState
@@ -89,6 +90,7 @@ def final_circuits(context: RunContext, state: TrainState, targets: tuple[Target
         "nodes": context.nodes,
         "full": _plain(summarise(full, full, 0, empty)),
         "empty": _plain(summarise(found, full, len(masks), empty)),
+        "threads": torch.get_num_threads(),
         "peak_memory_bytes": micro_batches.ranks.maximum(peak_memory(micro_batches.ranks)),
     }
     return RunResult(circuits, rows, shown["members"], shared)
@@ -108,12 +110,13 @@ def describe(context: RunContext, member_state: MemberState, scores: Scores) -> 
     """Make the metadata of one member's circuit file: model, task, ablation, settings and held-out scores."""
     config, reference = context.config, context.run.ablation_data
     member = member_state.member.config
-    hashes = {part: context.run.fingerprint[f"model {part}"] for part in ("config", "weights", "tokenizer")}
+    hashes = {part: context.run.fingerprint[name] for part, name in MODEL_PARTS.items()}
     return model_metadata(config.model, hashes, context.streams.frozen.shapes) | {
         "attention": attention_of(context.streams.frozen),
         "device": context.streams.frozen.device.type,
         "task": config.task.path.rsplit("/", 1)[-1] if config.task.path else config.task.name,
         "task_sha256": context.data.sha256,
+        "task_tokens_sha256": context.data.tokens_sha256,
         "ablation": config.ablation.name,
         "ablation_data": (config.ablation.data or "").rsplit("/", 1)[-1],
         "ablation_data_sha256": "" if reference is None else reference.sha256,
@@ -125,6 +128,7 @@ def describe(context: RunContext, member_state: MemberState, scores: Scores) -> 
         "targets": json.dumps(member.target.sizes()),
         "scores": json.dumps({config.ablation.name: _plain(scores)}),
         "versions": json.dumps(versions()),
+        "threads": str(torch.get_num_threads()),
     }
 
 

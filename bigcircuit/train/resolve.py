@@ -13,7 +13,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.fingerprint import run_fingerprint
-from bigcircuit.train.targets import check_targets
+from bigcircuit.train.targets import count_targets
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ResolvedRun:
 
     config: Config
     members: tuple[Config, ...]
-    """The config of every member of the population, its parametrisation chosen."""
+    """The config of every member of the population, its parametrisation chosen and its targets counted in nodes."""
     model: ResolvedModel
     data: TaskData
     ablation_data: AblationData | None
@@ -37,20 +37,20 @@ class ResolvedRun:
     def changed(self, overrides: Mapping[str, Any], source: str) -> "ResolvedRun":
         """The same run with other settings, but for those that name files: model, pairs and DeepSpeed config stay as read."""
         config = override(self.config, overrides, source)
-        return replace(self, config=config, members=tuple(members(config)), model=self.model.changed(config.model))
+        counted = count_targets(members(config), self.model.nodes)
+        return replace(self, config=config, members=counted, model=self.model.changed(config.model))
 
 
 def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = None) -> ResolvedRun:
     """Read and check all but the weights. progress: where all passes of the run are shown. Raises UserError."""
-    configs = tuple(members(config))
+    configs = members(config)
     with (progress or ProgressDisplay(enabled=False)).phase("reading model config and pairs"):
         model = resolve_model(config.model, config.deepspeed)
         data = load_task(config.task, model.tokenizer, model.hf_config)
         ablation_data = load_ablation_data(config, model.tokenizer, model.hf_config)
-    check_targets(configs, model.nodes)
     return ResolvedRun(
         config=config,
-        members=configs,
+        members=count_targets(configs, model.nodes),
         model=model,
         data=data,
         ablation_data=ablation_data,

@@ -131,7 +131,12 @@ class TrainState:
     def export(self, base: Mapping[str, str]) -> SavedState:
         """Collect the tensors and plain data that `restore` needs, with the fingerprint of the run."""
         tensors: dict[str, Tensor] = {}
-        data: dict[str, Any] = {"step": self.step, "validated": self.validated, "members": []}
+        data: dict[str, Any] = {
+            "step": self.step,
+            "validated": self.validated,
+            "threads": torch.get_num_threads(),
+            "members": [],
+        }
         for index, member_state in enumerate(self.member_states):
             own, plain = member_state.export()
             tensors |= {f"{index}.{name}": values for name, values in own.items()}

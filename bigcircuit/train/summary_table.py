@@ -6,7 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from bigcircuit.metrics.numbers import terminal_score_text
+from bigcircuit.metrics.numbers import range_text, terminal_score_text
 from bigcircuit.metrics.registry import SCORES
 from bigcircuit.runtime.tables import first_that_fits
 
@@ -57,13 +57,21 @@ def _cell(score: Mapping[str, float | None] | None, interval: bool) -> str:
 
 
 def closing_sentence(summary: Mapping[str, Any]) -> str:
-    """Describe the result of the first member in one sentence. summary: content of summary.json."""
-    row, nodes = summary["members"][0], summary["nodes"]
-    scores, kept = row["scores"], row["kept"]
+    """Describe the result in one sentence: of several members the lowest and the highest values. summary: of summary.json."""
+    rows, nodes = summary["members"], summary["nodes"]
+
+    def kept(name: str) -> str:
+        return f"{range_text([row['kept'][name] for row in rows], 'd')} of {nodes[name]}"
+
+    def scored(name: str, form: str) -> str:
+        return range_text([row["scores"][name]["mean"] for row in rows], form)
+
+    kl = rows[0]["scores"]["kl"]
+    interval = f", 95% interval {kl['low']:.3f} to {kl['high']:.3f}" if len(rows) == 1 else ""
     return (
-        f"Keeping {kept['total']} of {nodes['total']} neurons ({kept['head']} of {nodes['head']} heads, {kept['mlp']} of "
-        f"{nodes['mlp']} MLPs) the model still predicts what the full model predicts on "
-        f"{scores['exact_match']['mean']:.0%} of the held-out prompts and prefers the right answer on "
-        f"{scores['accuracy']['mean']:.0%} (KL {scores['kl']['mean']:.3f} nats, 95% interval "
-        f"{scores['kl']['low']:.3f} to {scores['kl']['high']:.3f})."
+        f"Keeping {kept('total')} neurons ({kept('head')} heads, {kept('mlp')} MLPs) "
+        f"{'the model still predicts' if len(rows) == 1 else f'the {len(rows)} circuits still predict'} what the full model "
+        f"predicts on {scored('exact_match', '.0%')} of the held-out prompts and "
+        f"{'prefers' if len(rows) == 1 else 'prefer'} the right answer on {scored('accuracy', '.0%')} "
+        f"(KL {scored('kl', '.3f')} nats{interval})."
     )

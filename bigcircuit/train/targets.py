@@ -1,10 +1,25 @@
-"""Check that the sizes asked for can be met."""
+"""Sizes asked for: shares become numbers of nodes, and what cannot be met is refused."""
 
 from collections.abc import Mapping, Sequence
 
+from bigcircuit.config.load import override
 from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
 from bigcircuit.model.granularity import ATTENTION, MLP, finest
+
+
+def count_targets(members: Sequence[Config], nodes: Mapping[str, int]) -> tuple[Config, ...]:
+    """Turn targets that are shares into numbers of nodes, rounded, one at least; nodes: as for `check_targets`.
+
+    Raises UserError for targets that cannot be met.
+    """
+    counted = []
+    for member in members:
+        shares = {name: size for name, size in member.target.sizes().items() if isinstance(size, float)}
+        counts = {f"target.{name}": max(1, round(share * nodes[name])) for name, share in shares.items()}
+        counted.append(override(member, counts, "target") if counts else member)
+    check_targets(counted, nodes)
+    return tuple(counted)
 
 
 def check_targets(members: Sequence[Config], nodes: Mapping[str, int]) -> None:

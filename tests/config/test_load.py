@@ -33,8 +33,18 @@ BAD = {
     "no granularity": ("gates: {granularities: []}", ["gates.granularities is empty"]),
     "penalty without its gates": ("penalty: {kv_group: 1}", ["penalty.kv_group is set", "add kv_group"]),
     "target without its gates": ("target: {mlp_output: 5}", ["target.mlp_output is set", "add mlp_output"]),
-    "target of nothing": ("target: {total: 0}", ["target.total", "greater than or equal to 1"]),
-    "half a neuron": ("target: {total: 1.5}", ["target.total", "integer"]),
+    "target of nothing": ("target: {total: 0}", ["target.total is 0; give a number of nodes (200), or a share"]),
+    "half a neuron": ("target: {total: 1.5}", ["target.total is 1.5; give a number of nodes (200), or a share"]),
+    "target of everything": ("target: {head: 100%}", ["target.head is 100%; give a number of nodes (200), or a share"]),
+    "target that is text": ("target: {head: few}", ["target.head is few; give a number of nodes (200), or a share"]),
+    "targets and penalties: none": (
+        "train: {steps: 5}",
+        ["nothing asks for a small circuit: no target and no penalty is set; set target.total 0.1 for a tenth"],
+    ),
+    "targets and penalties: a member has none": (
+        "population: {members: [{penalty.head: 1.0}, {train.seed: 3}]}",
+        ["member 1: nothing asks for a small circuit"],
+    ),
     "first gates outside the clamp": ("gates: {init: 6}", ["gates.init 6", "gates.clamp 5"]),
     "splits over one": ("task: {split: {train: 0.9}}", ["task.split", "add up to 1"]),
     "nothing to train on": ("task: {split: {train: 0, validation: 0.5}}", ["train and test must both be above 0"]),
@@ -232,7 +242,9 @@ def test_check_needs_no_weights(tmp_path, capsys):
 
     shutil.copytree(PATH, tmp_path / "model")
     (tmp_path / "model/model.safetensors").unlink()
-    assert answer(run_check, ["--model.path", str(tmp_path / "model"), "--task.size", "40"]) == 0
+    assert (
+        answer(run_check, ["--model.path", str(tmp_path / "model"), "--task.size", "40", "--target.total", "9%"]) == 0
+    )
     assert "the config is valid" in capsys.readouterr().out
 
 

@@ -63,6 +63,8 @@ def test_null_is_none_where_there_may_be_no_text_and_text_where_there_must_be():
         (["--gates.granularities", "[head, mlp]"], ["head", "mlp"]),
         (["--tracking.trackers", "[]"], []),
         (["--target.total", "null"], None),
+        (["--target.total", "0.1"], 0.1),
+        (["--target.head", "25%"], "25%"),
         (["--population.members", "[{train.lr: 0.001}, {train.seed: 3}]"], [{"train.lr": 0.001}, {"train.seed": 3}]),
     ],
 )

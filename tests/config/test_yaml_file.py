@@ -1,5 +1,7 @@
 """A key that is given twice is refused with both lines; bases and merge keys work as before."""
 
+import json
+
 import pytest
 
 from bigcircuit.config.yaml_file import read_yaml
@@ -46,3 +48,27 @@ def test_a_key_that_replaces_one_of_a_base_or_of_a_merged_mapping_is_no_repetiti
     read = read_yaml(tmp_path / "c.yaml")
     assert read["y"]["z"] == {"lr": 5, "steps": 4}
     assert read["train"]["steps"] == 6 and read["train"]["clip"] == 2 and read["train"]["lr"] in (3, 5)
+
+
+RECORD = {"config": {"train": {"lr": 1e-05}, "output": "elsewhere"}, "command": [], "versions": {}}
+
+
+@pytest.mark.parametrize("name", ["", "config.json"])
+def test_a_run_folder_is_the_config_of_its_run(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps(RECORD))
+    expected = {"train": {"lr": 1e-05}, "output": str(tmp_path)}
+    assert read_yaml(tmp_path / name) == expected, "a float, which YAML would leave as text; the folder as it is found"
+    (tmp_path / "c.yaml").write_text(f"extends: {tmp_path / name}\ntrain: {{steps: 3}}\n")
+    assert read_yaml(tmp_path / "c.yaml") == {**expected, "train": {"lr": 1e-05, "steps": 3}}
+
+
+def test_a_sweep_folder_is_the_config_of_its_sweep(tmp_path):
+    (tmp_path / "sweep.json").write_text(json.dumps({**RECORD, "sweep": {"trials": 2}}))
+    assert read_yaml(tmp_path) == {"train": {"lr": 1e-05}, "output": str(tmp_path), "sweep": {"trials": 2}}
+
+
+def test_a_folder_without_a_run_and_a_config_of_that_name_are_what_they_are(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json: no such config file"):
+        read_yaml(tmp_path)
+    (tmp_path / "config.json").write_text('{"train": {"lr": 1.5}}')
+    assert read_yaml(tmp_path) == {"train": {"lr": 1.5}}

@@ -184,7 +184,7 @@ def test_where_constants_come_from_by_hand(found_under, metadata, config, ablati
     def read(circuit):
         calls.append(circuit)
         settings = circuit.config.ablation
-        return MeanData(AblationData([], "b") if settings.data else None, settings.prompts)
+        return MeanData(AblationData([], "b", "") if settings.data else None, settings.prompts)
 
     found = resolve_constants(loaded(found_under, metadata, **config), ablation, read, "now")
     assert (found.saved is not None, found.data is not None, len(calls)) == (is_saved, reads, reads)

@@ -61,9 +61,14 @@ def test_mistakes_are_one_line(population, capsys, words, message):
     assert message in shown and len(shown.splitlines()) == 1
 
 
-def test_circuits_of_different_models_are_refused(population, tmp_path, capsys):
+@pytest.mark.parametrize("key", ["model_weights_sha256", "model_config_sha256", "adapter_files_sha256"])
+def test_circuits_of_different_models_are_refused(population, tmp_path, capsys, key):
     circuit = Circuit.load(population / "circuits" / "0.safetensors")
-    other = Circuit(circuit.masks, {}, {**circuit.metadata, "model_weights_sha256": "0" * 64})
-    other.save(tmp_path / "other.safetensors")
+    for name, sha256 in (("one", "1" * 64), ("other", "0" * 64)):
+        Circuit(circuit.masks, {}, {**circuit.metadata, key: sha256}).save(tmp_path / f"{name}.safetensors")
+    population = tmp_path / "one.safetensors"
     assert answer(run_compare, [str(population), str(tmp_path / "other.safetensors")]) == 2
-    assert "is of a model with other weights" in capsys.readouterr().err
+    assert (
+        f"is of a model with other {key.split('_')[-2 if key.startswith('model') else 0]} than"
+        in capsys.readouterr().err
+    )

@@ -28,7 +28,7 @@ def without_pairs(settings: Config | dict[str, Any] | None = None, meta: FrozenM
         config=config,
         members=tuple(members(config)),
         model=model,
-        data=TaskData(splits={}, pairs=[], sha256=""),
+        data=TaskData(splits={}, pairs=[], sha256="", tokens_sha256=""),
         ablation_data=None,
         micro_batches=MicroBatches(config.train.micro_batch_size),
     )

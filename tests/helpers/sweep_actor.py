@@ -53,7 +53,9 @@ class InProcessWorker:
 
 def short_sweep(folder: Path, base: Mapping[str, Any] | None = None, **search: Any) -> Sweep:
     """Three seeds of 6 updates each, as a grid in three slots; base: dotted settings of all trials, search: of the sweep."""
-    short = {"train.steps": 6, "train.validate_every": 3, "train.save_every": 3, "target.total": None}
+    short: dict[str, Any] = {"train.steps": 6, "train.validate_every": 3, "train.save_every": 3, "target.total": None}
+    if not any(key.startswith(("target.", "penalty.")) for key in search.get("space", {})):
+        short["penalty.mlp_neuron"] = 1.0
     config = load(None, {**QUICK, **short, **(base or {}), "output": str(folder)})
     return Sweep(config, SweepSettings(**{"space": {"train.seed": [0, 1, 2]}, "search": "grid", "slots": 3, **search}))
 

@@ -103,7 +103,8 @@ def test_a_checkpoint_is_small_and_holds_everything(stopped_run):
     state = checkpoint.load_newest(path.parent, pytest.fail)
     kinds = {name.split(".")[1] for name in state.tensors}
     assert kinds == {"log_alpha", "exp_avg", "exp_avg_sq"}
-    assert set(state.base) == {"model config", "model weights", "model tokenizer", "model adapter", "pairs"}
+    files = {"model config", "model weights", "tokenizer files", "adapter files"}
+    assert set(state.base) == {"settings", *files, "pairs", "token ids of the pairs"}
     manifest = json.loads((path / "state.json").read_text())
     assert manifest["tensors"].keys() == state.tensors.keys()
     assert all(len(digest) == 64 for digest in [*manifest["tensors"].values(), manifest["file"], manifest["sha256"]])

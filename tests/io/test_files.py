@@ -85,7 +85,17 @@ def test_an_error_while_files_are_hashed_stops_the_hashing_of_the_others(tmp_pat
 
 def test_temporary_names_are_told_from_others(tmp_path):
     assert is_temporary(temporary_path(tmp_path / "a.json")) and is_temporary(temporary_path(tmp_path / "folder"))
-    assert not any(is_temporary(tmp_path / name) for name in ("a.json", ".hidden", "a.tmp", ".a.tmp", "a.1.tmp"))
+    others = (
+        "a.json",
+        ".hidden",
+        "a.tmp",
+        ".a.tmp",
+        "a.1.tmp",
+        ".notes.2024.tmp",
+        ".a.1.bigcircuit.tmp.txt",
+        "a.1.bigcircuit.tmp",
+    )
+    assert not any(is_temporary(tmp_path / name) for name in others)
 
 
 def test_the_hash_of_a_file_is_taken_again_when_it_has_changed(tmp_path):

@@ -90,7 +90,7 @@ def test_check_says_whether_it_fits_and_what_would(capsys):
 
 def test_check_speaks_of_the_machine_asked_about(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    words = ["--train.steps", "5", "--task.size", "80", "--ranks", "2"]
+    words = ["--train.steps", "5", "--task.size", "80", "--target.total", "200", "--ranks", "2"]
     run_check([*words, "--device", "cuda", "--memory", "80", "--time"])
     said = capsys.readouterr().out
     assert "2 ranks on GPUs of 80 GiB each" in said and "Python and libraries" not in said

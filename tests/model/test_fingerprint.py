@@ -41,8 +41,28 @@ def test_an_adapter_has_a_hash_of_its_own_and_a_missing_tokenizer_none(folder, t
     (folder / "tokenizer.json").unlink()
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"low rank")
-    found = fingerprint(ModelConfig(path=str(folder), adapter=str(tmp_path / "adapter")))
+    config = ModelConfig(path=str(folder), adapter=str(tmp_path / "adapter"))
+    found = fingerprint(config)
     assert (found["adapter"], found["tokenizer"]) == (sha256(b"low rank"), "")
+    (tmp_path / "adapter/adapter_config.json").write_bytes(b"lora_alpha 64")
+    assert fingerprint(config)["adapter"] == sha256((sha256(b"lora_alpha 64") + sha256(b"low rank")).encode())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+        "tokenizer.model", "spiece.model", "qwen.tiktoken",
+    ],
+)  # fmt: skip
+def test_every_file_of_a_tokenizer_counts(folder, name):
+    config = ModelConfig(path=str(folder))
+    seen = {fingerprint(config)["tokenizer"]}
+    for content in (b"one", b"other"):
+        (folder / name).write_bytes(content)
+        seen.add(fingerprint(config)["tokenizer"])
+    (folder / "tokenizer.json").unlink()
+    assert fingerprint(config)["tokenizer"] == sha256(b"other") and len(seen) == 3
 
 
 def test_a_file_that_changes_in_the_same_process_is_read_again(folder):

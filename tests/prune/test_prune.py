@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ from safetensors import safe_open
 
 from bigcircuit import prune
 from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.cli import answer, run_prune
 from bigcircuit.config.load import load
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import DivergedError, UserError
 from bigcircuit.io import checkpoint
 from bigcircuit.io.files import tensor_sha256
 from bigcircuit.train import step as train_step
+from tests.helpers.interrupted_runs import run_or_resume
 from tests.helpers.short_runs import run
 
 
@@ -74,9 +77,11 @@ def test_circuit_file_opens_without_this_project(finished_run):
         "model",
         "model_config_sha256",
         "model_weights_sha256",
-        "tokenizer_sha256",
+        "tokenizer_files_sha256",
         "task",
         "task_sha256",
+        "task_tokens_sha256",
+        "threads",
         "seed",
     ):
         assert metadata[key], key
@@ -143,6 +148,44 @@ def test_population_writes_one_file_a_member(tmp_path):
     )
     for name, values in ours.log_alpha.items():
         torch.testing.assert_close(values, theirs.log_alpha[name], atol=1e-5, rtol=0)
+
+
+def test_a_run_that_resumes_with_other_threads_says_so(stopped_run, tmp_path, capsys):
+    shutil.copytree(stopped_run.folder / "run", tmp_path / "run")
+    torch.set_num_threads(2)
+    try:
+        run_or_resume(tmp_path / "run", Ranks(), **stopped_run.overrides)
+    finally:
+        torch.set_num_threads(1)
+    assert "note: torch uses 2 threads and used 1 before, so numbers may differ" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run/summary.json").read_text())["threads"] == 2
+
+
+def test_a_run_folder_repeats_itself(finished_run, tmp_path, capsys):
+    assert answer(run_prune, ["--config", str(finished_run.path)]) == 0
+    assert "holds a finished run with these settings; nothing to do" in capsys.readouterr().out
+    assert answer(run_prune, ["--config", str(finished_run.config), "--output", str(tmp_path / "again")]) == 0
+    first, again = (path / "circuit.safetensors" for path in (finished_run.path, tmp_path / "again"))
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_a_share_is_the_size_that_it_stands_for(tmp_path):
+    share, number = (
+        run(tmp_path / str(size), target__total=size, target__head=head) for size, head in (("10%", 0.25), (179, 8))
+    )
+    for folder, asked in ((share, {"total": 0.1, "head": 0.25}), (number, {"total": 179, "head": 8})):
+        config = json.loads(folder.config.read_text())["config"]
+        assert {name: size for name, size in config["target"].items() if size} == asked
+        (member,) = json.loads(folder.summary.read_text())["members"]
+        assert member["targets"] == {"total": 179, "head": 8} and member["kept"]["total"] == 179
+    first, second = (folder.path / "circuit.safetensors" for folder in (share, number))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_run_that_asks_for_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"nothing asks for a small circuit: .*; set target\.total 0\.1 for a tenth"):
+        run(tmp_path / "run", target__total=None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_unsolved_pairs_are_counted(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -160,6 +161,34 @@ def test_figures_are_files_for_papers(reported, tmp_path, capsys):
     svg = (tmp_path / "f/size_neuron_zero.svg").read_text()
     assert ">held-out KL, nats</text>" in svg, "text stays text"
     assert "var(--" not in svg, "the page's colours are the page's"
+
+
+def test_a_page_that_is_passed_on_names_no_folder_of_this_machine(reported, swept, tmp_path):
+    """Runs, sweep and evaluation have absolute paths as output, in their commands and as names of circuit files."""
+    rendered = write_report([str(swept)], tmp_path / "sweep.html") + [
+        reported.one.report,
+        reported.many.report,
+        reported.pair,
+    ]
+    for page in rendered:
+        text = page.read_text()
+        assert str(reported.one.path.parent) not in text and str(swept.parent) not in text, page
+    assert '"output": "…/one"' in html.unescape(reported.one.report.read_text())
+
+
+def test_a_foreign_evaluation_names_no_file(reported, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(reported.one.path, folder)
+    known = (folder / "evaluation.json").read_text()
+    for old, new in (('"zero":', '"../../../escaped":'), ('"level": "neuron"', '"level": "../x"')):
+        assert old in known
+        (folder / "evaluation.json").write_text(known.replace(old, new))
+        assert answer(run_report, [str(folder), "--figures", str(tmp_path / "a/b/c")]) == 2
+        said = capsys.readouterr().err
+        assert re.search(
+            r"evaluation\.json: names the (ablation|level) '\.\./.*', which is none of this version", said
+        ), said
+    assert not (tmp_path / "a").exists() and not list(tmp_path.glob("*escaped*"))
 
 
 def test_the_same_files_give_the_same_page(reported, tmp_path):

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bigcircuit.report.figures import INK, MUTED, PAPER, RULE, Line, lines, scatter
-from bigcircuit.report.svg import inline_svg
+from bigcircuit.report.svg import inline_svg, write_figures
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</title><script>alert(\"1\")</script> & 'quoted' a:b"
@@ -74,3 +74,12 @@ def test_size_comes_from_the_page(chart):
     root = parsed(chart)
     assert root.get("width") is root.get("height") is None
     assert root.get("viewBox").startswith("0 0 ")
+
+
+def test_figures_stay_in_their_folder_under_plain_names(chart, tmp_path):
+    keys = ["partial_../../../x", "partial_.._.._.._x", "/etc/x", "..", "a/b", "a b", "x" * 400, "\0", "key"]
+    paths = write_figures([chart._replace(key=key) for key in keys], tmp_path / "a/b/figures", ["svg"])
+    assert sorted(paths) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert {path.parent for path in paths} == {tmp_path / "a/b/figures"}
+    names = [path.name for path in paths]
+    assert len(set(names)) == len(keys) and names[0] == "partial_.._.._.._x.svg" and names[-1] == "key.svg"

@@ -22,7 +22,7 @@ def test_the_file_has_the_same_keys_as_ever():
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    settings = {"train.lr": 0.1, "train.betas": [1, 2]}
+    settings = {"train.lr": 0.1, "gates.granularities": ["head", "mlp"]}
     record = TrialRecord(
         number=3,
         drawn=settings,
@@ -45,6 +45,14 @@ def test_a_file_without_keys_that_are_newer_is_read(tmp_path):
     write_json(tmp_path / "trials/000/trial.json", {"number": 0, "drawn": {}, "settings": {}})
     (record,) = read_trial_records(tmp_path)
     assert (record.status, record.open_updates, record.decided_step, record.ended) == ("waiting", 0, 0, False)
+
+
+@pytest.mark.parametrize("part", ["drawn", "settings"])
+def test_a_key_that_is_no_setting_is_named(tmp_path, part):
+    content = {"number": 0, "drawn": {}, "settings": {}} | {part: {"train.lr": 0.1, "x/../../../escaped": 1}}
+    write_json(tmp_path / "trials/000/trial.json", content)
+    with pytest.raises(UserError, match=r"trial\.json: x/\.\./\.\./\.\./escaped is not a setting"):
+        read_trial_records(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{}", '{"number": 0, "drawn": {}, "settings": {}, "other": 1}'])

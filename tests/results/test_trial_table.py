@@ -1,5 +1,8 @@
 """Rows of trials as CSV and Parquet."""
 
+import csv
+import io
+
 import pyarrow as pa
 from pyarrow import parquet
 
@@ -21,3 +24,10 @@ def test_columns_without_a_value_have_the_type_of_later_values():
 def test_csv_has_empty_cells_and_json():
     rows = [{"a": None, "b": True, "c": [1, "x"]}, {"a": 0.5, "b": False, "c": "plain, text"}]
     assert as_csv(["a", "b", "c"], rows).decode() == ('a,b,c\n,true,"[1, ""x""]"\n0.5,false,"plain, text"\n')
+
+
+def test_text_is_never_a_formula():
+    cells = ["=1+1", "+x", "-x", "@sum(a)", "\t=1", "plain", "a=b", -0.5]
+    rows = [{"=key": cell} for cell in cells]
+    read = [row[0] for row in csv.reader(io.StringIO(as_csv(["=key"], rows).decode()))]
+    assert read == ["'=key", "'=1+1", "'+x", "'-x", "'@sum(a)", "'\t=1", "plain", "a=b", "-0.5"]

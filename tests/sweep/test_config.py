@@ -59,7 +59,8 @@ def test_a_fresh_sweep_has_the_next_free_name(tmp_path):
 
 def test_a_trial_is_a_run_of_its_own_in_the_folder_of_the_sweep(tmp_path):
     sweep = searched(
-        tmp_path, f"{{output: {tmp_path}/s, train: {{lr: 0.5}}, sweep: {{space: {{train.seed: [1, 2]}}}}}}"
+        tmp_path,
+        f"{{output: {tmp_path}/s, train: {{lr: 0.5}}, target: {{total: 9}}, sweep: {{space: {{train.seed: [1, 2]}}}}}}",
     )
     config = sweep.trial_config({"train.seed": 2}, 7)
     assert (config.output, config.train.lr, config.train.seed) == (f"{tmp_path}/s/trials/007", 0.5, 2)
@@ -68,7 +69,7 @@ def test_a_trial_is_a_run_of_its_own_in_the_folder_of_the_sweep(tmp_path):
 
 
 def test_trials_share_model_and_pairs_where_only_settings_of_members_differ(tmp_path):
-    sweep = searched(tmp_path, "sweep: {space: {train.seed: [1, 2]}}")
+    sweep = searched(tmp_path, "{penalty: {head: 1}, sweep: {space: {train.seed: [1, 2]}}}")
     plain = sweep.trial_config({}, 0)
     for changed in ({"train.lr": 0.7}, {"penalty.head": 3.0}, {"gates.parametrisation": "hard_concrete"}):
         assert shared_settings(sweep.trial_config(changed, 1)) == shared_settings(plain), changed
@@ -79,6 +80,17 @@ def test_trials_share_model_and_pairs_where_only_settings_of_members_differ(tmp_
         for name in ("straight_through", "hard_concrete")
     }
     assert len(gates) == 2, "these share the model and no pass"
+
+
+def test_sizes_that_are_searched_may_be_shares(tmp_path):
+    sweep = searched(tmp_path, "sweep: {space: {target.total: [0.1, 25%, 200, null], penalty.head: {integer: [0, 2]}}}")
+    sizes = [
+        sweep.trial_config({"target.total": size}, 0).target.total for size in sweep.settings.space["target.total"][:3]
+    ]
+    assert sizes == [0.1, 0.25, 200]
+    assert sweep.trial_config({"target.total": None, "penalty.head": 2}, 3).target.sizes() == {}
+    with pytest.raises(UserError, match="nothing asks for a small circuit: no target and no penalty is set"):
+        sweep.trial_config({"target.total": None, "penalty.head": 0}, 3)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,16 @@ def test_a_trial_resumes_elsewhere_from_its_state(tmp_path):
     same(results(moved)[0].circuits[0], whole.circuits[0])
 
 
+def test_a_trial_does_not_resume_with_other_files(tmp_path):
+    sweep = settings(tmp_path)
+    state = Replica(Ranks()).advance([assigned(sweep, 0)], [], [0], 5).states[0]
+    other = state._replace(base={**state.base, "tokenizer files": "1" * 64})
+    failures = Replica(Ranks()).advance([assigned(sweep, 0, other)], [], [0], EVERYTHING).failures
+    assert failures[0].startswith(
+        "trial 0: its checkpoint was made with other tokenizer files (sha256 111111111111, now "
+    )
+
+
 def test_a_slot_is_free_at_once_and_the_others_do_not_notice(tmp_path):
     sweep, replica = settings(tmp_path), Replica(Ranks())
     replica.advance([assigned(sweep, 0), assigned(sweep, 1, train__seed=3)], [], [0, 1], 5)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from rich.console import Console
 
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import write_json
@@ -15,6 +16,7 @@ from bigcircuit.sweep.resume import (
     sweep_json,
     trials_left,
 )
+from bigcircuit.sweep.run import execute_sweep
 from tests.helpers.sweep_actor import short_sweep
 from tests.helpers.sweep_dir import write_trial
 
@@ -48,6 +50,20 @@ def test_another_sweep_is_refused_by_its_first_difference_once_it_has_begun(fold
     assert f"holds a sweep with {difference}" in str(caught.value) and "--fresh" in str(caught.value)
     write_trial(folder, 0, {"train.seed": 0}, status="failed", error="why")
     assert replaces_other_sweep(folder, other), "it has made no update"
+
+
+def test_another_sweep_that_used_the_folder_meanwhile_is_not_taken_up(tmp_path, monkeypatch):
+    """Settings are compared before the pairs are read; another process may start a sweep there until the folder is locked."""
+
+    def meanwhile(_):
+        write_json(tmp_path / "sweep.json", sweep_json(short_sweep(tmp_path, {"train.lr": 0.5})))
+        write_trial(tmp_path, 0, {"train.seed": 0}, status="running", step=3, updates=3)
+
+    monkeypatch.setattr("bigcircuit.sweep.run.check", meanwhile)
+    monkeypatch.setattr("bigcircuit.sweep.run.cluster", pytest.fail)
+    with pytest.raises(UserError, match=r"holds a sweep with train\.lr 0\.5, not 0\.1; name another output"):
+        execute_sweep(short_sweep(tmp_path), None, Console())
+    assert json.loads((tmp_path / "sweep.json").read_text())["config"]["train"]["lr"] == 0.5
 
 
 def test_other_files_are_never_replaced(tmp_path):

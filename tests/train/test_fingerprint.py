@@ -8,9 +8,8 @@ import pytest
 from bigcircuit.config.load import load
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
-from bigcircuit.io.run_dir import RunDir
 from bigcircuit.model.load import EMBEDDED
-from bigcircuit.train.fingerprint import check_same_fingerprint, run_fingerprint
+from bigcircuit.train.fingerprint import MODEL_PARTS, check_same_fingerprint, run_fingerprint
 from tests.helpers.interrupted_runs import run_or_resume
 
 
@@ -27,7 +26,8 @@ def last_byte(content: bytes) -> bytes:
             lambda content: content.replace(b'"rms_norm_eps": ', b'"rms_norm_eps": 1'),
             "model config",
         ),
-        ("model/tokenizer.json", lambda content: content.replace(b'"version": ', b'"version":  '), "model tokenizer"),
+        ("model/tokenizer.json", lambda content: content.replace(b'"version": ', b'"version":  '), "tokenizer files"),
+        ("model/tokenizer_config.json", lambda content: content.replace(b"{", b"{ ", 1), "tokenizer files"),
         ("pairs.jsonl", lambda content: content.replace(b'" he"', b'" it"'), "pairs"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " in value else "",
@@ -39,14 +39,14 @@ def test_other_files_under_the_same_names_are_refused_by_name(stopped_run, file,
     (folder / file).write_bytes(change(before))
     try:
         with pytest.raises(
-            UserError, match=rf"made with another {field} \(sha256 \w{{12}}, now \w{{12}}\); put the files"
+            UserError, match=rf"made with other {field} \(sha256 \w{{12}}, now \w{{12}}\); put the files"
         ):
             run_or_resume(folder / "run", Ranks(), **overrides)
     finally:
         (folder / file).write_bytes(before)
 
 
-PAIRS, OTHERS = SimpleNamespace(sha256="a" * 64), SimpleNamespace(sha256="b" * 64)
+PAIRS, OTHERS = (SimpleNamespace(sha256=one * 64, tokens_sha256=two * 64) for one, two in ("ac", "bd"))
 
 
 def test_a_fingerprint_holds_the_hashes_of_the_model_and_of_all_pairs():
@@ -54,11 +54,19 @@ def test_a_fingerprint_holds_the_hashes_of_the_model_and_of_all_pairs():
     hashes = {
         "model config": "config.json",
         "model weights": "model.safetensors",
-        "model tokenizer": "tokenizer.json",
     }
     expected = {name: hashlib.sha256((EMBEDDED / file).read_bytes()).hexdigest() for name, file in hashes.items()}
-    assert found == {**expected, "model adapter": "", "pairs": "a" * 64, "ablation data": "b" * 64}
-    assert "ablation data" not in run_fingerprint(load(None), PAIRS)
+    of_files = [hashlib.sha256((EMBEDDED / f"tokenizer{end}.json").read_bytes()).hexdigest() for end in ("", "_config")]
+    assert found == {
+        **expected,
+        "tokenizer files": hashlib.sha256("".join(of_files).encode()).hexdigest(),
+        "adapter files": "",
+        "pairs": "a" * 64,
+        "token ids of the pairs": "c" * 64,
+        "ablation data": "b" * 64,
+        "token ids of the ablation data": "d" * 64,
+    }
+    assert not [name for name in run_fingerprint(load(None), PAIRS) if "ablation data" in name]
 
 
 def test_the_model_is_read_by_one_rank_a_host(monkeypatch):
@@ -66,11 +74,11 @@ def test_the_model_is_read_by_one_rank_a_host(monkeypatch):
     monkeypatch.setattr("bigcircuit.train.fingerprint.fingerprint", pytest.fail)
     found = run_fingerprint(load(None), PAIRS)
     assert found["pairs"] == "a" * 64
-    assert [value for name, value in found.items() if name.startswith("model ")] == [""] * 4
+    assert [found[name] for name in MODEL_PARTS.values()] == [""] * 4
 
 
-def test_hashes_that_are_not_known_on_both_sides_are_not_compared(tmp_path):
-    folder, known = RunDir(tmp_path), {"model weights": "1" * 64, "pairs": "2" * 64}
+def test_hashes_that_are_not_known_on_both_sides_are_not_compared():
+    known = {"model weights": "1" * 64, "pairs": "2" * 64}
     for before, now in (
         (known, known),
         (known, {**known, "model weights": ""}),
@@ -78,8 +86,9 @@ def test_hashes_that_are_not_known_on_both_sides_are_not_compared(tmp_path):
         ({"pairs": "2" * 64}, known),
         (known, {"pairs": "2" * 64}),
     ):
-        check_same_fingerprint(folder, before, now)
+        check_same_fingerprint("runs/a", before, now)
     with pytest.raises(
-        UserError, match=r"made with another pairs \(sha256 222222222222, now 333333333333\); put the files back"
+        UserError,
+        match=r"runs/a: its checkpoint was made with other pairs \(sha256 2{12}, now 3{12}\); put the files back",
     ):
-        check_same_fingerprint(folder, known, {**known, "pairs": "3" * 64})
+        check_same_fingerprint("runs/a", known, {**known, "pairs": "3" * 64})

@@ -9,7 +9,7 @@ from bigcircuit.config.load import load, members
 from bigcircuit.errors import UserError
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape, node_counts
-from bigcircuit.train.targets import check_targets
+from bigcircuit.train.targets import check_targets, count_targets
 
 SHAPES = (LayerShape(2, 1, 2, 2, 4), LayerShape(1, 1, 2, 1, 4))
 NAMES = ("attention", "mlp", "head", "attention_neuron", "mlp_neuron", "total")
@@ -90,3 +90,29 @@ def test_fewer_fine_nodes_than_coarse_ones_are_refused_because_no_circuit_has_th
 def test_a_refusal_names_the_target_and_the_remedy(nodes, settings, message):
     with pytest.raises(UserError, match=message):
         check_targets(members(load(None, settings)), nodes)
+
+
+@pytest.mark.parametrize(
+    ("share", "count"),
+    [
+        (0.1, 179),
+        ("10%", 179),
+        (200, 200),
+        (200.0, 200),
+        ("1e-1", 179),
+        ("200", 200),
+        ("0.01%", 1),
+        (0.999, 1790),
+        (None, None),
+    ],
+)
+def test_a_share_is_a_rounded_number_of_nodes(share, count):
+    config = load(None, {"target.total": share, "target.head": "25%"})
+    [counted] = count_targets(members(config), {"total": 1792, "head": 1 if count == 1 else 32})
+    assert counted.target.total == count and counted.target.head == (1 if count == 1 else 8)
+    assert all(isinstance(size, int) for size in counted.target.sizes().values())
+
+
+def test_shares_that_contradict_are_refused_as_numbers(nodes):
+    with pytest.raises(UserError, match=r"target\.attention_neuron 1 is below target\.head 2"):
+        count_targets(members(load(None, {"target.attention_neuron": "10%", "target.head": "80%"})), nodes)
