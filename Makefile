@@ -3,7 +3,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python)
 export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS = 1
 
-.PHONY: check lint types test format wheel
+.PHONY: check lint types test fuzz format wheel
 
 check: lint types test
 
@@ -16,6 +16,9 @@ types:
 
 test:
 	$(PYTHON) -m pytest -n 2
+
+fuzz:
+	$(PYTHON) -m tests.fuzz --inputs 10000
 
 format:
 	$(PYTHON) -m ruff check --fix .

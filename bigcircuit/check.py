@@ -6,7 +6,6 @@ import sys
 from importlib import import_module
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from bigcircuit.config.load import check_asks_for_size
@@ -24,13 +23,14 @@ from bigcircuit.memory.fit import fits, needs, remedies
 from bigcircuit.memory.update_time import predict_time, threads_of_rank
 from bigcircuit.model.load import load_tokenizer
 from bigcircuit.model.weight_files import weight_files
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.runtime.host_memory import GIB, FreeMemory
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.resolve import ResolvedRun, resolve
 
 
 def check_config(
-    config: Config, console: Console, ranks: int = 1, memory: FreeMemory | None = None, *, timed: bool = False
+    config: Config, console: PlainConsole, ranks: int = 1, memory: FreeMemory | None = None, *, timed: bool = False
 ) -> None:
     """Validate model config, tokenizer, task and targets, and print what a run would do.
 
@@ -54,11 +54,11 @@ def check_config(
     for note in run.data.notes:
         progress.print_line(f"note: {note}")
     if run.model.unused_line:
-        console.print(run.model.unused_line, markup=False)
+        console.print(run.model.unused_line)
     if not weight_files(config.model):
-        console.print(f"{config.model.path}: the weights are not here, so they were not checked", markup=False)
+        console.print(f"{config.model.path}: the weights are not here, so they were not checked")
     for problem in run.data.bad:
-        console.print(f"left out: {problem}", markup=False)
+        console.print(f"left out: {problem}")
     work, memory = Workload.of(run.data.splits, ranks), memory or FreeMemory.measure(config.model.device)
     with progress.phase("counting memory"):
         found = needs(run, work, memory)
@@ -104,11 +104,11 @@ def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimat
     with progress.phase("counting memory of other settings"):
         others = list(remedies(run, work, memory))
     for one in others or ["no other settings fit"]:
-        console.print(f"  {one}", markup=False)
+        console.print(f"  {one}")
     return "add one of the settings above" if others else "use fewer members, shorter prompts or a larger machine"
 
 
-def _time(run: ResolvedRun, work: Workload, memory: FreeMemory, needed: Estimate, console: Console) -> None:
+def _time(run: ResolvedRun, work: Workload, memory: FreeMemory, needed: Estimate, console: PlainConsole) -> None:
     """Print how long an update and the run take here. Raises UserError if there is no room for the measurement."""
     if memory.is_gpu != (torch.cuda.is_available() and run.config.model.device != "cpu"):
         console.print(f"--time: time can be measured only on the machine itself; this one has {_devices()}")
@@ -168,7 +168,7 @@ def _pairs(data: TaskData) -> Table:
     return shown
 
 
-def list_tasks(console: Console) -> None:
+def list_tasks(console: PlainConsole) -> None:
     """Print the task builders, each with the first line of its module's docstring."""
     shown = Table(title="tasks (set task.name; `pairs` reads task.path)")
     shown.add_column("name")
@@ -178,7 +178,7 @@ def list_tasks(console: Console) -> None:
     console.print(shown)
 
 
-def show_pairs(config: Config, console: Console, count: int = 8) -> None:
+def show_pairs(config: Config, console: PlainConsole, count: int = 8) -> None:
     """Print the first pairs that a config's task makes for its model."""
     pairs = make_pairs(config.task, load_tokenizer(config.model))
     shown = Table(title=f"{config.task.path or config.task.name}: {count} of {len(pairs)} pairs", show_lines=True)
@@ -193,7 +193,7 @@ def _few(answers: tuple) -> str:
     return ", ".join(repr(answer) for answer in answers[:4]) + (", ..." if len(answers) > 4 else "")
 
 
-def show_environment(console: Console) -> None:
+def show_environment(console: PlainConsole) -> None:
     """Print versions, devices, cores and the variables that launchers set."""
     shown = Table(title="environment")
     shown.add_column("what")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,10 @@ from bigcircuit.config.load import load
 from bigcircuit.config.options import Command, parse_command
 from bigcircuit.config.schema import Config
 from bigcircuit.config.verbs import VERBS, Settings
-from bigcircuit.errors import ReportedError, UserError
+from bigcircuit.errors import ReportedError, UserError, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from bigcircuit.runtime.console import PlainConsole
 
 
 def parse_verb(name: str, words: Sequence[str]) -> Command:
@@ -112,7 +113,7 @@ def run_convert(words: Sequence[str]) -> None:
     console = _console()
     done = convert_file(path, settings, ProgressDisplay(True, console=console))
     for line in (*done.notes, f"{done.path}; next: bigcircuit evaluate {done.path} --config CONFIG"):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def run_report(words: Sequence[str]) -> None:
@@ -122,7 +123,7 @@ def run_report(words: Sequence[str]) -> None:
     from bigcircuit.report.render import write_report
 
     for path in write_report(command.names, output, figures):
-        console.print(str(path), markup=False)
+        console.print(str(path))
 
 
 def run_sweep(words: Sequence[str]) -> None:
@@ -191,12 +192,14 @@ RUNS: dict[str, Callable[[Sequence[str]], None]] = {
 
 def answer(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> int:
     """Run a verb. Returns the exit code; a reported error becomes one line on stderr and its exit code, Ctrl-C 130."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal or log that is not UTF-8 shows escapes, as stderr does
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run(words)
     except ReportedError as error:
         # A mistake before the ranks are joined is made on all of them: one rank a host shows it.
         if os.environ.get("LOCAL_RANK", "0") == "0" if error.show is None else error.show:
-            sys.stderr.write(f"bigcircuit: {error}\n")
+            sys.stderr.write(printable(f"bigcircuit: {error}\n"))
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("bigcircuit: stopped; the same command goes on from the last checkpoint\n")
@@ -216,7 +219,7 @@ def main() -> None:
         show_verbs(_console(), VERBS)
         raise SystemExit(0 if verb else 2)
     if verb == "--version":
-        _console().print(_versions(), markup=False)
+        _console().print(_versions())
         raise SystemExit(0)
     raise SystemExit(answer(RUNS.get(verb) or _unknown(verb), words))
 
@@ -241,7 +244,7 @@ def _unknown(verb: str) -> Callable[[Sequence[str]], None]:
     return refuse
 
 
-def _console() -> "Console":
-    from rich.console import Console
+def _console() -> "PlainConsole":
+    from bigcircuit.runtime.console import PlainConsole
 
-    return Console(highlight=False, soft_wrap=True)
+    return PlainConsole(soft_wrap=True)

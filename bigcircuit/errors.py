@@ -1,6 +1,10 @@
 """Errors that end a run for a reason of one line: printed on the terminal without a traceback."""
 
+import re
 from collections.abc import Sequence
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but tab and newline, which could move the cursor or change the terminal, and lone surrogates."""
 
 
 class ReportedError(Exception):
@@ -51,3 +55,8 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is not empty, or the name of its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    r"""Replace the characters of text that no terminal may get by escapes such as `\x1b`."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.ablation.kinds import DEFAULT, KINDS, TENSORS
 from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.circuit.validate import check_tensors, shapes_of
-from bigcircuit.errors import UserError
+from bigcircuit.errors import UserError, first_line
 from bigcircuit.gates.discretise import count
 from bigcircuit.io.files import tensor_sha256, write_tensors
 
@@ -73,8 +73,12 @@ class Circuit:
                 tensors = {name: file.get_tensor(name) for name in names}
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such circuit file") from error
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a readable safetensors file ({error}); restore it from a copy") from error
+        except (
+            Exception
+        ) as error:  # safetensors and torch raise many kinds, such as for types of numbers that torch lacks
+            raise UserError(
+                f"{path}: not a readable safetensors file ({first_line(error)}); restore it from a copy"
+            ) from error
         if metadata.get("format") != FORMAT:
             raise UserError(
                 f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}; `bigcircuit convert` reads others"

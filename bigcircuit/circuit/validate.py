@@ -5,18 +5,45 @@ Shapes: L layers, n nodes of a granularity in the widest layer, T positions.
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from bigcircuit.ablation.kinds import DEFAULT, KINDS, TENSORS
+from bigcircuit.config.choices import OneOf
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import tensor_sha256
 from bigcircuit.model.granularity import GRANULARITIES, LEAVES, MLP_OUTPUT, LayerShape
 
-_JSON = {"sha256": dict, "widths": dict, "scores": dict, "targets": dict, "granularities": list, "versions": dict}
-"""Metadata that is JSON -> its Python type."""
+
+class ScoreShape(BaseModel):
+    """A score: its mean with the ends of the interval, and tails where it has them."""
+
+    model_config = ConfigDict(strict=True)
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    p5: float | None = None
+    p95: float | None = None
+    min: float | None = None
+    max: float | None = None
+
+
+_JSON: dict[str, Any] = {
+    "sha256": dict[str, str],
+    "widths": dict[str, list[Annotated[int, Field(ge=1)]]],
+    "scores": dict[Annotated[str, OneOf(KINDS)], dict[str, ScoreShape]] | dict[str, ScoreShape],
+    "targets": dict[Annotated[str, OneOf(["total", *GRANULARITIES])], Annotated[int, Field(ge=0)]],
+    "granularities": list[Annotated[str, OneOf(GRANULARITIES)]],
+    "versions": dict[str, str],
+}
+"""Metadata that is JSON -> its type."""
+_MOST_NODES = 2**24
+"""Nodes of a granularity, over all layers as wide as the widest, that metadata may say without a tensor of that size; the largest
+models of today have less than half as many."""
 _FLOATS = (torch.float16, torch.float32, torch.float64)
 """Types of numbers that are read: those that numpy has too."""
 _PARTS: dict[str, Collection[str]] = {
@@ -33,7 +60,7 @@ def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], so
     Raises UserError, naming `source`, for the first thing that the format does not allow or that is damaged.
     """
     parsed = {
-        key: _parsed(metadata[key], kind, f"{source}: its metadata {key}")
+        key: _parsed(metadata[key], TypeAdapter(kind), key == "granularities", f"{source}: its metadata {key}")
         for key, kind in _JSON.items()
         if key in metadata
     }
@@ -74,15 +101,22 @@ def _check_ablation(name: str, tensors: Mapping[str, Tensor], source: str) -> No
         )
 
 
-def _parsed(text: str, kind: type, what: str) -> Any:
-    """Parse JSON of one Python type. Raises UserError, beginning with `what`, for anything else."""
+def _parsed(text: str, kind: TypeAdapter[Any], is_list: bool, what: str) -> Any:
+    """Parse JSON of a type. Raises UserError, beginning with `what`, for anything else."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, kind):
-        raise UserError(f"{what} is not a JSON {'object' if kind is dict else 'list'}; write the file again")
-    return value
+    if not isinstance(value, list if is_list else dict):
+        raise UserError(f"{what} is not a JSON {'list' if is_list else 'object'}; write the file again")
+    try:
+        return kind.validate_python(value, strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part)[:60] for part in problem["loc"])
+        raise UserError(
+            f"{what} is not as it should be ({where}: {problem['msg'].lower()}); write the file again"
+        ) from error
 
 
 def _check_tensor(name: str, tensor: Tensor, source: str) -> None:
@@ -91,10 +125,14 @@ def _check_tensor(name: str, tensor: Tensor, source: str) -> None:
     if part not in _PARTS:
         return
     known = _PARTS[part]
+    if 0 in tensor.shape and tensor.ndim == 2:
+        raise UserError(f"{source}: tensor {name} is empty; write a row a layer, [layers, nodes], or leave it out")
     if of not in known:
         raise UserError(f"{source}: tensor {name} is of nothing known; use {part}. and any of {', '.join(known)}")
     if part == "mask" and tensor.dtype != torch.bool:
         raise UserError(f"{source}: tensor {name} is {_type(tensor)}; masks are bool, so write those of `mask > 0.5`")
+    if part == "mask" and (tensor.view(torch.uint8) > 1).any():
+        raise UserError(f"{source}: tensor {name} has bytes other than 0 and 1, which is no bool; write the file again")
     if part != "mask" and tensor.dtype not in _FLOATS:
         raise UserError(f"{source}: tensor {name} is {_type(tensor)}; write it as float32")
     if tensor.ndim != 2 and not (part == TENSORS["constants"] and tensor.ndim == 3):
@@ -156,14 +194,22 @@ def _widths(tensors: Mapping[str, Tensor], stated: dict[str, Any], source: str) 
     wide = {name: [mask.shape[1]] * len(mask) for name, mask in masks.items()} | stated
     try:
         shapes = shapes_of(wide)
-        if not shapes or min(map(min, shapes)) < 0:
-            raise ValueError("no layers")
         found = {name: [granularity.width(s) for s in shapes] for name, granularity in GRANULARITIES.items()}
+        if not shapes or any(stated.get(name, rows) != rows for name, rows in found.items()):
+            raise ValueError("no layers, or widths that do not divide")
+        if any(shape.heads % shape.kv_heads for shape in shapes):
+            raise ValueError("groups of different sizes")
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
             f"{source}: its metadata widths do not say how many heads, attention neurons and MLP neurons each layer has; write "
             '{"head": [...], "attention_neuron": [...], "mlp_neuron": [...]}, a number a layer'
         ) from error
+    for name, rows in found.items():
+        if name not in masks and len(rows) * max(rows) > _MOST_NODES:
+            raise UserError(
+                f"{source}: its metadata widths say {max(rows):,} {GRANULARITIES[name].nodes} a layer, more than any model has; "
+                "write the file again with those of its model"
+            )
     return {name: rows for name, rows in found.items() if name in wide or name not in ("kv_group", "mlp_output")}
 
 

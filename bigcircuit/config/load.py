@@ -1,7 +1,6 @@
 """Make a validated Config of a YAML file and dotted overrides; every mistake becomes one helpful line."""
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from bigcircuit.config.plain import shown
 from bigcircuit.config.schema import MEMBER_KEYS, Config
+from bigcircuit.config.words import NAMES, VALUES
 from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError
 from bigcircuit.gates.parametrisation import automatic, has_exact_sizes
@@ -138,7 +139,7 @@ def set_dotted(raw: dict[str, Any], dotted: str, value: Any) -> None:
     for section in sections:
         raw = raw.setdefault(section, {})
         if not isinstance(raw, dict):
-            raise UserError(f"{section} must be a section with keys, not {raw!r}")
+            raise UserError(f"{section} must be a section with keys, not {shown(raw)}")
     raw[name] = value
 
 
@@ -150,21 +151,23 @@ def _describe(error: ValidationError, prefix: str, kind: type[BaseModel]) -> str
     if key == "sweep":
         text = "the section sweep is for `bigcircuit sweep`; leave it out to prune with the rest"
     elif first["type"] == "extra_forbidden":
-        text = f"{key} is not a setting{nearest(key, _all_keys(kind, prefix))}"
+        text = f"{key[:100]} is not a setting{nearest(key, _all_keys(kind, prefix))}"
+    elif first["type"] == "not_plain":
+        text = f"{key} {first['msg']}"
+    elif first["type"] in ("model_type", "model_attributes_type"):
+        text = f"{key} is a section and takes settings, not {shown(first['input'])}{nearest(key, _all_keys(kind, prefix), '')}"
     elif first["type"] == "value_error":
         text = str(first["ctx"]["error"])
     else:
-        text = f"{key}: {first['msg'].lower()}, not {_shown(first['input'])}"
+        text = f"{key}: {first['msg'].lower()}, not {shown(first['input'])}{_called(first)}"
     others = len(problems) - 1
     return text + (f" (and {others} more)" if others else "")
 
 
-def _shown(value: Any) -> str:
-    """Write the beginning of a value as JSON, or, where a YAML alias makes it part of itself, as Python does."""
-    try:
-        return json.dumps(value, default=str)[:60]
-    except ValueError:
-        return repr(value)[:60]
+def _called(problem: Any) -> str:
+    """`; did you mean X?` where a choice was given by another name that people use; else nothing."""
+    name = VALUES.get(problem["input"]) if isinstance(problem["input"], str) else None
+    return f"; did you mean {name}?" if name and f"'{name}'" in problem["msg"] else ""
 
 
 def _all_keys(kind: type[BaseModel], prefix: str) -> list[str]:
@@ -172,8 +175,14 @@ def _all_keys(kind: type[BaseModel], prefix: str) -> list[str]:
     return sorted({key.rsplit(".", depth)[0] for key in keys for depth in range(key.count(".") + 1)})
 
 
-def nearest(key: str, known: Sequence[str]) -> str:
-    """`; did you mean X?`: the keys of the same last part elsewhere, else the closest whole key, else the closest last part."""
+def nearest(key: str, known: Sequence[str], otherwise: str = "; `--help all` lists them") -> str:
+    """`; did you mean X?`: the setting that people call so, else keys of the same last part elsewhere, else the closest key.
+
+    otherwise: what to say where nothing is near.
+    """
+    called = NAMES.get(key) or NAMES.get(key.rsplit(".", 1)[-1])
+    if called in known:
+        return f"; did you mean {called}?"
     last: dict[str, list[str]] = {}
     for name in known:
         last.setdefault(name.rsplit(".", 1)[-1], []).append(name)
@@ -181,4 +190,4 @@ def nearest(key: str, known: Sequence[str]) -> str:
     nearest = last.get(part) or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not nearest:
         nearest = [name for one in difflib.get_close_matches(part, last, n=1, cutoff=0.6) for name in last[one]]
-    return f"; did you mean {' or '.join(nearest)}?" if nearest else "; `--help all` lists them"
+    return f"; did you mean {' or '.join(nearest)}?" if nearest else otherwise

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from bigcircuit.config.load import dotted_keys, nearest, setting_fields
+from bigcircuit.config.plain import check_name
 from bigcircuit.config.schema import Section
 from bigcircuit.config.values import open_keys, read_value
 from bigcircuit.config.verbs import Option, Settings, Verb
@@ -45,6 +46,8 @@ def parse_command(
     options = {option.key: _read_option(option, given.pop(option.key, None)) for option in verb.options}
     found: dict[type[Section], dict[str, Any]] = {section: {} for section in settings}
     for key, text in given.items():
+        if parts := [other for other in given if other.startswith(f"{key}.")]:
+            raise UserError(f"--{key} and --{parts[0]} are both given; give one of them")
         found[parser.sections[key]][key] = read_value(key, text, parser.kinds[key])
     return Command(rest, options, found)
 
@@ -135,17 +138,18 @@ def _read_option(option: Option, given: Any) -> Any:
     [text] = given
     if not text:
         raise UserError(f"--{option.name} needs a value")
+    check_name(text, f"--{option.name}")
     try:
         return option.read(text)
     except ValueError as error:
-        raise UserError(f"--{option.name} {text}: give a {option.wanted}") from error
+        raise UserError(f"--{option.name} {text[:60]}: give a {option.wanted}") from error
 
 
 def _check_name(verb: Verb, word: str, known: Collection[str]) -> None:
     """Raises UserError for a word that is no option, unless the verb takes names and the word can be one."""
     option = word.partition("=")[0]
     if verb.names and not word.startswith("-"):
-        return
+        return check_name(word, verb.name)
     if known and not word.startswith("--"):
         like = "train.steps 500" if "train.steps" in known else f"{verb.settings[0]} VALUE"
         raise UserError(f"{word!r} is not an option; options look like --{like}")

@@ -3,32 +3,17 @@
 Nothing heavy is imported here, so that a mistake in a config is reported before torch is even loaded.
 """
 
-from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
-from pydantic_core import core_schema
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from bigcircuit.ablation.kinds import DEFAULT, KINDS, config_kinds, full_name, with_moments
+from bigcircuit.config.choices import OneOf, described
+from bigcircuit.config.plain import value_problem
 from bigcircuit.config.values import Size
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS, automatic
 from bigcircuit.model.granularity import GRANULARITIES, NODE_NAMES
-
-
-class OneOf:
-    """Choices of a text field, read from a table: as metadata of an `Annotated[str, ...]` it works like a Literal."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = tuple(names)
-
-    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
-        return core_schema.literal_schema(list(self.names))
-
-
-def described(choices: Mapping[str, str], before: str = "", after: str = "") -> str:
-    """Description of a field whose choices are the entries of a table: name -> what it is."""
-    return f"{before}{'; '.join(f'`{name}`: {text}' for name, text in choices.items())}{after}"
-
 
 GranularityName = Annotated[str, OneOf(GRANULARITIES)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -38,9 +23,18 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys refused, numbers never made from text."""
+    """Base of all sections: immutable, unknown keys refused, texts and numbers such as files and float32 can hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        if problem := value_problem(value):
+            raise PydanticCustomError("not_plain", "{problem}", {"problem": problem})
+        return value
 
 
 class ModelConfig(Section):
@@ -312,7 +306,7 @@ class TrainConfig(Section):
 class PopulationConfig(Section):
     """Members that are trained together in one pass over one model."""
 
-    seeds: Positive = 1
+    seeds: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Train this many members that differ in train.seed alone: seed, seed + 1, ..."""
     members: tuple[dict[str, Any], ...] = ()
     """One mapping of dotted keys to values a member, such as {penalty.head: 0.2, train.seed: 3}."""

@@ -9,10 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BeforeValidator, ValidationInfo
 
+from bigcircuit.config.yaml_text import UnreadableYaml, parse_yaml
 from bigcircuit.errors import UserError
-
-UNREADABLE = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
-"""What PyYAML raises: beside its own errors those of dates that do not exist, of `!!bool maybe`, and of nesting without end."""
 
 
 def read_value(key: str, text: str, kind: Any) -> Any:
@@ -45,10 +43,10 @@ def _entries(kind: Any) -> tuple[str, Any] | None:
 
 def _read_yaml(key: str, text: str, loader: type[Any]) -> Any:
     try:
-        return yaml.load(text, loader)
-    except UNREADABLE as error:
+        return parse_yaml(text, loader)
+    except UnreadableYaml as error:
         raise UserError(
-            f"--{key}: {text} is not readable, so not a valid value; lists are written [a, b], mappings {{a: b}}"
+            f"--{key}: {text[:60]} is not readable, so not a valid value; lists are written [a, b], mappings {{a: b}}"
         ) from error
 
 

@@ -34,6 +34,13 @@ def _above_zero(text: str) -> float:
     return number
 
 
+def _count(text: str) -> int:
+    """Read a number of processes. Raises ValueError unless it is from 1 to a million."""
+    if not 0 < (number := int(text)) <= 1_000_000:
+        raise ValueError(text)
+    return number
+
+
 def _device(text: str) -> str:
     """Read a kind of device. Raises ValueError unless it is known."""
     if text not in ("cuda", "cpu"):
@@ -102,7 +109,7 @@ _TABLE = (
         options=(
             _CONFIG,
             _FRESH._replace(meaning="Ignored, so that the words of a `prune` can be checked as they are."),
-            Option("ranks", "Number of processes of the run; one by default.", "N", int),
+            Option("ranks", "Number of processes of the run; one by default.", "N", _count, "whole number above 0"),
             Option(
                 "memory",
                 "Free memory of each GPU, or of the CPU host that all ranks share; by default what is free on this machine.",

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from bigcircuit.circuit.circuit import FORMAT, Circuit
 from bigcircuit.circuit.metadata import model_metadata
+from bigcircuit.config.plain import check_name
 from bigcircuit.convert.config import ConversionSettings
 from bigcircuit.convert.formats import COMMON_RULE, KNOWN_FORMATS, ConvertFormat, recognise
 from bigcircuit.convert.nodes import masks_of_nodes
@@ -39,9 +40,10 @@ def convert_file(path: Path, settings: ConversionSettings, progress: ProgressDis
 
     Raises UserError for a file that cannot be read, is of another model, or keeps nothing, and where the output exists.
     """
-    output = Path(settings.output) if settings.output else path.with_suffix(".safetensors")
     data = _parse(path)
     source_format = recognise(data, str(path))
+    output = Path(settings.output) if settings.output else path.with_suffix(".safetensors")
+    check_name(str(output), "--output")
     if output.exists():
         raise UserError(f"{output}: exists already; move it, or name another file with --output")
     shapes = skeleton(settings.model).shapes
@@ -101,5 +103,5 @@ def _describe_other(path: Path, content: bytes, error: Exception) -> str:
             if (file.metadata() or {}).get("format") == FORMAT:
                 return f"a circuit file of the format {FORMAT} already; evaluate, compare and report take it as it is"
             return f"a safetensors file that holds no circuit; {KNOWN_FORMATS}"
-    except SafetensorError:
+    except Exception:  # whatever safetensors raises: it is no such file
         return f"not readable as JSON ({error}); copy it again: {KNOWN_FORMATS}"

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from bigcircuit.circuit.circuit import Circuit
@@ -23,6 +22,7 @@ from bigcircuit.model.granularity import GRANULARITIES, LayerShape, node_counts
 from bigcircuit.results.comparison import ComparedCircuit, Comparison
 from bigcircuit.results.evaluation import save_result
 from bigcircuit.results.locate import circuit_files, name_of, run_of, unique
+from bigcircuit.runtime.console import PlainConsole
 
 COMPARISON_FILE = "comparison.json"
 
@@ -36,7 +36,7 @@ class CircuitFile(NamedTuple):
     circuit: Circuit
 
 
-def compare_circuits(names: Sequence[str], settings: ComparisonSettings, console: Console) -> Comparison:
+def compare_circuits(names: Sequence[str], settings: ComparisonSettings, console: PlainConsole) -> Comparison:
     """Compare the circuits of run folders (all members) and files, write comparison.json and the circuits to be saved.
 
     Raises UserError for fewer than two circuits, or circuits of models that differ.
@@ -70,14 +70,12 @@ def compare_circuits(names: Sequence[str], settings: ComparisonSettings, console
     )
     save_result(result, folder / COMPARISON_FILE)
     console.print(overlap_table(result))
-    console.print(result.verdict, markup=False)
+    console.print(result.verdict)
     for name in saved.keys() - result.saved.keys():
-        console.print(f"{name}: no node is left, so there is no circuit to save", markup=False)
+        console.print(f"{name}: no node is left, so there is no circuit to save")
     from bigcircuit.report.render import render_run  # its figures take a second to load
 
-    console.print(
-        "; ".join([str(folder / COMPARISON_FILE), *result.saved.values(), f"see {render_run(folder)}"]), markup=False
-    )
+    console.print("; ".join([str(folder / COMPARISON_FILE), *result.saved.values(), f"see {render_run(folder)}"]))
     return result
 
 

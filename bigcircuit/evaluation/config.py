@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from bigcircuit.ablation.kinds import KINDS
+from bigcircuit.config.plain import shown
 from bigcircuit.config.schema import Count, Fraction, Positive, Section
 from bigcircuit.errors import UserError
 from bigcircuit.model.granularity import GRANULARITIES
@@ -122,7 +123,6 @@ def validated(settings: type[Section], options: Mapping[str, Any]) -> Any:
         return settings.model_validate(options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        reason = (
-            str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['msg']}, not {first['input']!r}"
-        )
+        reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        reason += "" if first["type"] in ("value_error", "not_plain") else f", not {shown(first['input'])}"
         raise UserError(f"--{'.'.join(map(str, first['loc'][:1]))}: {reason}") from error

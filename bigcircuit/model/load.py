@@ -31,7 +31,7 @@ def resolve_path(config: ModelConfig) -> str:
     if config.path == "embedded":
         return str(EMBEDDED)
     folder = Path(config.path).expanduser()
-    if config.path.startswith((".", "/", "~")) and not folder.is_dir():
+    if (config.path.startswith((".", "/", "~")) or config.path.count("/") > 1) and not folder.is_dir():
         raise UserError(f"model.path {config.path}: no such folder; give a folder with config.json or a hub id")
     return str(folder) if folder.is_dir() else config.path
 

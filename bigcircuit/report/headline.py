@@ -50,7 +50,7 @@ def lead(rows: Sequence[Json], of: Mapping[str, int], verdict: str, shared: str)
         f"The circuit keeps {kept['total']:,} of {of['total']:,} neurons ({kept['head']} of {of['head']} heads, {kept['mlp']} of "
         f"{of['mlp']} MLPs)"
     )
-    if "exact_match" not in scores:
+    if not {"kl", "exact_match", "accuracy"} <= scores.keys():
         return text + "."
     return (
         f"{text}. On held-out prompts its KL to the full model is {scores['kl']['mean']:.3f} nats; its likeliest token is the full "

@@ -6,14 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.errors import UserError
-from bigcircuit.io.files import Json, read_json
+from bigcircuit.io.files import Json
 from bigcircuit.io.run_dir import read_metrics
 from bigcircuit.model.granularity import GRANULARITIES
 from bigcircuit.results import recorded
 from bigcircuit.results.evaluation import read_result
 from bigcircuit.results.locate import name_of, run_of
+from bigcircuit.results.shape import Examples, Setup, Summary, check_shape, read_shaped
+
+_REMEDY = "restore it from a copy or run again"
 
 
 @dataclass(frozen=True)
@@ -77,14 +82,15 @@ def open_source(path: Path, summary: Json | None = None) -> RunSource:
     """
     if not path.is_dir():
         return _circuit_file(path)
-    summary = _json(path / "summary.json") if summary is None else summary
+    summary = _json(path / "summary.json", Summary) if summary is None else summary
     found = {
         name: read_result(file) for name in ("evaluation", "comparison") if (file := path / f"{name}.json").exists()
     }
     if summary is None:
         return _without_run(path, found)
-    shown = (_json(path / "examples.json") or {"members": []})["members"]
-    setup, metrics = _json(path / "config.json"), read_metrics(path / "metrics.jsonl")
+    shown = (_json(path / "examples.json", Examples) or {"members": []})["members"]
+    setup, metrics = _json(path / "config.json", Setup), read_metrics(path / "metrics.jsonl")
+    check_shape(metrics, list[dict[str, float | None]], str(path / "metrics.jsonl"), _REMEDY)
     about = {key: summary[key] for key in ("model", "task", "pairs", "left_out")}
     about |= {"config": setup["config"] if setup else {}}
     about |= {"evaluation": found["evaluation"]["settings"]} if "evaluation" in found else {}
@@ -162,8 +168,8 @@ def _row(path: Path, circuit: Circuit) -> dict[str, Any]:
     }
 
 
-def _json(path: Path) -> Any:
-    return read_json(path, "restore it from a copy or run again") if path.exists() else None
+def _json(path: Path, shape: type[BaseModel]) -> Any:
+    return read_shaped(path, _REMEDY, shape) if path.exists() else None
 
 
 def node_widths(circuit: Circuit) -> dict[str, list[int]]:

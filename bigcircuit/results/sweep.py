@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bigcircuit.errors import UserError
-from bigcircuit.io.files import Json, read_json
+from bigcircuit.io.files import Json
 from bigcircuit.results.pareto import pareto
+from bigcircuit.results.shape import Summary, SweepSetup, read_shaped
 from bigcircuit.results.trial_record import TrialRecord, trial_folders
 
 _RESTORE = "restore it from a copy"
@@ -98,7 +99,7 @@ def read_sweep(path: Path) -> SweepResult:
     """Read the folder of a sweep. Raises UserError naming the folder if it holds no sweep, or the file that is damaged."""
     if not is_sweep(path):
         raise UserError(f"{path}: holds no sweep (no sweep.json); name the folder that `bigcircuit sweep` wrote")
-    content = read_json(path / "sweep.json", _RESTORE, "config", "sweep", "command", "versions")
+    content = read_shaped(path / "sweep.json", _RESTORE, SweepSetup)
     trials = [_trial(folder) for folder in trial_folders(path)]
     trials.sort(key=lambda trial: trial.number)
     return SweepResult(
@@ -115,7 +116,7 @@ def _trial(folder: Path) -> SweepTrial:
     record = TrialRecord.read(folder)
     if record.status != "finished":
         return SweepTrial(folder, record, None)
-    summary = read_json(folder / "summary.json", _RESTORE, "members", "nodes", "full", "empty")
+    summary = read_shaped(folder / "summary.json", _RESTORE, Summary)
     trial = SweepTrial(folder, record, summary)
     try:
         _ = trial.point, trial.circuit

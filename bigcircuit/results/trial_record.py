@@ -6,7 +6,7 @@ from typing import Any
 
 from bigcircuit.config.load import check_key
 from bigcircuit.errors import UserError
-from bigcircuit.io.files import read_json
+from bigcircuit.results.shape import Trial, read_shaped
 
 END_STATUSES = ("finished", "stopped", "failed")
 """Statuses of a trial that has ended."""
@@ -60,7 +60,7 @@ class TrialRecord:
         """Read trial.json in the folder of a trial. Raises UserError naming the file if it is not what this project wrote."""
         path, remedy = folder / "trial.json", f"remove {folder} to run this trial again"
         attributes = {key: name for name, key in _JSON_KEYS.items()}
-        content = read_json(path, remedy)
+        content = read_shaped(path, remedy, Trial)
         try:
             record = cls(**{attributes.get(key, key): value for key, value in dict(**content).items()})
             keys = [*record.drawn, *record.settings]

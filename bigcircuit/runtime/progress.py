@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
+from bigcircuit.runtime.console import PlainConsole
 
 _LINE_SECONDS = 10.0
 """Least time between two lines; phases inside another one are shown where they take longer than this."""
@@ -109,10 +110,10 @@ class ProgressDisplay:
         self,
         enabled: bool,
         on_status: Callable[[str], None] | None = None,
-        console: Console | None = None,
+        console: PlainConsole | None = None,
         send: Callable[[str], None] | None = None,
     ) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or PlainConsole(soft_wrap=True)
         self._enabled = enabled
         self._on_status = on_status
         self._send = send
@@ -126,12 +127,12 @@ class ProgressDisplay:
         self._watching = False
 
     def print_line(self, message: str) -> None:
-        """Print one line of text, without markup."""
+        """Print one line of text."""
         if self._on_status:
             self._on_status(message)
         if self._enabled:
             self._last_line = time.monotonic()
-            self.console.print(message, markup=False)
+            self.console.print(message)
 
     def print_table(self, renderable: object) -> None:
         """Print a table or another rich object."""
@@ -208,7 +209,7 @@ class ProgressDisplay:
         if self._send:
             self._send(line)
         else:
-            self.console.print(line, markup=False)
+            self.console.print(line)
 
     def _watch(self) -> None:
         """Show the phases by the clock, in a thread that ends once there is none: a single pass may take minutes."""

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.table import Table
+
+from bigcircuit.runtime.console import PlainConsole
 
 _UNLIMITED = 10_000
 
@@ -23,4 +24,4 @@ def _needed(table: Table) -> int:
     for column in table.columns:
         if column.min_width is not None and not column.no_wrap:
             spare += max(0, max(cell_len(str(cell)) for cell in (column.header, *column.cells)) - column.min_width)
-    return Console(width=_UNLIMITED).measure(table).maximum - spare
+    return PlainConsole(width=_UNLIMITED).measure(table).maximum - spare

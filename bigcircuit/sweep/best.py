@@ -4,14 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from bigcircuit.errors import UserError
 from bigcircuit.results.sweep import SweepResult, SweepTrial, read_sweep
 from bigcircuit.results.trial_config import as_yaml, config_comments
+from bigcircuit.runtime.console import PlainConsole
 
 
-def show_best(names: Sequence[str], bounds: Mapping[str, float], console: Console) -> None:
+def show_best(names: Sequence[str], bounds: Mapping[str, float], console: PlainConsole) -> None:
     """Print, as YAML, the config of the best trial within a bound.
 
     names: the sweep's folder; bounds: `kl`, the most held-out KL in nats, or `neurons`, the most neurons kept. Raises UserError

@@ -3,6 +3,7 @@
 The rest of the file is an ordinary config that all trials start from. Light, so that a mistake is reported at once.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -10,7 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from bigcircuit.config.load import check_asks_for_size, check_key, flatten, members, override, parse_section, set_dotted
-from bigcircuit.config.schema import MEMBER_KEYS, Config, Count, Positive, Section
+from bigcircuit.config.plain import shown
+from bigcircuit.config.schema import MEMBER_KEYS, Config, Positive, Section
 from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError
 from bigcircuit.io.run_dir import free_path
@@ -57,9 +59,9 @@ class SweepSettings(Section):
     search: Literal["grid", "random", "optuna"] = "random"
     """`grid`: every combination of lists; `random`: independent draws; `optuna`: draws that learn from finished
     trials which settings give few neurons and a low KL together."""
-    trials: Positive = 16
+    trials: Annotated[int, Field(ge=1, le=100_000)] = 16
     """Number of draws, for `random` and `optuna`."""
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the draws."""
     scheduler: Literal["none", "asha", "pbt"] = "none"
     """`asha` stops the worse trials early; `pbt` (population-based training) replaces their state by that of better trials, with
@@ -87,7 +89,11 @@ class SweepSettings(Section):
     def _flat(cls, value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping) or not value:
             raise ValueError("sweep.space: name at least one setting to search, such as penalty.head: [1, 10]")
-        return dict(_domains(value))
+        domains = list(_domains(value))
+        names = [key for key, _ in domains]
+        if twice := [key for key in names if names.count(key) > 1]:
+            raise ValueError(f"sweep.space: {twice[0]} is given twice; remove one")
+        return dict(domains)
 
     @model_validator(mode="after")
     def _searchable(self) -> "SweepSettings":
@@ -95,6 +101,9 @@ class SweepSettings(Section):
             raise ValueError(
                 "sweep.search is optuna and sweep.scheduler is pbt, which would change what optuna learns from; use one of them"
             )
+        grid = math.prod(len(domain) for domain in self.space.values() if isinstance(domain, tuple))
+        if self.search == "grid" and grid > 100_000:
+            raise ValueError(f"sweep.space has {grid:,} combinations; list fewer values, or set sweep.search to random")
         for key, domain in self.space.items():
             check_key(key, "sweep.space")
             if key.startswith(_SWEEP_WIDE):
@@ -112,6 +121,8 @@ class SweepSettings(Section):
 
 def _domains(value: Mapping[str, Any], prefix: str = "") -> Any:
     for key, inner in value.items():
+        if not isinstance(key, str):
+            raise ValueError(f"sweep.space: {prefix}{key} is no text, so not a setting")
         if isinstance(inner, Mapping) and not set(inner) <= set(Range.model_fields):
             yield from _domains(inner, f"{prefix}{key}.")
         elif isinstance(inner, Mapping):
@@ -120,7 +131,7 @@ def _domains(value: Mapping[str, Any], prefix: str = "") -> Any:
             yield prefix + key, inner
         else:
             raise ValueError(
-                f"sweep.space.{prefix}{key} is {inner!r}; give a list or a range, or set it outside of space"
+                f"sweep.space.{prefix}{key} is {shown(inner)}; give a list or a range, or set it outside of space"
             )
 
 

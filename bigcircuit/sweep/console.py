@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
 from bigcircuit.results.pareto import GOOD_KL
 from bigcircuit.results.trial_record import TrialRecord
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.sweep.messages import SweepStatus
 
 _REFRESH_SECONDS, _LINE_SECONDS, _FIRST_LINE_SECONDS = 1.0, 10.0, 3.0
@@ -24,7 +25,7 @@ _MAX_ROWS, _MAX_REASONS, _LOG_WIDTH = 24, 8, 160
 class LiveTable:
     """Shows the status of the scheduler actor, from a thread of its own."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: PlainConsole) -> None:
         self.console = console
         self._started = time.monotonic()
 
@@ -51,9 +52,7 @@ class LiveTable:
                 return
             seconds = time.monotonic() - self._started
             for reason in status.loss_reasons[shown_losses:]:
-                self.console.print(
-                    f"a model worker was lost: {reason}; its trials go on from their last state", markup=False
-                )
+                self.console.print(f"a model worker was lost: {reason}; its trials go on from their last state")
             shown_losses = len(status.loss_reasons)
             if self.console.is_terminal:
                 screen.start()
@@ -67,7 +66,7 @@ class LiveTable:
             elif time.monotonic() - last_line > _LINE_SECONDS:
                 last_line = time.monotonic()
                 for line in (status_line(status, seconds), *phase_lines(status)):
-                    self.console.print(line, markup=False)
+                    self.console.print(line)
 
 
 def status_line(status: SweepStatus, seconds: float) -> str:
@@ -124,16 +123,16 @@ def _point(record: TrialRecord) -> tuple[float, int]:
 
 
 def print_trials(
-    console: Console,
+    console: PlainConsole,
     records: Sequence[TrialRecord],
     rows: int = _MAX_ROWS,
     points: Mapping[int, tuple[int, float]] | None = None,
 ) -> None:
     """Print the table of trials and why some have failed; a log gets a wider table than a terminal. points: see trials_table."""
-    wide = console if console.is_terminal else Console(file=console.file, width=_LOG_WIDTH, highlight=False)
+    wide = console if console.is_terminal else PlainConsole(file=console.file, width=_LOG_WIDTH)
     wide.print(trials_table(records, rows, points))
     for line in failure_lines(records):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def failure_lines(records: Sequence[TrialRecord]) -> list[str]:

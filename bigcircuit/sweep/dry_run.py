@@ -10,12 +10,11 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from rich.console import Console
-
 from bigcircuit.config.load import override
 from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
 from bigcircuit.results.trial_record import TrialRecord, read_trial_records
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.runtime.progress import ProgressDisplay, duration
 from bigcircuit.sweep.cluster import WorkerResources, cluster, worker_resources
 from bigcircuit.sweep.config import Sweep
@@ -31,7 +30,7 @@ _MEASURED = {"train.steps": 8, "train.validate_every": 4, "train.save_every": 8}
 _MAX_ROWS = 60
 
 
-def dry_run(sweep: Sweep, address: str | None, console: Console) -> None:
+def dry_run(sweep: Sweep, address: str | None, console: PlainConsole) -> None:
     """Print trials, slots, memory and time of a sweep; address: see execute_sweep. Raises UserError where the sweep cannot run."""
     folder, settings = Path(sweep.config.output), sweep.settings
     records = expected_records(folder, sweep)
@@ -122,7 +121,7 @@ def _memory(config: Config, members: int, ranks: int) -> int:
 
 
 async def measure_time(
-    sweep: Sweep, configs: Sequence[Config], resources: WorkerResources, console: Console
+    sweep: Sweep, configs: Sequence[Config], resources: WorkerResources, console: PlainConsole
 ) -> TimeEstimate:
     """Start a worker and time a few updates of members with these configs; prints which trials fail and leaves them out.
 
@@ -135,7 +134,7 @@ async def measure_time(
     async def advance(updates: int, new: Sequence[Assignment] = ()) -> float:
         progress = await worker.advance(list(new), [], numbers, updates)
         for number, message in progress.failures.items():
-            console.print(f"trial {Path(configs[number].output).name} would fail: {message}", markup=False)
+            console.print(f"trial {Path(configs[number].output).name} would fail: {message}")
             numbers.remove(number)
         if not numbers:
             raise UserError("none of these trials can run, see above")

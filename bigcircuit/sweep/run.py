@@ -8,7 +8,6 @@ from typing import Any
 import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.console import Console
 
 from bigcircuit.config.schema import Config
 from bigcircuit.distributed.signals import StopRequest
@@ -17,6 +16,7 @@ from bigcircuit.io.files import remove, removing, temporary_path, write_json
 from bigcircuit.io.run_dir import RunDir
 from bigcircuit.results.sweep import is_sweep, read_sweep
 from bigcircuit.results.trial_record import read_trial_records
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.sweep.cluster import cluster, worker_resources
 from bigcircuit.sweep.config import Sweep, is_known_ahead, shares_data
@@ -39,7 +39,7 @@ _SHUT_DOWN_SECONDS = 60.0
 """Timeout for saving all trials and writing the outputs at the end."""
 
 
-def execute_sweep(sweep: Sweep, address: str | None, console: Console) -> None:
+def execute_sweep(sweep: Sweep, address: str | None, console: PlainConsole) -> None:
     """Run or resume a sweep, write its folder and print the outcome.
 
     address: of a Ray cluster; None: start Ray on this machine for the sweep. Raises UserError, also where all trials have failed,
@@ -68,12 +68,12 @@ def execute_sweep(sweep: Sweep, address: str | None, console: Console) -> None:
     return show_outcome(folder, console, f"see {folder / 'report.html'}")
 
 
-def show_outcome(folder: Path, console: Console, last: str) -> None:
+def show_outcome(folder: Path, console: PlainConsole, last: str) -> None:
     """Print the table of trials, then the line `last`. Raises UserError where all trials have failed."""
     sweep = read_sweep(folder)
     records = [trial.record for trial in sweep.trials]
     print_trials(console, records, points={trial.number: trial.point for trial in sweep.finished})
-    console.print(last, markup=False)
+    console.print(last)
     if all(record.status == "failed" for record in records):
         raise UserError(f"{folder}: all {len(records)} trials have failed, see above; mend the config and start again")
 

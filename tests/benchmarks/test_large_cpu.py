@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import ones
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +22,7 @@ from bigcircuit.config.load import load
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.memory.estimate import Workload, training_peak
 from bigcircuit.memory.fit import needs
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.runtime.host_memory import FreeMemory
 from bigcircuit.train.resolve import resolve
 from tests.helpers.launch import ENVIRONMENT, ROOT
@@ -75,7 +75,7 @@ def printed(run):
     """What `check` prints on a host with little memory: the run is refused, and other settings are proposed."""
     need = needs(run, Workload.of(run.data.splits, 1), FreeMemory(1, False)).on_host(1)
     text = io.StringIO()
-    check_config(run.config, Console(file=text, width=200), memory=FreeMemory(need - 1, False))
+    check_config(run.config, PlainConsole(file=text, width=200), memory=FreeMemory(need - 1, False))
     return text.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 
 import pytest
 import torch
@@ -96,6 +97,33 @@ def test_widths_are_those_of_the_masks_where_the_file_does_not_say(tmp_path):
             "is float8_e4m3fn; write it as float32",
         ),
         ({"mask.head": torch.ones(2, 2).bfloat16()}, {}, "mask.head is bfloat16; masks are bool"),
+        ({"mask.head": torch.ones(2, 2).to(torch.float8_e5m2)}, {}, "mask.head is float8_e5m2; masks are bool"),
+        ({"mask.head": torch.full((2, 2), 2, dtype=torch.uint8).view(torch.bool)}, {}, "bytes other than 0 and 1"),
+        ({"mask.head": torch.ones(10**9, 0, dtype=torch.bool)}, {"widths": None}, "tensor mask.head is empty"),
+        ({**HEADS, "log_alpha.head": torch.ones(0, 2)}, {}, "tensor log_alpha.head is empty"),
+        (
+            HEADS,
+            {"widths": json.dumps(WIDTHS | {"head": [0, 0]})},
+            "widths is not as it should be (head.0: input should be gr",
+        ),
+        (HEADS, {"widths": json.dumps(WIDTHS | {"mlp_neuron": [4, 0]})}, "(mlp_neuron.1: input should be greater"),
+        (HEADS, {"widths": json.dumps(WIDTHS | {"head": [2.0, 2]})}, "(head.0: input should be a valid integer"),
+        (HEADS, {"widths": json.dumps(WIDTHS | {"head": [True, 2]})}, "(head.0: input should be a valid integer"),
+        (HEADS, {"widths": json.dumps(WIDTHS | {"attention_neuron": [7, 7]})}, "do not say how many heads"),
+        (HEADS, {"widths": json.dumps(WIDTHS | {"head": [3, 3], "kv_group": [2, 2]})}, "do not say how many heads"),
+        (HEADS, {"widths": json.dumps(WIDTHS | {"block": [2, 1]})}, "do not say how many heads"),
+        (
+            HEADS,
+            {"widths": json.dumps(WIDTHS | {"mlp_neuron": [10**9, 1]})},
+            "1,000,000,000 MLP neurons a layer, more than any",
+        ),
+        (HEADS, {"widths": "[" * 100_000}, "metadata widths is not a JSON object"),
+        (HEADS, {"versions": '{"torch": ' + "[" * 500 + "]" * 500 + "}"}, "versions is not as it should be (torch: "),
+        (HEADS, {"targets": '{"atom": 3}'}, "targets is not as it should be (atom"),
+        (HEADS, {"targets": '{"total": "many"}'}, "targets is not as it should be (total: "),
+        (HEADS, {"granularities": "[3]"}, "granularities is not as it should be (0: "),
+        (HEADS, {"scores": '{"kl": {"mean": 1}}'}, "scores is not as it should be ("),
+        (HEADS, {"scores": '{"interchange": {"kl": 1}}'}, "scores is not as it should be ("),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, tensors, metadata, message):
@@ -169,3 +197,12 @@ def test_deviations_are_not_negative(tmp_path):
 def test_no_ablation_has_an_unknown_name():
     with pytest.raises(ValueError, match="ablation telepathy is not known"):
         Ablation("telepathy")
+
+
+def test_metadata_of_a_few_bytes_asks_for_no_memory(tmp_path):
+    path = write(tmp_path / "c", HEADS, widths=json.dumps(WIDTHS | {"mlp_neuron": [10**9, 10**9]}))
+    assert path.stat().st_size < 700
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="more than any model has"):
+        Circuit.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024

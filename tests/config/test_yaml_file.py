@@ -1,6 +1,7 @@
 """A key that is given twice is refused with both lines; bases and merge keys work as before."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,10 @@ from bigcircuit.errors import UserError
         ),
         ("a: &a\n  b: 1\n  b: 2\nc: *a\n", "key a.b is given twice, in lines 2 and 3; remove one"),
         ("a: !!bool maybe\n", "not valid YAML ('maybe')"),
+        ("extends: [1, 2]\n", "extends names a file or a list of files, not [1, 2]"),
+        ("extends: &a [*a]\n", "{line 1}an anchor holds its own alias; write its content out"),
+        ('extends: "\\0"\n', 'extends: "\\u0000" has a null character'),
+        ('extends: "\\ud800"\n', 'extends: "\\ud800" is not UTF-8 text'),
         ("extends: 5\n", "extends names a file or a list of files, not 5"),
         ("extends: c.yaml\n", "extends {path}, which extends it; leave one out"),
         ("a: 2026-13-45\n", "not valid YAML (month must be in 1..12)"),
@@ -30,7 +35,7 @@ def test_mistakes_of_a_file_are_one_line(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(UserError) as caught:
         read_yaml(path)
-    assert str(caught.value) == f"{path}: {said.replace('{path}', str(path))}"
+    assert str(caught.value) == f"{path}: {said.replace('{path}', str(path))}".replace(": {line 1}", " line 1: ")
 
 
 def test_a_base_is_checked_as_well(tmp_path):
@@ -72,3 +77,16 @@ def test_a_folder_without_a_run_and_a_config_of_that_name_are_what_they_are(tmp_
         read_yaml(tmp_path)
     (tmp_path / "config.json").write_text('{"train": {"lr": 1.5}}')
     assert read_yaml(tmp_path) == {"train": {"lr": 1.5}}
+
+
+def test_files_that_extend_many_that_extend_many_are_refused(tmp_path):
+    for level in range(9):
+        (tmp_path / f"{level}.yaml").write_text(f"extends: [{', '.join([f'{level + 1}.yaml'] * 9)}]\n")
+    (tmp_path / "9.yaml").write_text("train: {lr: 1}\n")
+    with pytest.raises(UserError, match=r"0\.yaml extends more than 100 files, one counted as often as it is read$"):
+        read_yaml(tmp_path / "0.yaml")
+
+
+def test_a_file_without_end_is_refused():
+    with pytest.raises(UserError, match=r"^/dev/zero: "):
+        read_yaml(Path("/dev/zero"))

@@ -4,7 +4,6 @@ import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.evaluation.config import EvaluationSettings
@@ -12,6 +11,7 @@ from bigcircuit.evaluation.console import score_table, show_evaluation
 from bigcircuit.evaluation.evaluate import evaluate_circuits
 from bigcircuit.metrics.registry import SCORES
 from bigcircuit.results.evaluation import Cell
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.runtime.progress import ProgressDisplay
 from tests.helpers.short_runs import FAST, run
 
@@ -24,7 +24,7 @@ def result(tmp_path_factory):
 
 def shown(table, width):
     stream = io.StringIO()
-    Console(file=stream, width=width).print(table)
+    PlainConsole(file=stream, width=width).print(table)
     return stream.getvalue()
 
 
@@ -53,7 +53,7 @@ def test_circuits_on_tasks_show_the_headline_scores(result):
     scores = circuit.ablations["interchange"].circuit
     crossed = replace(result, cross={"interchange": [Cell(circuit.name, task, True, scores) for task in result.tasks]})
     stream = io.StringIO()
-    show_evaluation(crossed, ProgressDisplay(True, console=Console(file=stream, width=120)))
+    show_evaluation(crossed, ProgressDisplay(True, console=PlainConsole(file=stream, width=120)))
     text = " ".join(stream.getvalue().split())
     assert "circuits (rows) on tasks: KL / match" in text
     assert f"{scores['kl'].mean:.3f} / {scores['exact_match'].mean:.0%} *" in text

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from bigcircuit.check import check_config
 from bigcircuit.cli import run_check
@@ -18,6 +17,7 @@ from bigcircuit.memory import estimate, fit
 from bigcircuit.memory.estimate import Estimate, Workload
 from bigcircuit.memory.fit import needs, remedies
 from bigcircuit.runtime import host_memory
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.runtime.host_memory import GIB, FreeMemory
 from bigcircuit.train.resolve import resolve
 from tests.helpers.resolved_runs import without_pairs
@@ -72,7 +72,7 @@ def test_what_is_known_of_other_settings_is_what_would_be_counted():
 
 def test_check_says_whether_it_fits_and_what_would(capsys):
     config = load(None, {**QUICK, "population.seeds": 4})
-    console = Console(width=150, highlight=False)
+    console = PlainConsole(width=150)
     check_config(config, console, 1, FreeMemory(GIB, is_gpu=True))
     assert "it fits: 1.00 GiB are free" in capsys.readouterr().out
     with pytest.raises(

@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import torch
-from rich.console import Console
 
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.config.load import load
@@ -27,6 +26,7 @@ from bigcircuit.metrics.registry import SCORES, ScoreKind, example_scores, page_
 from bigcircuit.metrics.score import score, summarise
 from bigcircuit.report.render import render_run
 from bigcircuit.report.sweep_outputs import write_sweep_outputs
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.train.summary_table import closing_table
 from tests.helpers.short_runs import FAST, QUICK, run
 from tests.helpers.sweep_dir import write_trial
@@ -85,7 +85,7 @@ def entries(monkeypatch):
 
 def shown(table, width):
     stream = io.StringIO()
-    Console(file=stream, width=width).print(table)
+    PlainConsole(file=stream, width=width).print(table)
     return stream.getvalue()
 
 

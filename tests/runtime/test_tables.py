@@ -3,9 +3,9 @@
 import io
 
 import pytest
-from rich.console import Console
 from rich.table import Table
 
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.runtime.tables import first_that_fits
 
 
@@ -26,7 +26,7 @@ def test_nothing_is_cut_off_in_a_table_that_fits(min_width):
     for width in range(60 if min_width is None else 40, 140, 3):
         chosen = first_that_fits(choices, width)
         stream = io.StringIO()
-        Console(file=stream, width=width).print(chosen)
+        PlainConsole(file=stream, width=width).print(chosen)
         assert "…" not in stream.getvalue()
         columns.add(len(chosen.columns))
     assert columns == {5, 3, 2}

@@ -17,6 +17,27 @@ def searched(tmp_path, section):
     ("section", "said"),
     [
         ("sweep: {trials: 2}", "sweep.space: name at least one setting to search"),
+        (
+            "sweep: {space: {train.lr: {uniform: [.nan, 1]}}}",
+            "sweep.space.train.lr: uniform.0: input should be a finite number",
+        ),
+        ("sweep: {space: {train.lr: [.nan]}}", "sweep.space is nan, which is no number that float32 holds"),
+        ("sweep: {space: {train.lr: {uniform: [0, 1.0e+300]}}}", "uniform is 1e+300, which is no number"),
+        (
+            "sweep: {space: {train.seed: {integer: [0, 1%s]}}}" % ("0" * 30),
+            "sweep.space.train.seed: integer is beyond 64 bits",
+        ),
+        ("sweep: {space: {train: {lr: [1]}, train.lr: [2]}}", "sweep.space: train.lr is given twice; remove one"),
+        ("sweep: {space: {1: [2]}}", "sweep.space: 1 is no text, so not a setting"),
+        (
+            f"sweep: {{search: grid, space: {{train.lr: &a {list(range(50))}, train.kl: *a, train.clip: *a}}}}",
+            "sweep.space has 125,000 combinations; list fewer values, or set sweep.search to random",
+        ),
+        (
+            "sweep: {trials: 1000000000, space: {train.lr: [1]}}",
+            "sweep.trials: input should be less than or equal to 100000",
+        ),
+        ("sweep: {seed: 4294967296, space: {train.lr: [1]}}", "sweep.seed: input should be less than 4294967296"),
         ("sweep: {space: {}}", "sweep.space: name at least one setting to search"),
         (
             "sweep: {space: {penalty: {head: {log_uniform: [a, 2]}}}}",

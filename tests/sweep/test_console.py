@@ -4,9 +4,9 @@ import dataclasses
 import io
 
 import pytest
-from rich.console import Console
 
 from bigcircuit.results.trial_record import TrialRecord
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.sweep.messages import SweepStatus
 
 pytest.importorskip("ray", reason="sweeps need ray")
@@ -63,7 +63,7 @@ def test_the_table_shows_running_trials_first_and_counts_the_rest():
     records = [record(number, "waiting", 0, 0.5, 100, 0, settings={"train.lr": 0.123456}) for number in range(30)]
     records[7].status, records[7].step = "running", 12
     file = io.StringIO()
-    print_trials(Console(file=file, width=60), records, rows=5)
+    print_trials(PlainConsole(file=file, width=60), records, rows=5)
     lines = file.getvalue().splitlines()
     assert lines[0].split() == ["trial", "status", "train.lr", "step", "validation", "KL", "neurons"]
     assert lines[1].split() == ["7", "running", "0.1235", "12/40", "0.500", "100"]
@@ -81,7 +81,7 @@ def test_kl_on_validation_pairs_and_on_held_out_pairs_have_a_column_each():
     records = [record(0, "finished", 40, 0.2, 100, 40), record(1, "finished", 40, 0.3, 90, 40)]
     records.append(record(2, "stopped", 10, 0.9, 80, 10))
     file = io.StringIO()
-    print_trials(Console(file=file, width=80), records, points={0: (101, 0.4), 1: (90, 0.25)})
+    print_trials(PlainConsole(file=file, width=80), records, points={0: (101, 0.4), 1: (90, 0.25)})
     lines = [line.split() for line in file.getvalue().splitlines()]
     assert lines[0][-5:] == ["validation", "KL", "held-out", "KL", "neurons"]
     assert [line[-3:] for line in lines[1:3]] == [["0.200", "0.400", "101"], ["0.300", "0.250", "90"]]

@@ -4,11 +4,11 @@ import asyncio
 import io
 
 import pytest
-from rich.console import Console
 
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import write_json
 from bigcircuit.results.trial_record import TrialRecord
+from bigcircuit.runtime.console import PlainConsole
 
 pytest.importorskip("ray", reason="sweeps need ray")
 
@@ -48,7 +48,7 @@ def test_time_is_measured_with_the_trials_that_run(tmp_path, monkeypatch):
     monkeypatch.setattr("bigcircuit.sweep.dry_run.WorkerGroup", InProcessWorker)
     sweep, file = short_sweep(tmp_path, space={"target.total": [200, 10**6]}), io.StringIO()
     configs = [sweep.trial_config({"target.total": size}, number) for number, size in enumerate((200, 10**6))]
-    console, resources = Console(file=file, width=200), WorkerResources(workers=1, cpus=1, gpus=0)
+    console, resources = PlainConsole(file=file, width=200), WorkerResources(workers=1, cpus=1, gpus=0)
     estimate = asyncio.run(measure_time(sweep, configs, resources, console))
     assert "trial 001 would fail: target.total is 1000000" in file.getvalue()
     assert estimate.members == 1 and estimate.start > estimate.update > 0

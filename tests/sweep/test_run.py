@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from rich.console import Console
 
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.config.load import load
@@ -15,6 +14,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import Stopped, UserError
 from bigcircuit.prune import prune
 from bigcircuit.results.trial_record import read_trial_records
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.sweep.config import load_sweep
 from bigcircuit.sweep.resume import replaces_other_sweep
 from tests.helpers.sweep_processes import (
@@ -192,7 +192,9 @@ def cut_on_the_cluster(nodes, folder, cut, base=None, **search):
     assert process.returncode == 128 + signal.SIGTERM, said
     before = read_trial_records(output)
     assert any(record.step for record in before)
-    execute_sweep(load_sweep(config, {"output": str(output)}), nodes.address, Console(file=(folder / "said").open("w")))
+    execute_sweep(
+        load_sweep(config, {"output": str(output)}), nodes.address, PlainConsole(file=(folder / "said").open("w"))
+    )
     after = read_trial_records(output)
     assert before != after, "it came too late"
     for old, new in zip(before, after, strict=False):
@@ -260,7 +262,7 @@ def test_a_signal_is_heeded_while_tune_reads_a_result(nodes, tmp_path, monkeypat
     monkeypatch.setattr(event_manager, "ray", SimpleNamespace(**{**vars(ray), "get": get}))
     sweep = load_sweep(write_sweep_config(tmp_path, **PBT), {"output": str(tmp_path / "s")})
     with pytest.raises(Stopped, match="the same command goes on"):
-        execute_sweep(sweep, nodes.address, Console(file=(tmp_path / "said").open("w")))
+        execute_sweep(sweep, nodes.address, PlainConsole(file=(tmp_path / "said").open("w")))
     records = read_trial_records(tmp_path / "s")
     assert records and all(record.status in ("running", "waiting") for record in records)
     assert (tmp_path / "s/report.html").exists()

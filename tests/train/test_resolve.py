@@ -4,12 +4,12 @@ import sys
 from collections import Counter
 
 import pytest
-from rich.console import Console
 
 from bigcircuit.check import check_config
 from bigcircuit.config.load import load
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.prune import prune
+from bigcircuit.runtime.console import PlainConsole
 from bigcircuit.train.resolve import resolve
 from tests.helpers.short_runs import QUICK
 
@@ -57,7 +57,7 @@ def test_prune_reads_everything_once(calls, tmp_path):
 def test_check_reads_everything_once(calls, tmp_path):
     config = load(None, {**QUICK, "output": str(tmp_path / "run"), "population.seeds": 3})
     calls.clear()
-    check_config(config, Console(quiet=True))
+    check_config(config, PlainConsole(quiet=True))
     assert calls == everything_once()
 
 

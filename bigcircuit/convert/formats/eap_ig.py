@@ -56,14 +56,17 @@ def _check_model(cfg: Mapping[str, Any], shapes: Sequence[LayerShape], source: s
     for key, known in (("n_layers", len(shapes)), ("n_heads", shapes[0].heads), ("d_model", shapes[0].hidden)):
         if cfg.get(key) != known:
             raise UserError(
-                f"{source}: cfg.{key} is {cfg.get(key)!r}, of the model {known}; name the model it was found in with --model.path"
+                f"{source}: cfg.{key} is {cfg.get(key)!r:.60}, of the model {known}; name the model it was "
+                "found in with --model.path"
             )
 
 
 def _parse_node_or_end(name: str, shapes: Sequence[LayerShape], source: str) -> Node:
     node = {"input": START, "logits": END}.get(name) or parse_node(name, shapes)
     if node is None:
-        raise UserError(f"{source}: nodes: {name!r} is no node; {known_names(shapes)}, and there are input and logits")
+        raise UserError(
+            f"{source}: nodes: {name!r:.60} is no node; {known_names(shapes)}, and there are input and logits"
+        )
     return node
 
 
@@ -76,7 +79,8 @@ def _parse_edge(name: str, shapes: Sequence[LayerShape], source: str) -> Edge:
         if writer and reader and writer.place < reader.place and letter == (reader.head is not None):
             return writer, reader
     raise UserError(
-        f"{source}: edges: {name!r} is no edge; {known_names(shapes)}, and edges are like input->a0.h0<q>, a0.h0->m0, m0->logits"
+        f"{source}: edges: {name!r:.60} is no edge; {known_names(shapes)}, and edges are like "
+        "input->a0.h0<q>, a0.h0->m0, m0->logits"
     )
 
 
@@ -86,6 +90,6 @@ def _in_graph(data: Mapping[str, Any], key: str, source: str) -> list[str]:
     for name, value in values.items():
         if value not in (True, False):
             raise UserError(
-                f"{source}: {key}.{name}.in_graph is {value!r}, not true or false; write the file with EAP-IG's graph.to_json"
+                f"{source}: {key}.{name}.in_graph is {value!r:.60}, not true or false; write the file with EAP-IG's graph.to_json"
             )
     return [name for name, value in values.items() if value]

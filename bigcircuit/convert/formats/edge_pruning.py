@@ -44,14 +44,14 @@ def read(data: Sequence[Any], shapes: Sequence[LayerShape], source: str) -> Kept
 def _edges(entry: Any, shapes: Sequence[LayerShape], where: str) -> list[Edge]:
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(name, str) for name in entry):
         raise UserError(
-            f"{where}: {str(entry)[:60]} is no pair of names; write edges.json with vis_fpt2.py or vis_fllama.py"
+            f"{where}: {entry!r:.60} is no pair of names; write edges.json with vis_fpt2.py or vis_fllama.py"
         )
     writer = START if entry[0] in _EMBEDDINGS else parse_node(entry[0], shapes)
     edges = [(writer, reader) for reader in _readers(entry[1], shapes) if writer and writer.place < reader.place]
     if not edges:
         raise UserError(
-            f"{where}: {' -> '.join(entry)} is no edge; {known_names(shapes)}, {shapes[0].kv_heads} key/value heads a layer, and "
-            "edges are like [embeds, a0.h0.q], [a0.h0, m0], [m0, resid_post]"
+            f"{where}: {' -> '.join(entry)[:60]} is no edge; {known_names(shapes)}, {shapes[0].kv_heads} key/value heads "
+            "a layer, and edges are like [embeds, a0.h0.q], [a0.h0, m0], [m0, resid_post]"
         )
     return edges
 

@@ -1,0 +1,147 @@
+"""Shapes of the JSON files of runs and sweeps, and the check that a file has its shape before a page is made of it."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
+
+from bigcircuit.circuit.validate import ScoreShape
+from bigcircuit.config.choices import OneOf
+from bigcircuit.errors import UserError
+from bigcircuit.io.files import read_json
+from bigcircuit.model.granularity import GRANULARITIES, LEAVES, MLP_OUTPUT
+
+_NodeName = Annotated[str, OneOf(["total", *GRANULARITIES])]
+
+
+def _has_all(counts: dict[str, int]) -> dict[str, int]:
+    missing = {"total", *GRANULARITIES} - {LEAVES[MLP_OUTPUT], *counts}
+    if missing:
+        raise ValueError(f"it has no {min(missing)}")
+    return counts
+
+
+_Counts = Annotated[dict[_NodeName, Annotated[int, Field(ge=0)]], AfterValidator(_has_all)]
+_Scores = dict[str, ScoreShape]
+
+
+class _Member(BaseModel):
+    member: int | str
+    circuit: str
+    kept: _Counts
+    scores: _Scores
+    seed: int | str = ""
+    best_step: int | str = ""
+    targets: dict[_NodeName, int] = {}
+    penalties: dict[_NodeName, float] = {}
+    parameters_kept: float | None = None
+    parameters: dict[str, int] = {}
+
+
+class Summary(BaseModel):
+    """summary.json of a run."""
+
+    model: str
+    task: str
+    pairs: dict[str, int]
+    left_out: dict[str, int]
+    nodes: _Counts
+    full: _Scores
+    empty: _Scores
+    members: Annotated[list[_Member], Field(min_length=1)]
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+class _Token(BaseModel):
+    token: str
+    probability: float | None
+    right: bool
+
+
+class _Example(BaseModel):
+    prompt: str
+    corrupted: str
+    answers: list[str]
+    full: list[_Token]
+    circuit: list[_Token]
+    complement: list[_Token]
+
+
+class Examples(BaseModel):
+    """examples.json of a run."""
+
+    members: list[list[_Example]]
+
+
+class _Population(BaseModel):
+    members: list[dict[str, Any]] = []
+    seeds: int = 1
+
+
+class _Train(BaseModel):
+    steps: int
+    batch_size: int
+
+
+class _Config(BaseModel):
+    """What pages read of a config, which may be of another version."""
+
+    model: dict[str, Any] = {}
+    task: dict[str, Any] = {}
+    ablation: dict[str, Any] = {}
+    gates: dict[str, Any] = {}
+    penalty: dict[str, float] = {}
+    target: dict[str, Any] = {}
+    train: _Train | None = None
+    population: _Population = _Population()
+
+
+class Setup(BaseModel):
+    """config.json of a run."""
+
+    config: _Config
+    command: list[str]
+    versions: dict[str, str]
+
+
+class SweepSetup(Setup):
+    """sweep.json of a sweep."""
+
+    sweep: dict[str, Any]
+
+
+class Trial(BaseModel):
+    """trial.json of a trial."""
+
+    number: int
+    drawn: dict[str, Any]
+    settings: dict[str, Any]
+    status: Annotated[str, OneOf(["waiting", "running", "finished", "stopped", "failed"])] = "waiting"
+    error: str | None = None
+    step: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    updates: int = 0
+    at_stake: int = 0
+    validation: dict[str, float | None] | None = None
+    let_on: int = 0
+    lost: bool = False
+
+
+def read_shaped(path: Path, remedy: str, shape: type[BaseModel]) -> Any:
+    """Read a JSON file of a shape as plain data. Raises UserError naming the file, the place in it and the remedy."""
+    content = read_json(path, remedy)
+    check_shape(content, shape, f"{path}", remedy)
+    return content
+
+
+def check_shape(content: Any, shape: Any, source: str, remedy: str) -> None:
+    """Raises UserError, naming `source`, the place and the remedy, unless plain data have a shape."""
+    try:
+        TypeAdapter(shape).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(str(part)[:60] for part in problem["loc"])
+        raise UserError(f"{source}: {place or 'it'}: {problem['msg'].lower()}; {remedy}") from error

@@ -1,0 +1,58 @@
+"""Fuzz by hand, and write the table: `python -m tests.fuzz --inputs 10000 [--only KIND] [--first SEED] [--write]`."""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.fuzz.harness import Failure, run_input
+from tests.fuzz.kinds import COSTS, KINDS, prepare
+
+TABLE = Path(__file__).parents[2] / "benchmarks/reliability.md"
+TITLE = "## Inputs of others"
+
+
+def main() -> None:
+    """Run inputs of every kind, print failures as they come and the table at the end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=1000, help="inputs of each kind; fewer of those that take long")
+    parser.add_argument("--only", choices=KINDS, help="one kind alone")
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/reliability.md")
+    given = parser.parse_args()
+    rows = []
+    with TemporaryDirectory() as folder:
+        prepare(Path(folder) / "base")
+        for name in [given.only] if given.only else KINDS:
+            failures, start = [], time.process_time()
+            inputs = max(1, given.inputs // COSTS.get(name, 1))
+            for seed in range(given.first, given.first + inputs):
+                failure = run_input(name, KINDS[name], seed, Path(folder) / "input")
+                if failure:
+                    failures.append(failure)
+                    sys.stdout.write(f"{failure.kind} {failure.seed}: {failure.what}\n")
+                    sys.stdout.flush()
+            rows.append(f"| {name} | {inputs:,} | {len(failures):,} | {_common(failures)} |")
+            sys.stdout.write(f"{rows[-1]} {time.process_time() - start:.0f} s\n")
+    table = "\n".join(["| input | inputs | failures | the most frequent |", "|---|---|---|---|", *rows])
+    sys.stdout.write(table + "\n")
+    if given.write:
+        before = TABLE.read_text().partition(TITLE)[0].rstrip()
+        about = (
+            f"{TITLE}, {date.today()}\n\nRandom damage of valid files and random words, `python -m tests.fuzz --inputs "
+            f"{given.inputs} --write`. A failure is an error that is not the project's own, more than 5 s of CPU, more than 1 GiB "
+            "of memory, or a file written outside the folder of the input."
+        )
+        TABLE.write_text(f"{before}\n\n{about}\n\n{table}\n")
+
+
+def _common(failures: list[Failure]) -> str:
+    found = Counter(failure.what.partition(":")[0] for failure in failures).most_common(2)
+    return ", ".join(f"{what} {count}" for what, count in found)
+
+
+if __name__ == "__main__":
+    main()
