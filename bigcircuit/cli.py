@@ -83,8 +83,10 @@ def run_evaluate(words: Sequence[str]) -> None:
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.evaluation.evaluate import evaluate_circuits
 
+    # The config of a run folder does not say where the run is evaluated.
+    source = None if any(Path(name).is_dir() for name in command.names) else command.options["config"]
     wanted = {name: value for name, value in command.settings[Config].items() if name == "model.device"}
-    with joined_ranks(load(command.options["config"], wanted).model.device) as ranks:
+    with joined_ranks(load(source, wanted).model.device) as ranks:
         evaluate_circuits(
             command.names, settings, ranks, config=command.options["config"], overrides=command.settings[Config]
         )

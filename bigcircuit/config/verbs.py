@@ -168,7 +168,10 @@ _TABLE = (
             "graph.json --config configs/gpt2_ioi.yaml": "the model is that of a config",
             "graph.json --model.path gpt2 --ablation mean": "a circuit that was found under mean ablation",
         },
-        settings="output ablation config model.path model.revision model.dtype model.weights model.adapter model.attention".split(),
+        settings=[
+            *("output", "ablation", "config"),
+            *(f"model.{name}" for name in "path revision dtype weights adapter device attention".split()),
+        ],
         names=True,
     ),
     Verb(

@@ -112,7 +112,7 @@ def test_gathered_weights_need_buffers_on_cpu_alone():
 
 
 def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(host_memory.FreeMemory, "measure", classmethod(lambda cls: cls(GIB // 4, False)))
+    monkeypatch.setattr(host_memory.FreeMemory, "measure", classmethod(lambda cls, _: cls(GIB // 4, False)))
     with pytest.raises(
         OutOfMemory,
         match=r"the run needs about \d\.\d+ GiB .*Python and libraries .* a rank and 0\.25 GiB are free; try fewer members",
@@ -134,7 +134,7 @@ def test_freed_memory_is_kept_where_there_is_room_and_handed_back_where_there_is
     assert kept not in needs(saving, work, FreeMemory(64 * GIB, False)).allocated
     assert kept not in needs(whole, work._replace(ranks=2), FreeMemory(roomy.on_host(2), False)).allocated
     for free, handed_back in ((64 * GIB, []), (roomy.on_host(1), [True])):
-        monkeypatch.setattr(host_memory.FreeMemory, "measure", classmethod(lambda cls, free=free: cls(free, False)))
+        monkeypatch.setattr(host_memory.FreeMemory, "measure", classmethod(lambda cls, _, free=free: cls(free, False)))
         fit.check_fits(whole, Ranks())
         assert called == handed_back
 

@@ -155,7 +155,7 @@ def test_a_prediction_is_that_of_the_run_and_needs_room_for_two_layers(monkeypat
     found = predict_time(run, work, memory, needs(run, work, memory))
     assert found.read == 0 and found.measured.layers == 4
     assert 0.001 < found.update < 5 and found.parts["updates"] == run.config.train.steps * found.update
-    monkeypatch.setattr(FreeMemory, "measure", classmethod(lambda cls: cls(1000, False)))
+    monkeypatch.setattr(FreeMemory, "measure", classmethod(lambda cls, _: cls(1000, False)))
     with pytest.raises(UserError, match=r"--time measures two layers .* are free; leave it out"):
         predict_time(run, work, memory, {})
 
