@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters but tab and newline, which could move the cursor or change the terminal, and lone surrogates."""
+_LONGEST = 4000
+"""Characters of a message: the rest of what a file holds explains nothing."""
 
 
 class ReportedError(Exception):
@@ -15,6 +17,9 @@ class ReportedError(Exception):
     """Whether this rank prints the error; None where only one process runs."""
     on_all_ranks = False
     """Whether all ranks raise the error at the same place."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= _LONGEST else f"{message[: _LONGEST - 4]} ...")
 
 
 class UserError(ReportedError, ValueError):

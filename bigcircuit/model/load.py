@@ -61,6 +61,11 @@ def load_config(config: ModelConfig) -> Any:
             f"model.path {config.path}: model type {hf.model_type!r} holds a language model of type "
             f"{text.model_type!r} among other models; save the language model alone"
         )
+    layers = getattr(text, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise UserError(
+            f"model.path {config.path}: num_hidden_layers is {layers} in config.json, above {_MOST_LAYERS:,}; mend it"
+        )
     return text
 
 
@@ -77,6 +82,8 @@ def load_tokenizer(config: ModelConfig) -> Any | None:
     return _open(AutoTokenizer, config, "the tokenizer", try_out=lambda tokenizer: tokenizer("One, 2: three!"))
 
 
+_MOST_LAYERS = 1000
+"""Building the modules of more takes minutes, and no model has so many."""
 _FIXED = {"transformers_weights": None, "output_attentions": False, "return_dict": True}
 """Settings of config.json that would have other weights loaded than those that are hashed, or the model return something else."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")

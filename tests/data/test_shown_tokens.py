@@ -4,7 +4,6 @@ import io
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 
 from bigcircuit.check import check_config
 from bigcircuit.config.load import load
@@ -13,6 +12,7 @@ from bigcircuit.data.pair import Example, Pair
 from bigcircuit.data.shown_tokens import token_lines
 from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.model.load import load_tokenizer
+from bigcircuit.runtime.console import PlainConsole
 from tests.helpers.pair_files import write_pairs
 
 
@@ -73,8 +73,8 @@ def test_check_shows_a_pair_of_each_split_and_the_notes_and_reads_no_markup_in_t
         for (a, b), split in zip(names, ("train", "validation", "test"), strict=True)
     ]
     path = write_pairs(tmp_path / "p.jsonl", rows)
-    config = load(None, {"task.name": "pairs", "task.path": path, "output": str(tmp_path / "run")})
-    console = Console(file=io.StringIO(), width=200, markup=False)
+    config = load(None, {"task.name": "pairs", "task.path": path, "output": str(tmp_path / "run"), "target.total": 100})
+    console = PlainConsole(file=io.StringIO(), width=200)
     check_config(config, console)
     text = console.file.getvalue()
     for split in ("train", "validation", "test"):

@@ -11,9 +11,14 @@ from tests.fuzz.kinds import KINDS, prepare
 from tests.fuzz.mutate import damaged_bytes, damaged_json
 
 INPUTS = {"YAML": 300, "words": 300, "circuit files": 200, "pair files": 100, "files of convert": 200, "checkpoints": 30,
-          "run folders": 15, "sweep folders": 3}  # fmt: skip
+          "run folders": 15, "sweep folders": 3, "model folders": 100}  # fmt: skip
 """Kind -> inputs of a test."""
-KEPT = {"run folders": (2, 11, 23, 26, 40, 43), "sweep folders": (3, 23, 25)}
+KEPT = {
+    "pair files": (1709, 1998),
+    "model folders": (1021,),
+    "run folders": (2, 11, 23, 26, 40, 43),
+    "sweep folders": (3, 23, 25),
+}
 """Kind -> seeds of inputs that once broke a promise."""
 
 
@@ -58,7 +63,7 @@ def _takes(size):
     ("kind", "what"),
     [
         (_raises(UserError("a line")), None),
-        (_raises(UserError("x" * 9999)), "a message of 9,999 characters"),
+        (_raises(SystemExit("x" * 9999)), "a message of 9,999 characters"),
         (_raises(KeyError("x")), "KeyError: "),
         (_raises(RecursionError("x")), "RecursionError: "),
         (_outside, "writes outside its folder: open "),
