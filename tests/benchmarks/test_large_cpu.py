@@ -20,6 +20,7 @@ from benchmarks.watch import Seen, Update, memory_kinds, watch
 from bigcircuit.check import check_config
 from bigcircuit.config.load import load
 from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.errors import OutOfMemory
 from bigcircuit.memory.estimate import Workload, training_peak
 from bigcircuit.memory.fit import needs
 from bigcircuit.runtime.console import PlainConsole
@@ -75,7 +76,8 @@ def printed(run):
     """What `check` prints on a host with little memory: the run is refused, and other settings are proposed."""
     need = needs(run, Workload.of(run.data.splits, 1), FreeMemory(1, False)).on_host(1)
     text = io.StringIO()
-    check_config(run.config, PlainConsole(file=text, width=200), memory=FreeMemory(need - 1, False))
+    with pytest.raises(OutOfMemory):
+        check_config(run.config, PlainConsole(file=text, width=200), memory=FreeMemory(need - 1, False))
     return text.getvalue()
 
 
