@@ -64,12 +64,12 @@ def matmul_speed(rows: int, inner: int, outer: int, threads: int, seconds: float
 
 
 def update_flops(entries: int, tokens: int, members: int) -> int:
-    """Count FLOPs of an update with checkpointing through matrices of `entries` entries in all, interchange ablation.
+    """Count FLOPs of an update with checkpointing through matrices of `entries` entries in all, with stored corrupted activations.
 
-    The corrupted stream and all members go forward, and again in the recomputation; gradients of activations, not of weights,
-    go back for the members. tokens: of all prompts of the update, of one stream.
+    All members go forward, and again in the recomputation; gradients of activations, not of weights, go back. tokens: behind the
+    shared prefixes of all prompts of the update.
     """
-    return 2 * entries * tokens * (2 * (1 + members) + members)
+    return 2 * entries * tokens * 3 * members
 
 
 def layer_entries(folder: Path) -> int:

@@ -148,7 +148,9 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
     with ranks.stop.handling_signals():
         try:
             kept = context.kept_logits(folder.references)
-            training, validation = context.training_targets(examples, steps, kept), context.validation_targets(kept)
+            sites = state.population.draw([0])(0).keys()
+            training = context.training_targets(examples, steps, kept, sites)
+            validation = context.validation_targets(kept)
             if ranks.is_first:
                 for line in count_solved([validation, training], micro_batches).lines():
                     progress.print_line(line)
@@ -163,7 +165,8 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
                     if state.step == steps:
                         break
                     order = batch_indices(len(examples), settings.batch_size, state.step, config.task.seed)
-                    logged = update(state, streams, training.references, [examples[i] for i in order], micro_batches)
+                    chosen = [examples[i] for i in order]
+                    logged = update(state, streams, training.references, chosen, micro_batches, training.store)
                     seen = {"kl": logged["kl"].mean().item(), "neurons": logged["open.total"].mean().item()}
                     updates.advance(values=seen)
                     if due(settings.log_every) and record:

@@ -37,10 +37,12 @@ def mask_gradients(
     shown. Yields site -> one tensor [B, w] a layer.
     """
     shapes, device = streams.frozen.shapes, streams.frozen.device
+    divided = micro_batches.aligned() if streams.corrupted_stream else micro_batches
     with micro_batches.progress.phase(phase, micro_batches.count(len(examples)) * len(openings)) as passes:
-        for micro_batch in micro_batches.iterate(examples, full=False):
+        for micro_batch in divided.iterate(examples, full=False):
             micro_batches.ranks.stop_if_requested()
             reference = streams.reference(micro_batch.batch)
+            corrupted = streams.record(micro_batch.batch, sites) if streams.corrupted_stream else None
             for opening in openings:
                 masks = {
                     site: [
@@ -51,7 +53,8 @@ def mask_gradients(
                     ]
                     for site in sites
                 }
-                loss = measure(reference, streams.masked(micro_batch.batch, _source(masks), 1), micro_batch.batch).sum()
+                logits = streams.masked(micro_batch.batch, _source(masks), 1, corrupted)
+                loss = measure(reference, logits, micro_batch.batch).sum()
                 found = iter(torch.autograd.grad(loss, [mask for layers in masks.values() for mask in layers]))
                 streams.frozen.release_gathered()
                 yield micro_batch, {site: [next(found)[0] for _ in layers] for site, layers in masks.items()}

@@ -293,6 +293,9 @@ class TrainConfig(Section):
     checkpointing: bool | Literal["cpu"] = False
     """Keep only layer inputs and run each layer again in the backward pass: less memory, about a third more time. `cpu`
     keeps them in the memory of the host."""
+    store: bool = True
+    """Under interchange ablation, compute the corrupted run of every training pair once, keep its activations, and run only the
+    tokens behind the prefix that both prompts share. Off: run the corrupted prompts in every update."""
     log_every: Positive = 20
     """Steps between two lines of metrics.jsonl."""
     validate_every: Positive = 100

@@ -8,7 +8,7 @@ Shapes: B examples, R rows, T tokens, S scored positions, C continuations, K con
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,11 +50,15 @@ class Batch(NamedTuple):
     """int64 [C]"""
     correct: Tensor
     """bool [C]"""
+    shared: int
+    """Number of first columns in which both prompts are the same in all rows."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return a copy on another device."""
-        moved = {
-            name: tensor.to(device, non_blocking=True) for name, tensor in self._asdict().items() if tensor is not None
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in self._asdict().items()
+            if isinstance(value, Tensor)
         }
         return self._replace(**moved)
 
@@ -114,14 +118,19 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
     full: score all tokens of every continuation, with extra rows for continuations that differ from the main row. Otherwise
     (training) there is one row per example, R = B, and a continuation is scored up to its first token that differs from the
     main row, or to the end of the main row.
-    padding: "left" or "right".
+    padding: "left", "right", or "aligned": rows begin where their first differing tokens stand in one column.
     """
     layout = _Layout()
     for index, example in enumerate(examples):
         layout.add(index, example, full)
     lengths = [len(clean) + len(forced) for clean, _, _, forced in layout.rows]
-    width = max(lengths)
-    shift = [width - length if padding == "left" else 0 for length in lengths]
+    prefixes = [shared_prefix(before, changed) for before, changed, _, _ in layout.rows]
+    shift = {
+        "left": [max(lengths) - length for length in lengths],
+        "right": [0] * len(lengths),
+        "aligned": [max(prefixes) - prefix for prefix in prefixes],
+    }[padding]
+    width = max(start + length for start, length in zip(shift, lengths, strict=True))
     mask = torch.zeros(len(lengths), width, dtype=torch.long)
     clean = torch.full((len(lengths), width), pad_id)
     corrupted = clean.clone()
@@ -150,7 +159,13 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
         continuation_of_token=torch.tensor(continuation_of_token),
         example_of_continuation=torch.tensor(example_of_continuation),
         correct=torch.tensor(correct),
+        shared=min(start + prefix for start, prefix in zip(shift, prefixes, strict=True)),
     )
+
+
+def shared_prefix(clean: TokenIds, corrupted: TokenIds) -> int:
+    """Count the first tokens that are the same in both prompts; at most all but the last."""
+    return next((i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b), len(clean) - 1)
 
 
 def count_scored_positions(example: Example, *, full: bool) -> int:

@@ -1,15 +1,15 @@
 """Divide examples into micro-batches, and the micro-batches among the ranks.
 
-The examples are sorted by length and cut into micro-batches, so that little is padded. A micro-batch gives the same numbers
-on every rank.
+The examples are sorted by the length that is computed and cut into micro-batches, so that little is padded. A micro-batch gives
+the same numbers on every rank.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from bigcircuit.config.schema import Config
-from bigcircuit.data.collate import Batch, collate
+from bigcircuit.data.collate import Batch, collate, shared_prefix
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
@@ -31,7 +31,7 @@ class MicroBatches:
     """How examples are divided into micro-batches, and where the passes over them are shown.
 
     max_examples: the most examples that go through the model together on one rank.
-    padding: "left" or "right". progress: by default shows nothing.
+    padding: "left", "right" or "aligned", see `collate`. progress: by default shows nothing.
     """
 
     max_examples: int
@@ -67,11 +67,23 @@ class MicroBatches:
                 yield micro_batch
                 passes.advance()
 
+    def aligned(self) -> "MicroBatches":
+        """Return the same division with rows aligned where their prompts differ first, for passes over what follows."""
+        return replace(self, padding="aligned")
+
     def _divide(self, examples: Sequence[Example], full: bool) -> Iterator[MicroBatch]:
-        order = sorted(examples, key=lambda e: (len(e.clean) + len(e.answers[0]), e.id))
+        order = sorted(examples, key=self._order)
         parts = [order[start : start + self.max_examples] for start in range(0, len(order), self.max_examples)]
         for first in range(0, len(parts), self.ranks.size):
             own = first + self.ranks.rank
             is_counted = own < len(parts)
             chosen = parts[own if is_counted else first]
             yield MicroBatch(chosen, collate(chosen, full=full, padding=self.padding).to(self.ranks.device), is_counted)
+
+    def _order(self, example: Example) -> tuple[int, ...]:
+        """Sort examples such that little is padded: by length, where all of it is computed, or by what follows the prefix."""
+        length = len(example.clean) + len(example.answers[0])
+        if self.padding != "aligned":
+            return length, example.id
+        prefix = shared_prefix(example.clean, example.corrupted)
+        return length - prefix, prefix, example.id

@@ -13,6 +13,7 @@ from torch import Tensor
 from bigcircuit.data.collate import count_scored_positions
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.forward.corrupted_store import CorruptedStore
 from bigcircuit.forward.finite import check_reference
 from bigcircuit.forward.kept_logits import KeptLogits
 from bigcircuit.forward.streams import Streams
@@ -106,6 +107,8 @@ class Targets(NamedTuple):
     """Logits [S, V] for a pass."""
     full: bool
     """How the micro-batches are collated, see `collate`."""
+    store: CorruptedStore | None = None
+    """Activations of the corrupted run of the examples; None where passes run the corrupted prompts beside."""
 
 
 def partners(examples: Sequence[Example], full: bool, seed: int) -> dict[int, int]:

@@ -8,7 +8,7 @@ what closed nodes output is nothing or constants.
 Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
 
 from bigcircuit.ablation.ablation import Ablation, Tokens
 from bigcircuit.data.collate import Batch
+from bigcircuit.forward.corrupted import Corrupted, PrefixCache, RecordedBatch, RecordingCache
 from bigcircuit.forward.interpolate import Interpolate
 from bigcircuit.model.granularity import ATTENTION, MLP, MLP_OUTPUT
 from bigcircuit.model.sites import FrozenModel
@@ -41,7 +43,10 @@ class _Rows(NamedTuple):
 
 @dataclass
 class _Pass:
-    """State that the hooks of one forward pass share. `recorded`: corrupted site inputs of the layer in progress."""
+    """State that the hooks of one forward pass share. `recorded`: corrupted site inputs of the layer in progress.
+
+    store: activations of the corrupted run, for a pass over the suffix.
+    """
 
     batch: Batch
     masks: MaskSource | None
@@ -49,6 +54,7 @@ class _Pass:
     rows: _Rows
     ablation: Ablation
     watch: Watcher | None = None
+    store: Corrupted | None = None
     corrupted: Tensor | None = None
     recording: bool = False
     recorded: SiteMasks = field(default_factory=dict)
@@ -128,8 +134,34 @@ class Streams:
             watch=watcher,
         )
 
-    def masked(self, batch: Batch, masks: MaskSource, members: int) -> Tensor:
-        """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]."""
+    def record(self, batch: Batch, sites: Collection[str]) -> RecordedBatch:
+        """Run the full model on the corrupted prompts without a graph, and keep what passes over the suffix need.
+
+        sites: those that masks may close.
+        """
+        found: dict[tuple[int, str], Tensor] = {}
+
+        def keep(index: int, site: str, value: Tensor) -> None:
+            if site in sites:
+                found[index, site] = value[:, batch.shared :].clone()
+
+        cache = RecordingCache(batch.shared)
+        with torch.no_grad():
+            self._forward(self._plain(batch, keep), batch.corrupted, cache)
+        return RecordedBatch(batch.shared, found, cache.found)
+
+    def masked(self, batch: Batch, masks: MaskSource, members: int, corrupted: Corrupted | None = None) -> Tensor:
+        """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V].
+
+        corrupted: activations of the corrupted run of this batch. With them the pass runs the tokens behind the shared prefix
+        alone; only for ablations that need the corrupted stream.
+        """
+        if corrupted is not None:
+            assert self.corrupted_stream
+            tokens = batch.clean[:, corrupted.cut :].repeat(members, 1)
+            rows = _Rows(len(tokens), 0)
+            state = _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation, store=corrupted)
+            return self._forward(state, tokens, PrefixCache(corrupted, members))
         tokens = batch.clean.repeat(members, 1)
         rows = _Rows(len(tokens), len(batch.corrupted) if self.corrupted_stream else 0)
         if self.corrupted_stream:
@@ -138,15 +170,18 @@ class Streams:
             _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation), tokens
         )
 
-    def _forward(self, state: _Pass, tokens: Tensor) -> Tensor:
+    def _forward(self, state: _Pass, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Run the model on tokens of all rows, the last columns of the batch or all. cache: of ours, which keeps no state."""
         assert self._undo, "enter the context manager first"
         copies = len(tokens) // len(state.batch.clean)
+        positions = state.batch.position_ids
         with self._during(state):
             # use_cache=False is vital: with a cache the second stream attends to the keys of the first one, silently.
             output = self.frozen.model(
                 input_ids=tokens,
-                attention_mask=_repeat(state.batch.attention_mask, copies),
-                position_ids=_repeat(state.batch.position_ids, copies),
+                attention_mask=_repeat(_of_queries(state.batch.attention_mask, tokens.shape[1]), copies),
+                position_ids=None if positions is None else _repeat(positions[:, -tokens.shape[1] :], copies),
+                past_key_values=cache,
                 use_cache=False,
             )
         return output.logits
@@ -228,11 +263,13 @@ class Streams:
             state.recorded[site] = value.clone() if site == MLP_OUTPUT else value
             return None
         masked = value.reshape(state.members, rows, -1, width)
-        ablated = (
-            state.recorded[site].reshape(1, rows, -1, width)
-            if state.rows.corrupted
-            else state.ablation.at(site, index, width, _tokens(state.batch))
-        )
+        ablated: Tensor | None
+        if state.store is not None:
+            ablated = state.store.site(index, site).unsqueeze(0)
+        elif state.rows.corrupted:
+            ablated = state.recorded[site].reshape(1, rows, -1, width)
+        else:
+            ablated = state.ablation.at(site, index, width, _tokens(state.batch))
         return Interpolate.apply(masked, ablated, state.site_masks[site].unsqueeze(2)).reshape(value.shape)
 
     def _at_head(self, _module: nn.Module, args: tuple) -> tuple | None:
@@ -241,7 +278,8 @@ class Streams:
         if state is None:
             return None
         hidden = args[0].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
-        return (hidden[:, state.batch.score_row, state.batch.score_position], *args[1:])
+        positions = state.batch.score_position - (0 if state.store is None else state.store.cut)
+        return (hidden[:, state.batch.score_row, positions], *args[1:])
 
 
 @contextmanager
@@ -265,6 +303,11 @@ def _tokens(batch: Batch) -> Tokens:
     if positions is None:
         positions = torch.arange(batch.clean.shape[1], device=batch.clean.device).unsqueeze(0)
     return Tokens(positions, batch.ids[batch.example_of_row])
+
+
+def _of_queries(mask: Tensor | None, queries: int) -> Tensor | None:
+    """Cut a finished mask, [R, 1, queries, keys], to its last queries; others are [R, keys]."""
+    return mask[:, :, -queries:] if mask is not None and mask.ndim == 4 else mask
 
 
 def _repeat(tensor: Tensor | None, copies: int) -> Tensor | None:

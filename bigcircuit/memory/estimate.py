@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_iter
 from bigcircuit.ablation.ablation import Ablation, Moments, widest
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.config.load import override
-from bigcircuit.data.collate import Batch, count_scored_positions
+from bigcircuit.data.collate import Batch, count_scored_positions, shared_prefix
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.forward.corrupted_store import Lengths, stored_values
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
 from bigcircuit.memory.shortened import from_few_layers, weight_bytes
@@ -52,18 +53,26 @@ class Workload(NamedTuple):
     validated: int
     """Scored positions of all validation prompts."""
     ranks: int = 1
+    suffix: int | None = None
+    """Most tokens behind the first that differ between the two prompts of a pair, with its answer; None for all."""
+    stored: Lengths = Lengths(0, 0)
+    """Tokens of all training prompts, whose corrupted activations are kept."""
 
     @classmethod
     def of(cls, splits: Mapping[str, list[Example]], ranks: int) -> "Workload":
         """Measure the largest of a run's examples."""
         everything = [example for examples in splits.values() for example in examples]
         return cls(
-            max(len(e.clean) + max(map(len, e.answers)) - 1 for e in everything),
-            max(len(one) for e in everything for one in (*e.answers[:1], *e.wrong_answers[:1])),
-            max(len({c[:-1] for c in (*e.answers, *e.wrong_answers)}) for e in everything),
-            sum(len(e.answers[0]) for e in splits["train"]),
-            sum(count_scored_positions(e, full=True) for e in splits["validation"] or splits["train"]),
-            ranks,
+            tokens=max(len(e.clean) + max(map(len, e.answers)) - 1 for e in everything),
+            answer=max(len(one) for e in everything for one in (*e.answers[:1], *e.wrong_answers[:1])),
+            rows=max(len({c[:-1] for c in (*e.answers, *e.wrong_answers)}) for e in everything),
+            trained=sum(len(e.answers[0]) for e in splits["train"]),
+            validated=sum(count_scored_positions(e, full=True) for e in splits["validation"] or splits["train"]),
+            ranks=ranks,
+            suffix=max(
+                len(e.clean) + max(map(len, e.answers)) - 1 - shared_prefix(e.clean, e.corrupted) for e in everything
+            ),
+            stored=Lengths.total(splits["train"]),
         )
 
 
@@ -143,7 +152,20 @@ def resting(run: ResolvedRun, work: Workload, is_gpu: bool) -> Estimate:
         "gates, Adam moments and sums": (3 * 4 + 8) * sum(p.numel() for p in blank_state(run, META).parameters),
         "reference logits": positions * head.shape[0] * head.element_size(),
     }
+    if stores(run):
+        values = stored_values(run.model.shapes, _sites(run), work.stored) * (2 if train.both_ways else 1)
+        allocated["corrupted activations"] = values * head.element_size()
     return Estimate(allocated, mapped)
+
+
+def stores(run: ResolvedRun) -> bool:
+    """Return whether a run keeps the activations of the corrupted prompts."""
+    return run.config.train.store and KINDS[run.config.ablation.name].needs_corrupted
+
+
+def _sites(run: ResolvedRun) -> list[str]:
+    """Sites that masks may close."""
+    return [*blank_state(run, META).population.draw([0])(0)]
 
 
 def _activations(run: ResolvedRun, work: Workload, known: KnownPeaks) -> int:
@@ -222,9 +244,15 @@ def meta_update(run: ResolvedRun, work: Workload) -> Callable[[], object]:
     state, one_batch = blank_state(run, META), OneBatch(size, Ranks(device=META))
     streams = Streams(frozen, blank_ablation(run, work, META), run.config.train.checkpointing)
 
+    store = None
+    if stores(run):
+        with streams:
+            recorded = streams.record(batch, _sites(run))
+        store = lambda _: recorded  # noqa: E731
+
     def run_pass() -> object:
         with streams:
-            return faithfulness_gradient(state, streams, lambda _: reference, examples, one_batch)
+            return faithfulness_gradient(state, streams, lambda _: reference, examples, one_batch, store)
 
     return run_pass
 
@@ -247,7 +275,8 @@ def meta_scoring(run: ResolvedRun, work: Workload) -> Callable[[], object]:
 
     def run_pass() -> object:
         with torch.no_grad(), streams:
-            return kl_divergence(streams.reference(batch), streams.masked(batch, masks, count), batch)
+            recorded = streams.record(batch, masks(0)) if streams.corrupted_stream else None
+            return kl_divergence(streams.reference(batch), streams.masked(batch, masks, count, recorded), batch)
 
     return run_pass
 
@@ -306,4 +335,5 @@ def _batch(rows: int, work: Workload) -> Batch:
         continuation_of_token=scores,
         example_of_continuation=line,
         correct=line > 0,
+        shared=0 if work.suffix is None else work.tokens - work.suffix,
     )

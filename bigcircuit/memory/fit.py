@@ -35,7 +35,7 @@ _LATER = 72 << 20
 _LIBRARIES, _KEPT = "Python and libraries", "freed memory that is kept"
 _KEPT_SHARE = 0.5
 """Share of the activations that gaps between blocks take, where there is room for them (benchmarks/memory.md)."""
-_ON_HOST = ("reference logits",)
+_ON_HOST = ("reference logits", "corrupted activations")
 _ZERO3 = "configs/deepspeed/zero3.json"
 _OFFLOAD = "configs/deepspeed/zero3_offload_cpu.json"
 _NVME = "configs/deepspeed/zero3_offload_nvme.json"

@@ -19,11 +19,14 @@ from bigcircuit.data.collate import batch_indices
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.forward.corrupted_store import CorruptedStore
 from bigcircuit.forward.streams import Streams
-from bigcircuit.memory.estimate import Workload, blank_ablation, blank_state, meta_update
+from bigcircuit.memory.estimate import Workload, blank_ablation, blank_state, meta_update, stores
 from bigcircuit.memory.shortened import from_few_layers, materialised, shortened, weight_bytes
 from bigcircuit.metrics.score import score
+from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.train.resolve import ResolvedRun
+from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import current_masks, faithfulness_gradient, update
 
 _ONE_LAYER, _WHOLE = 0.6, 0.8
@@ -149,13 +152,19 @@ class _Probe:
 
     def update_pass(self) -> float:
         """Measure one micro-batch forward and backward, s."""
-        return self._timed(lambda: faithfulness_gradient(*self._arguments(self._examples)))
+        store = None
+        if stores(self._run):
+            with self._streams:
+                store = CorruptedStore(self._streams, self._examples, self._micro_batches, SITE_WIDTH)
+        return self._timed(lambda: faithfulness_gradient(*self._arguments(self._examples), store=store))
 
     def rest(self) -> float:
         """Measure what an update does besides its passes: an update on no examples, s."""
         return self._timed(lambda: update(*self._arguments([])))
 
-    def _arguments(self, examples: list[Example]) -> tuple[Any, ...]:
+    def _arguments(
+        self, examples: list[Example]
+    ) -> tuple[TrainState, Streams, Callable[[MicroBatch], Tensor], list[Example], MicroBatches]:
         return self._state, self._streams, self._references, examples, self._micro_batches
 
     def scoring(self) -> float:

@@ -67,9 +67,10 @@ def score(
     kinds = example_scores()
     found = torch.zeros(len(kinds), len(circuits or ()) + full, len(examples))
     place = {example.id: index for index, example in enumerate(examples)}
+    divided = micro_batches.aligned() if circuits and streams.corrupted_stream else micro_batches
     chunks = _chunks(circuits or (), at_once or len(circuits or ()))
     with micro_batches.progress.phase(phase, micro_batches.count(len(examples)) * (len(chunks) or 1)) as passes:
-        for micro_batch in micro_batches.iterate(examples, full=True):
+        for micro_batch in divided.iterate(examples, full=True):
             micro_batches.ranks.stop_if_requested()
             if references is None:
                 reference = streams.reference(micro_batch.batch)
@@ -79,9 +80,12 @@ def score(
             columns = [place[example.id] for example in micro_batch.examples]
             if full:
                 _keep(found, slice(-1, None), columns, reference, reference.unsqueeze(0), micro_batch)
+            corrupted = None
+            if chunks and streams.corrupted_stream:
+                corrupted = streams.record(micro_batch.batch, mask_source(chunks[0][1], streams)(0))
             for rows, chunk in chunks:
                 with streams.under(streams.ablation.of([*range(rows.start, rows.stop)])):
-                    logits = streams.masked(micro_batch.batch, mask_source(chunk, streams), len(chunk))
+                    logits = streams.masked(micro_batch.batch, mask_source(chunk, streams), len(chunk), corrupted)
                 _keep(found, rows, columns, reference, logits, micro_batch)
                 passes.advance()
             if not chunks:

@@ -207,8 +207,10 @@ class Replica:
             chosen = [shared.examples[index] for index in order]
             try:
                 with shared.context.streams:
-                    references, micro_batches = shared.training.references, shared.context.micro_batches
-                    return update(state, shared.context.streams, references, chosen, micro_batches)
+                    training, micro_batches = shared.training, shared.context.micro_batches
+                    return update(
+                        state, shared.context.streams, training.references, chosen, micro_batches, training.store
+                    )
             except DivergedError as error:
                 for number in [cohort[index] for index in error.members]:
                     progress.failures[number] = str(error).partition(": ")[2]

@@ -52,10 +52,10 @@ def count_solved(targets: Sequence[Targets], micro_batches: MicroBatches) -> Sol
     """
     alone = replace(micro_batches, ranks=Ranks())
     found: dict[int, float] = {}
-    for examples, references, full in targets:
-        new = [e for e in examples if e.id >= 0 and e.id not in found and (full or _has_single_tokens(e))]
-        for micro_batch in alone.iterate(new, full=full):
-            logits = references.own(micro_batch).unsqueeze(0)
+    for target in targets:
+        new = [e for e in target.examples if e.id >= 0 and e.id not in found and (target.full or _has_single_tokens(e))]
+        for micro_batch in alone.iterate(new, full=target.full):
+            logits = target.references.own(micro_batch).unsqueeze(0)
             differences = contrast(logits, micro_batch.batch).logit_difference[0].tolist()
             found |= dict(zip((e.id for e in micro_batch.examples), differences, strict=True))
     return Solved(sum(value > 0 for value in found.values()), len(found), fmean(found.values()))

@@ -1,7 +1,7 @@
 """Set up a run: load the model, and make the pairs, the ablation and the reference logits that all members share."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +16,13 @@ from bigcircuit.data.dataset import TaskData
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.activation_means import starting_ablation
+from bigcircuit.forward.corrupted_store import CorruptedStore
 from bigcircuit.forward.kept_logits import KeptLogits
 from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
 from bigcircuit.io.provenance import versions
+from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.runtime.host_memory import return_freed_memory, saves_memory
 from bigcircuit.train.pair_filters import keep_solved, swap_pairs
@@ -78,12 +80,22 @@ class RunContext(NamedTuple):
         examples = self.data.splits["train"]
         return swap_pairs(self.streams, examples, self.micro_batches) if self.config.train.both_ways else examples
 
-    def training_targets(self, examples: Sequence[Example], steps: int, kept: KeptLogits | None = None) -> Targets:
-        """The examples that so many steps use, with the full model's logits. Within the streams.
+    def training_targets(
+        self,
+        examples: Sequence[Example],
+        steps: int,
+        kept: KeptLogits | None = None,
+        sites: Collection[str] = SITE_WIDTH,
+    ) -> Targets:
+        """The examples that so many steps use, with the full model's logits and what the corrupted run leaves. Within the streams.
 
-        A resumed run computes or reads the same logits to the bit, because it uses the same examples.
+        A resumed run computes or reads the same logits to the bit, because it uses the same examples. sites: those that masks
+        may close.
         """
-        return self._targets(_used(examples, self.config.train, self.config.task.seed, steps), False, kept)
+        found = self._targets(_used(examples, self.config.train, self.config.task.seed, steps), False, kept)
+        if not (self.config.train.store and self.streams.corrupted_stream):
+            return found
+        return found._replace(store=CorruptedStore(self.streams, found.examples, self.micro_batches, sites))
 
     def validation_targets(self, kept: KeptLogits | None = None) -> Targets:
         """The examples that the best gates are chosen by, with the full model's logits. Within the streams."""

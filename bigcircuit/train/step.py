@@ -14,6 +14,7 @@ from bigcircuit.config.schema import Config
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.errors import DivergedError
+from bigcircuit.forward.corrupted import Corrupted
 from bigcircuit.forward.finite import check_corrupted
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
@@ -42,13 +43,18 @@ def faithfulness_gradient(
     references: Callable[[MicroBatch], Tensor],
     chosen: Sequence[Example],
     micro_batches: MicroBatches,
+    store: Callable[[MicroBatch], Corrupted] | None = None,
 ) -> Sums:
-    """Measure how far every member, under fresh gate noise, is from the full model on a global batch, with the gradient."""
+    """Measure how far every member, under fresh gate noise, is from the full model on a global batch, with the gradient.
+
+    store: activations of the corrupted run of these examples; without them the corrupted prompts are run beside.
+    """
     population, parameters = state.population, state.parameters
     sums = Sums(*(torch.zeros(n, dtype=torch.float64, device=micro_batches.ranks.device)
                   for n in (sum(p.numel() for p in parameters), len(population), len(population))))  # fmt: skip
-    for micro_batch in micro_batches.iterate(chosen, full=False, phase="update"):
-        kl, hinge = _terms(state, streams, references, micro_batch)
+    divided = micro_batches if store is None else micro_batches.aligned()
+    for micro_batch in divided.iterate(chosen, full=False, phase="update"):
+        kl, hinge = _terms(state, streams, references, micro_batch, None if store is None else store(micro_batch))
         weights = torch.tensor(
             [[m.config.train.kl, m.config.train.hinge] for m in population.members], device=kl.device
         )
@@ -64,14 +70,18 @@ def faithfulness_gradient(
 
 
 def _terms(
-    state: TrainState, streams: Streams, references: Callable[[MicroBatch], Tensor], micro_batch: MicroBatch
+    state: TrainState,
+    streams: Streams,
+    references: Callable[[MicroBatch], Tensor],
+    micro_batch: MicroBatch,
+    corrupted: Corrupted | None,
 ) -> tuple[Tensor, Tensor]:
     """Compute KL and hinge of every member, summed over the examples of a micro-batch, float32 [P] each, with graphs."""
     population = state.population
     masks = population.draw([example.id for example in micro_batch.examples])
     # The seed of an ablation that draws noise: fresh in every update, and 0 where circuits are scored.
     with streams.under(population.learned() or streams.ablation.reseeded(1 + state.step)):
-        logits = streams.masked(micro_batch.batch, masks, len(population))
+        logits = streams.masked(micro_batch.batch, masks, len(population), corrupted)
     kl = kl_divergence(references(micro_batch), logits, micro_batch.batch).sum(1)
     configs = [member.config for member in population.members]
     if not any(config.train.hinge for config in configs):
@@ -118,13 +128,14 @@ def update(
     references: Callable[[MicroBatch], Tensor],
     chosen: Sequence[Example],
     micro_batches: MicroBatches,
+    store: Callable[[MicroBatch], Corrupted] | None = None,
 ) -> dict[str, Tensor]:
-    """Update every member that has steps left, on the examples of the global batch.
+    """Update every member that has steps left, on the examples of the global batch. store: see `faithfulness_gradient`.
 
     Returns what to log, by name float32 [P]. Raises DivergedError on all ranks, before the update, if any value of any
     member on any rank is not finite, and UserError where the frozen model's activations are to blame.
     """
-    sums = faithfulness_gradient(state, streams, references, chosen, micro_batches)
+    sums = faithfulness_gradient(state, streams, references, chosen, micro_batches, store)
     cost = price(state)
     gradient = (sums.gradient + cost.gradient).float()
     parameters = state.parameters

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bigcircuit.data.collate import Batch, batch_indices, collate, count_rows
 from bigcircuit.data.pair import Example
 from tests.helpers.examples import EXAMPLES, VOCABULARY, example
+from tests.helpers.tiny_models import uneven_examples
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +167,23 @@ def test_random_layouts(found, full, padding):
 def test_to_a_device_keeps_everything():
     batch = collate(EXAMPLES, full=True)
     moved = batch.to("meta")
-    assert [(t.shape, t.dtype) for t in moved] == [(t.shape, t.dtype) for t in batch]
-    assert {t.device.type for t in moved} == {"meta"}
+    tensors, before = ([value for value in one if isinstance(value, torch.Tensor)] for one in (moved, batch))
+    assert [(t.shape, t.dtype) for t in tensors] == [(t.shape, t.dtype) for t in before]
+    assert {t.device.type for t in tensors} == {"meta"}
+    assert moved.shared == batch.shared
+
+
+def test_aligned_rows_differ_first_in_one_column():
+    """And each row is what it is under another padding, at its own positions."""
+    aligned, right = (collate(uneven_examples(), full=True, padding=padding) for padding in ("aligned", "right"))
+    assert aligned.attention_mask is not None and right.attention_mask is not None
+    assert aligned.position_ids is not None and right.position_ids is not None
+    differs = aligned.clean != aligned.corrupted
+    assert differs.int().argmax(1).tolist() == [aligned.shared] * len(differs) and aligned.shared > right.shared
+    for row in range(len(differs)):
+        ours, theirs = aligned.attention_mask[row].bool(), right.attention_mask[row].bool()
+        for name in ("clean", "corrupted", "position_ids"):
+            assert torch.equal(getattr(aligned, name)[row][ours], getattr(right, name)[row][theirs])
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 5))

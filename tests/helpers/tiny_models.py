@@ -109,6 +109,21 @@ def tiny_examples(count: int = 3) -> list[Example]:
     return made
 
 
+def uneven_examples() -> list[Example]:
+    """Make pairs of 7 to 12 tokens that share their first 4 to 9 tokens, with answers of one to three tokens."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for number, (length, shared, answer) in enumerate([(9, 6, 1), (12, 9, 3), (7, 4, 2), (9, 8, 1)]):
+        clean, right, wrong = (
+            tuple(torch.randint(3, 96, (count,), generator=generator).tolist()) for count in (length, answer, answer)
+        )
+        corrupted = (*clean[:shared], *(3 + (token + 7) % 90 for token in clean[shared:]))
+        made.append(
+            Example(id=number, clean=clean, corrupted=corrupted, answers=(right,), wrong_answers=(wrong,), source="")
+        )
+    return made
+
+
 def constant_masks(frozen: FrozenModel, value: float, members: int = 1) -> Callable[[int], dict[str, Tensor]]:
     """Make masks of one value everywhere, as a function of the layer: site -> [members, 1, width]."""
     return lambda index: {

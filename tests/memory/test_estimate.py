@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.memory import Case, make_model, make_pairs, measured, predicted_afresh
 from bigcircuit.config.load import load
+from bigcircuit.forward.corrupted_store import Lengths
 from bigcircuit.memory.estimate import LiveBytes, Workload, estimate, scoring_peak, training_peak
 from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.load import skeleton
@@ -119,7 +120,8 @@ def test_the_estimate_knows_of_constants_and_of_the_stream_that_is_not_run():
     work = Workload(tokens=32, answer=1, rows=1, trained=50, validated=50)
     parts = {}
     for kind in ("interchange", "zero", "mean", "optimal"):
-        parts[kind] = estimate(without_pairs({"ablation.kind": kind}), work, is_gpu=False).allocated
+        settings = {"ablation.kind": kind, "train.store": False}
+        parts[kind] = estimate(without_pairs(settings), work, is_gpu=False).allocated
     layers = skeleton(load(None).model).shapes
     neurons = sum(width(shape) for width in SITE_WIDTH.values() for shape in layers)
     sites = sum(SITE_WIDTH[site](shape) for site in ("attention", "mlp") for shape in layers)
@@ -130,4 +132,12 @@ def test_the_estimate_knows_of_constants_and_of_the_stream_that_is_not_run():
     assert parts["optimal"][gates] - parts["mean"][gates] == 20 * sites
     activations = {kind: part["activations and gradients"] for kind, part in parts.items()}
     assert activations["zero"] < activations["interchange"]
+    stored = work._replace(stored=Lengths(prefix=600, suffix=400), suffix=12)
+    with_store = estimate(without_pairs({}), stored, is_gpu=False).allocated
+    assert with_store["activations and gradients"] < activations["zero"], "the suffix alone"
+    keys_and_values = sum(2 * shape.kv_heads * shape.head_dim for shape in layers)
+    assert with_store["corrupted activations"] == 2 * 4 * (400 * sites + 600 * keys_and_values), (
+        "of pairs turned round too"
+    )
+    assert "corrupted activations" not in parts["interchange"]
     assert activations["mean"] < activations["interchange"] and activations["optimal"] < 1.02 * activations["mean"]

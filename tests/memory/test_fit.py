@@ -78,7 +78,7 @@ def test_check_says_whether_it_fits_and_what_would(capsys):
     with pytest.raises(
         OutOfMemory, match="the config is valid, but the run does not fit: add one of the settings above"
     ):
-        check_config(config, console, 1, FreeMemory(GIB // 100, is_gpu=True))
+        check_config(config, console, 1, FreeMemory(GIB // 125, is_gpu=True))
     said = capsys.readouterr().out
     assert "it does not fit: 0.01 GiB are free" in said
     assert "--train.micro_batch_size" in said and "GiB a rank)" in said

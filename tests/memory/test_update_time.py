@@ -48,14 +48,21 @@ def llama_flops(run: ResolvedRun, work: Workload, members: int, pairs: int) -> i
     return layers * (members + 1) + members * (layers + attention) + 2 * members * head
 
 
-@pytest.mark.parametrize("members", [1, 3])
-def test_flops_of_an_update_are_those_of_the_closed_form(members):
-    run = without_pairs({"population.seeds": members, "train.micro_batch_size": 4, "target.total": 100})
-    expected = llama_flops(run, WORK, members, pairs=4)
+@pytest.mark.parametrize(("members", "store"), [(1, False), (3, False), (3, True)])
+def test_flops_of_an_update_are_those_of_the_closed_form(members, store):
+    settings = {"population.seeds": members, "train.micro_batch_size": 4, "target.total": 100, "train.store": store}
+    run = without_pairs(settings)
+    expected = llama_flops(run, WORK, members, pairs=4) - (llama_flops(run, WORK, 0, pairs=4) if store else 0)
     # The first layer's query, key and value products need no backward pass: no gate comes before them.
     first = run.model.skeleton.layers[0].module.self_attn
     saved = sum(2 * p.weight.numel() for p in (first.q_proj, first.k_proj, first.v_proj)) * 4 * WORK.tokens
     assert update_flops(run, WORK) == pytest.approx(expected - members * saved, rel=0.03)
+
+
+def test_flops_of_a_pass_over_the_suffix_are_those_of_its_tokens():
+    run = without_pairs({"train.micro_batch_size": 4, "target.total": 100})
+    whole, half = update_flops(run, WORK), update_flops(run, WORK._replace(suffix=WORK.tokens // 2))
+    assert half == pytest.approx(whole / 2, rel=0.03)
 
 
 def test_flops_of_recomputation_are_counted():
