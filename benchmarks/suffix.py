@@ -70,7 +70,14 @@ def long_examples(tokens: int, shared: int) -> list[Example]:
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(3, 16_000, (16, tokens), generator=generator).tolist()
     return [
-        Example(index, tuple(row), (*row[:shared], row[shared] + 1, *row[shared + 1 :]), ((5,),), ((6,),), "")
+        Example(
+            id=index,
+            clean=tuple(row),
+            corrupted=(*row[:shared], row[shared] + 1, *row[shared + 1 :]),
+            answers=((5,),),
+            wrong_answers=((6,),),
+            source="",
+        )
         for index, row in enumerate(clean)
     ]
 

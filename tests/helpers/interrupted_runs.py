@@ -99,13 +99,13 @@ def states_of(folder: Path) -> dict[str, checkpoint.SavedState]:
 
 
 def states_equal(one: checkpoint.SavedState | None, other: checkpoint.SavedState | None) -> bool:
-    """Compare every tensor and every number of two checkpoints, to the bit."""
+    """Compare every tensor and every number of two checkpoints, to the bit. The runs may have other settings."""
     if one is None or other is None:
         return one is other
     return (
         one.tensors.keys() == other.tensors.keys()
         and all(torch.equal(values, other.tensors[name]) for name, values in one.tensors.items())
-        and (one.data, one.base) == (other.data, other.base)
+        and (one.data, {**one.base, "settings": ""}) == (other.data, {**other.base, "settings": ""})
     )
 
 

@@ -24,6 +24,7 @@ from bigcircuit.metrics.predictions import example_predictions
 from bigcircuit.report import charts, page_content
 from bigcircuit.report.render import write_report
 from bigcircuit.report.score_tables import place_of
+from bigcircuit.report.share import without_folders
 from bigcircuit.results.run import open_source
 from tests.helpers.browser import Opened
 from tests.helpers.short_reports import circuit_of, expected, listed
@@ -314,7 +315,7 @@ def test_circuits_of_two_tasks_are_not_shown_as_of_the_first(browser, two_tasks,
         tips = page.locator("figure[data-chart=training_kl] .of-member title").all_text_contents()
         assert sorted(tips) == ["names", "names", "repeats", "repeats"], "what training saw, and validation"
         for folder, text in zip(two_tasks, page.locator("#settings pre").all_text_contents(), strict=True):
-            assert json.loads(text)["run"] == json.loads(folder.config.read_text())
+            assert json.loads(text)["run"] == json.loads(without_folders(folder.config.read_text()))
         opened.assert_quiet()
 
 

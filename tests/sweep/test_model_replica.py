@@ -55,7 +55,8 @@ def test_what_takes_long_is_sent(tmp_path, monkeypatch):
     replica = Replica(Ranks(), sent.append)
     replica.load(sweep.config)
     found = dict.fromkeys(line.partition(":")[0] for line in sent)
-    assert list(found) == ["reading model config and pairs", "loading weights", "swapped pairs", "reference logits"]
+    first = ["reading model config and pairs", "loading weights", "swapped pairs"]
+    assert list(found) == [*first, "reference logits", "corrupted activations"]
     replica.advance([assigned(sweep, 0)], [], [0], EVERYTHING)
     assert "update" in {line.partition(":")[0] for line in sent}
 
@@ -110,7 +111,7 @@ def test_a_slot_is_free_at_once_and_the_others_do_not_notice(tmp_path):
 
 def test_bad_trials_fail_in_one_line_and_the_rest_finish(tmp_path):
     sweep = settings(tmp_path)
-    assignments = [assigned(sweep, 0), assigned(sweep, 1, target__total=5000), assigned(sweep, 2, train__kl=1e39)]
+    assignments = [assigned(sweep, 0), assigned(sweep, 1, target__total=5000), assigned(sweep, 2, train__kl=3e38)]
     seen = to_the_end(Replica(Ranks()), [0, 1, 2], assignments)
     failed = {number: reason for progress in seen for number, reason in progress.failures.items()}
     assert failed[1] == "target.total is 5000 but the model has 1792; ask for fewer"

@@ -58,6 +58,7 @@ def test_another_sweep_that_used_the_folder_meanwhile_is_not_taken_up(tmp_path, 
     def meanwhile(_):
         write_json(tmp_path / "sweep.json", sweep_json(short_sweep(tmp_path, {"train.lr": 0.5})))
         write_trial(tmp_path, 0, {"train.seed": 0}, status="running", step=3, updates=3)
+        return ()
 
     monkeypatch.setattr("bigcircuit.sweep.run.check", meanwhile)
     monkeypatch.setattr("bigcircuit.sweep.run.cluster", pytest.fail)
