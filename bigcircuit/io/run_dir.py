@@ -27,6 +27,8 @@ CHANGEABLE_ON_RESUME = (
     "tracking.project",
 )
 """Settings that do not affect the result. They may differ between a run and its resumption."""
+EARLIER = {"train.store": False}
+"""Setting -> what was done before it existed, where that is not its default."""
 
 
 class RunDir(NamedTuple):
@@ -177,9 +179,9 @@ def first_difference(
     """Return the first dotted key in which settings differ, with the old and the new value; None if all are equal.
 
     old: flat settings; new, default: nested. ignored: dotted keys that may differ. A setting that `old` does not have has its
-    default: a new setting's default is what was done before the setting existed.
+    default, or what EARLIER says was done before the setting existed.
     """
-    current, defaults = dict(flatten(new)), dict(flatten(default))
+    current, defaults = dict(flatten(new)), dict(flatten(default)) | EARLIER
     before = {key: defaults[key] for key in current.keys() & defaults.keys()} | dict(old)
     keys = (
         key

@@ -102,3 +102,15 @@ def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/run: cannot be made .*; name another output"):
         run(tmp_path / "file/run")
+
+
+def test_a_run_from_before_a_setting_goes_on_with_what_was_done_then(stopped_run, tmp_path):
+    """Without `train.store` the corrupted prompts were run in every update."""
+    folder, overrides = stopped_run
+    shutil.copytree(folder, tmp_path / "old")
+    path = tmp_path / "old/run/config.json"
+    content = json.loads(path.read_text())
+    del content["config"]["train"]["store"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"holds a run with train\.store False, not True; name another output"):
+        run_or_resume(tmp_path / "old/run", Ranks(), **overrides)
