@@ -21,8 +21,6 @@ from bigcircuit.model.granularity import SITE_WIDTH, LayerShape
 
 _AT_ONCE = 16
 """Examples whose activations the ranks exchange in one message."""
-Allocate = Callable[[int, torch.dtype], Tensor]
-"""Number of values and their dtype -> storage, one-dimensional."""
 
 
 class Lengths(NamedTuple):
@@ -50,13 +48,8 @@ def stored_values(shapes: Sequence[LayerShape], sites: Collection[str], tokens: 
     return tokens.suffix * width + tokens.prefix * sum(2 * shape.kv_heads * shape.head_dim for shape in shapes)
 
 
-def in_memory(count: int, dtype: torch.dtype) -> Tensor:
-    """Allocate storage in the memory of the host."""
-    return torch.empty(count, dtype=dtype)
-
-
 class CorruptedStore:
-    """Activations of the corrupted run of examples with one row each, as in training."""
+    """Activations of the corrupted run of examples with one row each, as in training, in the memory of the host."""
 
     def __init__(
         self,
@@ -64,7 +57,6 @@ class CorruptedStore:
         examples: Sequence[Example],
         micro_batches: MicroBatches,
         sites: Collection[str],
-        allocate: Allocate = in_memory,
     ) -> None:
         """Run the full model on the corrupted prompts. Within the streams; ranks divide the work and all get all of it.
 
@@ -82,7 +74,7 @@ class CorruptedStore:
         passes = sum(micro_batches.count(len(group)) for group in groups)
         with micro_batches.progress.phase("corrupted activations", passes) as phase:
             for group in groups:
-                self._add(streams, group, micro_batches, phase.advance, allocate)
+                self._add(streams, group, micro_batches, phase.advance)
 
     def _add(
         self,
@@ -90,14 +82,13 @@ class CorruptedStore:
         examples: Sequence[Example],
         micro_batches: MicroBatches,
         advance: Callable[[], None],
-        allocate: Allocate,
     ) -> None:
         mine: dict[int, Tensor] = {}
         for micro_batch in micro_batches.aligned().iterate(examples, full=False):
             micro_batches.ranks.stop_if_requested()
             recorded = streams.record(micro_batch.batch, self._sites)
             if not self._values:
-                self._lay_out(recorded, allocate)
+                self._lay_out(recorded)
             if micro_batch.is_counted:
                 for row, example in enumerate(micro_batch.examples):
                     mine[example.id] = torch.cat([*self._parts(recorded, row, example.id)])
@@ -107,7 +98,7 @@ class CorruptedStore:
             values.copy_(mine[example.id]) if example.id in mine else values.zero_()
         micro_batches.ranks.all_reduce(stored)
 
-    def _lay_out(self, recorded: RecordedBatch, allocate: Allocate) -> None:
+    def _lay_out(self, recorded: RecordedBatch) -> None:
         """Allocate the storage, with widths as recorded: some models repeat key/value heads before they attend."""
         for layer, pair in sorted(recorded.keys_and_values.items()):
             widths = [recorded.sites[layer, site].shape[-1] for site in self._sites]
@@ -116,7 +107,7 @@ class CorruptedStore:
         layers = len(self._widths)
         counts = [sum(sizes[first : first + layers]) for first in range(0, len(sizes), layers)]
         dtype = recorded.keys_and_values[0][0].dtype
-        self._values = allocate(sum(counts), dtype).split(counts)
+        self._values = torch.empty(sum(counts), dtype=dtype).split(counts)
 
     def _sizes(self, layer: int, lengths: Lengths) -> list[int]:
         """Count the values of an example in one layer: by site, keys, values."""
@@ -171,9 +162,8 @@ class _StoredBatch:
 
     def __init__(self, store: CorruptedStore, micro_batch: MicroBatch) -> None:
         self.cut = micro_batch.batch.shared
-        assert self.cut == max(Lengths.of(example).prefix for example in micro_batch.examples), (
-            "aligned() gives such batches"
-        )
+        longest = max(Lengths.of(example).prefix for example in micro_batch.examples)
+        assert self.cut == longest, "MicroBatches.aligned() gives such batches"
         self._columns = micro_batch.batch.clean.shape[1] - self.cut
         self._store, self._ids = store, [example.id for example in micro_batch.examples]
 

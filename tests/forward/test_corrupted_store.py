@@ -39,3 +39,19 @@ def test_a_batch_that_is_not_aligned_is_no_batch_of_the_store():
         (micro_batch,) = MicroBatches(4).iterate(examples, full=False)
         with pytest.raises(AssertionError, match="aligned"):
             store(micro_batch)
+
+
+def test_pairs_that_differ_from_their_first_token_on_have_no_prefix():
+    frozen = tiny_model("llama", CASES[-1].values[1])
+    examples = [
+        one._replace(corrupted=(3 + one.clean[0] % 90, *one.clean[1:]))
+        for one in uneven_examples()
+        if one.clean[0] != 3
+    ]
+    with Streams(frozen, INTERCHANGE) as streams:
+        store = CorruptedStore(streams, examples, MicroBatches(4), SITE_WIDTH)
+        (micro_batch,) = MicroBatches(4).aligned().iterate(examples, full=False)
+        assert micro_batch.batch.shared == 0
+        masks = random_masks(frozen, 2, len(examples))
+        found = streams.masked(micro_batch.batch, masks.__getitem__, 2, store(micro_batch))
+        torch.testing.assert_close(found, streams.masked(micro_batch.batch, masks.__getitem__, 2), atol=1e-5, rtol=1e-4)
