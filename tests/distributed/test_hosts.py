@@ -55,7 +55,7 @@ def check(processes, folder, alone):
     assert log.count("held-out scores") == 1, "only the first rank speaks"
     circuit = Circuit.load(folder / "run/circuit.safetensors")
     for gate, values in alone.log_alpha.items():
-        torch.testing.assert_close(values, circuit.log_alpha[gate], atol=1e-4, rtol=0)
+        torch.testing.assert_close(values, circuit.log_alpha[gate], atol=1e-3, rtol=0)
 
 
 def test_deepspeed_on_each_host_without_ssh(tmp_path, hosts, alone):

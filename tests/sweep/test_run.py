@@ -159,9 +159,10 @@ def test_one_copy_of_the_model_in_pieces(grid, tmp_path):
             Circuit.load(path / f"trials/{record.number:03d}/circuit.safetensors")
             for path in (tmp_path / "s", undisturbed)
         )
-        # Each rank has half of a batch, and sums of halves round otherwise.
+        # Each rank has half of a batch: products of fewer rows round otherwise, which Adam makes up to 1% of a step (0.1) of.
         for name, values in whole.log_alpha.items():
-            torch.testing.assert_close(found.log_alpha[name], values, atol=1e-4, rtol=0)
+            torch.testing.assert_close(found.log_alpha[name], values, atol=1e-3, rtol=0)
+            assert torch.equal(found.masks[name], whole.masks[name])
 
 
 @pytest.fixture(scope="module")
