@@ -18,7 +18,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
 from bigcircuit.gates.members import trained_granularities
 from bigcircuit.io.provenance import versions
-from bigcircuit.memory.estimate import Estimate, Workload, stores
+from bigcircuit.memory.estimate import Estimate, Workload
 from bigcircuit.memory.fit import fits, needs, remedies
 from bigcircuit.memory.update_time import predict_time, threads_of_rank
 from bigcircuit.model.load import load_tokenizer
@@ -85,7 +85,7 @@ def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimat
     Returns what to do where the run does not fit, else an empty text.
     """
     console = progress.console
-    suffix = f" behind the shared prefix, of {work.tokens}" if stores(run) else ""
+    suffix = f" behind the shared prefix, of {work.tokens}" if run.stores_corrupted else ""
     tokens = work.suffix if suffix else work.tokens
     console.print(
         f"{machine(work.ranks, memory)}: {run.config.train.micro_batch_size} x {tokens} tokens at once{suffix}"

@@ -62,7 +62,7 @@ class CorruptedStore:
 
         sites: those that masks may close.
         """
-        self._sites, self._device = sorted(sites), streams.frozen.device
+        self.sites, self.device = sorted(sites), streams.frozen.device
         self._places = {example.id: index for index, example in enumerate(examples)}
         self._lengths = [Lengths.of(example) for example in examples]
         self._widths: list[tuple[list[int], list[tuple[int, int]]]] = []
@@ -86,7 +86,7 @@ class CorruptedStore:
         mine: dict[int, Tensor] = {}
         for micro_batch in micro_batches.aligned().iterate(examples, full=False):
             micro_batches.ranks.stop_if_requested()
-            recorded = streams.record(micro_batch.batch, self._sites)
+            recorded = streams.record(micro_batch.batch, self.sites)
             if not self._values:
                 self._lay_out(recorded)
             if micro_batch.is_counted:
@@ -101,11 +101,10 @@ class CorruptedStore:
     def _lay_out(self, recorded: RecordedBatch) -> None:
         """Allocate the storage, with widths as recorded: some models repeat key/value heads before they attend."""
         for layer, pair in sorted(recorded.keys_and_values.items()):
-            widths = [recorded.sites[layer, site].shape[-1] for site in self._sites]
+            widths = [recorded.sites[layer, site].shape[-1] for site in self.sites]
             self._widths.append((widths, [(one.shape[1], one.shape[3]) for one in pair]))
-        sizes = [sum(self._sizes(layer, lengths)) for lengths in self._lengths for layer in range(len(self._widths))]
-        layers = len(self._widths)
-        counts = [sum(sizes[first : first + layers]) for first in range(0, len(sizes), layers)]
+        layers = range(len(self._widths))
+        counts = [sum(sum(self._sizes(layer, lengths)) for layer in layers) for lengths in self._lengths]
         dtype = recorded.keys_and_values[0][0].dtype
         self._values = torch.empty(sum(counts), dtype=dtype).split(counts)
 
@@ -118,7 +117,7 @@ class CorruptedStore:
         """Cut an example's values out of a recorded batch."""
         prefix, suffix = self._lengths[self._places[example]]
         for layer in range(len(self._widths)):
-            for site in self._sites:
+            for site in self.sites:
                 yield recorded.sites[layer, site][row, :suffix].reshape(-1)
             for values in recorded.keys_and_values[layer]:
                 yield values[row, :, recorded.cut - prefix :].reshape(-1)
@@ -142,19 +141,10 @@ class CorruptedStore:
         """Return the activations of a micro-batch with one row an example."""
         return _StoredBatch(self, micro_batch)
 
-    def site_index(self, site: str) -> int:
-        """Return the place of a site in what `layer` returns."""
-        return self._sites.index(site)
-
     @property
     def bytes(self) -> int:
         """Size of what is stored."""
         return sum(values.numel() * values.element_size() for values in self._values)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the passes."""
-        return self._device
 
 
 class _StoredBatch:
@@ -169,7 +159,7 @@ class _StoredBatch:
 
     def site(self, layer: int, site: str) -> Tensor:
         """See `Corrupted.site`."""
-        parts = [self._store.layer(example, layer)[self._store.site_index(site)] for example in self._ids]
+        parts = [self._store.layer(example, layer)[self._store.sites.index(site)] for example in self._ids]
         found = parts[0].new_zeros(len(parts), self._columns, parts[0].shape[-1])
         for row, part in enumerate(parts):
             found[row, : len(part)] = part

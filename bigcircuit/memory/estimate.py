@@ -146,26 +146,22 @@ def resting(run: ResolvedRun, work: Workload, is_gpu: bool) -> Estimate:
     head, train = cast(Tensor, run.model.skeleton.head.weight), run.config.train
     positions = work.trained * (2 if train.both_ways else 1) + work.validated
     weights, mapped = _weights(run.model, work.ranks, is_gpu)
+    state = blank_state(run, META)
     allocated = {
         **weights,
         **_constants(run, work),
-        "gates, Adam moments and sums": (3 * 4 + 8) * sum(p.numel() for p in blank_state(run, META).parameters),
+        "gates, Adam moments and sums": (3 * 4 + 8) * sum(p.numel() for p in state.parameters),
         "reference logits": positions * head.shape[0] * head.element_size(),
     }
-    if stores(run):
-        values = stored_values(run.model.shapes, _sites(run), work.stored) * (2 if train.both_ways else 1)
+    if run.stores_corrupted:
+        values = stored_values(run.model.shapes, _sites(state), work.stored) * (2 if train.both_ways else 1)
         allocated["corrupted activations"] = values * head.element_size()
     return Estimate(allocated, mapped)
 
 
-def stores(run: ResolvedRun) -> bool:
-    """Return whether a run keeps the activations of the corrupted prompts."""
-    return run.config.train.store and KINDS[run.config.ablation.name].needs_corrupted
-
-
-def _sites(run: ResolvedRun) -> list[str]:
+def _sites(state: TrainState) -> list[str]:
     """Sites that masks may close."""
-    return [*blank_state(run, META).population.draw([0])(0)]
+    return [*state.population.draw([0])(0)]
 
 
 def _activations(run: ResolvedRun, work: Workload, known: KnownPeaks) -> int:
@@ -244,13 +240,11 @@ def meta_update(run: ResolvedRun, work: Workload) -> Callable[[], object]:
     state, one_batch = blank_state(run, META), OneBatch(size, Ranks(device=META))
     streams = Streams(frozen, blank_ablation(run, work, META), run.config.train.checkpointing)
 
-    store = None
-    if stores(run):
-        with streams:
-            recorded = streams.record(batch, _sites(run))
-        store = lambda _: recorded  # noqa: E731
+    with streams:
+        recorded = streams.record(batch, _sites(state)) if run.stores_corrupted else None
 
     def run_pass() -> object:
+        store = None if recorded is None else (lambda _: recorded)
         with streams:
             return faithfulness_gradient(state, streams, lambda _: reference, examples, one_batch, store)
 

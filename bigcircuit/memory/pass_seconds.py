@@ -21,7 +21,7 @@ from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.corrupted_store import CorruptedStore
 from bigcircuit.forward.streams import Streams
-from bigcircuit.memory.estimate import Workload, blank_ablation, blank_state, meta_update, stores
+from bigcircuit.memory.estimate import Workload, blank_ablation, blank_state, meta_update
 from bigcircuit.memory.shortened import from_few_layers, materialised, shortened, weight_bytes
 from bigcircuit.metrics.score import score
 from bigcircuit.model.granularity import SITE_WIDTH
@@ -153,7 +153,7 @@ class _Probe:
     def update_pass(self) -> float:
         """Measure one micro-batch forward and backward, s."""
         store = None
-        if stores(self._run):
+        if self._run.stores_corrupted:
             with self._streams:
                 store = CorruptedStore(self._streams, self._examples, self._micro_batches, SITE_WIDTH)
         return self._timed(lambda: faithfulness_gradient(*self._arguments(self._examples), store=store))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.config.load import members, override
 from bigcircuit.config.schema import Config
 from bigcircuit.data.dataset import AblationData, TaskData, load_ablation_data, load_task
@@ -33,6 +34,11 @@ class ResolvedRun:
     def fingerprint(self) -> Mapping[str, str]:
         """sha256 of model files and pairs by name, see `run_fingerprint`. Reads all weights at the first use."""
         return run_fingerprint(self.config, self.data, self.ablation_data, self.micro_batches.progress)
+
+    @property
+    def stores_corrupted(self) -> bool:
+        """Whether updates use stored activations of the corrupted prompts."""
+        return self.config.train.store and KINDS[self.config.ablation.name].needs_corrupted
 
     def changed(self, overrides: Mapping[str, Any], source: str) -> "ResolvedRun":
         """The same run with other settings, but for those that name files: model, pairs and DeepSpeed config stay as read."""

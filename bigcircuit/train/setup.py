@@ -93,7 +93,7 @@ class RunContext(NamedTuple):
         may close.
         """
         found = self._targets(_used(examples, self.config.train, self.config.task.seed, steps), False, kept)
-        if not (self.config.train.store and self.streams.corrupted_stream):
+        if not self.run.stores_corrupted:
             return found
         return found._replace(store=CorruptedStore(self.streams, found.examples, self.micro_batches, sites))
 
