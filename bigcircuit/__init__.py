@@ -6,7 +6,7 @@ The public names are loaded on first use, so that a mistake on the command line 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bigcircuit.export.compact_config import register_with_transformers
+from bigcircuit.export.loading import register_with_transformers
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr__
     from bigcircuit.circuit.circuit import Circuit
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr_
     from bigcircuit.config.schema import Config
     from bigcircuit.distributed.ranks import Ranks
     from bigcircuit.errors import UserError
-    from bigcircuit.export.compact_model import load_exported
+    from bigcircuit.export.loading import load_exported
     from bigcircuit.forward.streams import Streams
     from bigcircuit.gates.population import Population
     from bigcircuit.metrics.score import score
@@ -41,7 +41,7 @@ _MODULES = {
     "Streams": "bigcircuit.forward.streams",
     "UserError": "bigcircuit.errors",
     "load": "bigcircuit.config.load",
-    "load_exported": "bigcircuit.export.compact_model",
+    "load_exported": "bigcircuit.export.loading",
     "load_frozen": "bigcircuit.model.load",
     "score": "bigcircuit.metrics.score",
 }

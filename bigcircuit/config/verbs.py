@@ -163,11 +163,11 @@ _TABLE = (
         summary="a circuit as a smaller model that runs without bigcircuit",
         about="Write a circuit as a model: closed rows and columns are cut or zero. The export is opened again in a fresh process, "
         "compared with the masked model, and timed beside the base model.",
-        usage="RUN_OR_CIRCUIT --format NAME --output FOLDER [--SETTING VALUE ...]",
+        usage="RUN_OR_CIRCUIT --format NAME [--SETTING VALUE ...]",
         examples={
             "runs/a --format uniform --output small": "a plain config, for transformers, vLLM and other servers",
-            "runs/a --format compact --ablation mean --output small": "every layer as small as it can be, means as biases",
-            "found.safetensors --config my.yaml --format gguf --output small": "a circuit file, for llama.cpp",
+            "runs/a --format compact --ablation mean --output small": "each layer as small as it can be",
+            "found.safetensors --config my.yaml --format gguf --output g": "for llama.cpp",
         },
         settings=(
             "format output ablation mlp_neurons kv_heads heads_per_group verify speed any_model model.path"

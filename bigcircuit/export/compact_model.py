@@ -7,14 +7,13 @@ its closed heads add.
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bigcircuit.errors import UserError
-from bigcircuit.export.compact_config import MODEL_TYPE, compact_config_class, register_config
+from bigcircuit.export.compact_config import compact_config_class
 from bigcircuit.export.cut import LayerCut
 from bigcircuit.export.tensors import LayerParts
 from bigcircuit.model.granularity import LayerShape
@@ -179,27 +178,3 @@ def _replace(layer: nn.Module, path: str, kind: type) -> None:
         )
     else:
         layer.set_submodule(parent, ConstantSublayer(*sizes))
-
-
-def load_exported(folder: str | Path, **settings: Any) -> Any:
-    """Load an exported model of any format that transformers or this project load.
-
-    folder: what `bigcircuit export` wrote; settings: passed to `from_pretrained` of transformers, such as dtype and device_map.
-    Returns the Hugging Face model, for (IA)3 with its adapter on the base model. Raises UserError for another folder.
-    """
-    from transformers import AutoModelForCausalLM
-
-    path = Path(folder)
-    if (path / "adapter_config.json").exists():
-        from peft import AutoPeftModelForCausalLM
-
-        return AutoPeftModelForCausalLM.from_pretrained(path, **settings)
-    if not (path / "config.json").exists():
-        raise UserError(
-            f"{path}: holds no exported model (no config.json); give the folder that `bigcircuit export` wrote"
-        )
-    register_config()
-    return AutoModelForCausalLM.from_pretrained(path, **settings)
-
-
-__all__ = ["MODEL_TYPE", "load_exported", "register_model", "resize", "sizes_of"]

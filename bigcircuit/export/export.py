@@ -28,7 +28,7 @@ from bigcircuit.export.verify import (
     FreshResult,
     FreshRun,
     Verification,
-    compare,
+    compare_outputs,
     random_prompts,
     run_fresh,
     run_masked,
@@ -252,7 +252,7 @@ def _verified(
     with progress.phase("running the masked model"):
         whole_config = request.model.config.model_copy(update={"dtype": "float32", "weights": "resident"})
         expected = run_masked(load_frozen(whole_config), request.cuts, prompts)
-    found = compare(expected, fresh.outputs)
+    found = compare_outputs(expected, fresh.outputs)
     if not found.is_equal:
         raise UserError(
             f"--format {export_format.name}: the export, opened in a fresh process, differs from the masked model by "

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigcircuit.errors import UserError
 from bigcircuit.export.cut import LayerCut
 from bigcircuit.export.folder import CutTensors, config_json, write_folder
 from bigcircuit.export.request import ExportRequest, PreparedExport
 from bigcircuit.export.source import SourceWeights
+from bigcircuit.export.stock import bias_flags
 from bigcircuit.model.sites import FrozenModel
 
 
@@ -30,6 +32,20 @@ def plan_folder(
         sizes=written_sizes(cuts, len(request.base.layers)),
         notes=notes,
     )
+
+
+def bias_settings(request: ExportRequest, name: str) -> dict[str, bool]:
+    """Find the settings under which a stock class holds the constants of closed nodes as biases.
+
+    name: of the format. Raises UserError for a class without such a bias.
+    """
+    flags = bias_flags(request.hf_config, request.biased)
+    if flags is None:
+        raise UserError(
+            f"--format {name}: closed nodes output constants under {request.ablation.name} ablation, and in "
+            f"{request.hf_config.model_type} a projection that writes them has no bias; use --format compact, or --ablation zero"
+        )
+    return flags
 
 
 def written_sizes(cuts: Sequence[LayerCut], layers: int) -> list[str]:

@@ -130,7 +130,7 @@ def run_job(job: dict[str, Any]) -> None:
         json.dump(found, file)
 
 
-def main() -> None:
+def run_file() -> None:
     """Run the jobs of a file."""
     sys.path.pop(0)  # the folder of this file, whose names are no packages
     with open(sys.argv[1], encoding="utf-8") as file:
@@ -145,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_file()

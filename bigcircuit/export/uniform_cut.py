@@ -1,6 +1,6 @@
 """Cut all layers of a model to the same sizes, the smallest that a stock class of transformers takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bigcircuit.export.cut import (
@@ -12,7 +12,7 @@ from bigcircuit.export.cut import (
     without_closed_blocks,
 )
 from bigcircuit.export.request import ExportRequest
-from bigcircuit.export.stock import bias_flags, has_projection_biases, layers_can_go, sized_config
+from bigcircuit.export.stock import has_projection_biases, layers_can_go, sized_config
 from bigcircuit.model.granularity import MLP
 from bigcircuit.model.sites import FrozenModel
 
@@ -25,12 +25,9 @@ class UniformCut(NamedTuple):
     notes: list[str]
 
 
-def uniform_cut(request: ExportRequest) -> UniformCut | None:
-    """Find the smallest sizes. None if constants need a bias that the class has not."""
+def uniform_cut(request: ExportRequest, flags: Mapping[str, bool]) -> UniformCut:
+    """Find the smallest sizes. flags: settings that give projections the biases that constants need."""
     hf_config, shape = request.hf_config, request.base.shapes[0]
-    flags = bias_flags(hf_config, request.biased)
-    if flags is None:
-        return None
     cuts, notes = request.cuts, []
     if layers_can_go(hf_config):
         cuts = without_closed_blocks(cuts, projection_biases=has_projection_biases(request.base))

@@ -130,7 +130,7 @@ class Verification(NamedTuple):
         return self.largest_difference <= self.tolerance
 
 
-def compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> Verification:
+def compare_outputs(expected: dict[str, Tensor], found: dict[str, Tensor]) -> Verification:
     """Compare logits and greedy text of the masked model with those of an export."""
     largest = float(expected["logits"].abs().max())
     difference = float((expected["logits"] - found["logits"]).abs().nan_to_num(nan=float("inf")).max())

@@ -7,16 +7,17 @@ A file in this folder that defines `NAME` is a format; one more format is one mo
 - `LOADS_IN`: which programs load it, for the help and the closing lines;
 - `LOADER`: how a fresh process opens it, a name of `LOADERS` in `export/fresh_process.py`;
 - `prepare(request)`: the plan of the export, from everything that is known without weights. Raises UserError, with the reason and a
-  remedy, for what the format cannot say.
+  remedy, for what the format cannot say. Its imports are in its body: the help reads the file and does without torch.
 """
 
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from bigcircuit.export.request import ExportRequest, PreparedExport
+if TYPE_CHECKING:  # the table is read for the help, which does without torch
+    from bigcircuit.export.request import ExportRequest, PreparedExport
 
 
 class ExportFormat(NamedTuple):
@@ -26,7 +27,7 @@ class ExportFormat(NamedTuple):
     description: str
     loads_in: str
     loader: str
-    prepare: Callable[[ExportRequest], PreparedExport]
+    prepare: "Callable[[ExportRequest], PreparedExport]"
 
 
 def _format(module: ModuleType) -> ExportFormat:

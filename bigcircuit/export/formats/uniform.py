@@ -1,10 +1,9 @@
 """A smaller model of the same sizes in every layer, with the config of a stock class."""
 
-from bigcircuit.errors import UserError
-from bigcircuit.export.folder_plan import plan_folder
-from bigcircuit.export.formats.zeroed import no_bias
-from bigcircuit.export.request import ExportRequest, PreparedExport
-from bigcircuit.export.uniform_cut import uniform_cut
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bigcircuit.export.request import ExportRequest, PreparedExport
 
 NAME = "uniform"
 DESCRIPTION = (
@@ -14,9 +13,10 @@ LOADS_IN = "transformers, transformers serve, vLLM"
 LOADER = "transformers"
 
 
-def prepare(request: ExportRequest) -> PreparedExport:
+def prepare(request: "ExportRequest") -> "PreparedExport":
     """Plan the export. Raises UserError where constants need a bias that the model's class has not."""
-    cut = uniform_cut(request)
-    if cut is None:
-        raise UserError(no_bias(request, NAME))
+    from bigcircuit.export.folder_plan import bias_settings, plan_folder
+    from bigcircuit.export.uniform_cut import uniform_cut
+
+    cut = uniform_cut(request, bias_settings(request, NAME))
     return plan_folder(request, cut.written, cut.cuts, cut.notes)
