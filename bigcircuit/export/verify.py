@@ -83,7 +83,7 @@ def run_fresh(runs: Sequence[FreshRun]) -> list[FreshResult]:
         for number, run in enumerate(runs):
             asked = folder / f"{number}.prompts"
             if run.prompts is not None:
-                save_file({"prompts": run.prompts.ids}, asked)
+                save_file({"prompts": run.prompts.ids.contiguous()}, asked)
             jobs.append(
                 {
                     "loader": run.loader,
