@@ -63,7 +63,13 @@ def plan_gguf(request: ExportRequest) -> PreparedExport:
         import gguf  # noqa: F401
     except ImportError as error:
         raise UserError("--format gguf: needs the package gguf; pip install 'bigcircuit[gguf]'") from error
-    cut = uniform_cut(request, {})
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < config.max_position_embeddings:
+        raise UserError(
+            f"--format gguf: attention within a window of {window} tokens is not written here; use --format uniform, and "
+            "llama.cpp's own converter on that folder"
+        )
+    cut = uniform_cut(request, {}, only="llama")  # the only one of the two that transformers reads back
     tokenizer = read_tokenizer((request.beside or Path()) / "tokenizer.json", config.vocab_size)
     notes = [
         *cut.notes,
@@ -149,7 +155,7 @@ class _Reordered:
 
 def _add_settings(writer: Any, config: Any, cuts: list[LayerCut], tokenizer: GgufTokenizer | str) -> None:
     shape = cuts[0].written_shape
-    writer.add_name(f"{config.model_type} cut by bigcircuit")  # readers tell mistral from llama by the name
+    writer.add_name("cut by bigcircuit")
     writer.add_file_type({"bfloat16": 32, "float16": 1}.get(str(config.dtype).removeprefix("torch."), 0))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

@@ -48,11 +48,12 @@ def sized_config(
     mlp: int | None = None,
     layers: Sequence[int] | None = None,
     flags: Mapping[str, bool] | None = None,
+    only: str | None = None,
 ) -> FrozenModel | None:
     """Build the stock model of the same sizes in every layer, on the meta device; None if no stock class takes these sizes.
 
     heads, mlp: number of heads and of MLP neurons, None for those of the base; layers: base layers that are kept; flags: further
-    settings.
+    settings; only: the one model type that may be tried.
     """
     changes: dict[str, Any] = dict(flags or {})
     if heads is not None and (heads.heads, heads.kv_heads) != (shape.heads, shape.kv_heads):
@@ -72,7 +73,9 @@ def sized_config(
         intermediate=mlp or shape.intermediate,
     )
     tries: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
-    if hf_config.model_type in _SUBSTITUTES:
+    if only is not None:
+        tries = [(only, {})]
+    elif hf_config.model_type in _SUBSTITUTES:
         tries.append(_SUBSTITUTES[hf_config.model_type])
     for model_type, settings in tries:
         try:

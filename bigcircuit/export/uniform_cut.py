@@ -25,8 +25,11 @@ class UniformCut(NamedTuple):
     notes: list[str]
 
 
-def uniform_cut(request: ExportRequest, flags: Mapping[str, bool]) -> UniformCut:
-    """Find the smallest sizes. flags: settings that give projections the biases that constants need."""
+def uniform_cut(request: ExportRequest, flags: Mapping[str, bool], only: str | None = None) -> UniformCut:
+    """Find the smallest sizes.
+
+    flags: settings that give projections the biases that constants need; only: the one model type to write.
+    """
     hf_config, shape = request.hf_config, request.base.shapes[0]
     cuts, notes = request.cuts, []
     if layers_can_go(hf_config):
@@ -35,7 +38,7 @@ def uniform_cut(request: ExportRequest, flags: Mapping[str, bool]) -> UniformCut
     width = max(max(int(cut.opened[MLP].sum()) for cut in cuts), 1)
     if request.fixed_heads is None:
         for heads in arrangements([cut.groups() for cut in cuts], shape):
-            written = sized_config(hf_config, shape, heads=heads, mlp=width, layers=layers, flags=flags)
+            written = sized_config(hf_config, shape, heads=heads, mlp=width, layers=layers, flags=flags, only=only)
             if written is not None:
                 cuts = [narrowed(arranged(cut, heads), width) for cut in cuts]
                 notes += _head_notes(cuts, heads)
@@ -48,10 +51,10 @@ def uniform_cut(request: ExportRequest, flags: Mapping[str, bool]) -> UniformCut
             notes.append(
                 f"{hf_config.model_type}: closed heads stay, as zeros, because {why}; --format compact removes them where it can"
             )
-        written = sized_config(hf_config, shape, mlp=width, layers=layers, flags=flags)
+        written = sized_config(hf_config, shape, mlp=width, layers=layers, flags=flags, only=only)
         cuts = [narrowed(cut, width) for cut in cuts]
     assert written is not None, "the base's own number of heads is always taken"
-    if written.model.config.model_type != hf_config.model_type:
+    if only is None and written.model.config.model_type != hf_config.model_type:
         notes.append(
             f"written as {written.model.config.model_type}, which has the same tensors: {hf_config.model_type}'s config refuses "
             f"{written.shapes[0].heads} heads at hidden size {shape.hidden}"
