@@ -54,7 +54,12 @@ def settings_of(name: str) -> Settings:
 def _format_rules() -> list[str]:
     from bigcircuit.convert.formats import COMMON_RULE, CONVERT_FORMATS
 
-    return [*(f"{known.name}: {known.rule}" for known in CONVERT_FORMATS.values()), f"All formats: {COMMON_RULE}"]
+    known = CONVERT_FORMATS.values()
+    read = [f"{one.name}: {one.rule}" for one in known if one.read is not None]
+    written = [
+        f"--to {one.to}: {one.name}{f', {one.suffix}' if one.suffix else ', a folder'}." for one in known if one.write
+    ]
+    return [*read, f"All formats that are read: {COMMON_RULE}", *written]
 
 
 def _export_formats() -> list[str]:
@@ -142,7 +147,8 @@ def run_convert(words: Sequence[str]) -> None:
 
     console = _console()
     done = convert_file(path, settings, ProgressDisplay(True, console=console))
-    for line in (*done.notes, f"{done.path}; next: bigcircuit evaluate {done.path} --config CONFIG"):
+    after = "" if settings.to else f"; next: bigcircuit evaluate {done.path} --config CONFIG"
+    for line in (*done.notes, f"{done.path}{after}"):
         console.print(line)
 
 

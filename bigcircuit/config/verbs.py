@@ -177,17 +177,18 @@ _TABLE = (
     ),
     Verb(
         name="convert",
-        summary="circuits of EAP-IG, MIB and Edge-Pruning as circuit files",
-        about="Write a circuit that another tool has found as a circuit file, for evaluate, compare and report. Loads no weights.",
+        summary="circuits of other tools as circuit files, and the other way",
+        about="Write a circuit that another tool has found as a circuit file, for evaluate, compare and report; with --to write a "
+        "circuit file in the format of another tool. Loads no weights.",
         usage="FILE [--SETTING VALUE ...]",
         examples={
             "edges.json --model.path ./my-llama": "edges.json becomes edges.safetensors",
             "graph.json --config configs/gpt2_ioi.yaml": "the model is that of a config",
-            "graph.json --model.path gpt2 --ablation mean": "a circuit that was found under mean ablation",
+            "runs/a/circuit.safetensors --to eap-ig-pt --model.path gpt2": "for EAP-IG and MIB",
         },
         settings=[
-            *("output", "ablation", "config"),
-            *(f"model.{name}" for name in "path revision dtype weights adapter device attention".split()),
+            *("to", "output", "ablation", "config"),
+            *(f"model.{name}" for name in "path revision dtype adapter device attention".split()),
         ],
         names=True,
     ),

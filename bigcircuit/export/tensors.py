@@ -19,7 +19,7 @@ GROUPED_QKV = ("falcon", "gpt_neox")
 Others have all queries, then all keys, then all values."""
 _HEAD_NORM = re.compile(r"\.?([qk])_(?:layer)?norm(?:\.norms\.(\d+))?$")
 """Norms of queries or keys, with the head where each head has its own module."""
-Read = Callable[[str], Tensor | None]
+ReadBase = Callable[[str], Tensor | None]
 """Name of a parameter within the base layer -> the tensor; None if the base layer has no such parameter."""
 
 
@@ -101,7 +101,7 @@ class LayerParts:
         groups = [queries.view(len(keys), -1), keys.unsqueeze(1), _moved(keys, 1).unsqueeze(1)]
         return torch.cat(groups, dim=1).flatten()
 
-    def written(self, name: str, cut: LayerCut, read: Read) -> Tensor | None:
+    def written(self, name: str, cut: LayerCut, read: ReadBase) -> Tensor | None:
         """Make a parameter of the written layer; None for a new bias that stays zero. read: reads the base layer's parameters."""
         module, _, leaf = name.rpartition(".")
         if leaf == "bias" and module in (self._row.attention, self._row.mlp):
@@ -122,7 +122,7 @@ class LayerParts:
             made = made.index_fill(1 - part.axis, (~cut.opened[MLP_OUTPUT]).nonzero().flatten(), 0)
         return made
 
-    def _bias(self, module: str, cut: LayerCut, read: Read) -> Tensor | None:
+    def _bias(self, module: str, cut: LayerCut, read: ReadBase) -> Tensor | None:
         """Make the bias of an output projection: its own, and what the constants of closed neurons add; float32 where they do."""
         base, site = read(f"{module}.bias"), ATTENTION if module == self._row.attention else MLP
         masked = site == MLP and MLP_OUTPUT in cut.opened
