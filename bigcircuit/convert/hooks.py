@@ -53,8 +53,8 @@ def _hook(mask: Tensor, constant: Tensor, corrupted: Tensor | None) -> Hook:
 def apply_in_trace(circuit: Circuit, model: Any, corrupted: Mapping[str, Sequence[Tensor]] | None = None) -> None:
     """Close the nodes of a circuit inside `with model.trace(...)` of nnsight; nothing is changed after the trace.
 
-    model: NNsight or LanguageModel over a Hugging Face model; corrupted: for interchange ablation, `attention` and `mlp` -> inputs of
-    the projections on the corrupted prompts, [batch, tokens, width], a layer each. Raises UserError like
+    model: NNsight or LanguageModel over a Hugging Face model; corrupted: for interchange ablation, `attention` and `mlp` -> inputs
+    of the projections on the corrupted prompts, [batch, tokens, width], a layer each. Raises UserError like
     `transformer_lens_hooks`, and for an architecture that is not in the table.
     """
     row = architecture_of(model.config)

@@ -29,6 +29,8 @@ RULE = (
 IF_EMPTY = "where it holds scores alone choose a size first: graph.apply_topn or graph.apply_greedy, then graph.to_json"
 TO, SUFFIX = "eap-ig", ".json"
 _KEYS = ("cfg", "nodes", "edges")
+_LARGEST = 3e38
+"""Largest absolute score: that of float32."""
 _EDGE = re.compile(r"([^<>]+)->([^<>]+?)(<[qkv]>)?")
 
 
@@ -51,12 +53,8 @@ def read(data: Mapping[str, Any], shapes: Sequence[LayerShape], source: str) -> 
     kept_edges = [edges[name] for name in _in_graph(data, "edges", source)]
     kept = nodes_on_paths(kept_edges) if kept_edges else marked
     has_neurons = any(isinstance(entry, dict) and "neurons" in entry for entry in data["nodes"].values())
-    scores = {
-        nodes[name]: float(entry["score"])
-        for name, entry in data["nodes"].items()
-        if isinstance(entry, dict) and isinstance(entry.get("score"), int | float)
-    }
-    extra = node_extra(scores, shapes) | _edge_extra(data["edges"], shapes)
+    scores = {nodes[name]: score for name, score in _scores(data, "nodes", source).items()}
+    extra = node_extra(scores, shapes) | _edge_extra(data, shapes, source)
     return KeptNodes(kept, notes_on(kept, marked, bool(kept_edges), has_neurons), extra)
 
 
@@ -72,23 +70,39 @@ def notes_on(kept: set[Node], marked: set[Node], has_edges: bool, has_neurons: b
     return notes
 
 
-def _edge_extra(entries: Mapping[str, Any], shapes: Sequence[LayerShape]) -> "dict[str, Tensor]":
+def _edge_extra(data: Mapping[str, Any], shapes: Sequence[LayerShape], source: str) -> "dict[str, Tensor]":
     """Lay out scores and marks of edges for the circuit file; empty for an older file without scores."""
     import torch
 
-    layers, heads = len(shapes), shapes[0].heads
-    scored = {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
-    if not any(isinstance(entry.get("score"), int | float) for entry in scored.values()):
+    scores = _scores(data, "edges", source)
+    if not scores:
         return {}
+    layers, heads = len(shapes), shapes[0].heads
     rows = {name: place for place, name in enumerate(writer_names(layers, heads))}
     columns = {name: place for place, name in enumerate(reader_names(layers, heads))}
     score = torch.zeros(len(rows), len(columns))
     kept = torch.zeros(len(rows), len(columns), dtype=torch.bool)
-    for name, entry in scored.items():
+    in_graph = set(_in_graph(data, "edges", source))
+    for name in data["edges"]:
         writer, reader = name.split("->")
         place = rows[writer], columns[reader]
-        score[place], kept[place] = float(entry.get("score") or 0.0), bool(entry.get("in_graph"))
+        score[place], kept[place] = scores.get(name, 0.0), name in in_graph
     return {"edge_score": score, "edge_kept": kept}
+
+
+def _scores(data: Mapping[str, Any], key: str, source: str) -> dict[str, float]:
+    """Read the scores under a key by name; null and a missing score are none. Raises UserError for one that is no number."""
+    found = {}
+    for name, entry in data[key].items():
+        score = entry.get("score") if isinstance(entry, dict) else None
+        if score is None:
+            continue
+        if not isinstance(score, int | float) or isinstance(score, bool) or abs(score) > _LARGEST:
+            raise UserError(
+                f"{source}: {key}.{name}.score is {score!r:.60}, not a number; write the file with EAP-IG's graph.to_json"
+            )
+        found[name] = float(score)
+    return found
 
 
 def graph_settings(graph: GraphCircuit) -> dict[str, Any]:
