@@ -113,7 +113,8 @@ def _write_other(path: Path, settings: ConversionSettings) -> Converted:
     notes = chosen.write(graph, output)
     if config is None and chosen.to in ("eap-ig", "eap-ig-pt", "mib"):
         notes = [*notes, "MLPs are taken to read the heads of their layer; --model.path tells where they do not"]
-    return Converted(output, circuit, [f"{chosen.name}: {chosen.rule}", *(f"note: {note}" for note in notes)])
+    size = f"{chosen.name}: {int(graph.heads.sum())} heads and {int(graph.mlps.sum())} MLPs are kept"
+    return Converted(output, circuit, [size, *(f"note: {note}" for note in notes)])
 
 
 def _size(source_format: ConvertFormat, circuit: Circuit, shapes: Sequence[LayerShape], whole: bool) -> str:

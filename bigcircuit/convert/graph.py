@@ -9,6 +9,7 @@ A circuit file keeps, as `extra.<name>`: `head_score` float32 [L, H] and `mlp_sc
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bigcircuit.convert.nodes import END, START, Edge, Node, nodes_on_paths
@@ -175,7 +176,7 @@ def graph_of(
         circuit=circuit,
         parallel=parallel,
         model_type=model_type,
-        task=circuit.metadata.get("task", ""),
+        task=Path(circuit.metadata.get("task", "")).stem,
     )
 
 
