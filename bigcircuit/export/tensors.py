@@ -112,14 +112,15 @@ class LayerParts:
         part = self.part(name, base.shape)
         if part is None:
             return base
-        made = _selected(base, self.places(part, cut, base.shape[part.axis]), part.axis)
+        places = self.places(part, cut, base.shape[part.axis])
+        zeros = places == PADDING
         site = {"attention_output": ATTENTION, "mlp_output": MLP}.get(part.kind)
         if site is not None:
-            places = self.places(part, cut, base.shape[part.axis])
-            closed = ~cut.opened[site][places.clamp(min=0)]
-            made = made.index_fill(part.axis, closed.nonzero().flatten(), 0) if closed.any() else made
+            zeros = zeros | ~cut.opened[site][places.clamp(min=0)]
+        made = _selected(base, places, part.axis)
+        made.index_fill_(part.axis, zeros.nonzero().flatten(), 0)
         if part.kind == "mlp_output" and MLP_OUTPUT in cut.opened:
-            made = made.index_fill(1 - part.axis, (~cut.opened[MLP_OUTPUT]).nonzero().flatten(), 0)
+            made.index_fill_(1 - part.axis, (~cut.opened[MLP_OUTPUT]).nonzero().flatten(), 0)
         return made
 
     def _bias(self, module: str, cut: LayerCut, read: ReadBase) -> Tensor | None:
@@ -153,9 +154,8 @@ def _moved(places: Tensor, by: int) -> Tensor:
 
 
 def _selected(tensor: Tensor, places: Tensor, axis: int) -> Tensor:
-    """Take rows or columns; zeros for PADDING."""
-    if torch.equal(places, torch.arange(tensor.shape[axis])):
-        return tensor
-    made = tensor.index_select(axis, places.clamp(min=0))
-    padding = (places == PADDING).nonzero().flatten()
-    return made.index_fill_(axis, padding, 0) if len(padding) else made
+    """Copy rows or columns; those in the places of PADDING are of any value."""
+    in_place = torch.arange(tensor.shape[axis])
+    if len(places) == len(in_place) and bool(((places == in_place) | (places == PADDING)).all()):
+        return tensor.clone()
+    return tensor.index_select(axis, places.clamp(min=0))
