@@ -149,7 +149,7 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
         try:
             kept = context.kept_logits(folder.references)
             sites = state.population.draw([0])(0).keys()
-            training = context.training_targets(examples, steps, kept, sites)
+            training = context.training_targets(examples, steps, kept, sites, folder.path)
             validation = context.validation_targets(kept)
             if ranks.is_first:
                 for line in count_solved([validation, training], micro_batches).lines():
