@@ -253,8 +253,8 @@ class TargetConfig(_by_granularity(Size, None, total=_TOTAL)):  # type: ignore[m
 class TrainConfig(Section):
     """The optimisation of the gates."""
 
-    steps: Positive = 600
-    """Updates."""
+    steps: Count = 600
+    """Updates; 0 cuts the ranking of `gates.warm_start` at the target (configs/presets/rank.yaml)."""
     batch_size: Positive = 16
     """Pairs per update, over all ranks."""
     micro_batch_size: Positive = 8
