@@ -86,14 +86,14 @@ def check_asks_for_size(configs: Sequence[Config]) -> None:
     There is no default size, because a penalty of 0 among others, in a sweep or a population, would then be a method of its own.
     """
     for index, config in enumerate(configs):
+        if config.train.steps == 0:
+            _check_ranks(config)
         if not config.target.sizes() and not any(weight for _, weight in config.penalty):
             member = f"member {index}: " if len(configs) > 1 else ""
             raise UserError(
                 f"{member}nothing asks for a small circuit: no target and no penalty is set; set target.total 0.1 for a tenth of "
                 "the neurons, or another target.* or penalty.*"
             )
-        if config.train.steps == 0:
-            _check_ranks(config)
 
 
 def _check_ranks(config: Config) -> None:
