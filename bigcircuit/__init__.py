@@ -6,18 +6,32 @@ The public names are loaded on first use, so that a mistake on the command line 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bigcircuit.export.loading import register_with_transformers
+
 if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr__
     from bigcircuit.circuit.circuit import Circuit
     from bigcircuit.config.load import load
     from bigcircuit.config.schema import Config
     from bigcircuit.distributed.ranks import Ranks
     from bigcircuit.errors import UserError
+    from bigcircuit.export.loading import load_exported
     from bigcircuit.forward.streams import Streams
     from bigcircuit.gates.population import Population
     from bigcircuit.metrics.score import score
     from bigcircuit.model.load import load_frozen
 
-__all__ = ["Circuit", "Config", "Population", "Ranks", "Streams", "UserError", "load", "load_frozen", "score"]
+__all__ = [
+    "Circuit",
+    "Config",
+    "Population",
+    "Ranks",
+    "Streams",
+    "UserError",
+    "load",
+    "load_exported",
+    "load_frozen",
+    "score",
+]
 
 _MODULES = {
     "Circuit": "bigcircuit.circuit.circuit",
@@ -27,10 +41,13 @@ _MODULES = {
     "Streams": "bigcircuit.forward.streams",
     "UserError": "bigcircuit.errors",
     "load": "bigcircuit.config.load",
+    "load_exported": "bigcircuit.export.loading",
     "load_frozen": "bigcircuit.model.load",
     "score": "bigcircuit.metrics.score",
 }
 """Public name -> module that defines the name."""
+
+register_with_transformers()  # so that its Auto classes open compact models; imports nothing
 
 
 def __getattr__(name: str) -> Any:

@@ -121,8 +121,10 @@ def test_folders_and_files_of_tests_mirror_the_package():
     assert not strangers, strangers
 
 
-SAME_IN_EVERY_ENTRY = set("build draw_pair FRAMES NAME RULE IF_EMPTY recognises read draw open_shares decided".split())
-"""Names that every file of a table defines: builders, formats of `convert`, implementations of parametrisations."""
+SAME_IN_EVERY_ENTRY = set(
+    "build draw_pair FRAMES NAME RULE IF_EMPTY recognises read draw open_shares decided DESCRIPTION LOADS_IN LOADER prepare".split()
+)
+"""Names that every file of a table defines: builders, formats of `convert` and `export`, implementations of parametrisations."""
 
 
 def test_a_public_name_has_one_meaning():
