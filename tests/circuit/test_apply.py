@@ -1,5 +1,7 @@
 """A circuit on a model object: what fits is checked, and the numbers are those of an evaluation."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -137,3 +139,36 @@ def test_given_constants_are_what_closed_nodes_output(circuit, model, task, embe
             kept = masked(ids).logits[0, -1].log_softmax(-1)
     assert len(example.answers[0]) == 1
     torch.testing.assert_close((full.exp() * (full - kept)).sum(), wanted[0, 0], atol=1e-4, rtol=1e-3)
+
+
+def test_lm_evaluation_harness_scores_the_circuit(circuit, model, embedded, task, tmp_path):
+    """The real package, on a multiple-choice task of pairs: its log-likelihoods are those of the circuit's own logits."""
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install lm-eval==0.4.13)")
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer, pairs = embedded[1], [task.pairs[example.id] for example in task.splits["test"][:6]]
+    rows = [{"text": pair.clean, "choices": [pair.answers[0], pair.wrong_answers[0]]} for pair in pairs]
+    (tmp_path / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+    local = {
+        "task": "pairs",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.json")}, "cache_dir": str(tmp_path / "cache")},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": 0,
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
+    with circuit.applied(model, ablation="zero") as masked:
+        harness = HFLM(pretrained=masked, tokenizer=tokenizer, batch_size=4, add_bos_token=False)
+        found = lm_eval.simple_evaluate(harness, tasks=[local], log_samples=True, bootstrap_iters=0)["samples"]["pairs"]
+        for row, sample in zip(rows, sorted(found, key=lambda one: one["doc_id"]), strict=True):
+            prompt = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+            for choice, ((likelihood, _),) in zip(row["choices"], sample["resps"], strict=True):
+                ids = tokenizer(row["text"] + choice, add_special_tokens=False)["input_ids"]
+                with torch.no_grad():
+                    logs = masked(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                wanted = logs.gather(1, torch.tensor(ids[len(prompt) :]).unsqueeze(1)).sum()
+                assert float(likelihood) == pytest.approx(float(wanted), abs=1e-3)
