@@ -8,6 +8,7 @@ interchange ablation two prompts are run, so twice the time is expected.
 
 import argparse
 import statistics
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from datetime import date
@@ -78,8 +79,8 @@ def table(rounds: int, tokens: int) -> tuple[str, bool]:
             lines.append(f"| {rows} x {length} | {name} | {statistics.median(seconds):.3f} | {ratio:.2f} |")
     head = f"""# Generation inside a circuit, {date.today()}
 
-`python -m benchmarks.applied`: Llama of 46M parameters, float32, {torch.get_num_threads()} thread(s), torch {torch.__version__}; {tokens} new
-tokens, greedy, with a KV cache; medians of {rounds} alternating rounds. Promised for zero and mean: at most {BOUND:g}.
+`python -m benchmarks.applied`: Llama of 46M parameters, float32, {torch.get_num_threads()} thread(s),
+torch {torch.__version__}; {tokens} new tokens, greedy, with a KV cache; medians of {rounds} alternating rounds. Promised for zero and mean: at most {BOUND:g}.
 
 | prompts | ablation | seconds | / whole model |
 |---|---|---|---|
@@ -95,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     text, holds = table(arguments.rounds, arguments.tokens)
     OUTPUT.write_text(text)
-    print(text)
+    sys.stdout.write(text)
     raise SystemExit(0 if holds else 1)
 
 
