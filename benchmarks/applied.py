@@ -77,10 +77,12 @@ def table(rounds: int, tokens: int) -> tuple[str, bool]:
             ratio = statistics.median(s / w for s, w in zip(seconds, whole, strict=True))
             holds &= name == "interchange" or ratio <= BOUND
             lines.append(f"| {rows} x {length} | {name} | {statistics.median(seconds):.3f} | {ratio:.2f} |")
+    threads = f"float32, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
     head = f"""# Generation inside a circuit, {date.today()}
 
-`python -m benchmarks.applied`: Llama of 46M parameters, float32, {torch.get_num_threads()} thread(s),
-torch {torch.__version__}; {tokens} new tokens, greedy, with a KV cache; medians of {rounds} alternating rounds. Promised for zero and mean: at most {BOUND:g}.
+`python -m benchmarks.applied`: Llama of 46M parameters, {threads}.
+Prompts are continued by {tokens} tokens, greedily and with a KV cache; medians of {rounds} alternating rounds.
+Promised for zero and mean ablation: at most {BOUND:g} times the whole model.
 
 | prompts | ablation | seconds | / whole model |
 |---|---|---|---|

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr__
+    from bigcircuit.ablation.ablation import Ablation
     from bigcircuit.circuit.circuit import Circuit
     from bigcircuit.config.load import load
     from bigcircuit.config.schema import Config
@@ -14,18 +15,33 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr_
     from bigcircuit.errors import UserError
     from bigcircuit.forward.streams import Streams
     from bigcircuit.gates.population import Population
+    from bigcircuit.library.find import find
     from bigcircuit.metrics.score import score
     from bigcircuit.model.load import load_frozen
 
-__all__ = ["Circuit", "Config", "Population", "Ranks", "Streams", "UserError", "load", "load_frozen", "score"]
+__all__ = [
+    "Ablation",
+    "Circuit",
+    "Config",
+    "Population",
+    "Ranks",
+    "Streams",
+    "UserError",
+    "find",
+    "load",
+    "load_frozen",
+    "score",
+]
 
 _MODULES = {
+    "Ablation": "bigcircuit.ablation.ablation",
     "Circuit": "bigcircuit.circuit.circuit",
     "Config": "bigcircuit.config.schema",
     "Population": "bigcircuit.gates.population",
     "Ranks": "bigcircuit.distributed.ranks",
     "Streams": "bigcircuit.forward.streams",
     "UserError": "bigcircuit.errors",
+    "find": "bigcircuit.library.find",
     "load": "bigcircuit.config.load",
     "load_frozen": "bigcircuit.model.load",
     "score": "bigcircuit.metrics.score",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -17,6 +18,13 @@ from bigcircuit.model.sites import FrozenModel, find_sites
 from bigcircuit.model.weight_files import model_folder
 
 _REMEDY = "give the model it was found in"
+_WRITTEN: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
+"""Model object -> folder to which its weights were written, because no other files hold the same."""
+
+
+def remember_files(model: Any, folder: str) -> None:
+    """Remember that the files of a folder hold the weights of a model object."""
+    _WRITTEN[model] = folder
 
 
 def base_model(model: Any) -> Any:
@@ -76,7 +84,7 @@ def check_object(metadata: Mapping[str, str], model: Any) -> None:
             f"this circuit: found with adapter {metadata['adapter'] or 'none'}, and the model has {'one' if adapted else 'none'}; "
             f"{_REMEDY}, or set any_model=True"
         )
-    name = getattr(base.config, "_name_or_path", "")
+    name = _WRITTEN.get(base) or getattr(base.config, "_name_or_path", "")
     if not name or model_folder(name) is None:
         return
     now = fingerprint(ModelConfig(path=name))
