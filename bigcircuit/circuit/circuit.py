@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,8 +24,10 @@ from torch import Tensor
 from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.ablation.kinds import DEFAULT, KINDS, TENSORS
 from bigcircuit.circuit import overlap
+from bigcircuit.circuit.card import PICTURE_FILE, circuit_card
 from bigcircuit.circuit.combine import check_combinable, combined_metadata
-from bigcircuit.circuit.folder import circuit_file
+from bigcircuit.circuit.folder import CIRCUIT_FILE, circuit_file
+from bigcircuit.circuit.hub import download, is_hub_id, upload
 from bigcircuit.circuit.masks import complete_masks, leaves
 from bigcircuit.circuit.metadata import HASH_KEYS
 from bigcircuit.circuit.nodes import NodeRow, hook_masks, kept_nodes, to_frame
@@ -32,7 +35,7 @@ from bigcircuit.circuit.picture import circuit_svg
 from bigcircuit.circuit.validate import check_tensors, shapes_of
 from bigcircuit.errors import UserError, first_line
 from bigcircuit.gates.discretise import count
-from bigcircuit.io.files import tensor_sha256, write_tensors
+from bigcircuit.io.files import tensor_sha256, write_bytes, write_tensors
 from bigcircuit.metrics.registry import Score, Scores
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 
@@ -109,6 +112,42 @@ class Circuit:
         known = {**metadata, "widths": json.dumps(widths)}
         parts = {part: _strip(tensors, f"{prefix}.") for part, prefix in TENSORS.items()}
         return cls(masks, _strip(tensors, "log_alpha."), known, **parts)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, member: int | None = None, token: str | None = None
+    ) -> "Circuit":
+        """Open a circuit of the hub, `organisation/name`, or of a file or folder as `load` does. Raises UserError."""
+        if is_hub_id(str(name)):
+            return cls.load(download(str(name), revision, token))
+        return cls.load(name, member=member)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the circuit file, a card (README.md) and a picture into a folder, which is made if needed. Returns the folder."""
+        folder = Path(folder).expanduser()
+        self._write_folder(folder, str(folder))
+        return folder
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, message: str = "Upload circuit"
+    ) -> str:
+        """Upload circuit file, card and picture to a repository `organisation/name`, which is made if needed.
+
+        token: by default that of `hf auth login`. Returns the address. Raises UserError if the hub refuses.
+        """
+        with TemporaryDirectory() as folder:
+            self._write_folder(Path(folder), repo_id)
+            return upload(Path(folder), repo_id, private, token, message)
+
+    def _write_folder(self, folder: Path, where: str) -> None:
+        kept, nodes = self.sizes(), count(self._every)
+        nodes = {name: nodes[name] for name in kept}
+        card = circuit_card(
+            self.metadata, self.ablation_name, self.scores, kept, nodes, self.nodes("head"), where=where
+        )
+        write_bytes(folder / PICTURE_FILE, self.picture.encode())
+        write_bytes(folder / "README.md", card.encode())
+        self.save(folder / CIRCUIT_FILE)
 
     def sizes(self) -> dict[str, int]:
         """Count the kept nodes, by granularity and as `total` site neurons."""
