@@ -18,8 +18,10 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr_
     from bigcircuit.library.find import find
     from bigcircuit.metrics.score import score
     from bigcircuit.model.load import load_frozen
+    from bigcircuit.model.weight_files import EMBEDDED
 
 __all__ = [
+    "EMBEDDED",
     "Ablation",
     "Circuit",
     "Config",
@@ -36,6 +38,7 @@ __all__ = [
 _MODULES = {
     "Ablation": "bigcircuit.ablation.ablation",
     "Circuit": "bigcircuit.circuit.circuit",
+    "EMBEDDED": "bigcircuit.model.weight_files",
     "Config": "bigcircuit.config.schema",
     "Population": "bigcircuit.gates.population",
     "Ranks": "bigcircuit.distributed.ranks",

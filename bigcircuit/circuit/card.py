@@ -50,7 +50,7 @@ def circuit_card(
         _heads(heads),
         "## Use\n\n```python\nimport bigcircuit\nfrom transformers import AutoModelForCausalLM\n\n"
         f'circuit = bigcircuit.Circuit.from_pretrained("{where}")\n'
-        f'model = AutoModelForCausalLM.from_pretrained("{model or "MODEL"}")\n'
+        f"model = AutoModelForCausalLM.from_pretrained(...)  # {model or 'the model it was found in'}\n"
         f"with circuit.applied(model{_extra(ablation)}) as masked:\n    masked.generate(...)\n```\n",
         "## Settings\n\n" + _table(("setting", "value"), _settings(metadata)),
     ]

@@ -125,7 +125,7 @@ class Circuit:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the circuit file, a card (README.md) and a picture into a folder, which is made if needed. Returns the folder."""
         folder = Path(folder).expanduser()
-        self._write_folder(folder, str(folder))
+        self._write_folder(folder, folder.resolve().name)
         return folder
 
     def push_to_hub(
