@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr_
     from bigcircuit.errors import UserError
     from bigcircuit.forward.streams import Streams
     from bigcircuit.gates.population import Population
+    from bigcircuit.library.architecture import register_architecture
+    from bigcircuit.library.evaluate import evaluate
     from bigcircuit.library.find import find
     from bigcircuit.metrics.score import score
     from bigcircuit.model.load import load_frozen
@@ -29,9 +31,11 @@ __all__ = [
     "Ranks",
     "Streams",
     "UserError",
+    "evaluate",
     "find",
     "load",
     "load_frozen",
+    "register_architecture",
     "score",
 ]
 
@@ -44,9 +48,11 @@ _MODULES = {
     "Ranks": "bigcircuit.distributed.ranks",
     "Streams": "bigcircuit.forward.streams",
     "UserError": "bigcircuit.errors",
+    "evaluate": "bigcircuit.library.evaluate",
     "find": "bigcircuit.library.find",
     "load": "bigcircuit.config.load",
     "load_frozen": "bigcircuit.model.load",
+    "register_architecture": "bigcircuit.library.architecture",
     "score": "bigcircuit.metrics.score",
 }
 """Public name -> module that defines the name."""

@@ -46,7 +46,7 @@ def find(
     """
     temporary = TemporaryDirectory(prefix="bigcircuit-") if folder is None else None
     run = RunDir(Path(temporary.name) / "run" if temporary else Path(str(folder)).expanduser())
-    given = _dotted(settings)
+    given = dotted(settings)
     source = model_input(model, tokenizer, run.inputs / "model")
     _check_free(given, source)
     wanted = {**source.settings, **_sizes(size), **given, "output": str(run.path)}
@@ -81,13 +81,13 @@ def _check_free(given: Mapping[str, Any], source: ModelInput) -> None:
             )
 
 
-def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+def dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten sections to dotted keys; a setting that is a mapping itself stays one."""
     leaves = set(dotted_keys())
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and key not in leaves:
-            found |= _dotted({f"{key}.{name}": inner for name, inner in value.items()})
+            found |= dotted({f"{key}.{name}": inner for name, inner in value.items()})
         else:
             found[key] = value
     return found
