@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bigcircuit.config.load import load
 from bigcircuit.config.options import Command, parse_command
+from bigcircuit.config.own_code import allow
 from bigcircuit.config.schema import Config
 from bigcircuit.config.verbs import VERBS, Settings
 from bigcircuit.errors import ReportedError, UserError, printable
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 def parse_verb(name: str, words: Sequence[str]) -> Command:
     """Read the words after a verb. Raises UserError for a mistake, and SystemExit after `--help`."""
     notes = {"convert": _format_rules, "export": _export_formats}
-    return parse_command(VERBS[name], words, settings_of(name), notes.get(name))
+    command = parse_command(VERBS[name], words, settings_of(name), notes.get(name))
+    allow(command.options.get("allow") or ())
+    return command
 
 
 def settings_of(name: str) -> Settings:

@@ -10,7 +10,7 @@ import bigcircuit
 ROOT = Path(bigcircuit.__file__).parent
 ORDER = (
     "errors seeding config distributed io runtime model data ablation gates forward metrics circuit attribution train memory "
-    "results report evaluation export convert sweep planted check prune cli __main__"
+    "results report evaluation export convert sweep planted check prune library cli __main__"
 ).split()
 """Packages and modules of the root, each above those that may import it."""
 TABLES = ("model.granularity", "ablation.kinds", "gates.parametrisation", "metrics.registry")
@@ -19,7 +19,7 @@ LARGEST_FILE, IN_ROOT = 400, 6
 TESTS = Path(__file__).parent
 BESIDE_PACKAGES = ("helpers", "benchmarks", "configs", "docker", "docs", "fuzz", "scripts")
 """Folders of tests of other folders of the repository, and what several test files share."""
-TOPICS = ("ablation/test_runs.py", "distributed/test_hosts.py", "model/test_siblings.py")
+TOPICS = ("ablation/test_runs.py", "distributed/test_hosts.py", "distributed/test_slurm.py", "model/test_siblings.py")
 """Test files of more than one module. Those of `prune`, `check` and `cli`, which are no packages, are named by topic too."""
 
 
