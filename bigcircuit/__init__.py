@@ -6,6 +6,8 @@ The public names are loaded on first use, so that a mistake on the command line 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bigcircuit.export.loading import register_with_transformers
+
 if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr__
     from bigcircuit.ablation.ablation import Ablation
     from bigcircuit.circuit.circuit import Circuit
@@ -13,6 +15,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr_
     from bigcircuit.config.schema import Config
     from bigcircuit.distributed.ranks import Ranks
     from bigcircuit.errors import UserError
+    from bigcircuit.export.loading import load_exported
     from bigcircuit.forward.streams import Streams
     from bigcircuit.gates.population import Population
     from bigcircuit.library.architecture import register_architecture
@@ -34,6 +37,7 @@ __all__ = [
     "evaluate",
     "find",
     "load",
+    "load_exported",
     "load_frozen",
     "register_architecture",
     "score",
@@ -51,11 +55,14 @@ _MODULES = {
     "evaluate": "bigcircuit.library.evaluate",
     "find": "bigcircuit.library.find",
     "load": "bigcircuit.config.load",
+    "load_exported": "bigcircuit.export.loading",
     "load_frozen": "bigcircuit.model.load",
     "register_architecture": "bigcircuit.library.architecture",
     "score": "bigcircuit.metrics.score",
 }
 """Public name -> module that defines the name."""
+
+register_with_transformers()  # so that its Auto classes open compact models; imports nothing
 
 
 def __getattr__(name: str) -> Any:

@@ -97,7 +97,7 @@ def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimat
     for name, size in {**found.allocated, "together": found.total}.items():
         shown.add_row(name, f"{size / 2**20:,.1f}")
     if found.mapped:
-        shown.add_row("weight files, mapped once a host", f"{found.mapped / 2**20:,.1f}")
+        shown.add_row("files, mapped once a host", f"{found.mapped / 2**20:,.1f}")
     console.print(shown)
     on_host = 1 if memory.is_gpu else work.ranks
     if fits(found, work.ranks, memory):

@@ -146,7 +146,7 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
     steps = max(member.config.train.steps for member in state.population.members)
 
     def due(every: int) -> bool:
-        return state.step > 0 and (state.step % every == 0 or state.step == steps)
+        return state.step == steps or (state.step > 0 and state.step % every == 0)
 
     def save() -> None:
         if ranks.is_first:
@@ -158,14 +158,14 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
         try:
             kept = context.kept_logits(folder.references)
             sites = state.population.draw([0])(0).keys()
-            training = context.training_targets(examples, steps, kept, sites)
+            training = context.training_targets(examples, steps, kept, sites, folder.path)
             validation = context.validation_targets(kept)
             if ranks.is_first:
                 for line in count_solved([validation, training], micro_batches).lines():
                     progress.print_line(line)
             with progress.phase("pruning", steps, "steps", done=state.step, lasting=True) as updates:
                 while True:
-                    if due(settings.validate_every) and state.validated < state.step:
+                    if due(settings.validate_every) and (state.validated < state.step or not steps):
                         rows = validate(state, streams, validation, micro_batches)
                         if record:
                             record(state, {f"validation.{name}": [row[name] for row in rows] for name in rows[0]})

@@ -169,6 +169,23 @@ _TABLE = (
         names=True,
     ),
     Verb(
+        name="export",
+        summary="a circuit as a smaller model that runs without bigcircuit",
+        about="Write a circuit as a model: closed rows and columns are cut or zero. The export is opened again in a fresh process, "
+        "compared with the masked model, and timed beside the base model.",
+        usage="RUN_OR_CIRCUIT --format NAME [--SETTING VALUE ...]",
+        examples={
+            "runs/a --format uniform --output small": "a plain config, for transformers, vLLM and other servers",
+            "runs/a --format compact --ablation mean --output small": "each layer as small as it can be",
+            "found.safetensors --config my.yaml --format gguf --output g": "for llama.cpp",
+        },
+        settings=(
+            "format output ablation mlp_neurons kv_heads heads_per_group verify speed any_model model.path"
+        ).split(),
+        options=(_CONFIG._replace(meaning="Config file (YAML) that names model and task of a circuit file."),),
+        names=True,
+    ),
+    Verb(
         name="convert",
         summary="circuits of EAP-IG, MIB and Edge-Pruning as circuit files",
         about="Write a circuit that another tool has found as a circuit file, for evaluate, compare and report. Loads no weights.",

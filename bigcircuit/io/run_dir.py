@@ -22,6 +22,7 @@ CHANGEABLE_ON_RESUME = (
     "model.weights",
     "train.checkpointing",
     "train.micro_batch_size",
+    "train.store_memory",
     "train.keep_checkpoints",
     "tracking.trackers",
     "tracking.project",
