@@ -55,6 +55,8 @@ class MeasuredRun(NamedTuple):
     verdict: str
     checks: Sequence[Json]
     """Answers to four questions about the first circuit, each with its `sign`."""
+    inside: Mapping[str, Json]
+    """Circuit -> what its most needed heads and neurons do."""
     missing: Sequence[str]
     """One sentence for each part of the evaluation that was asked for and is missing."""
     scores: score_tables.ScoreTable | None
@@ -194,7 +196,15 @@ def _measured(source: RunSource, rows: Sequence[Json], alone: bool) -> MeasuredR
         if not scores:
             return None
         return MeasuredRun(
-            name=source.name, verdict="", checks=(), missing=(), scores=scores, tables=None, sizes=(), partial=()
+            name=source.name,
+            verdict="",
+            checks=(),
+            inside={},
+            missing=(),
+            scores=scores,
+            tables=None,
+            sizes=(),
+            partial=(),
         )
     sizes, partial = charts.ranking_charts(evaluation), charts.partial_charts(evaluation)
     if not alone:  # so that files of figures have different names
@@ -207,6 +217,7 @@ def _measured(source: RunSource, rows: Sequence[Json], alone: bool) -> MeasuredR
         name=source.name,
         verdict=evaluation["verdict"],
         checks=[{**one, "sign": CHECK_SIGNS.get(one["answer"], "?")} for one in evaluation.get("checks", ())],
+        inside=evaluation.get("inside", {}),
         missing=missing,
         scores=None,
         tables=score_tables.score_tables(evaluation),

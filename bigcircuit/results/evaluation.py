@@ -295,6 +295,8 @@ class Evaluation:
     versions: dict[str, str]
     seconds: float
     format: str = EVALUATION
+    inside: dict[str, Any] = field(default_factory=dict)
+    """Circuit -> what its most needed heads and neurons do, see evaluation/inside.py; not with weights in pieces or in files."""
     checks: list[Check] = field(default_factory=list)
     """Four answers about the first circuit under its first ablation; empty in files of earlier versions."""
 
