@@ -74,7 +74,7 @@ def _export_formats() -> list[str]:
 def run_prune(words: Sequence[str]) -> None:
     """Run the verb `prune`; also the whole of launchers/prune.py."""
     command = parse_verb("prune", words)
-    config = load(command.options["config"], command.settings[Config])
+    config = load(command.options["config"], command.settings[Config], preset=command.options["preset"])
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.prune import prune
 
@@ -85,7 +85,7 @@ def run_prune(words: Sequence[str]) -> None:
 def run_check(words: Sequence[str]) -> None:
     """Run the verb `check`."""
     command = parse_verb("check", words)
-    config = load(command.options["config"], command.settings[Config])
+    config = load(command.options["config"], command.settings[Config], preset=command.options["preset"])
     from bigcircuit.check import check_config
     from bigcircuit.runtime.host_memory import FreeMemory
 
@@ -197,7 +197,7 @@ def run_sweep_best(words: Sequence[str]) -> None:
 def run_tasks(words: Sequence[str]) -> None:
     """Run the verb `tasks`."""
     command = parse_verb("tasks", words)
-    config = load(command.options["config"], command.settings[Config])
+    config = load(command.options["config"], command.settings[Config], preset=command.options["preset"])
     from bigcircuit.check import list_tasks, show_pairs
 
     if words:
