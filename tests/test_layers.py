@@ -17,7 +17,7 @@ TABLES = ("model.granularity", "ablation.kinds", "gates.parametrisation", "metri
 """Plain data that any file may import, because they import none of ours but each other and `errors`, and no torch."""
 LARGEST_FILE, IN_ROOT = 400, 6
 TESTS = Path(__file__).parent
-BESIDE_PACKAGES = ("helpers", "benchmarks", "configs", "docker", "docs", "fuzz", "scripts")
+BESIDE_PACKAGES = ("helpers", "benchmarks", "configs", "docker", "docs", "examples", "fuzz", "scripts")
 """Folders of tests of other folders of the repository, and what several test files share."""
 TOPICS = ("ablation/test_runs.py", "distributed/test_hosts.py", "distributed/test_slurm.py", "model/test_siblings.py")
 """Test files of more than one module. Those of `prune`, `check` and `cli`, which are no packages, are named by topic too."""

@@ -186,7 +186,7 @@ def test_choices_are_named_wherever_they_come_from():
             "prune --train.steps [1",
             "--train.steps: [1 is not readable, so not a valid value; lists are written [a, b], mappings {a: b}",
         ),
-        ("prune --train.steps 0", "command line: train.steps: input should be greater than or equal to 1, not 0"),
+        ("prune --train.steps -1", "command line: train.steps: input should be greater than or equal to 0, not -1"),
         ("prune --ablation zero", "--ablation is not a setting; did you mean ablation.kind?"),
         ("prune --train.lr 1e300", "command line: train.lr is 1e+300, which is no number that float32 holds"),
         ("prune --task.seed 1" + "0" * 30, "command line: task.seed is beyond 64 bits"),
