@@ -13,7 +13,7 @@ from bigcircuit.config.choices import OneOf, described
 from bigcircuit.config.plain import value_problem
 from bigcircuit.config.values import Size
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS, automatic
-from bigcircuit.model.granularity import GRANULARITIES, NODE_NAMES
+from bigcircuit.model.granularity import GATED, GRANULARITIES, NODE_NAMES
 
 GranularityName = Annotated[str, OneOf(GRANULARITIES)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -174,8 +174,8 @@ class AblationConfig(Section):
 class GatesConfig(Section):
     """The gates: where they are and how they start."""
 
-    granularities: tuple[GranularityName, ...] = ("block", "attention", "mlp", "head", "attention_neuron", "mlp_neuron")
-    """The kinds of nodes that get gates."""
+    granularities: tuple[GranularityName, ...] = GATED
+    """The kinds of nodes that get gates; those that the model has none of are left out."""
     init: float = 1.0
     """Mean of the first log_alpha."""
     init_spread: Weight = 0.5

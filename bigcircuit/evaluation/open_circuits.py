@@ -14,7 +14,7 @@ from bigcircuit.config.schema import Config, TaskConfig
 from bigcircuit.data.dataset import TaskData
 from bigcircuit.errors import UserError
 from bigcircuit.model.fingerprint import fingerprint
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape, widest
 from bigcircuit.results.locate import circuit_files, name_of, run_of, unique
 from bigcircuit.runtime.progress import ProgressDisplay
 
@@ -117,7 +117,7 @@ def check_same_model(
     for name, mask in loaded.circuit.masks.items():
         widths = [GRANULARITIES[name].width(shape) for shape in shapes]
         found = json.loads(loaded.circuit.metadata.get("widths", "{}")).get(name, widths)
-        if found != widths or tuple(mask.shape) != (len(widths), max(widths)):
+        if found != widths or tuple(mask.shape) != (len(widths), widest(shapes, name)):
             raise UserError(
                 f"{loaded.path}: its {name} mask has {_few(found)} nodes in {len(mask)} layers and the model {_few(widths)} in "
                 f"{len(widths)}; name the model it was found in with --model.path"

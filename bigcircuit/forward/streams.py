@@ -10,9 +10,10 @@ Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,44 +22,43 @@ from transformers.cache_utils import Cache
 
 from bigcircuit.ablation.ablation import Ablation, Tokens
 from bigcircuit.data.collate import Batch
+from bigcircuit.forward import experts
 from bigcircuit.forward.corrupted import Corrupted, PrefixCache, RecordedBatch, RecordingCache
 from bigcircuit.forward.interpolate import Interpolate
-from bigcircuit.model.granularity import ATTENTION, MLP, MLP_OUTPUT
+from bigcircuit.forward.rows import Division, Rows, Shapes, is_known, named_arguments, places_of_rows, tensors_in
+from bigcircuit.model.granularity import EXPERT, MLP, MLP_OUTPUT
 from bigcircuit.model.sites import FrozenModel
 
 SiteMasks = dict[str, Tensor]
 """Effective masks of one layer by site, each [P, R or 1, n]; an absent site is open."""
 MaskSource = Callable[[int], SiteMasks]
 """Layer index -> its effective masks. Called again when a layer is recomputed, and must return the same masks."""
+_FEW = 4
+"""Tokens of the small passes that show where arguments have their rows."""
 Watcher = Callable[[int, str, Tensor], None]
 """Callback with layer index, site and activations [R, T, n]; must not keep a reference to the activations."""
-
-
-class _Rows(NamedTuple):
-    masked: int
-    """P * R rows of the masked stream; they come first in everything the outer model makes for the batch."""
-    corrupted: int
-    """R rows of the corrupted stream, 0 without one."""
 
 
 @dataclass
 class _Pass:
     """State that the hooks of one forward pass share. `recorded`: corrupted site inputs of the layer in progress.
 
-    store: activations of the corrupted run, for a pass over the suffix.
+    store: activations of the corrupted run, for a pass over the suffix. shapes: where those of arguments are noted.
     """
 
     batch: Batch
     masks: MaskSource | None
     members: int
-    rows: _Rows
+    rows: Rows
     ablation: Ablation
     watch: Watcher | None = None
     store: Corrupted | None = None
     corrupted: Tensor | None = None
     recording: bool = False
-    recorded: SiteMasks = field(default_factory=dict)
+    recorded: dict[str, Any] = field(default_factory=dict)
     site_masks: SiteMasks = field(default_factory=dict)
+    division: Division | None = None
+    shapes: Shapes | None = None
 
 
 class Streams:
@@ -80,18 +80,24 @@ class Streams:
 
     def __enter__(self) -> "Streams":
         for index, layer in enumerate(self.frozen.layers):
-            self._hook(layer.attention.register_forward_pre_hook(partial(self._at_input, index, ATTENTION)))
-            self._hook(layer.mlp.register_forward_pre_hook(partial(self._at_input, index, MLP)))
-            self._hook(layer.mlp.register_forward_hook(partial(self._at_output, index)))
-            plain = layer.module.forward
-            self._undo.append(partial(_put_back, layer.module, layer.module.__dict__.get("forward")))
-            layer.module.forward = partial(self._layer_forward, index, plain)
+            for site, module in layer.sites.items():
+                if site == EXPERT:
+                    self._replace(module, partial(self._experts, index, module.forward))
+                else:
+                    self._hook(module.register_forward_pre_hook(partial(self._at_input, index, site)))
+                if site == MLP:
+                    self._hook(module.register_forward_hook(partial(self._at_output, index)))
+            self._replace(layer.module, partial(self._layer_forward, index, layer.module.forward))
         self._hook(self.frozen.head.register_forward_pre_hook(self._at_head))
         return self
 
     def __exit__(self, *_: object) -> None:
         while self._undo:
             self._undo.pop()()
+
+    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self._undo.append(partial(_put_back, module, module.__dict__.get("forward")))
+        module.forward = forward
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
@@ -100,6 +106,11 @@ class Streams:
     def corrupted_stream(self) -> bool:
         """Whether masked passes also run the corrupted prompts."""
         return self.ablation.kind.needs_corrupted
+
+    @property
+    def over_suffix(self) -> bool:
+        """Whether masked passes can run the tokens behind the shared prefix alone, against a recorded corrupted run."""
+        return self.corrupted_stream and self.frozen.architecture.suffix
 
     @contextmanager
     def under(self, ablation: Ablation | None) -> Iterator[None]:
@@ -129,7 +140,7 @@ class Streams:
             batch=batch,
             masks=None,
             members=1,
-            rows=_Rows(len(batch.clean), 0),
+            rows=Rows(len(batch.clean), 0),
             ablation=self.ablation,
             watch=watcher,
         )
@@ -159,16 +170,36 @@ class Streams:
         if corrupted is not None:
             assert self.corrupted_stream
             tokens = batch.clean[:, corrupted.cut :].repeat(members, 1)
-            rows = _Rows(len(tokens), 0)
+            rows = Rows(len(tokens), 0)
             state = _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation, store=corrupted)
             return self._forward(state, tokens, PrefixCache(corrupted, members))
         tokens = batch.clean.repeat(members, 1)
-        rows = _Rows(len(tokens), len(batch.corrupted) if self.corrupted_stream else 0)
+        rows, division = Rows(len(tokens), 0), None
         if self.corrupted_stream:
-            tokens = torch.cat([tokens, batch.corrupted])
-        return self._forward(
-            _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation), tokens
+            rows = Rows(len(tokens), len(batch.corrupted))
+            tokens, division = torch.cat([tokens, batch.corrupted]), Division(rows, self._places(batch))
+        state = _Pass(
+            batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation, division=division
         )
+        return self._forward(state, tokens)
+
+    def _places(self, batch: Batch) -> dict[tuple, int | None]:
+        """Find, once for a model, where arguments have their rows whose names do not tell: by passes with 2 and 3 rows."""
+        model = self.frozen.model
+        if model not in _PLACES and not batch.clean.is_meta:
+            two = self._shapes(batch, 2)
+            _PLACES[model] = places_of_rows(two, self._shapes(batch, 3)) if two else {}
+        return _PLACES.get(model, {})
+
+    def _shapes(self, batch: Batch, rows: int) -> Shapes:
+        """Run a few tokens in so many rows, and note the shapes of arguments whose names do not tell where they have rows."""
+        tokens, shapes = batch.clean[:1, :_FEW].repeat(rows, 1), Shapes()
+        mask = torch.ones_like(tokens)
+        mask[0, -1] = 0  # so that masks are made
+        small = batch._replace(clean=tokens, attention_mask=mask, position_ids=None)
+        with torch.no_grad():
+            self._forward(replace(self._plain(small), shapes=shapes), tokens)
+        return shapes
 
     def _forward(self, state: _Pass, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Run the model on tokens of all rows, the last columns of the batch or all. cache: of ours, which keeps no state."""
@@ -197,10 +228,14 @@ class Streams:
 
     def _layer_forward(self, index: int, plain: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         state = self._pass
+        if state is not None and state.shapes is not None:
+            self._note(state.shapes, index, hidden, args, kwargs)
         if state is None or state.masks is None:
             return plain(hidden, *args, **kwargs)
-        if index == 0 and state.rows.corrupted:
-            hidden, state.corrupted = hidden.split([state.rows.masked, state.rows.corrupted])
+        if index == 0 and state.division is not None:
+            key = (0, "hidden_states")
+            state.corrupted = state.division.take(hidden, "corrupted", key)
+            hidden = state.division.take(hidden, "masked", key)
         run = partial(self._both, state, index, plain, args, kwargs)
         if self.checkpointing and torch.is_grad_enabled():
             with self._keeping(hidden):
@@ -233,12 +268,39 @@ class Streams:
             state.site_masks = state.masks(index)
             if corrupted is not None:
                 with torch.no_grad(), _recording(state):
-                    side = _take(state.rows, "corrupted")
-                    corrupted = _hidden(plain(corrupted, *side(args), **side(kwargs)))
-            side = _take(state.rows, "masked")
-            output = plain(masked, *side(args), **side(kwargs))
+                    corrupted = _hidden(plain(corrupted, **self._side(state, index, "corrupted", args, kwargs)))
+            output = plain(masked, **self._side(state, index, "masked", args, kwargs))
         state.recorded, state.site_masks = {}, {}
         return output, corrupted
+
+    def _side(self, state: _Pass, index: int, stream: str, args: tuple, kwargs: dict) -> dict[str, Any]:
+        """Arguments of a layer behind the hidden state for one stream, by name."""
+        named = named_arguments(self.frozen.layers[index].module, args, kwargs)
+        if state.division is None:
+            return named
+        return {name: state.division.take(value, stream, (index, name)) for name, value in named.items()}
+
+    def _note(self, shapes: Shapes, index: int, hidden: Tensor, args: tuple, kwargs: dict) -> None:
+        named = named_arguments(self.frozen.layers[index].module, args, kwargs)
+        for name, value in {"hidden_states": hidden, **named}.items():
+            shapes |= {key: tuple(one.shape) for key, one in tensors_in(value, (index, name)) if not is_known(key, one)}
+
+    def _experts(self, index: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Experts of a layer under their gates."""
+        state, site = self._pass, EXPERT
+        if state is None or (state.watch is None and site not in state.site_masks):
+            return plain(*args, **kwargs)
+        hidden, chosen, weights = experts.arguments(args, kwargs)
+        rows, flat = len(state.batch.clean), hidden.reshape(-1, hidden.shape[-1])
+        if state.watch is not None:
+            added = experts.by_expert(plain, flat, chosen, weights)
+            state.watch(index, site, added.norms(rows, self.frozen.shapes[index].experts))
+            return plain(*args, **kwargs)
+        if state.recording:
+            state.recorded[site] = added = experts.by_expert(plain, flat, chosen, weights)
+            return added.together().view_as(hidden)
+        closed = state.recorded[site] if state.rows.corrupted else None
+        return experts.masked(plain, state.site_masks[site], rows, closed, flat, chosen, weights).view_as(hidden)
 
     def _at_input(self, index: int, site: str, _module: nn.Module, args: tuple) -> tuple | None:
         value = self._at_site(index, site, args[0])
@@ -276,6 +338,8 @@ class Streams:
         """Keep only the scored positions before the vocabulary projection: [P * R, T, D] -> [P, S, D]."""
         state = self._pass
         if state is None:
+            return None
+        if state.shapes is not None:
             return None
         hidden = args[0].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
         positions = state.batch.score_position - (0 if state.store is None else state.store.cut)
@@ -315,21 +379,8 @@ def _repeat(tensor: Tensor | None, copies: int) -> Tensor | None:
 
 
 def _hidden(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
-def _take(rows: _Rows, stream: str) -> Callable[[Any], Any]:
-    """Select one stream's rows from what the outer model made for all rows: masks, positions, rotary tables."""
-    total = rows.masked + rows.corrupted
-    part = slice(0, rows.masked) if stream == "masked" else slice(rows.masked, total)
-
-    def take(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[part] if rows.corrupted and value.ndim >= 2 and value.shape[0] == total else value
-        if isinstance(value, (tuple, list)):
-            return type(value)(take(item) for item in value)
-        if isinstance(value, dict):
-            return {key: take(item) for key, item in value.items()}
-        return value
-
-    return take
+_PLACES: WeakKeyDictionary[Any, dict[tuple, int | None]] = WeakKeyDictionary()
+"""Model -> dimension of the rows in arguments of layers whose names do not tell."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from bigcircuit.ablation.ablation import Ablation, Moments, widest
+from bigcircuit.ablation.ablation import Ablation, Moments
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.config.load import override
 from bigcircuit.data.collate import Batch, count_scored_positions, shared_prefix
@@ -26,7 +26,7 @@ from bigcircuit.gates.population import Population
 from bigcircuit.memory.shortened import from_few_layers, weight_bytes
 from bigcircuit.metrics.logit_metrics import kl_divergence
 from bigcircuit.model.deepspeed_config import pieces_on, with_auto_values
-from bigcircuit.model.granularity import SITE_WIDTH
+from bigcircuit.model.granularity import LEAVES, MLP_OUTPUT, SITE_WIDTH, measured_sites, sites_of, widest
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.train.resolve import ResolvedRun
 from bigcircuit.train.state import TrainState
@@ -161,7 +161,8 @@ def resting(run: ResolvedRun, work: Workload, is_gpu: bool) -> Estimate:
 
 def _sites(state: TrainState) -> list[str]:
     """Sites that masks may close."""
-    return [*state.population.draw([0])(0)]
+    draw = state.population.draw([0])
+    return [*dict.fromkeys(site for index in range(len(state.population.shapes)) for site in draw(index))]
 
 
 def _activations(run: ResolvedRun, work: Workload, known: KnownPeaks) -> int:
@@ -263,13 +264,14 @@ def meta_scoring(run: ResolvedRun, work: Workload) -> Callable[[], object]:
 
     def masks(index: int) -> dict[str, Tensor]:
         shape = frozen.shapes[index]
-        return {site: torch.ones(count, 1, width(shape), device=META) for site, width in SITE_WIDTH.items()}
+        widths = {site: SITE_WIDTH[site](shape) for site in sites_of(frozen.shapes, (LEAVES[MLP_OUTPUT],))}
+        return {site: torch.ones(count, 1, width, device=META) for site, width in widths.items() if width}
 
     streams = Streams(frozen, blank_ablation(run, work, META))
 
     def run_pass() -> object:
         with torch.no_grad(), streams:
-            recorded = streams.record(batch, masks(0)) if streams.corrupted_stream else None
+            recorded = streams.record(batch, masks(0)) if streams.over_suffix else None
             return kl_divergence(streams.reference(batch), streams.masked(batch, masks, count, recorded), batch)
 
     return run_pass
@@ -287,7 +289,7 @@ def blank_state(run: ResolvedRun, device: torch.device) -> TrainState:
 
 def _moments(run: ResolvedRun, positions: int, device: torch.device) -> Moments:
     shapes = run.model.shapes
-    sizes = {site: (len(shapes), positions, widest(shapes, site)) for site in SITE_WIDTH}
+    sizes = {site: (len(shapes), positions, widest(shapes, LEAVES[site])) for site in measured_sites(shapes)}
     mean = {site: torch.zeros(size, device=device) for site, size in sizes.items()}
     return Moments(mean, {site: values[:, 0] for site, values in mean.items()})
 

@@ -142,7 +142,7 @@ def draw_circuits(circuits: Mapping[str, Circuit]) -> Drawing:
     layers = []
     for index in range(len(heads)):
         attention = _categories(circuits, "attention_neuron", index, wide["attention_neuron"][index])
-        attention = attention.reshape(heads[index], -1)
+        attention = attention.reshape(heads[index], len(attention) // max(heads[index], 1))
         mlp = _categories(circuits, "mlp_neuron", index, mlps[index])
         layers.append(
             DrawnLayer(

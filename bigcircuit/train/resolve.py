@@ -38,7 +38,8 @@ class ResolvedRun:
     @property
     def stores_corrupted(self) -> bool:
         """Whether updates use stored activations of the corrupted prompts."""
-        return self.config.train.store and KINDS[self.config.ablation.name].needs_corrupted
+        over_suffix = self.model.skeleton.architecture.suffix
+        return self.config.train.store and over_suffix and KINDS[self.config.ablation.name].needs_corrupted
 
     def changed(self, overrides: Mapping[str, Any], source: str) -> "ResolvedRun":
         """The same run with other settings, but for those that name files: model, pairs and DeepSpeed config stay as read."""

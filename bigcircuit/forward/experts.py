@@ -1,0 +1,71 @@
+"""Gates on the experts of a mixture.
+
+A node is an expert at a token. Its value is routing weight x output, 0 where the router did not choose it. So a gate multiplies the
+routing weight, and closed experts of a token add what they added for the corrupted token, for which the router may have chosen others:
+out = sum_k w_k g(e_k) E(x, e_k) + sum_k (1 - g(e'_k)) w'_k E(x', e'_k). The router is no node: it reads the stream that it is in.
+
+Shapes: R rows, T tokens, N = R * T, k experts of a token, E experts, D hidden size.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""hidden [N, D], experts of each token [N, k], their weights [N, k] -> [N, D]."""
+
+
+class Added(NamedTuple):
+    """What the experts of each token add to the residual stream."""
+
+    values: Tensor
+    """[N, k, D]"""
+    experts: Tensor
+    """int64 [N, k]"""
+
+    def together(self) -> Tensor:
+        """Add up the experts of each token, [N, D]."""
+        return self.values.sum(1)
+
+    def norms(self, rows: int, count: int) -> Tensor:
+        """Norm of what each of `count` experts adds, 0 where it was not chosen: [R, T, E]."""
+        norms = torch.linalg.vector_norm(self.values.float(), dim=-1)
+        found = norms.new_zeros(len(norms), count).scatter_(1, self.experts, norms)
+        return found.view(rows, -1, count)
+
+
+def by_expert(plain: Forward, hidden: Tensor, experts: Tensor, weights: Tensor) -> Added:
+    """Run experts with every (token, expert) as a row of its own: as many rows as the implementations of transformers multiply."""
+    pairs = hidden.repeat_interleave(experts.shape[1], dim=0)
+    values = plain(pairs, experts.reshape(-1, 1), weights.reshape(-1, 1))
+    return Added(values.view(*experts.shape, -1), experts)
+
+
+def masked(
+    plain: Forward, masks: Tensor, rows: int, closed: Added | None, hidden: Tensor, experts: Tensor, weights: Tensor
+) -> Tensor:
+    """Run the experts of P members under masks, [P, R or 1, E]. closed: what closed experts add, the same for all members."""
+    outputs = []
+    # One call a member: which rows an expert multiplies at once decides their last bits, and these are then its own.
+    for mask, *part in zip(masks, *(t.chunk(len(masks)) for t in (hidden, experts, weights)), strict=True):
+        x, own, weight = part
+        out = plain(x, own, weight * _of_tokens(mask, own, rows).to(weight.dtype))
+        if closed is not None:
+            shut = 1 - _of_tokens(mask, closed.experts, rows)
+            out = out + torch.einsum("nk,nkd->nd", shut.to(out.dtype), closed.values.to(out.dtype))
+        outputs.append(out)
+    return torch.cat(outputs)
+
+
+def _of_tokens(mask: Tensor, experts: Tensor, rows: int) -> Tensor:
+    """Gates of the experts of each token: mask [R or 1, E] -> [N, k]."""
+    places = experts.view(rows, -1)
+    return mask.expand(rows, -1).gather(1, places).view(experts.shape)
+
+
+def arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Order the arguments of a module of experts: hidden, experts, weights."""
+    hidden, experts, weights = (*args, *kwargs.values())
+    return hidden, experts.long(), weights

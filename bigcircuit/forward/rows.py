@@ -1,0 +1,104 @@
+"""Which rows of a layer's arguments belong to which stream.
+
+The outer model makes masks, positions and biases for the rows of all streams at once, and hands them to every layer. An argument
+with a known name has its rows in a known dimension. For others the dimension is found, because sizes alone do not tell: two small
+passes with 2 and with 3 rows are compared. A bias with a row a head is [rows x heads, ...].
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+Shapes = dict[tuple, tuple[int, ...]]
+"""Layer, name of an argument and keys within it -> shape."""
+_KNOWN: dict[str, Callable[[Tensor], int | None]] = {
+    "hidden_states": lambda value: 0 if value.ndim == 3 else None,
+    "attention_mask": lambda value: 0 if value.ndim == 4 else None,
+    "position_ids": lambda value: 0 if value.ndim == 2 else None,
+    "position_embeddings": lambda value: 0 if value.ndim == 3 else None,
+}
+"""Argument -> dimension of its rows, where the shape is the usual one."""
+
+
+class Rows(NamedTuple):
+    """Rows of the two streams in what the outer model makes for a batch."""
+
+    masked: int
+    """P * R rows of the masked stream; they come first."""
+    corrupted: int
+    """R rows of the corrupted stream, 0 without one."""
+
+
+def named_arguments(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the arguments of a layer behind the hidden state."""
+    names = _parameters(type(layer))
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+@lru_cache
+def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[2:]
+
+
+def tensors_in(value: Any, key: tuple) -> Iterator[tuple[tuple, Tensor]]:
+    """Yield the tensors in nested tuples, lists and dicts with the path to each."""
+    if isinstance(value, Tensor):
+        yield key, value
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from tensors_in(item, (*key, index))
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from tensors_in(item, (*key, name))
+
+
+def is_known(key: tuple, value: Tensor) -> bool:
+    """Whether the dimension of the rows is known by name: key of `Shapes`."""
+    return value.ndim < 2 or (key[1] in _KNOWN and _KNOWN[key[1]](value) is not None)
+
+
+def places_of_rows(two: Shapes, three: Shapes) -> dict[tuple, int | None]:
+    """Compare the shapes of a pass with 2 rows and of one with 3: the dimension of the rows, None without rows."""
+    return {
+        key: next((d for d, (a, b) in enumerate(zip(shape, three[key], strict=True)) if 3 * a == 2 * b), None)
+        for key, shape in two.items()
+        if key in three and len(shape) == len(three[key])
+    }
+
+
+class Division:
+    """Divides arguments between the streams of one pass."""
+
+    def __init__(self, rows: Rows, places: Mapping[tuple, int | None]) -> None:
+        """places: as found, for arguments whose names do not tell."""
+        self._rows, self._places = rows, places
+        self._shared: dict[int, tuple[Any, dict[str, Any]]] = {}
+        """id of a dict that the outer model hands to several layers -> the dict, and that of each stream."""
+
+    def take(self, value: Any, stream: str, key: tuple) -> Any:
+        """Select the rows of one stream of an argument. Layers may keep state for later layers in a dict: each stream has its own."""
+        if not self._rows.corrupted:
+            return value
+        if isinstance(value, Tensor):
+            return self._part(value, stream, key)
+        if isinstance(value, (tuple, list)):
+            parts = [self.take(item, stream, (*key, index)) for index, item in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if isinstance(value, dict):
+            if id(value) not in self._shared:
+                copies = {one: {k: self.take(v, one, (*key, k)) for k, v in value.items()} for one in self._rows._fields}
+                self._shared[id(value)] = value, copies
+            return self._shared[id(value)][1][stream]
+        return value
+
+    def _part(self, value: Tensor, stream: str, key: tuple) -> Tensor:
+        total = sum(self._rows)
+        place = _KNOWN[key[1]](value) if is_known(key, value) and value.ndim > 1 else self._places.get(key, 0)
+        if value.ndim < 2 or place is None or value.shape[place] % total:
+            return value
+        each = value.shape[place] // total  # entries of a row: of biases one a head
+        start, length = (0, self._rows.masked) if stream == "masked" else self._rows
+        return value.narrow(place, start * each, length * each)
