@@ -23,7 +23,17 @@ from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.logit_metrics import contrast
-from bigcircuit.model.granularity import EVERYWHERE, EXPERT, EXPERT_NEURON, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT, granularities_of, sites_of
+from bigcircuit.model.granularity import (
+    EVERYWHERE,
+    EXPERT,
+    EXPERT_NEURON,
+    GRANULARITIES,
+    LEAVES,
+    MLP,
+    MLP_OUTPUT,
+    granularities_of,
+    sites_of,
+)
 from bigcircuit.model.zero3 import gathered
 
 _ROWS = 1024

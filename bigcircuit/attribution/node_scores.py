@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bigcircuit.model.granularity import COUNTED, GRANULARITIES, LEAVES, MLP_OUTPUT, SITE_WIDTH, LayerShape, fold, sites_of
+from bigcircuit.model.granularity import (
+    COUNTED,
+    GRANULARITIES,
+    LEAVES,
+    MLP_OUTPUT,
+    SITE_WIDTH,
+    LayerShape,
+    fold,
+    sites_of,
+)
 
 NodeScores = dict[str, Tensor]
 """Granularity -> float32 [L, n], higher is more important; rows of narrower layers are padded with 0."""

@@ -25,7 +25,9 @@ def model_metadata(model: ModelConfig, hashes: Mapping[str, str], shapes: Sequen
         "model_revision": model.revision or "",
         "adapter": _last_part(model.adapter or ""),
         **{key: hashes[part] for part, key in HASH_KEYS.items()},
-        "widths": json.dumps({name: [GRANULARITIES[name].width(shape) for shape in shapes] for name in granularities_of(shapes)}),
+        "widths": json.dumps(
+            {name: [GRANULARITIES[name].width(shape) for shape in shapes] for name in granularities_of(shapes)}
+        ),
     }
 
 

@@ -200,7 +200,12 @@ def _widths(tensors: Mapping[str, Tensor], stated: dict[str, Any], source: str) 
             raise ValueError("no layers, or widths that do not divide")
         if any(shape.heads and shape.heads % shape.kv_heads for shape in shapes):
             raise ValueError("groups of different sizes")
-        if any(not (shape.heads or shape.intermediate or shape.mixer_heads or shape.experts) or shape.hidden and not shape.intermediate for shape in shapes):
+        if any(
+            not (shape.heads or shape.intermediate or shape.mixer_heads or shape.experts)
+            or shape.hidden
+            and not shape.intermediate
+            for shape in shapes
+        ):
             raise ValueError("a layer without nodes")
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
@@ -223,7 +228,7 @@ def _widths(tensors: Mapping[str, Tensor], stated: dict[str, Any], source: str) 
 
 
 def shapes_of(widths: Mapping[str, Sequence[int]]) -> list[LayerShape]:
-    """Make layer shapes of widths by granularity. Without `kv_group` every head is a group; of other kinds of sites there are none."""
+    """Make layer shapes of widths by granularity. Without `kv_group` every head is a group; others that are missing are 0."""
     heads = widths["head"]
     none = [0] * len(heads)
     needed = heads, widths.get("kv_group", heads), widths["attention_neuron"], widths["mlp_neuron"]

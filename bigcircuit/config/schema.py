@@ -56,6 +56,8 @@ class ModelConfig(Section):
     alone. `evaluate` takes it from the command line or `--config`, and not from the run."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention implementation of transformers. `auto`: sdpa where the model has it, else eager; circuit files say which it was."""
+    architecture: Literal["listed", "guess"] = "listed"
+    """`guess`: open a model type that is not listed too, its layers found by their names; what was found is checked on loading."""
 
 
 class SplitConfig(Section):

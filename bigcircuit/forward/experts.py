@@ -1,7 +1,7 @@
 """Gates on the experts of a mixture.
 
-A node is an expert at a token. Its value is routing weight x output, 0 where the router did not choose it. So a gate multiplies the
-routing weight, and closed experts of a token add what they added for the corrupted token, for which the router may have chosen others:
+A node is an expert at a token. Its value is routing weight x output, 0 where the router did not choose it. So a gate multiplies
+the routing weight, and closed experts add what they added for the corrupted token, for which the router may have chosen others:
 out = sum_k w_k g(e_k) E(x, e_k) + sum_k (1 - g(e'_k)) w'_k E(x', e'_k). The router is no node: it reads the stream that it is in.
 
 Shapes: R rows, T tokens, N = R * T, k experts of a token, E experts, D hidden size.
@@ -57,6 +57,22 @@ def masked(
             out = out + torch.einsum("nk,nkd->nd", shut.to(out.dtype), closed.values.to(out.dtype))
         outputs.append(out)
     return torch.cat(outputs)
+
+
+def every_expert(
+    plain: Callable[[Tensor], Tensor], masks: Tensor, rows: int, closed: Tensor | None, hidden: Tensor
+) -> Tensor:
+    """Run experts that all see every token, scaled by its routing weight: hidden [E * P * N, D], experts first (Llama 4).
+
+    masks: [P, R or 1, E]. closed: what they output on the corrupted prompt, [E * N, D]. One call a member.
+    """
+    members, experts = len(masks), masks.shape[-1]
+    outputs = []
+    for mask, part in zip(masks, hidden.view(experts, members, -1, hidden.shape[-1]).unbind(1), strict=True):
+        out = plain(part.reshape(-1, hidden.shape[-1])).view(experts, rows, -1, hidden.shape[-1])
+        gate = mask.expand(rows, -1).T[:, :, None, None].to(out.dtype)
+        outputs.append(out * gate if closed is None else torch.lerp(closed.view_as(out), out, gate))
+    return torch.stack([out.flatten(1, 2) for out in outputs], 1).flatten(0, 2)
 
 
 def _of_tokens(mask: Tensor, experts: Tensor, rows: int) -> Tensor:

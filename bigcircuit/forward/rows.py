@@ -7,7 +7,7 @@ passes with 2 and with 3 rows are compared. A bias with a row a head is [rows x 
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -38,8 +38,8 @@ def named_arguments(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) ->
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-@lru_cache
-def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:
+@cache
+def _parameters(kind: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(kind.forward).parameters)[2:]
 
 
@@ -75,11 +75,13 @@ class Division:
     def __init__(self, rows: Rows, places: Mapping[tuple, int | None]) -> None:
         """places: as found, for arguments whose names do not tell."""
         self._rows, self._places = rows, places
+        self._returned: dict[int, tuple[Tensor, Tensor]] = {}
+        """id of a tensor that a layer returned beside its hidden state -> this of the masked stream, and that of the other."""
         self._shared: dict[int, tuple[Any, dict[str, Any]]] = {}
         """id of a dict that the outer model hands to several layers -> the dict, and that of each stream."""
 
     def take(self, value: Any, stream: str, key: tuple) -> Any:
-        """Select the rows of one stream of an argument. Layers may keep state for later layers in a dict: each stream has its own."""
+        """Select the rows of one stream of an argument. A dict, in which layers may keep state, has one copy a stream."""
         if not self._rows.corrupted:
             return value
         if isinstance(value, Tensor):
@@ -89,12 +91,22 @@ class Division:
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         if isinstance(value, dict):
             if id(value) not in self._shared:
-                copies = {one: {k: self.take(v, one, (*key, k)) for k, v in value.items()} for one in self._rows._fields}
+                copies = {
+                    one: {k: self.take(v, one, (*key, k)) for k, v in value.items()} for one in self._rows._fields
+                }
                 self._shared[id(value)] = value, copies
             return self._shared[id(value)][1][stream]
         return value
 
+    def note_returned(self, masked: Any, corrupted: Any) -> None:
+        """Note what a layer returned in both streams: the outer model may hand that of the masked stream to a later layer."""
+        if isinstance(masked, (tuple, list)):
+            both = zip(tensors_in(masked[1:], ()), tensors_in(corrupted[1:], ()), strict=True)
+            self._returned |= {id(own): (own, other) for (_, own), (_, other) in both}
+
     def _part(self, value: Tensor, stream: str, key: tuple) -> Tensor:
+        if id(value) in self._returned:
+            return self._returned[id(value)][stream == "corrupted"]
         total = sum(self._rows)
         place = _KNOWN[key[1]](value) if is_known(key, value) and value.ndim > 1 else self._places.get(key, 0)
         if value.ndim < 2 or place is None or value.shape[place] % total:

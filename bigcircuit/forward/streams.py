@@ -59,6 +59,7 @@ class _Pass:
     site_masks: SiteMasks = field(default_factory=dict)
     division: Division | None = None
     shapes: Shapes | None = None
+    layer: int = 0
 
 
 class Streams:
@@ -178,9 +179,7 @@ class Streams:
         if self.corrupted_stream:
             rows = Rows(len(tokens), len(batch.corrupted))
             tokens, division = torch.cat([tokens, batch.corrupted]), Division(rows, self._places(batch))
-        state = _Pass(
-            batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation, division=division
-        )
+        state = _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation, division=division)
         return self._forward(state, tokens)
 
     def _places(self, batch: Batch) -> dict[tuple, int | None]:
@@ -196,7 +195,8 @@ class Streams:
         tokens, shapes = batch.clean[:1, :_FEW].repeat(rows, 1), Shapes()
         mask = torch.ones_like(tokens)
         mask[0, -1] = 0  # so that masks are made
-        small = batch._replace(clean=tokens, attention_mask=mask, position_ids=None)
+        places = torch.arange(tokens.shape[1], device=tokens.device).repeat(rows, 1)
+        small = batch._replace(clean=tokens, attention_mask=mask, position_ids=places)
         with torch.no_grad():
             self._forward(replace(self._plain(small), shapes=shapes), tokens)
         return shapes
@@ -228,6 +228,8 @@ class Streams:
 
     def _layer_forward(self, index: int, plain: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         state = self._pass
+        if state is not None:
+            state.layer = index
         if state is not None and state.shapes is not None:
             self._note(state.shapes, index, hidden, args, kwargs)
         if state is None or state.masks is None:
@@ -244,6 +246,13 @@ class Streams:
                 )
         else:
             output, state.corrupted = run(hidden, state.corrupted)
+        if (
+            state.corrupted is not None
+            and self.frozen.architecture.needs_all_rows
+            and index == len(self.frozen.layers) - 1
+        ):
+            whole = torch.cat([_hidden(output), state.corrupted])
+            return (whole, *output[1:]) if isinstance(output, (tuple, list)) else whole
         return output
 
     def _keeping(self, hidden: Tensor) -> AbstractContextManager[Any]:
@@ -264,12 +273,16 @@ class Streams:
     ) -> tuple[Any, Tensor | None]:
         """One layer: the corrupted stream first (the other order keeps ZeRO-3 weights gathered), then the masked one."""
         with self._during(state):  # again, because a recomputation comes when the forward pass is long over
+            state.layer = index
             assert state.masks is not None  # else the layer's own forward runs
             state.site_masks = state.masks(index)
             if corrupted is not None:
                 with torch.no_grad(), _recording(state):
-                    corrupted = _hidden(plain(corrupted, **self._side(state, index, "corrupted", args, kwargs)))
+                    other = plain(corrupted, **self._side(state, index, "corrupted", args, kwargs))
+                corrupted = _hidden(other)
             output = plain(masked, **self._side(state, index, "masked", args, kwargs))
+            if corrupted is not None and state.division is not None:
+                state.division.note_returned(output, other)
         state.recorded, state.site_masks = {}, {}
         return output, corrupted
 
@@ -288,8 +301,10 @@ class Streams:
     def _experts(self, index: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Experts of a layer under their gates."""
         state, site = self._pass, EXPERT
-        if state is None or (state.watch is None and site not in state.site_masks):
+        if state is None or state.layer != index or (state.watch is None and site not in state.site_masks):
             return plain(*args, **kwargs)
+        if not hasattr(self.frozen.layers[index].sites[site], "is_concatenated"):
+            return self._every_expert(state, index, plain, *args)
         hidden, chosen, weights = experts.arguments(args, kwargs)
         rows, flat = len(state.batch.clean), hidden.reshape(-1, hidden.shape[-1])
         if state.watch is not None:
@@ -302,6 +317,18 @@ class Streams:
         closed = state.recorded[site] if state.rows.corrupted else None
         return experts.masked(plain, state.site_masks[site], rows, closed, flat, chosen, weights).view_as(hidden)
 
+    def _every_expert(self, state: _Pass, index: int, plain: Callable[..., Any], hidden: Tensor) -> Tensor:
+        """Experts that all see every token, see `experts.every_expert`."""
+        rows, shape = len(state.batch.clean), self.frozen.shapes[index]
+        if state.watch is not None or state.recording:
+            state.recorded[EXPERT] = output = plain(hidden)
+            if state.watch is not None:
+                norms = torch.linalg.vector_norm(output.float(), dim=-1).view(shape.experts, rows, -1)
+                state.watch(index, EXPERT, norms.permute(1, 2, 0))
+            return output
+        closed = state.recorded[EXPERT] if state.rows.corrupted else None
+        return experts.every_expert(plain, state.site_masks[EXPERT], rows, closed, hidden)
+
     def _at_input(self, index: int, site: str, _module: nn.Module, args: tuple) -> tuple | None:
         value = self._at_site(index, site, args[0])
         return None if value is None else (value, *args[1:])
@@ -312,7 +339,7 @@ class Streams:
     def _at_site(self, index: int, site: str, value: Tensor) -> Tensor | None:
         """Compute the masked value of a site; None where `value` stays as it is."""
         state = self._pass
-        if state is None:
+        if state is None or state.layer != index:  # layers may share a module
             return None
         # Some architectures flatten rows and tokens before the MLP, so the shape comes from the batch.
         rows, width = len(state.batch.clean), value.shape[-1]
@@ -341,7 +368,8 @@ class Streams:
             return None
         if state.shapes is not None:
             return None
-        hidden = args[0].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
+        rows = state.members * len(state.batch.clean)
+        hidden = args[0][:rows].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
         positions = state.batch.score_position - (0 if state.store is None else state.store.cut)
         return (hidden[:, state.batch.score_row, positions], *args[1:])
 

@@ -13,7 +13,15 @@ from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.config.schema import Config
 from bigcircuit.gates.noise import Noise
 from bigcircuit.gates.parametrisation import has_exact_sizes
-from bigcircuit.model.granularity import GRANULARITIES, LEAVES, LayerShape, gated_sites, measured_sites, top_k_granularities, widest
+from bigcircuit.model.granularity import (
+    GRANULARITIES,
+    LEAVES,
+    LayerShape,
+    gated_sites,
+    measured_sites,
+    top_k_granularities,
+    widest,
+)
 from bigcircuit.seeding import mix
 
 Shapes = Sequence[LayerShape]
@@ -50,7 +58,8 @@ class Member(nn.Module):
             self.log_alpha[name] = nn.Parameter((config.gates.init + spread).to(device))
         self.offset = nn.ParameterDict()
         learned = measured_sites(shapes) if KINDS[config.ablation.name].learned else ()
-        for site in filter(gated_sites(self.log_alpha).__contains__, learned):
+        gated = gated_sites(list(self.log_alpha))
+        for site in (site for site in learned if site in gated):
             self.offset[site] = nn.Parameter(torch.zeros(len(shapes), widest(shapes, LEAVES[site]), device=device))
 
     @torch.no_grad()

@@ -3,9 +3,9 @@
 An MLP neuron owns its rows of the input projections (gate and up) and its column of the down projection. A query head owns
 its query rows, a key/value head its key rows; a key/value head is kept while any query head of its group is. An attention
 neuron owns its column of the output projection; the neuron's value row is kept while any query head of the group reads the
-row. With latent attention a head owns its rows of the second projections. A mixer's neuron owns its column of the output projection.
-An expert owns its weights, and a neuron of an expert its share of them where neurons have masks. Parameters of a whole sub-layer
-(output bias, norms, routers, adapters) are kept while the sub-layer is. Embeddings and the vocabulary projection are not counted:
+row. With latent attention a head owns its rows of the second projections. A mixer's neuron owns its column of the output
+projection. An expert owns its weights, and a neuron of an expert its share of them where neurons have masks. Parameters of a whole
+sub-layer (output bias, norms, routers, adapters) are kept while the sub-layer is. Embeddings and the vocabulary projection are not counted:
 they are never pruned.
 """
 
@@ -48,12 +48,12 @@ def count_parameters(frozen: FrozenModel, masks: Mapping[str, Tensor]) -> Parame
 
 
 def _attention(layer: Layer, masks: Mapping[str, Tensor]) -> ParameterCount:
-    shape, owner = layer.shape, layer.owner(ATTENTION)
+    shape = layer.shape
     neurons = masks[ATTENTION].view(shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
     heads, groups = int(neurons.any(-1).sum()), int(neurons.flatten(1).any(-1).sum())
     values, rows = int(neurons.any(1).sum()), (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     kept, total = _columns(layer, ATTENTION, int(neurons.sum()))
-    for name, size, width in _projections(owner):
+    for name, size, width in _projections(layer.owner(ATTENTION)):
         if name in FUSED and width == rows:
             kept += size // rows * (shape.head_dim * (heads + groups) + values)
         elif (name in QUERIES or name in LATENT) and width % shape.heads == 0:
@@ -73,11 +73,8 @@ def _mlp(layer: Layer, masks: Mapping[str, Tensor]) -> ParameterCount:
     outputs = int(masks["mlp_output"].sum()) if "mlp_output" in masks else hidden
     down = _size(layer.sites[MLP])
     kept, total = neurons * outputs + (down - width * hidden) * bool(neurons), down
-    inside = {id(module) for site in layer.sites if site != MLP for module in layer.owner(site).modules()}
-    for name, size, rows in _projections(layer.owner(MLP), hidden):
-        module = layer.owner(MLP).get_submodule(name)
-        if module is not layer.sites[MLP] and id(module) not in inside and rows in (width, 2 * width):
-            kept, total = kept + size // width * neurons, total + size
+    for module in mlp_inputs(layer):
+        kept, total = kept + _size(module) // width * neurons, total + _size(module)
     return ParameterCount(kept, total)
 
 
@@ -109,12 +106,19 @@ def _columns(layer: Layer, site: str, neurons: int) -> tuple[int, int]:
     return neurons * out_features(projection) + (size - columns) * bool(neurons), size
 
 
-def _projections(owner: nn.Module, hidden: int = 0) -> Iterator[tuple[str, int, int]]:
-    """Yield name, parameters and rows of the projections in a module. hidden: only of those that read so wide an input."""
+def _projections(owner: nn.Module) -> Iterator[tuple[str, int, int]]:
+    """Yield name, parameters and rows of the projections in a module."""
     for name, module in owner.named_children():
         found = getattr(module, "linear", module)  # Moshi
-        if in_features(found) and (not hidden or in_features(found) == hidden):
+        if in_features(found):
             yield name, _size(found), out_features(found)
+
+
+def mlp_inputs(layer: Layer) -> list[nn.Module]:
+    """List the projections that compute the MLP neurons of a layer: (up,), (gate, up) or the one that computes both."""
+    owner, down, width = layer.owner(MLP), layer.sites[MLP], layer.shape.intermediate
+    inputs = [module for module in owner.children() if in_features(module) == layer.shape.hidden and module is not down]
+    return [module for module in inputs if out_features(module) in (width, 2 * width)]
 
 
 def _size(module: nn.Module) -> int:

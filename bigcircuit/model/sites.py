@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bigcircuit.errors import UserError
-from bigcircuit.model.architectures import ARCHITECTURES, LAYERS, LATENT, NAMES, RECURRENT, REFUSED, Architecture
+from bigcircuit.model.architectures import ARCHITECTURES, LATENT, LAYERS, NAMES, RECURRENT, REFUSED, Architecture
 from bigcircuit.model.granularity import ATTENTION, EXPERT, MIXER, MLP, LayerShape
 
 
@@ -71,9 +71,16 @@ def architecture_of(config: Any, guess: bool = False) -> Architecture:
     for a type that cannot be masked, or is not in the table and not to be guessed.
     """
     if (row := ARCHITECTURES.get(config.model_type)) is not None:
+        if row.needs and not getattr(config, row.needs, False):
+            raise UserError(
+                f"model type {config.model_type!r} is an encoder, in which a token sees later ones; a decoder of this form has "
+                f"{row.needs} true in its config.json"
+            )
         return row
     if (kind := REFUSED.get(config.model_type)) is not None:
-        raise UserError(f"model type {config.model_type!r} cannot be masked: it is {kind}; docs/models.md lists those that can")
+        raise UserError(
+            f"model type {config.model_type!r} cannot be masked: it is {kind}; docs/models.md lists those that can"
+        )
     if not guess:
         raise UserError(
             f"model type {config.model_type!r} is not among the {len(ARCHITECTURES)} that are known to work (docs/models.md); set "
@@ -83,25 +90,28 @@ def architecture_of(config: Any, guess: bool = False) -> Architecture:
 
 
 def find_sites(model: Any, guess: bool = False) -> FrozenModel:
-    """Locate layers and sites of a causal language model, with weights or on the meta device, with or without a PEFT adapter.
+    """Locate layers and sites of a causal language model, with weights or on the meta device, with or without an adapter.
 
-    guess: as for `architecture_of`. Raises UserError for a model without layers, or with a layer without sites or with several of one
-    kind.
+    guess: as for `architecture_of`. Raises UserError for a model without layers, or with a layer that has no site or several of
+    one kind.
     """
-    row = architecture_of(model.config.get_text_config(decoder=True), guess)
+    config = model.config.get_text_config(decoder=True)
+    row = architecture_of(config, guess)
     path, modules = _layers_of(model)
     return FrozenModel(
         model=model,
         architecture=row,
         path=path,
-        layers=tuple(_layer(module, f"{path}.{index}") for index, module in enumerate(modules)),
+        layers=tuple(_layer(module, f"{path}.{index}", config) for index, module in enumerate(modules)),
         head=model.get_output_embeddings(),
         device=next(model.parameters()).device,
     )
 
 
-def _layers_of(model: Any) -> tuple[str, nn.ModuleList]:
-    lists = {path: module for path in LAYERS if isinstance(module := _at(model, path), nn.ModuleList)}
+def _layers_of(model: Any) -> tuple[str, Any]:
+    prefix = getattr(model, "base_model_prefix", "")
+    paths = (*LAYERS, f"{prefix}.encoder.layer")
+    lists = {path: module for path in paths if isinstance(module := _at(model, path), nn.ModuleList)}
     if not lists:
         raise UserError(f"{type(model).__name__} has no list of decoder layers with a known name ({', '.join(LAYERS)})")
     path, modules = next(iter(lists.items()))
@@ -110,30 +120,34 @@ def _layers_of(model: Any) -> tuple[str, nn.ModuleList]:
     return path, modules
 
 
-def _layer(module: nn.Module, where: str) -> Layer:
+def _layer(module: nn.Module, where: str, config: Any) -> Layer:
     sites: dict[str, nn.Module] = {}
     for kind, names in NAMES.items():
         for name in names:
             found = _at(module, name)
             if not isinstance(found, nn.Module) or (kind == EXPERT) == (in_features(found) > 0):
                 continue
-            if kind == EXPERT and not hasattr(found, "is_concatenated"):
+            if kind == EXPERT and not (hasattr(found, "is_concatenated") or hasattr(found, "expert_dim")):
                 raise UserError(f"{where}.{name}: a mixture of experts of its own form cannot be masked")
             site = kind
             if kind == ATTENTION and any(hasattr(_parent(module, found), part) for part in RECURRENT):
                 site = MIXER
             if site in sites:
-                raise UserError(f"{where}: a layer with two parts of a kind ({site}) cannot be masked; the second is {name}")
+                raise UserError(
+                    f"{where}: a layer with two parts of a kind ({site}) cannot be masked; the second is {name}"
+                )
             sites[site] = found
     if not sites:
-        raise UserError(f"{where}: no projection of a known name writes into the residual stream of {type(module).__name__}")
-    return Layer(module, sites, _shape(module, sites))
+        raise UserError(
+            f"{where}: no projection of a known name writes into the residual stream of {type(module).__name__}"
+        )
+    return Layer(module, sites, _shape(module, sites, config))
 
 
-def _shape(module: nn.Module, sites: Mapping[str, nn.Module]) -> LayerShape:
+def _shape(module: nn.Module, sites: Mapping[str, nn.Module], config: Any) -> LayerShape:
     heads = groups = dim = mixer_heads = mixer_dim = 0
     if ATTENTION in sites:
-        heads, groups, dim = _attention_units(_parent(module, sites[ATTENTION]), in_features(sites[ATTENTION]))
+        heads, groups, dim = _attention_units(_parent(module, sites[ATTENTION]), in_features(sites[ATTENTION]), config)
     if MIXER in sites:
         mixer_heads, mixer_dim = _mixer_units(_parent(module, sites[MIXER]), in_features(sites[MIXER]))
     experts, width = expert_sizes(sites[EXPERT]) if EXPERT in sites else (0, 0)
@@ -154,9 +168,8 @@ _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_v_heads"
 _DIMS = ("v_head_dim", "head_v_dim", "head_dim", "attn_head_size", "head_size")
 
 
-def _attention_units(module: nn.Module, width: int) -> tuple[int, int, int]:
+def _attention_units(module: nn.Module, width: int, config: Any) -> tuple[int, int, int]:
     """Read query heads, key/value heads and width of a head's values from an attention module whose output is `width` wide."""
-    config = getattr(module, "config", None)
     heads = _dividing(module, _HEADS, width)
     if not heads and (dim := _dividing(module, _DIMS, width)):
         heads = width // dim
@@ -198,7 +211,8 @@ def kv_heads(config: Any, heads: int) -> int:
 def expert_sizes(experts: nn.Module) -> tuple[int, int]:
     """Return the number of experts of a module of all experts, and the neurons of one."""
     count, first, second = getattr(experts, "base_layer", experts).down_proj.shape
-    return count, first if getattr(experts, "is_transposed", False) else second
+    by_rows = getattr(experts, "is_transposed", not hasattr(experts, "is_concatenated"))
+    return count, first if by_rows else second
 
 
 def in_features(projection: Any) -> int:

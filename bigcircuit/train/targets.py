@@ -17,7 +17,9 @@ def count_targets(members: Sequence[Config], nodes: Mapping[str, int]) -> tuple[
     counted = []
     for member in members:
         shares = {name: size for name, size in member.target.sizes().items() if isinstance(size, float)}
-        counts: dict[str, Any] = {f"target.{name}": max(1, round(share * nodes.get(name, 0))) for name, share in shares.items()}
+        counts: dict[str, Any] = {
+            f"target.{name}": max(1, round(share * nodes.get(name, 0))) for name, share in shares.items()
+        }
         there = [name for name in member.gates.granularities if nodes.get(name, 0)]
         if len(there) < len(member.gates.granularities):
             counts["gates.granularities"] = _left(member, there)
@@ -34,7 +36,9 @@ def _left(member: Config, there: list[str]) -> list[str]:
         if name.partition(".")[2] not in there:
             raise UserError(f"{name} is set and the model has no such nodes; leave it out")
     if not there:
-        raise UserError(f"gates.granularities is [{', '.join(member.gates.granularities)}] and the model has no such nodes")
+        raise UserError(
+            f"gates.granularities is [{', '.join(member.gates.granularities)}] and the model has no such nodes"
+        )
     return there
 
 

@@ -1,5 +1,6 @@
 """Circuits of other tools: what is kept of their files, as those tools write them, and that they are circuits like any other."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
