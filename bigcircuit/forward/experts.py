@@ -17,6 +17,21 @@ Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 """hidden [N, D], experts of each token [N, k], their weights [N, k] -> [N, D]."""
 
 
+def without_data(module: Any) -> Forward:
+    """Make experts for the meta device, of the same products and sizes: torch has no grouped product of float32 there."""
+    down = module.down_proj[0] if getattr(module, "is_transposed", False) else module.down_proj[0].T
+    up = getattr(module, "gate_up_proj", None)
+    up = module.up_proj if up is None else up
+    up = up[0] if getattr(module, "is_transposed", False) else up[0].T
+
+    def run(hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        inner = hidden.repeat_interleave(experts.shape[1], dim=0) @ up
+        inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+        return ((inner @ down) * weights.reshape(-1, 1)).view(*experts.shape, -1).sum(1).to(hidden.dtype)
+
+    return run
+
+
 class Added(NamedTuple):
     """What the experts of each token add to the residual stream."""
 

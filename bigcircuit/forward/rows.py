@@ -34,13 +34,13 @@ class Rows(NamedTuple):
 
 def named_arguments(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Name the arguments of a layer behind the hidden state."""
-    names = _parameters(type(layer))
+    names = _parameters(type(layer).forward)
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 @cache
-def _parameters(kind: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[2:]
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[2:]
 
 
 def tensors_in(value: Any, key: tuple) -> Iterator[tuple[tuple, Tensor]]:
@@ -67,6 +67,11 @@ def places_of_rows(two: Shapes, three: Shapes) -> dict[tuple, int | None]:
         for key, shape in two.items()
         if key in three and len(shape) == len(three[key])
     }
+
+
+def _likely(value: Tensor, total: int) -> int:
+    """Dimension of the rows by sizes alone, for the meta device, on which no passes show it."""
+    return 1 if value.ndim == 4 and value.shape[0] % total and value.shape[1] == total else 0
 
 
 class Division:
@@ -108,7 +113,11 @@ class Division:
         if id(value) in self._returned:
             return self._returned[id(value)][stream == "corrupted"]
         total = sum(self._rows)
-        place = _KNOWN[key[1]](value) if is_known(key, value) and value.ndim > 1 else self._places.get(key, 0)
+        place = (
+            _KNOWN[key[1]](value)
+            if is_known(key, value) and value.ndim > 1
+            else self._places.get(key, _likely(value, total))
+        )
         if value.ndim < 2 or place is None or value.shape[place] % total:
             return value
         each = value.shape[place] // total  # entries of a row: of biases one a head

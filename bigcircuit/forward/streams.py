@@ -22,11 +22,11 @@ from transformers.cache_utils import Cache
 
 from bigcircuit.ablation.ablation import Ablation, Tokens
 from bigcircuit.data.collate import Batch
-from bigcircuit.forward import experts
+from bigcircuit.forward import expert_neurons, experts
 from bigcircuit.forward.corrupted import Corrupted, PrefixCache, RecordedBatch, RecordingCache
 from bigcircuit.forward.interpolate import Interpolate
 from bigcircuit.forward.rows import Division, Rows, Shapes, is_known, named_arguments, places_of_rows, tensors_in
-from bigcircuit.model.granularity import EXPERT, MLP, MLP_OUTPUT
+from bigcircuit.model.granularity import EXPERT, EXPERT_NEURON, MLP, MLP_OUTPUT
 from bigcircuit.model.sites import FrozenModel
 
 SiteMasks = dict[str, Tensor]
@@ -300,10 +300,14 @@ class Streams:
 
     def _experts(self, index: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Experts of a layer under their gates."""
-        state, site = self._pass, EXPERT
-        if state is None or state.layer != index or (state.watch is None and site not in state.site_masks):
+        state, site, module = self._pass, EXPERT, self.frozen.layers[index].sites[EXPERT]
+        is_usual = hasattr(module, "is_concatenated")
+        if is_usual and args[0].is_meta:
+            plain = experts.without_data(module)
+        gated = {EXPERT, EXPERT_NEURON} & (set() if state is None else state.site_masks.keys())
+        if state is None or state.layer != index or (state.watch is None and not gated):
             return plain(*args, **kwargs)
-        if not hasattr(self.frozen.layers[index].sites[site], "is_concatenated"):
+        if not is_usual:
             return self._every_expert(state, index, plain, *args)
         hidden, chosen, weights = experts.arguments(args, kwargs)
         rows, flat = len(state.batch.clean), hidden.reshape(-1, hidden.shape[-1])
@@ -311,11 +315,22 @@ class Streams:
             added = experts.by_expert(plain, flat, chosen, weights)
             state.watch(index, site, added.norms(rows, self.frozen.shapes[index].experts))
             return plain(*args, **kwargs)
+        if EXPERT_NEURON in gated:
+            return self._neurons(state, module, plain, flat, chosen, weights).view_as(hidden)
         if state.recording:
             state.recorded[site] = added = experts.by_expert(plain, flat, chosen, weights)
             return added.together().view_as(hidden)
         closed = state.recorded[site] if state.rows.corrupted else None
         return experts.masked(plain, state.site_masks[site], rows, closed, flat, chosen, weights).view_as(hidden)
+
+    def _neurons(self, state: _Pass, module: Any, plain: Callable[..., Any], *inputs: Tensor) -> Tensor:
+        """Experts under gates of their neurons. inputs: hidden, experts, weights."""
+        if state.recording:
+            output, state.recorded[EXPERT_NEURON] = expert_neurons.record(module, plain, *inputs)
+            return output
+        closed = state.recorded[EXPERT_NEURON] if state.rows.corrupted else None
+        masks, rows = state.site_masks[EXPERT_NEURON], len(state.batch.clean)
+        return expert_neurons.masked_neurons(module, plain, masks, rows, closed, *inputs)
 
     def _every_expert(self, state: _Pass, index: int, plain: Callable[..., Any], hidden: Tensor) -> Tensor:
         """Experts that all see every token, see `experts.every_expert`."""

@@ -28,6 +28,7 @@ from bigcircuit.metrics.logit_metrics import kl_divergence
 from bigcircuit.model.deepspeed_config import pieces_on, with_auto_values
 from bigcircuit.model.granularity import LEAVES, MLP_OUTPUT, SITE_WIDTH, measured_sites, sites_of, widest
 from bigcircuit.model.resolve import ResolvedModel
+from bigcircuit.model.sites import FrozenModel
 from bigcircuit.train.resolve import ResolvedRun
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import faithfulness_gradient
@@ -228,7 +229,7 @@ def _peak(run_pass: Callable[[], object]) -> int:
 def meta_update(run: ResolvedRun, work: Workload) -> Callable[[], object]:
     """Prepare one micro-batch of an update on the meta device, forward and backward, to be run under a dispatch mode."""
     frozen, size = run.model.skeleton, _micro_batches(run, work).max_examples
-    batch = _batch(size, work)
+    batch = _batch(frozen, size, work)
 
     class OneBatch(MicroBatches):
         def iterate(self, *_: Any, **__: Any) -> Iterator[MicroBatch]:
@@ -260,7 +261,7 @@ def scoring_peak(run: ResolvedRun, work: Workload) -> int:
 def meta_scoring(run: ResolvedRun, work: Workload) -> Callable[[], object]:
     """Prepare one micro-batch of the final scores on the meta device, to be run under a dispatch mode."""
     frozen, count = run.model.skeleton, len(run.members) + 1
-    batch = _batch(_micro_batches(run, work).max_examples * work.rows, work)
+    batch = _batch(frozen, _micro_batches(run, work).max_examples * work.rows, work)
 
     def masks(index: int) -> dict[str, Tensor]:
         shape = frozen.shapes[index]
@@ -308,17 +309,15 @@ def _constants(run: ResolvedRun, work: Workload) -> dict[str, int]:
     return {"ablation constants": 4 * copies * sum(map(Tensor.numel, tensors))} if tensors else {}
 
 
-def _batch(rows: int, work: Workload) -> Batch:
+def _batch(frozen: FrozenModel, rows: int, work: Workload) -> Batch:
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.long, device=META)
 
     grid, line, scores = zeros(rows, work.tokens), zeros(rows), zeros(rows * work.answer)
-    # A finished 4-D mask keeps transformers from looking into a mask that has no data.
-    mask = torch.zeros(rows, 1, work.tokens, work.tokens, dtype=torch.bool, device=META)
     return Batch(
         clean=grid,
         corrupted=grid,
-        attention_mask=mask,
+        attention_mask=_mask(frozen, rows, work.tokens),
         position_ids=grid,
         ids=line,
         example_of_row=line,
@@ -333,3 +332,13 @@ def _batch(rows: int, work: Workload) -> Batch:
         correct=line > 0,
         shared=0 if work.suffix is None else work.tokens - work.suffix,
     )
+
+
+def _mask(frozen: FrozenModel, rows: int, tokens: int) -> Tensor | None:
+    """Make an attention mask that the model takes without looking into it, for it has no data on the meta device."""
+    kind = frozen.architecture.meta_mask
+    if kind == "flat":
+        return torch.zeros(rows, tokens, dtype=torch.long, device=META)
+    if kind == "none" or getattr(frozen.model.config, "alibi", False):
+        return None
+    return torch.zeros(rows, 1, tokens, tokens, dtype=torch.bool, device=META)

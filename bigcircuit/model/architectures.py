@@ -114,6 +114,8 @@ class Architecture(NamedTuple):
     """Parts of a layer that change the residual stream and have no gates, by the beginning of their path."""
     needs: str = ""
     """Setting of config.json that must be true."""
+    meta_mask: str = "finished"
+    """Attention mask that the model takes on the meta device: `finished` [R, 1, T, T], `flat` [R, T] or `none`."""
     needs_all_rows: bool = False
     """Whether the outer model reshapes the last hidden state to the rows of its input."""
 
@@ -122,14 +124,16 @@ _SINGLE_INPUT = ("per_layer_input_gate", "per_layer_projection")
 
 _TYPES: dict[Architecture, str] = {
     Architecture("dense", suffix=True): """
-        apertus arcee bitnet bloom codegen cohere cohere2 cohere_compass_text ctrl cwm diffllama doge emu3_text_model
+        apertus arcee bitnet codegen cohere cohere2 cohere_compass_text ctrl cwm diffllama doge emu3_text_model
         ernie4_5 exaone4 falcon gemma gemma2 gemma3_text gemma4_unified_text glm glm4 glm4v_text gpt-sw3 gpt2 gpt_neo
         gpt_neox gpt_neox_japanese gptj granite granite_swa helium hunyuan_v1_dense hyperclovax internlm3 iquestcoder jais2
         llama ministral ministral3 mistral mllama_text_model modernbert-decoder moshi mpt nanochat nemotron olmo olmo2 olmo3
         opt persimmon phi phi3 phi4_multimodal qwen2 qwen2_5_vl_text qwen2_vl_text qwen3 qwen3_vl_text seed_oss smollm3
         stablelm starcoder2 vaultgemma
     """,
-    Architecture("dense", suffix=True, needs_all_rows=True): "gpt_bigcode openai-gpt",
+    Architecture("dense, positions as biases", suffix=True, meta_mask="none"): "bloom",
+    Architecture("dense", suffix=True, needs_all_rows=True): "gpt_bigcode",
+    Architecture("dense", meta_mask="flat", needs_all_rows=True): "openai-gpt",
     Architecture("dense, inputs for each layer", always_open=_SINGLE_INPUT): "gemma4_text",
     Architecture("dense, inputs for each layer", always_open=(*_SINGLE_INPUT, "altup", "laurel")): "gemma3n_text",
     Architecture("dense, latent attention"): "minicpm3 youtu",
@@ -145,9 +149,9 @@ _TYPES: dict[Architecture, str] = {
     Architecture("hybrid"): "falcon_h1 lfm2 lfm3 olmo_hybrid qwen3_5_text recurrent_gemma zamba zamba2",
     Architecture("hybrid, mixture of experts"): """
         bailing_hybrid bamba granitemoehybrid jamba kimi_linear lfm2_moe minimax nemotron_h qwen3_5_moe_text qwen3_next
-        qwen4_exp_text
+       
     """,
-    Architecture("recurrent"): "falcon_mamba mamba mamba2 xlstm",
+    Architecture("recurrent", meta_mask="none"): "falcon_mamba mamba mamba2 xlstm",
     Architecture("decoder of an encoder-decoder", suffix=True): """
         bart bigbird_pegasus biogpt blenderbot blenderbot-small marian mbart mvp pegasus plbart trocr xglm
     """,
@@ -168,6 +172,7 @@ _KINDS = {
     "a model with convolutions behind its output projections": "inkling_text inkling2_text",
     "a model whose layers run in cycles": "hrm_text",
     "a byte model of several stacks": "blt",
+    "a model whose memory cannot be predicted (hyper-connections and n-grams)": "qwen4_exp_text",
     "an encoder": "cpmant prophetnet reformer xlm xlnet xmod",
     "a drafter that reads the states of another model": "gemma4_assistant gemma4_unified_assistant",
     "a decoder of sound that needs an encoder": "musicgen musicgen_melody",

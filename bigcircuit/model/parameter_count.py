@@ -5,8 +5,8 @@ its query rows, a key/value head its key rows; a key/value head is kept while an
 neuron owns its column of the output projection; the neuron's value row is kept while any query head of the group reads the
 row. With latent attention a head owns its rows of the second projections. A mixer's neuron owns its column of the output
 projection. An expert owns its weights, and a neuron of an expert its share of them where neurons have masks. Parameters of a whole
-sub-layer (output bias, norms, routers, adapters) are kept while the sub-layer is. Embeddings and the vocabulary projection are not counted:
-they are never pruned.
+sub-layer (output bias, norms, routers, adapters) are kept while the sub-layer is. Embeddings and the vocabulary projection are
+not counted: they are never pruned.
 """
 
 from collections.abc import Iterator, Mapping

@@ -114,8 +114,8 @@ def _layers_of(model: Any) -> tuple[str, Any]:
     lists = {path: module for path in paths if isinstance(module := _at(model, path), nn.ModuleList)}
     if not lists:
         raise UserError(f"{type(model).__name__} has no list of decoder layers with a known name ({', '.join(LAYERS)})")
-    path, modules = next(iter(lists.items()))
-    if not len(modules):
+    path, modules = min(lists.items(), key=lambda found: paths.index(found[0]))
+    if len(modules) == 0:
         raise UserError("the model has no decoder layer; mend the number of layers in its config.json")
     return path, modules
 
@@ -202,15 +202,13 @@ def kv_heads(config: Any, heads: int) -> int:
     """Return the number of key/value heads, which has several names in configs. heads: query heads."""
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1
-    for name in ("num_key_value_heads", "num_kv_heads"):
-        if getattr(config, name, None):
-            return getattr(config, name)
-    return heads
+    return getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads
 
 
-def expert_sizes(experts: nn.Module) -> tuple[int, int]:
+def expert_sizes(experts: Any) -> tuple[int, int]:
     """Return the number of experts of a module of all experts, and the neurons of one."""
-    count, first, second = getattr(experts, "base_layer", experts).down_proj.shape
+    weight = getattr(experts, "base_layer", experts).down_proj
+    count, first, second = getattr(weight, "ds_shape", weight.shape)
     by_rows = getattr(experts, "is_transposed", not hasattr(experts, "is_concatenated"))
     return count, first if by_rows else second
 
