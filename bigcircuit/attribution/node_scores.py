@@ -16,6 +16,7 @@ from bigcircuit.model.granularity import (
     SITE_WIDTH,
     LayerShape,
     fold,
+    granularities_of,
     sites_of,
 )
 
@@ -58,7 +59,8 @@ def aggregate(
     are on the same paths as the neurons of the MLP, which would count twice.
     """
     found: dict[str, list[Tensor]] = {}
-    for name, granularity in GRANULARITIES.items():
+    for name in granularities_of(shapes):
+        granularity = GRANULARITIES[name]
         sites = [s for s in granularity.sites if s in values and (s != MLP_OUTPUT or name == LEAVES[MLP_OUTPUT])]
         if not sites:
             continue

@@ -17,7 +17,7 @@ from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.corrupted import Corrupted, KeysAndValues, RecordedBatch
 from bigcircuit.forward.streams import Streams
-from bigcircuit.model.granularity import SITE_WIDTH, LayerShape
+from bigcircuit.model.granularity import SITE_WIDTH, LayerShape, measured_sites
 
 _AT_ONCE = 16
 """Examples whose activations the ranks exchange in one message."""
@@ -62,7 +62,8 @@ class CorruptedStore:
 
         sites: those that masks may close.
         """
-        self.sites, self.device = sorted(sites), streams.frozen.device
+        there = measured_sites(streams.frozen.shapes)
+        self.sites, self.device = sorted(site for site in sites if site in there), streams.frozen.device
         self._places = {example.id: index for index, example in enumerate(examples)}
         self._lengths = [Lengths.of(example) for example in examples]
         self._widths: list[tuple[list[int], list[tuple[int, int]]]] = []

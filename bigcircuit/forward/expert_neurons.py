@@ -1,14 +1,15 @@
 """Gates on the neurons of experts.
 
-A node is a neuron of an expert at a token, its value routing weight x activation. All implementations of experts in transformers but
-the eager one send the activations through one function of the module, so they are reached by setting it for a call, without a copy
-of the model's code. Closed neurons add what they added for the corrupted token, with its experts and weights. The bias of an
+A node is a neuron of an expert at a token, its value routing weight x activation. All implementations of experts in transformers
+but the eager one send the activations through one function of the module, so they are reached by setting it for a call, without a
+copy of the model's code. Closed neurons add what they added for the corrupted token, with its experts and weights. The bias of an
 expert's down projection is added where any of its neurons is open.
 
 Shapes: P members, R rows, T tokens, N = R * T, k experts of a token, S = N * k, E experts, F neurons of an expert, D hidden size.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -63,8 +64,8 @@ def _through(module: Any, plain: Forward, change: Change, hidden: Tensor, expert
         del module.__dict__[name]
     if not called:
         raise UserError(
-            f"gates.granularities has expert_neuron, and the {module.config._experts_implementation} implementation of experts does "
-            "not show their neurons; use expert in its place"
+            f"gates.granularities has expert_neuron, which {module.config._experts_implementation} experts do not "
+            "show; use expert in its place"
         )
     return output
 
@@ -97,13 +98,17 @@ def masked_neurons(
         x, own, weight = part
         by_expert = mask.view(len(mask), module.num_experts, -1)
         gates = _of_pairs(by_expert, own, rows)
-        out = _through(module, plain, lambda values, g=gates: values * g.to(values.dtype), x, own, weight)
+        out = _through(module, plain, partial(_times, gates), x, own, weight)
         out = out + _bias(module, gates - 1, own, weight)
         if closed is not None:
             shut = 1 - _of_pairs(by_expert, closed.experts, rows)
             out = out + _without_bias(module, plain, closed, shut, x[:1]) + _bias(module, shut, *closed[1:], least=True)
         outputs.append(out)
     return torch.cat(outputs)
+
+
+def _times(gates: Tensor, values: Tensor) -> Tensor:
+    return values * gates.to(values.dtype)
 
 
 def _of_pairs(masks: Tensor, experts: Tensor, rows: int) -> Tensor:
@@ -119,7 +124,7 @@ def _without_bias(module: Any, plain: Forward, closed: Activations, shut: Tensor
     nothing = like.detach().expand(len(experts), -1)
     has_bias, module.has_bias = module.has_bias, False
     try:
-        return _through(module, plain, lambda _: values * shut.to(values.dtype), nothing, experts, weights)
+        return _through(module, plain, lambda _: _times(shut, values), nothing, experts, weights)
     finally:
         module.has_bias = has_bias
 

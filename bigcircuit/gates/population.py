@@ -17,9 +17,9 @@ from bigcircuit.config.schema import Config
 from bigcircuit.gates.members import Member, Members, Shapes
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS
 from bigcircuit.model.granularity import (
-    COUNTED,
     GRANULARITIES,
     LEAVES,
+    counted_sites,
     expand,
     finest,
     spread,
@@ -97,7 +97,7 @@ class Population(Members):
                     own = own * spread(chain[parent], own.shape[-1])
                 chain[name] = own
                 sums.setdefault(name, []).append(own.sum(-1))
-            for site in COUNTED:
+            for site in counted_sites(chain):
                 leaf = finest(chain, site)
                 if leaf is not None:
                     sums.setdefault("total", []).append(expand(chain[leaf], site, shape).sum(-1))

@@ -18,7 +18,16 @@ from bigcircuit.gates.members import Member, Members
 from bigcircuit.gates.parametrisation import LayerMasks
 from bigcircuit.gates.schedules import allowed_size, temperature
 from bigcircuit.gates.soft_top_k import soft_top_k
-from bigcircuit.model.granularity import COUNTED, GRANULARITIES, LEAVES, SITE_WIDTH, finest, fold_sites, spread
+from bigcircuit.model.granularity import (
+    COUNTED,
+    GRANULARITIES,
+    LEAVES,
+    SITE_WIDTH,
+    counted_sites,
+    finest,
+    fold_sites,
+    spread,
+)
 
 _SIZE_LAYER = -1
 """Layer key of the noise by which sizes are drawn."""
@@ -154,7 +163,8 @@ def _counts(population: Members, name: str, in_neurons: bool) -> list[int]:
     """Weight of a node of each layer by itself: 1, or the number of neurons for which its gate is the finest."""
     if not in_neurons:
         return [1] * len(population.shapes)
-    sites = [site for site in COUNTED if finest(list(population.members[0].log_alpha), site) == name]
+    names = list(population.members[0].log_alpha)
+    sites = [site for site in counted_sites(names) if finest(names, site) == name]
     return [
         sum(SITE_WIDTH[site](shape) for site in sites) // max(GRANULARITIES[name].width(shape), 1)
         for shape in population.shapes

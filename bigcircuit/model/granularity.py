@@ -153,12 +153,19 @@ def gated_sites(names: Container[str]) -> list[str]:
     return [site for site in LEAVES if finest(names, site) is not None and has_masks(site, names)]
 
 
+def counted_sites(names: Container[str]) -> list[str]:
+    """Return the sites whose neurons `total` counts where the granularities `names` have gates: mixers with gates of their own."""
+    own = (name for name, granularity in GRANULARITIES.items() if granularity.sites == (MIXER,))
+    has_mixers = any(name in names for name in own)
+    return [site for site in COUNTED if site != MIXER or has_mixers]
+
+
 def top_k_granularities(names: Sequence[str], sizes: Container[str]) -> tuple[str, ...]:
     """Return the granularities of `names` that top-k gates need: those with a target size, and those that `total` counts.
 
     sizes: granularities with a target size, and "total" where all neurons have a target size.
     """
-    counted = {finest(names, site) for site in COUNTED} if "total" in sizes else set()
+    counted = {finest(names, site) for site in counted_sites(names)} if "total" in sizes else set()
     return tuple(name for name in GRANULARITIES if name in names and (name in sizes or name in counted))
 
 

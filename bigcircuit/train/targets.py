@@ -6,7 +6,7 @@ from typing import Any
 from bigcircuit.config.load import override
 from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
-from bigcircuit.model.granularity import COUNTED, LEAVES, finest
+from bigcircuit.model.granularity import COUNTED, LEAVES, counted_sites, finest
 
 
 def count_targets(members: Sequence[Config], nodes: Mapping[str, int]) -> tuple[Config, ...]:
@@ -50,7 +50,8 @@ def check_targets(members: Sequence[Config], nodes: Mapping[str, int]) -> None:
     for member in members:
         sizes = member.target.sizes()
         for site in COUNTED if "total" in sizes else ():
-            if nodes.get(LEAVES[site], 0) and finest(member.gates.granularities, site) is None:
+            names = member.gates.granularities
+            if nodes.get(LEAVES[site], 0) and (site not in counted_sites(names) or finest(names, site) is None):
                 raise UserError(
                     f"target.total counts attention, mixer and MLP neurons but gates.granularities has no gate on the {site} side; "
                     f"add {site} to it or ask for a size of what has gates"

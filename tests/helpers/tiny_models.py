@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bigcircuit.data.pair import Example
 from bigcircuit.model.architectures import ARCHITECTURES
-from bigcircuit.model.granularity import SITE_WIDTH
+from bigcircuit.model.granularity import ATTENTION, EXPERT_NEURON, MLP, MLP_OUTPUT, SITE_WIDTH
 from bigcircuit.model.sites import FrozenModel, find_sites
 
 TINY = {
@@ -28,6 +28,8 @@ TINY = {
     "use_cache": False,
 }
 """Settings of a model of three layers, in the names that most architectures use."""
+DENSE_SITES = (ATTENTION, MLP, MLP_OUTPUT)
+"""The sites of a dense model."""
 GPT2_NAMES = {"vocab_size": 96, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 64}
 TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 FALCON = {k: v for k, v in TINY.items() if k not in ("head_dim", "num_key_value_heads")} | {
@@ -127,7 +129,9 @@ def uneven_examples() -> list[Example]:
 def constant_masks(frozen: FrozenModel, value: float, members: int = 1) -> Callable[[int], dict[str, Tensor]]:
     """Make masks of one value everywhere, as a function of the layer: site -> [members, 1, width]."""
     return lambda index: {
-        site: torch.full((members, 1, width(frozen.shapes[index])), value) for site, width in SITE_WIDTH.items()
+        site: torch.full((members, 1, width(frozen.shapes[index])), value)
+        for site, width in SITE_WIDTH.items()
+        if width(frozen.shapes[index]) and site != EXPERT_NEURON
     }
 
 
@@ -140,6 +144,7 @@ def random_masks(
         {
             site: torch.rand(members, rows, width(shape), generator=generator).requires_grad_(requires_grad)
             for site, width in SITE_WIDTH.items()
+            if width(shape) and site != EXPERT_NEURON
         }
         for shape in frozen.shapes
     ]
