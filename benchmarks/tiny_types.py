@@ -83,6 +83,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 8},
     "nemotron": {"num_key_value_heads": 2},
+    "qwen2_5_vl": {
+        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+    },
     "reformer": {"is_decoder": True},
     "dots3_note_text": {**_ALL_HEADS, "index_topk": 64},
     "qwen4_exp_text": {
@@ -101,7 +104,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 def tiny_config(model_type: str, **overrides: Any) -> PretrainedConfig:
     """Make a tiny config of a model type, with the same sizes in the configs that it holds."""
     config = CONFIG_MAPPING[model_type]()
-    return type(config)(**{**_shrunk(config), **_TOKENS, **OVERRIDES.get(model_type, {}), **overrides})
+    found = _shrunk(config) | _TOKENS
+    for name, value in {**OVERRIDES.get(model_type, {}), **overrides}.items():
+        found[name] = {**found[name], **value} if isinstance(found.get(name), dict) else value
+    return type(config)(**found)
 
 
 def _shrunk(config: PretrainedConfig) -> dict[str, Any]:

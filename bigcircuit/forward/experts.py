@@ -94,9 +94,3 @@ def _of_tokens(mask: Tensor, experts: Tensor, rows: int) -> Tensor:
     """Gates of the experts of each token: mask [R or 1, E] -> [N, k]."""
     places = experts.view(rows, -1)
     return mask.expand(rows, -1).gather(1, places).view(experts.shape)
-
-
-def arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Order the arguments of a module of experts: hidden, experts, weights."""
-    hidden, experts, weights = (*args, *kwargs.values())
-    return hidden, experts.long(), weights

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-Shapes = dict[tuple, tuple[int, ...]]
+ArgumentShapes = dict[tuple, tuple[int, ...]]
 """Layer, name of an argument and keys within it -> shape."""
 _KNOWN: dict[str, Callable[[Tensor], int | None]] = {
     "hidden_states": lambda value: 0 if value.ndim == 3 else None,
@@ -56,11 +56,17 @@ def tensors_in(value: Any, key: tuple) -> Iterator[tuple[tuple, Tensor]]:
 
 
 def is_known(key: tuple, value: Tensor) -> bool:
-    """Whether the dimension of the rows is known by name: key of `Shapes`."""
+    """Whether the dimension of the rows is known by name: key of `ArgumentShapes`."""
     return value.ndim < 2 or (key[1] in _KNOWN and _KNOWN[key[1]](value) is not None)
 
 
-def places_of_rows(two: Shapes, three: Shapes) -> dict[tuple, int | None]:
+def note_shapes(shapes: ArgumentShapes, index: int, arguments: Mapping[str, Any]) -> None:
+    """Note the shapes of a layer's arguments whose names do not tell where they have rows."""
+    for name, value in arguments.items():
+        shapes |= {key: tuple(one.shape) for key, one in tensors_in(value, (index, name)) if not is_known(key, one)}
+
+
+def places_of_rows(two: ArgumentShapes, three: ArgumentShapes) -> dict[tuple, int | None]:
     """Compare the shapes of a pass with 2 rows and of one with 3: the dimension of the rows, None without rows."""
     return {
         key: next((d for d, (a, b) in enumerate(zip(shape, three[key], strict=True)) if 3 * a == 2 * b), None)

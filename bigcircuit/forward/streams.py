@@ -5,7 +5,7 @@ leave its site inputs behind, then on the masked hidden states of all members. T
 that under ZeRO-3 one gather of its weights serves both streams. Ablations that need no corrupted run have one stream: then
 what closed nodes output is nothing or constants.
 
-Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
+ArgumentShapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -22,10 +22,11 @@ from transformers.cache_utils import Cache
 
 from bigcircuit.ablation.ablation import Ablation, Tokens
 from bigcircuit.data.collate import Batch
-from bigcircuit.forward import expert_neurons, experts
+from bigcircuit.forward import experts
 from bigcircuit.forward.corrupted import Corrupted, PrefixCache, RecordedBatch, RecordingCache
+from bigcircuit.forward.expert_pass import run_experts
 from bigcircuit.forward.interpolate import Interpolate
-from bigcircuit.forward.rows import Division, Rows, Shapes, is_known, named_arguments, places_of_rows, tensors_in
+from bigcircuit.forward.rows import ArgumentShapes, Division, Rows, named_arguments, note_shapes, places_of_rows
 from bigcircuit.model.granularity import EXPERT, EXPERT_NEURON, MLP, MLP_OUTPUT
 from bigcircuit.model.sites import FrozenModel
 
@@ -58,7 +59,7 @@ class _Pass:
     recorded: dict[str, Any] = field(default_factory=dict)
     site_masks: SiteMasks = field(default_factory=dict)
     division: Division | None = None
-    shapes: Shapes | None = None
+    shapes: ArgumentShapes | None = None
     layer: int = 0
 
 
@@ -190,9 +191,9 @@ class Streams:
             _PLACES[model] = places_of_rows(two, self._shapes(batch, 3)) if two else {}
         return _PLACES.get(model, {})
 
-    def _shapes(self, batch: Batch, rows: int) -> Shapes:
+    def _shapes(self, batch: Batch, rows: int) -> ArgumentShapes:
         """Run a few tokens in so many rows, and note the shapes of arguments whose names do not tell where they have rows."""
-        tokens, shapes = batch.clean[:1, :_FEW].repeat(rows, 1), Shapes()
+        tokens, shapes = batch.clean[:1, :_FEW].repeat(rows, 1), ArgumentShapes()
         mask = torch.ones_like(tokens)
         mask[0, -1] = 0  # so that masks are made
         places = torch.arange(tokens.shape[1], device=tokens.device).repeat(rows, 1)
@@ -230,8 +231,8 @@ class Streams:
         state = self._pass
         if state is not None:
             state.layer = index
-        if state is not None and state.shapes is not None:
-            self._note(state.shapes, index, hidden, args, kwargs)
+            if state.shapes is not None:
+                note_shapes(state.shapes, index, {"hidden_states": hidden, **self._named(index, args, kwargs)})
         if state is None or state.masks is None:
             return plain(hidden, *args, **kwargs)
         if index == 0 and state.division is not None:
@@ -286,63 +287,32 @@ class Streams:
         state.recorded, state.site_masks = {}, {}
         return output, corrupted
 
+    def _named(self, index: int, args: tuple, kwargs: dict) -> dict[str, Any]:
+        return named_arguments(self.frozen.layers[index].module, args, kwargs)
+
     def _side(self, state: _Pass, index: int, stream: str, args: tuple, kwargs: dict) -> dict[str, Any]:
         """Arguments of a layer behind the hidden state for one stream, by name."""
-        named = named_arguments(self.frozen.layers[index].module, args, kwargs)
-        if state.division is None:
-            return named
-        return {name: state.division.take(value, stream, (index, name)) for name, value in named.items()}
-
-    def _note(self, shapes: Shapes, index: int, hidden: Tensor, args: tuple, kwargs: dict) -> None:
-        named = named_arguments(self.frozen.layers[index].module, args, kwargs)
-        for name, value in {"hidden_states": hidden, **named}.items():
-            shapes |= {key: tuple(one.shape) for key, one in tensors_in(value, (index, name)) if not is_known(key, one)}
+        named, division = self._named(index, args, kwargs), state.division
+        return named if division is None else {k: division.take(v, stream, (index, k)) for k, v in named.items()}
 
     def _experts(self, index: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Experts of a layer under their gates."""
-        state, site, module = self._pass, EXPERT, self.frozen.layers[index].sites[EXPERT]
-        is_usual = hasattr(module, "is_concatenated")
-        if is_usual and args[0].is_meta:
+        state, module = self._pass, self.frozen.layers[index].sites[EXPERT]
+        if hasattr(module, "is_concatenated") and args[0].is_meta:
             plain = experts.without_data(module)
-        gated = {EXPERT, EXPERT_NEURON} & (set() if state is None else state.site_masks.keys())
-        if state is None or state.layer != index or (state.watch is None and not gated):
+        here = state is not None and state.layer == index
+        if state is None or not here or (state.watch is None and not {EXPERT, EXPERT_NEURON} & state.site_masks.keys()):
             return plain(*args, **kwargs)
-        if not is_usual:
-            return self._every_expert(state, index, plain, *args)
-        hidden, chosen, weights = experts.arguments(args, kwargs)
-        rows, flat = len(state.batch.clean), hidden.reshape(-1, hidden.shape[-1])
-        if state.watch is not None:
-            added = experts.by_expert(plain, flat, chosen, weights)
-            state.watch(index, site, added.norms(rows, self.frozen.shapes[index].experts))
-            return plain(*args, **kwargs)
-        if EXPERT_NEURON in gated:
-            return self._neurons(state, module, plain, flat, chosen, weights).view_as(hidden)
-        if state.recording:
-            state.recorded[site] = added = experts.by_expert(plain, flat, chosen, weights)
-            return added.together().view_as(hidden)
-        closed = state.recorded[site] if state.rows.corrupted else None
-        return experts.masked(plain, state.site_masks[site], rows, closed, flat, chosen, weights).view_as(hidden)
-
-    def _neurons(self, state: _Pass, module: Any, plain: Callable[..., Any], *inputs: Tensor) -> Tensor:
-        """Experts under gates of their neurons. inputs: hidden, experts, weights."""
-        if state.recording:
-            output, state.recorded[EXPERT_NEURON] = expert_neurons.record(module, plain, *inputs)
-            return output
-        closed = state.recorded[EXPERT_NEURON] if state.rows.corrupted else None
-        masks, rows = state.site_masks[EXPERT_NEURON], len(state.batch.clean)
-        return expert_neurons.masked_neurons(module, plain, masks, rows, closed, *inputs)
-
-    def _every_expert(self, state: _Pass, index: int, plain: Callable[..., Any], hidden: Tensor) -> Tensor:
-        """Experts that all see every token, see `experts.every_expert`."""
-        rows, shape = len(state.batch.clean), self.frozen.shapes[index]
-        if state.watch is not None or state.recording:
-            state.recorded[EXPERT] = output = plain(hidden)
-            if state.watch is not None:
-                norms = torch.linalg.vector_norm(output.float(), dim=-1).view(shape.experts, rows, -1)
-                state.watch(index, EXPERT, norms.permute(1, 2, 0))
-            return output
-        closed = state.recorded[EXPERT] if state.rows.corrupted else None
-        return experts.every_expert(plain, state.site_masks[EXPERT], rows, closed, hidden)
+        return run_experts(
+            module,
+            plain,
+            (*args, *kwargs.values()),
+            masks=state.site_masks,
+            recorded=state.recorded,
+            recording=state.recording,
+            rows=len(state.batch.clean),
+            watch=None if state.watch is None else partial(state.watch, index, EXPERT),
+        )
 
     def _at_input(self, index: int, site: str, _module: nn.Module, args: tuple) -> tuple | None:
         value = self._at_site(index, site, args[0])

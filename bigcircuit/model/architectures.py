@@ -5,7 +5,7 @@ side by side, a dense MLP or experts. Widths and units are read from the modules
 word, and a new name of a projection one more name.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from bigcircuit.model.granularity import ATTENTION, EXPERT, MLP
 
@@ -26,7 +26,7 @@ LAYERS = (
 )
 """Paths of the list of decoder layers, relative to the model."""
 
-NAMES: dict[str, tuple[str, ...]] = {
+PROJECTIONS: dict[str, tuple[str, ...]] = {
     ATTENTION: (
         "self_attn.o_proj",
         "self_attn.o_proj.linear",
@@ -103,7 +103,8 @@ LATENT = ("q_b_proj", "kv_b_proj")
 """Projections of multi-head latent attention that have rows of their own for each head."""
 
 
-class Architecture(NamedTuple):
+@dataclass(frozen=True)
+class Architecture:
     """What is known about a model type that works."""
 
     kind: str
@@ -175,6 +176,7 @@ _KINDS = {
     "a model whose memory cannot be predicted (hyper-connections and n-grams)": "qwen4_exp_text",
     "an encoder": "cpmant prophetnet reformer xlm xlnet xmod",
     "a drafter that reads the states of another model": "gemma4_assistant gemma4_unified_assistant",
+    "a captioner that needs images": "git",
     "a decoder of sound that needs an encoder": "musicgen musicgen_melody",
 }
 REFUSED: dict[str, str] = {name: kind for kind, names in _KINDS.items() for name in names.split()}

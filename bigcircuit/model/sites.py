@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bigcircuit.errors import UserError
-from bigcircuit.model.architectures import ARCHITECTURES, LATENT, LAYERS, NAMES, RECURRENT, REFUSED, Architecture
+from bigcircuit.model.architectures import ARCHITECTURES, LATENT, LAYERS, PROJECTIONS, RECURRENT, REFUSED, Architecture
 from bigcircuit.model.granularity import ATTENTION, EXPERT, MIXER, MLP, LayerShape
 
 
@@ -122,7 +122,7 @@ def _layers_of(model: Any) -> tuple[str, Any]:
 
 def _layer(module: nn.Module, where: str, config: Any) -> Layer:
     sites: dict[str, nn.Module] = {}
-    for kind, names in NAMES.items():
+    for kind, names in PROJECTIONS.items():
         for name in names:
             found = _at(module, name)
             if not isinstance(found, nn.Module) or (kind == EXPERT) == (in_features(found) > 0):

@@ -6,7 +6,9 @@ from typing import Any
 from bigcircuit.config.load import override
 from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
-from bigcircuit.model.granularity import COUNTED, LEAVES, counted_sites, finest
+from bigcircuit.forward import expert_neurons
+from bigcircuit.model.granularity import COUNTED, EXPERT, LEAVES, counted_sites, finest
+from bigcircuit.model.sites import FrozenModel
 
 
 def count_targets(members: Sequence[Config], nodes: Mapping[str, int]) -> tuple[Config, ...]:
@@ -26,6 +28,15 @@ def count_targets(members: Sequence[Config], nodes: Mapping[str, int]) -> tuple[
         counted.append(override(member, counts, "target") if counts else member)
     check_targets(counted, nodes)
     return tuple(counted)
+
+
+def check_expert_neurons(members: Sequence[Config], frozen: FrozenModel) -> None:
+    """Check that the experts of a model have neurons that can be closed, if they get gates. Raises UserError."""
+    if not any("expert_neuron" in member.gates.granularities for member in members):
+        return
+    for layer in frozen.layers:
+        if EXPERT in layer.sites and (why := expert_neurons.refusal(layer.sites[EXPERT])):
+            raise UserError(f"gates.granularities has expert_neuron, and {why}; use expert in its place")
 
 
 def _left(member: Config, there: list[str]) -> list[str]:
