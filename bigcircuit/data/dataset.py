@@ -6,11 +6,12 @@ import random
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from bigcircuit.config.own_code import is_reference
 from bigcircuit.config.schema import Config, TaskConfig
-from bigcircuit.data.builders import BUILDERS
+from bigcircuit.data.builders import BUILDERS, find_builder
 from bigcircuit.data.notes import notes, with_leading_space
 from bigcircuit.data.pair import Example, Pair
-from bigcircuit.data.readers.read import read_pairs
+from bigcircuit.data.readers.read import pairs_of_rows, read_pairs
 from bigcircuit.data.splits import split
 from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.errors import UserError
@@ -68,7 +69,7 @@ def load_ablation_data(config: Config, tokenizer: Any | None, hf_config: Any) ->
     name = config.ablation.data
     if name is None:
         return None
-    where = {"name": name, "path": None} if name in BUILDERS else {"name": "pairs", "path": name}
+    where = {"name": name, "path": None} if name in BUILDERS or is_reference(name) else {"name": "pairs", "path": name}
     task = config.task.model_copy(update={**where, "format": None, "columns": {}})
     try:
         pairs = make_pairs(task, tokenizer)
@@ -123,10 +124,11 @@ def make_pairs(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
         assert task.path is not None
         pairs = read_pairs(task.path, task.format, task.columns)
         return list(map(with_leading_space, pairs)) if task.leading_space == "add" else pairs
-    if task.name not in BUILDERS:
+    builder = find_builder(task.name)
+    if builder is None:
         raise UserError(f"task.name {task.name!r} is not a task; known: pairs, {', '.join(sorted(BUILDERS))}")
-    if tokenizer is None:
+    if tokenizer is None and task.name in BUILDERS:
         raise UserError(
             f"task.name {task.name} needs a tokenizer, and the model has none; use a pair file with token ids"
         )
-    return BUILDERS[task.name](tokenizer, task.size, random.Random(task.seed))
+    return pairs_of_rows(task.name, builder(tokenizer, task.size, random.Random(task.seed)))

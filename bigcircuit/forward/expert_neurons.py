@@ -92,7 +92,7 @@ def masked_neurons(
     experts: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    """Run the experts of P members under masks of their neurons, [P, R or 1, E * F]; one call a member, as in `experts.masked`."""
+    """Run the experts of P members under masks of their neurons, [P, R or 1, E * F]; one call a member, as in `masked_experts`."""
     outputs = []
     for mask, *part in zip(masks, *(t.chunk(len(masks)) for t in (hidden, experts, weights)), strict=True):
         x, own, weight = part

@@ -47,7 +47,7 @@ def run_experts(
         closed = recorded.get(EXPERT_NEURON)
         output = expert_neurons.masked_neurons(module, plain, masks[EXPERT_NEURON], rows, closed, flat, chosen, weights)
     else:
-        output = experts.masked(plain, masks[EXPERT], rows, recorded.get(EXPERT), flat, chosen, weights)
+        output = experts.masked_experts(plain, masks[EXPERT], rows, recorded.get(EXPERT), flat, chosen, weights)
     return output.view_as(hidden)
 
 

@@ -58,7 +58,7 @@ def by_expert(plain: Forward, hidden: Tensor, experts: Tensor, weights: Tensor) 
     return Added(values.view(*experts.shape, -1), experts)
 
 
-def masked(
+def masked_experts(
     plain: Forward, masks: Tensor, rows: int, closed: Added | None, hidden: Tensor, experts: Tensor, weights: Tensor
 ) -> Tensor:
     """Run the experts of P members under masks, [P, R or 1, E]. closed: what closed experts add, the same for all members."""

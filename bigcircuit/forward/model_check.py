@@ -23,7 +23,8 @@ from bigcircuit.errors import UserError
 from bigcircuit.forward.streams import MaskSource, Streams
 from bigcircuit.model.architectures import FUSED, KEYS, LATENT, QUERIES, VALUES
 from bigcircuit.model.granularity import EXPERT, MLP_OUTPUT, SITE_WIDTH, sites_of
-from bigcircuit.model.sites import FrozenModel, in_features
+from bigcircuit.model.paths import in_features
+from bigcircuit.model.sites import FrozenModel
 from bigcircuit.model.zero3 import gathered
 
 _TOKENS = 8

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 ArgumentShapes = dict[tuple, tuple[int, ...]]
 """Layer, name of an argument and keys within it -> shape."""
@@ -30,6 +32,32 @@ class Rows(NamedTuple):
     """P * R rows of the masked stream; they come first."""
     corrupted: int
     """R rows of the corrupted stream, 0 without one."""
+
+
+class TokenRows(NamedTuple):
+    """The tokens of a pass of which all logits are computed; fields as in Batch, with as many examples as rows."""
+
+    clean: Tensor
+    """Token ids [R, T], or input embeddings [R, T, D]."""
+    position_ids: Tensor
+    ids: Tensor
+    example_of_row: Tensor
+
+
+class FewTokens(NamedTuple):
+    """Tokens of a small pass that shows where arguments have their rows; fields as in Batch."""
+
+    clean: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+
+
+def few_tokens(rows: int, device: torch.device) -> FewTokens:
+    """Make so many rows of four tokens, one of them padding, so that masks are made."""
+    tokens = torch.ones(rows, 4, dtype=torch.long, device=device)
+    mask = torch.ones_like(tokens)
+    mask[0, -1] = 0
+    return FewTokens(tokens, mask, torch.arange(4, device=device).repeat(rows, 1))
 
 
 def named_arguments(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,9 +111,15 @@ def _likely(value: Tensor, total: int) -> int:
 class Division:
     """Divides arguments between the streams of one pass."""
 
-    def __init__(self, rows: Rows, places: Mapping[tuple, int | None]) -> None:
-        """places: as found, for arguments whose names do not tell."""
-        self._rows, self._places = rows, places
+    def __init__(
+        self,
+        rows: Rows,
+        places: Mapping[tuple, int | None],
+        other_cache: Callable[[Cache], Cache] | None = None,
+    ) -> None:
+        """places: as found, for arguments whose names do not tell. other_cache: function of a KV cache that gives that of the
+        corrupted rows; without one it is the same."""
+        self._rows, self._places, self._other_cache = rows, places, other_cache
         self._returned: dict[int, tuple[Tensor, Tensor]] = {}
         """id of a tensor that a layer returned beside its hidden state -> this of the masked stream, and that of the other."""
         self._shared: dict[int, tuple[Any, dict[str, Any]]] = {}
@@ -107,6 +141,8 @@ class Division:
                 }
                 self._shared[id(value)] = value, copies
             return self._shared[id(value)][1][stream]
+        if isinstance(value, Cache) and self._other_cache is not None and stream == "corrupted":
+            return self._other_cache(value)
         return value
 
     def note_returned(self, masked: Any, corrupted: Any) -> None:

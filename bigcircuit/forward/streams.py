@@ -10,7 +10,7 @@ ArgumentShapes: P members, R rows of a batch, T tokens, S scored positions, n wi
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,13 +20,24 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
-from bigcircuit.ablation.ablation import Ablation, Tokens
+from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.data.collate import Batch
 from bigcircuit.forward import experts
 from bigcircuit.forward.corrupted import Corrupted, PrefixCache, RecordedBatch, RecordingCache
 from bigcircuit.forward.expert_pass import run_experts
 from bigcircuit.forward.interpolate import Interpolate
-from bigcircuit.forward.rows import ArgumentShapes, Division, Rows, named_arguments, note_shapes, places_of_rows
+from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, tokens_of
+from bigcircuit.forward.rows import (
+    ArgumentShapes,
+    Division,
+    FewTokens,
+    Rows,
+    TokenRows,
+    few_tokens,
+    named_arguments,
+    note_shapes,
+    places_of_rows,
+)
 from bigcircuit.model.granularity import EXPERT, EXPERT_NEURON, MLP, MLP_OUTPUT
 from bigcircuit.model.sites import FrozenModel
 
@@ -34,8 +45,6 @@ SiteMasks = dict[str, Tensor]
 """Effective masks of one layer by site, each [P, R or 1, n]; an absent site is open."""
 MaskSource = Callable[[int], SiteMasks]
 """Layer index -> its effective masks. Called again when a layer is recomputed, and must return the same masks."""
-_FEW = 4
-"""Tokens of the small passes that show where arguments have their rows."""
 Watcher = Callable[[int, str, Tensor], None]
 """Callback with layer index, site and activations [R, T, n]; must not keep a reference to the activations."""
 
@@ -47,7 +56,7 @@ class _Pass:
     store: activations of the corrupted run, for a pass over the suffix. shapes: where those of arguments are noted.
     """
 
-    batch: Batch
+    batch: Batch | TokenRows | FewTokens
     masks: MaskSource | None
     members: int
     rows: Rows
@@ -179,40 +188,55 @@ class Streams:
         rows, division = Rows(len(tokens), 0), None
         if self.corrupted_stream:
             rows = Rows(len(tokens), len(batch.corrupted))
-            tokens, division = torch.cat([tokens, batch.corrupted]), Division(rows, self._places(batch))
+            tokens, division = torch.cat([tokens, batch.corrupted]), Division(rows, self.places())
         state = _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation, division=division)
         return self._forward(state, tokens)
 
-    def _places(self, batch: Batch) -> dict[tuple, int | None]:
-        """Find, once for a model, where arguments have their rows whose names do not tell: by passes with 2 and 3 rows."""
+    def places(self) -> dict[tuple, int | None]:
+        """Find where arguments have their rows whose names do not tell: once for a model, by passes with 2 and 3 rows."""
         model = self.frozen.model
-        if model not in _PLACES and not batch.clean.is_meta:
-            two = self._shapes(batch, 2)
-            _PLACES[model] = places_of_rows(two, self._shapes(batch, 3)) if two else {}
+        if model not in _PLACES and self.frozen.device.type != "meta":
+            two = self._shapes(2)
+            _PLACES[model] = places_of_rows(two, self._shapes(3)) if two else {}
         return _PLACES.get(model, {})
 
-    def _shapes(self, batch: Batch, rows: int) -> ArgumentShapes:
+    def _shapes(self, rows: int) -> ArgumentShapes:
         """Run a few tokens in so many rows, and note the shapes of arguments whose names do not tell where they have rows."""
-        tokens, shapes = batch.clean[:1, :_FEW].repeat(rows, 1), ArgumentShapes()
-        mask = torch.ones_like(tokens)
-        mask[0, -1] = 0  # so that masks are made
-        places = torch.arange(tokens.shape[1], device=tokens.device).repeat(rows, 1)
-        small = batch._replace(clean=tokens, attention_mask=mask, position_ids=places)
+        few, shapes = few_tokens(rows, self.frozen.device), ArgumentShapes()
+        state = _Pass(batch=few, masks=None, members=1, rows=Rows(rows, 0), ablation=self.ablation, shapes=shapes)
         with torch.no_grad():
-            self._forward(replace(self._plain(small), shapes=shapes), tokens)
+            self._forward(state, few.clean)
         return shapes
+
+    def masking(
+        self,
+        batch: TokenRows,
+        masks: MaskSource,
+        corrupted: int = 0,
+        other_cache: Callable[[Cache], Cache] | None = None,
+    ) -> AbstractContextManager[None]:
+        """Mask passes that are not made here, such as those of `generate`, inside a context; all logits are computed.
+
+        batch: rows, positions and examples of the pass. corrupted: number of corrupted rows, which come last in what the model is
+        called with. other_cache: function of the KV cache of the pass that gives the one of its corrupted rows.
+        """
+        rows = Rows(len(batch.clean), corrupted)
+        division = Division(rows, _PLACES.get(self.frozen.model, {}), other_cache) if corrupted else None
+        state = _Pass(batch=batch, masks=masks, members=1, rows=rows, ablation=self.ablation, division=division)
+        return self._during(state)
 
     def _forward(self, state: _Pass, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Run the model on tokens of all rows, the last columns of the batch or all. cache: of ours, which keeps no state."""
         assert self._undo, "enter the context manager first"
+        assert not isinstance(state.batch, TokenRows)
         copies = len(tokens) // len(state.batch.clean)
         positions = state.batch.position_ids
         with self._during(state):
             # use_cache=False is vital: with a cache the second stream attends to the keys of the first one, silently.
             output = self.frozen.model(
                 input_ids=tokens,
-                attention_mask=_repeat(_of_queries(state.batch.attention_mask, tokens.shape[1]), copies),
-                position_ids=None if positions is None else _repeat(positions[:, -tokens.shape[1] :], copies),
+                attention_mask=repeat_rows(of_queries(state.batch.attention_mask, tokens.shape[1]), copies),
+                position_ids=None if positions is None else repeat_rows(positions[:, -tokens.shape[1] :], copies),
                 past_key_values=cache,
                 use_cache=False,
             )
@@ -252,7 +276,7 @@ class Streams:
             and self.frozen.architecture.needs_all_rows
             and index == len(self.frozen.layers) - 1
         ):
-            whole = torch.cat([_hidden(output), state.corrupted])
+            whole = torch.cat([hidden_of(output), state.corrupted])
             return (whole, *output[1:]) if isinstance(output, (tuple, list)) else whole
         return output
 
@@ -280,7 +304,7 @@ class Streams:
             if corrupted is not None:
                 with torch.no_grad(), _recording(state):
                     other = plain(corrupted, **self._side(state, index, "corrupted", args, kwargs))
-                corrupted = _hidden(other)
+                corrupted = hidden_of(other)
             output = plain(masked, **self._side(state, index, "masked", args, kwargs))
             if corrupted is not None and state.division is not None:
                 state.division.note_returned(output, other)
@@ -343,18 +367,15 @@ class Streams:
         elif state.rows.corrupted:
             ablated = state.recorded[site].reshape(1, rows, -1, width)
         else:
-            ablated = state.ablation.at(site, index, width, _tokens(state.batch))
+            ablated = state.ablation.at(site, index, width, tokens_of(state.batch))
         return Interpolate.apply(masked, ablated, state.site_masks[site].unsqueeze(2)).reshape(value.shape)
 
     def _at_head(self, _module: nn.Module, args: tuple) -> tuple | None:
         """Keep only the scored positions before the vocabulary projection: [P * R, T, D] -> [P, S, D]."""
         state = self._pass
-        if state is None:
+        if state is None or not isinstance(state.batch, Batch):
             return None
-        if state.shapes is not None:
-            return None
-        rows = state.members * len(state.batch.clean)
-        hidden = args[0][:rows].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
+        hidden = args[0][: state.rows.masked].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
         positions = state.batch.score_position - (0 if state.store is None else state.store.cut)
         return (hidden[:, state.batch.score_row, positions], *args[1:])
 
@@ -373,26 +394,6 @@ def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
         del module.forward
     else:
         module.forward = forward  # of Streams entered before these
-
-
-def _tokens(batch: Batch) -> Tokens:
-    positions = batch.position_ids
-    if positions is None:
-        positions = torch.arange(batch.clean.shape[1], device=batch.clean.device).unsqueeze(0)
-    return Tokens(positions, batch.ids[batch.example_of_row])
-
-
-def _of_queries(mask: Tensor | None, queries: int) -> Tensor | None:
-    """Cut a finished mask, [R, 1, queries, keys], to its last queries; others are [R, keys]."""
-    return mask[:, :, -queries:] if mask is not None and mask.ndim == 4 else mask
-
-
-def _repeat(tensor: Tensor | None, copies: int) -> Tensor | None:
-    return None if tensor is None else tensor.repeat(copies, *[1] * (tensor.ndim - 1))
-
-
-def _hidden(output: Any) -> Tensor:
-    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 _PLACES: WeakKeyDictionary[Any, dict[tuple, int | None]] = WeakKeyDictionary()

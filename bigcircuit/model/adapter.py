@@ -28,6 +28,18 @@ def adapt(model: Any, adapter: str) -> AdaptedModel:
     adapter: folder or hub id. Raises UserError if the adapter cannot be opened, is stored as a pickle, adds virtual tokens,
     lacks tensors that its config asks for, or has them in other shapes.
     """
+    adapted, unused = _put_on(model, adapter)
+    return AdaptedModel(adapted.get_base_model(), unused)
+
+
+def merged(model: Any, adapter: str) -> Any:
+    """Add an adapter to the weights of a model, and return the model without adapter modules. Raises UserError like `adapt`."""
+    with explain_library_errors(f"model.adapter {adapter}: cannot be merged", None, "merge it with peft first"):
+        return _put_on(model, adapter)[0].merge_and_unload()
+
+
+def _put_on(model: Any, adapter: str) -> tuple[Any, tuple[str, ...]]:
+    """Wrap a model in peft's model, and list the adapter's tensors that have no place in it."""
     from peft import PeftConfig, PeftModel
 
     subject = f"model.adapter {adapter}"
@@ -55,7 +67,7 @@ def adapt(model: Any, adapter: str) -> AdaptedModel:
             f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which {ADAPTER_CONFIG} asks for; "
             "copy both files again"
         )
-    return AdaptedModel(adapted.get_base_model(), tuple(sorted(found.unexpected_keys)))
+    return adapted, tuple(sorted(found.unexpected_keys))
 
 
 def _check_readable(adapter: str, folder: Path | None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bigcircuit.model.granularity import ATTENTION, EXPERT, MLP
 
-LAYERS = (
+LAYERS = [
     "model.layers",
     "model.language_model.layers",
     "model.decoder.layers",
@@ -23,11 +23,11 @@ LAYERS = (
     "cpmant.encoder.layers",
     "encoder.layer",
     "git.encoder.layer",
-)
+]
 """Paths of the list of decoder layers, relative to the model."""
 
-PROJECTIONS: dict[str, tuple[str, ...]] = {
-    ATTENTION: (
+PROJECTIONS: dict[str, list[str]] = {
+    ATTENTION: [
         "self_attn.o_proj",
         "self_attn.o_proj.linear",
         "self_attn.o_b_proj",
@@ -54,8 +54,8 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
         "temporal_block.o_proj",
         "temporal_block.linear_out",
         "mlstm_layer.out_proj",
-    ),
-    MLP: (
+    ],
+    MLP: [
         "mlp.down_proj",
         "mlp.c_proj",
         "mlp.dense_4h_to_h",
@@ -82,15 +82,15 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
         "mixer.shared_experts.down_proj",
         "feed_forward.shared_expert.down_proj",
         "feed_forward.shared_experts.down_proj",
-    ),
-    EXPERT: (
+    ],
+    EXPERT: [
         "mlp.experts",
         "block_sparse_moe.experts",
         "feed_forward.experts",
         "mixer.experts",
         "moe.experts",
         "experts",
-    ),
+    ],
 }
 """Site -> paths of its projection, or of the module of all experts, relative to a layer. An output projection listed for attention
 belongs to a mixer where its module has one of the parts in RECURRENT."""

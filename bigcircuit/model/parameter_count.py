@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from bigcircuit.model.architectures import FUSED, KEYS, LATENT, QUERIES, VALUES
 from bigcircuit.model.granularity import ATTENTION, EXPERT, LEAVES, MIXER, MLP, SITE_WIDTH
-from bigcircuit.model.sites import FrozenModel, Layer, in_features, out_features
+from bigcircuit.model.paths import in_features, inputs_of_mlp, out_features
+from bigcircuit.model.sites import FrozenModel, Layer
 from bigcircuit.model.zero3 import numel
 
 
@@ -116,9 +117,8 @@ def _projections(owner: nn.Module) -> Iterator[tuple[str, int, int]]:
 
 def mlp_inputs(layer: Layer) -> list[nn.Module]:
     """List the projections that compute the MLP neurons of a layer: (up,), (gate, up) or the one that computes both."""
-    owner, down, width = layer.owner(MLP), layer.sites[MLP], layer.shape.intermediate
-    inputs = [module for module in owner.children() if in_features(module) == layer.shape.hidden and module is not down]
-    return [module for module in inputs if out_features(module) in (width, 2 * width)]
+    modules = dict(layer.module.named_modules())
+    return inputs_of_mlp(modules, next(name for name, module in modules.items() if module is layer.sites[MLP]))
 
 
 def _size(module: nn.Module) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 from bigcircuit.errors import UserError
 from bigcircuit.model.architectures import ARCHITECTURES, LATENT, LAYERS, PROJECTIONS, RECURRENT, REFUSED, Architecture
 from bigcircuit.model.granularity import ATTENTION, EXPERT, MIXER, MLP, LayerShape
+from bigcircuit.model.paths import ModulePaths, in_features, module_paths, out_features
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,16 @@ class FrozenModel:
         """Free the weights that ZeRO-3 gathered for a backward pass and still holds; to be called after each backward pass."""
         if self.engine is not None:
             self.engine.optimizer.release_backward_leftovers()
+
+    @property
+    def paths(self) -> ModulePaths:
+        """Paths of the projections of a dense model. Raises UserError for a model with layers of other sites."""
+        if any(layer.sites.keys() != {ATTENTION, MLP} for layer in self.layers):
+            raise UserError(
+                f"a model of this kind ({self.architecture.kind}) cannot be exported: its layers are no attention and MLP"
+            )
+        layer = self.layers[0]
+        return module_paths(self.path, layer.module, layer.attention, layer.mlp)
 
     @property
     def shapes(self) -> tuple[LayerShape, ...]:
@@ -211,17 +222,6 @@ def expert_sizes(experts: Any) -> tuple[int, int]:
     count, first, second = getattr(weight, "ds_shape", weight.shape)
     by_rows = getattr(experts, "is_transposed", not hasattr(experts, "is_concatenated"))
     return count, first if by_rows else second
-
-
-def in_features(projection: Any) -> int:
-    """Return the input width of a projection: a Linear, an adapted Linear, or GPT-2's Conv1D (`nx`); 0 for other modules."""
-    found = getattr(projection, "in_features", None) or getattr(projection, "nx", 0)
-    return found if isinstance(found, int) else 0
-
-
-def out_features(projection: Any) -> int:
-    """Return the output width of a projection; in GPT-2's Conv1D `nf`."""
-    return getattr(projection, "out_features", None) or projection.nf
 
 
 def _at(module: Any, path: str) -> Any:

@@ -68,8 +68,8 @@ def test_gates_of_experts(module):
     assert torch.allclose(closed.together(), module(*corrupted), atol=1e-5)
     width = module.down_proj.shape[1 if module.is_transposed else 2]
     expected = by_hand(module, masked, corrupted, gates[0].unsqueeze(-1).expand(-1, -1, width))
-    assert torch.allclose(experts.masked(module, gates, ROWS, closed, *masked), expected, atol=1e-5)
-    assert torch.equal(experts.masked(module, torch.ones(1, 1, COUNT), ROWS, closed, *masked), module(*masked))
+    assert torch.allclose(experts.masked_experts(module, gates, ROWS, closed, *masked), expected, atol=1e-5)
+    assert torch.equal(experts.masked_experts(module, torch.ones(1, 1, COUNT), ROWS, closed, *masked), module(*masked))
     norms = closed.norms(ROWS, COUNT)
     assert norms.shape == (ROWS, TOKENS, COUNT) and (norms > 0).sum() == ROWS * TOKENS * CHOSEN
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from bigcircuit.config.own_code import entry_point, is_reference, load_function
 from bigcircuit.data.pair import Pair
 
 Builder = Callable[[Any, int, random.Random], list[Pair]]
@@ -25,3 +26,19 @@ def _registry() -> dict[str, Builder]:
 
 BUILDERS = _registry()
 """Name of a task -> its builder."""
+ENTRY_POINTS = "bigcircuit.tasks"
+"""Group of entry points in which packages declare task builders of their own."""
+
+
+def find_builder(name: str) -> Callable[..., Any] | None:
+    """Return the builder of a task: of this folder, of an installed package, or a function `module:function`; None if unknown.
+
+    Builders from elsewhere may return mappings with the columns of a pair file in place of pairs. Raises UserError for a module
+    that is not allowed, see config/own_code.py.
+    """
+    if name in BUILDERS:
+        return BUILDERS[name]
+    if is_reference(name):
+        return load_function(name, "task.name")
+    found = entry_point(ENTRY_POINTS, name)
+    return None if found is None else found.load()
