@@ -25,7 +25,7 @@ from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.data.collate import Batch, collate
 from bigcircuit.data.pair import Example
 from bigcircuit.errors import UserError
-from bigcircuit.forward.model_check import check_model
+from bigcircuit.forward.model_check import check_loaded_model
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import discretise
 from bigcircuit.model.architectures import ARCHITECTURES, REFUSED
@@ -176,7 +176,7 @@ def faults(frozen: FrozenModel) -> Iterator[str]:
                     yield f"{padding} padding, {len(values)} circuits: closed gates are not the model on corrupted prompts"
             if torch.allclose(clean, corrupted, atol=1e-3):
                 yield "the prompts make no difference"
-    check_model(frozen)
+    check_loaded_model(frozen)
     full = discretise({"block": torch.ones(len(frozen.shapes), 1)}, frozen.shapes, {})
     whole, nothing = (
         count_parameters(frozen, masks)

@@ -47,13 +47,11 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen weights and activations; gates are always float32."""
     weights: Literal["resident", "stream"] = "resident"
-    """Where the frozen weights are: `resident`: all of them in the memory of the device, on CPU mapped from their files; `stream`:
-    layers flow from their files through the device, once forward and once backward, for models larger than its memory."""
+    """`resident`: all frozen weights in the memory of the device, on CPU mapped from files; `stream`: layers flow through it."""
     adapter: str | None = None
     """Folder or hub id of a PEFT adapter to put on the model."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where passes run. `auto`: on GPUs where there are any, else on CPU; `cuda`: nothing runs without a GPU; `cpu`: GPUs are left
-    alone. `evaluate` takes it from the command line or `--config`, and not from the run."""
+    """`auto`: on GPUs where there are any, else on CPU; `cuda`: on GPUs only. `evaluate` does not take it from the run."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention implementation of transformers. `auto`: sdpa where the model has it, else eager; circuit files say which it was."""
     architecture: Literal["listed", "guess"] = "listed"

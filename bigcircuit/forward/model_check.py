@@ -37,7 +37,7 @@ _HALF, _HALF_ROUTED = 0.05, 0.3
 """Largest difference of logits, as a share of their size. In half precision a router may choose another of two equal experts."""
 
 
-def check_model(frozen: FrozenModel, *, brief: bool = False) -> None:
+def check_loaded_model(frozen: FrozenModel, *, brief: bool = False) -> None:
     """Run the checks. Every rank calls this function. Raises UserError, with the kind of the fault, for a model that fails one.
 
     brief: gradients of projections only, where each pass would read the weights from a disk.

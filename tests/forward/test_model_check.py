@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.models import build_tiny
 from bigcircuit.errors import UserError
-from bigcircuit.forward.model_check import check_model
+from bigcircuit.forward.model_check import check_loaded_model
 from bigcircuit.model.granularity import ATTENTION, EXPERT, MLP
 from bigcircuit.model.sites import find_sites
 from tests.helpers.tiny_models import TINY, tiny_model
@@ -27,7 +27,7 @@ def without(frozen, site):
 def test_a_sound_model_passes_and_is_left_as_it_was(dtype):
     frozen = tiny_model("llama", TINY)
     frozen.model.to(dtype)
-    check_model(frozen)
+    check_loaded_model(frozen)
     assert not any(p.requires_grad or p.grad is not None for p in frozen.model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in frozen.model.modules())
 
@@ -36,23 +36,23 @@ def test_a_sound_model_passes_and_is_left_as_it_was(dtype):
 def test_a_path_around_the_gates_is_found(name, site):
     frozen = find_sites(build_tiny(name))
     with pytest.raises(UserError, match="with all gates closed it is not the model on the corrupted|around the gates"):
-        check_model(without(frozen, site))
+        check_loaded_model(without(frozen, site))
 
 
 def test_a_path_that_moves_nothing_between_tokens_is_found_by_its_gradient():
     frozen = find_sites(build_tiny("gemma4_text"))
     with pytest.raises(UserError, match=r"per_layer_\w+.weight writes into the residual stream around the gates"):
-        check_model(replace(frozen, architecture=replace(frozen.architecture, always_open=())))
-    check_model(frozen)
+        check_loaded_model(replace(frozen, architecture=replace(frozen.architecture, always_open=())))
+    check_loaded_model(frozen)
 
 
 def test_an_encoder_is_found():
     model = build_tiny("bert")
     frozen = find_sites(model)
-    check_model(frozen)
+    check_loaded_model(frozen)
     model.config.is_decoder = False  # read in every pass
     with pytest.raises(UserError, match="its logits depend on later tokens"):
-        check_model(frozen)
+        check_loaded_model(frozen)
 
 
 class Detached(nn.Linear):
@@ -75,4 +75,4 @@ def test_wrong_gradients_are_found(kind, message):
     frozen = tiny_model("llama", TINY)
     frozen.layers[1].mlp.__class__ = kind
     with pytest.raises(UserError, match=rf"layers.1.mlp.down_proj \({kind.__name__}\) {message}|of model.layers.1.mlp"):
-        check_model(frozen, brief=True)
+        check_loaded_model(frozen, brief=True)
