@@ -127,11 +127,6 @@ class Moments(NamedTuple):
         unit is at least a tenth of the root mean square of the layer.
         """
         mean, deviation = self.mean[site][:, -1], self.deviation[site]
-        widths = torch.tensor([SITE_WIDTH[site](shape) for shape in shapes], device=mean.device)
+        widths = torch.tensor([max(SITE_WIDTH[site](shape), 1) for shape in shapes], device=mean.device)
         power = (mean.square() + deviation.square()).sum(1, keepdim=True) / widths.unsqueeze(1)
         return mean, torch.maximum(deviation, 0.1 * power.sqrt())
-
-
-def widest(shapes: Sequence[LayerShape], site: str) -> int:
-    """Width of a site in the layer where it is widest."""
-    return max(SITE_WIDTH[site](shape) for shape in shapes)

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.attribution.mask_gradients import integrated_gradients, mask_gradients, zeros
 from bigcircuit.attribution.node_scores import NodeScores, aggregate, node_scores
 from bigcircuit.data.collate import Batch
@@ -24,10 +23,19 @@ from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.logit_metrics import contrast
-from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT
+from bigcircuit.model.granularity import (
+    EVERYWHERE,
+    EXPERT,
+    EXPERT_NEURON,
+    GRANULARITIES,
+    LEAVES,
+    MLP,
+    MLP_OUTPUT,
+    granularities_of,
+    sites_of,
+)
 from bigcircuit.model.zero3 import gathered
 
-_SITES = (ATTENTION, MLP, MLP_OUTPUT)
 _ROWS = 1024
 """Rows of the identity that pass a projection at once."""
 
@@ -76,8 +84,9 @@ def _gradients_at_full(
 
     measure: as for `mask_gradients`; each: function of the gradients of one granularity, [B, n] -> [B, n].
     """
-    sites = [site for site in _SITES if streams.ablation.covers(site)]
-    total = {name: zeros(streams, name) for name in _closable(streams.ablation)}
+    scored = sites_of(streams.frozen.shapes, (LEAVES[MLP_OUTPUT],))
+    sites = [site for site in scored if streams.ablation.covers(site)]
+    total = {name: zeros(streams, name) for name in _closable(streams)}
     phase = "gradients at the full model"
     for micro_batch, gradients in mask_gradients(streams, examples, micro_batches, measure, [1.0], sites, phase=phase):
         nodes = aggregate(gradients, streams.frozen.shapes, lambda neurons: neurons.double().sum(-1))
@@ -88,9 +97,11 @@ def _gradients_at_full(
     return node_scores(total)
 
 
-def _closable(ablation: Ablation) -> list[str]:
-    """List the granularities whose nodes the ablation can close."""
-    return [name for name, granularity in GRANULARITIES.items() if any(map(ablation.covers, granularity.sites))]
+def _closable(streams: Streams) -> list[str]:
+    """List the granularities of the model whose nodes the ablation can close, but for neurons of experts."""
+    names = [name for name in GRANULARITIES if name != LEAVES[EXPERT_NEURON]]
+    covers = streams.ablation.covers
+    return [n for n in granularities_of(streams.frozen.shapes, names) if any(map(covers, GRANULARITIES[n].sites))]
 
 
 def by_activation_magnitude(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> NodeScores:
@@ -100,20 +111,23 @@ def by_activation_magnitude(streams: Streams, examples: Sequence[Example], micro
     of the clean prompts; for a neuron this is the RMS of its activation times the norm of its column. Independent of the ablation.
     """
     squares = _mean_squares(streams, examples, micro_batches)
-    written: dict[str, list[Tensor]] = {ATTENTION: [], MLP: [], MLP_OUTPUT: []}
+    written: dict[str, list[Tensor]] = {site: [] for site in (*squares, MLP_OUTPUT)}
     for index, layer in enumerate(streams.frozen.layers):
-        written[ATTENTION].append(_written(streams, layer.attention, squares[ATTENTION][index])[0])
-        by_neuron, by_output = _written(streams, layer.mlp, squares[MLP][index])
-        written[MLP].append(by_neuron)
-        written[MLP_OUTPUT].append(by_output)
+        for site, layers in squares.items():
+            by_neuron, by_output = layers[index], layers[index][:0]
+            if site in layer.sites and site != EXPERT:  # what experts add is measured behind their weights
+                by_neuron, by_output = _written(streams, layer.sites[site], layers[index])
+            written[site].append(by_neuron)
+            if site == MLP:
+                written[MLP_OUTPUT].append(by_output)
     return node_scores(aggregate(written, streams.frozen.shapes, lambda neurons: neurons.sum(-1).sqrt()))
 
 
 def _mean_squares(
     streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches
 ) -> dict[str, list[Tensor]]:
-    """Average the squared inputs of both projections over tokens: float64 [w] by site and layer."""
-    total = {site: zeros(streams, LEAVES[site]) for site in (ATTENTION, MLP)}
+    """Average the squared inputs of the projections over tokens, and of what experts add: float64 [w] by site and layer."""
+    total = {site: zeros(streams, LEAVES[site]) for site in sites_of(streams.frozen.shapes, ())}
     tokens = torch.zeros(1, dtype=torch.float64, device=streams.frozen.device)
     for micro_batch in micro_batches.iterate(examples, full=False, phase="activation magnitudes"):
         micro_batches.ranks.stop_if_requested()
@@ -161,6 +175,7 @@ def by_chance(streams: Streams, _: Sequence[Example], __: MicroBatches, *, seed:
     return node_scores({
         name: [torch.rand(granularity.width(shape), generator=generator) for shape in streams.frozen.shapes]
         for name, granularity in GRANULARITIES.items()
+        if name in _closable(streams) or name in EVERYWHERE
     })  # fmt: skip
 
 
@@ -185,7 +200,7 @@ class Baseline(NamedTuple):
         Nodes that the ablation cannot close have no scores: circuits of the best of them could not be run.
         """
         seeds = [{"seed": seed} for seed in range(draws)] if self.is_random else [{}]
-        closable = set(_closable(streams.ablation))
+        closable = set(_closable(streams))
         return [
             {name: values for name, values in scores.items() if name in closable}
             for scores in (self.score(streams, examples, micro_batches, **seed) for seed in seeds)

@@ -15,7 +15,7 @@ from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.logit_metrics import kl_divergence
-from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, SITE_WIDTH
+from bigcircuit.model.granularity import GRANULARITIES, LEAVES, SITE_WIDTH, sites_of
 
 Measure = Callable[[Tensor, Tensor, Batch], Tensor]
 """Reference logits [S, V], logits [1, S, V] and their batch -> a number an example, [1, B]."""
@@ -27,7 +27,7 @@ def mask_gradients(
     micro_batches: MicroBatches,
     measure: Measure,
     openings: Sequence[float],
-    sites: Sequence[str] = (ATTENTION, MLP),
+    sites: Sequence[str],
     *,
     phase: str,
 ) -> Iterator[tuple[MicroBatch, dict[str, list[Tensor]]]]:
@@ -37,12 +37,12 @@ def mask_gradients(
     shown. Yields site -> one tensor [B, w] a layer.
     """
     shapes, device = streams.frozen.shapes, streams.frozen.device
-    divided = micro_batches.aligned() if streams.corrupted_stream else micro_batches
+    divided = micro_batches.aligned() if streams.over_suffix else micro_batches
     with micro_batches.progress.phase(phase, micro_batches.count(len(examples)) * len(openings)) as passes:
         for micro_batch in divided.iterate(examples, full=False):
             micro_batches.ranks.stop_if_requested()
             reference = streams.reference(micro_batch.batch)
-            corrupted = streams.record(micro_batch.batch, sites) if streams.corrupted_stream else None
+            corrupted = streams.record(micro_batch.batch, sites) if streams.over_suffix else None
             for opening in openings:
                 masks = {
                     site: [
@@ -55,7 +55,9 @@ def mask_gradients(
                 }
                 logits = streams.masked(micro_batch.batch, _source(masks), 1, corrupted)
                 loss = measure(reference, logits, micro_batch.batch).sum()
-                found = iter(torch.autograd.grad(loss, [mask for layers in masks.values() for mask in layers]))
+                leaves = [mask for layers in masks.values() for mask in layers]
+                # Layers without a site have masks of no neurons, which nothing depends on.
+                found = iter(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
                 streams.frozen.release_gathered()
                 yield micro_batch, {site: [next(found)[0] for _ in layers] for site, layers in masks.items()}
                 passes.advance()
@@ -74,8 +76,11 @@ def integrated_gradients(
     masks go from 0 (everything ablated) to 1 (the full model) together. Units: nats a neuron, summing to the KL at 0.
     """
     openings = [(point + 0.5) / points for point in range(points)]
-    total = {site: zeros(streams, LEAVES[site]) for site in (ATTENTION, MLP)}
-    found = mask_gradients(streams, examples, micro_batches, kl_divergence, openings, phase="integrated gradients")
+    sites = sites_of(streams.frozen.shapes, ())
+    total = {site: zeros(streams, LEAVES[site]) for site in sites}
+    found = mask_gradients(
+        streams, examples, micro_batches, kl_divergence, openings, sites, phase="integrated gradients"
+    )
     for micro_batch, gradients in found:
         for site, layers in gradients.items():
             for sums, gradient in zip(total[site], layers, strict=True):

@@ -8,7 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT, SITE_WIDTH, LayerShape, fold
+from bigcircuit.model.granularity import (
+    COUNTED,
+    GRANULARITIES,
+    LEAVES,
+    MLP_OUTPUT,
+    SITE_WIDTH,
+    LayerShape,
+    fold,
+    granularities_of,
+    sites_of,
+)
 
 NodeScores = dict[str, Tensor]
 """Granularity -> float32 [L, n], higher is more important; rows of narrower layers are padded with 0."""
@@ -16,8 +26,8 @@ NodeScores = dict[str, Tensor]
 SiteRows = Mapping[str, Sequence[Tensor]]
 """Site -> one tensor [..., w] a layer."""
 
-LEVELS = {"neuron": (LEAVES[ATTENTION], LEAVES[MLP])} | {name: (name,) for name in GRANULARITIES}
-"""What can be ranked: `neuron` (attention and MLP neurons together) or the nodes of one granularity."""
+LEVELS = {"neuron": tuple(LEAVES[site] for site in COUNTED)} | {name: (name,) for name in GRANULARITIES}
+"""What can be ranked: `neuron` (neurons of attention, mixers and MLPs together) or the nodes of one granularity."""
 
 
 def level_size(level: str, shapes: Sequence[LayerShape]) -> int:
@@ -30,6 +40,7 @@ def flat(nodes: Mapping[str, Tensor], level: str, shapes: Sequence[LayerShape]) 
     return torch.cat([
         nodes[name][index, : GRANULARITIES[name].width(shape)]
         for name in LEVELS[level]
+        if name in nodes
         for index, shape in enumerate(shapes)
     ])  # fmt: skip
 
@@ -48,15 +59,21 @@ def aggregate(
     are on the same paths as the neurons of the MLP, which would count twice.
     """
     found: dict[str, list[Tensor]] = {}
-    for name, granularity in GRANULARITIES.items():
+    for name in granularities_of(shapes):
+        granularity = GRANULARITIES[name]
         sites = [s for s in granularity.sites if s in values and (s != MLP_OUTPUT or name == LEAVES[MLP_OUTPUT])]
         if not sites:
             continue
         found[name] = [
-            combine(torch.cat([values[site][index].unflatten(-1, (granularity.width(shape), -1)) for site in sites], -1))
+            combine(torch.cat([_by_node(values[site][index], granularity.width(shape)) for site in sites], -1))
             for index, shape in enumerate(shapes)
         ]  # fmt: skip
     return found
+
+
+def _by_node(neurons: Tensor, nodes: int) -> Tensor:
+    """Reshape [..., w] to [..., nodes, neurons of a node], which may be none of either."""
+    return neurons.reshape(*neurons.shape[:-1], nodes, neurons.shape[-1] // max(nodes, 1))
 
 
 def node_scores(values: Mapping[str, Sequence[Tensor]]) -> NodeScores:
@@ -71,7 +88,7 @@ def strengths(log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> 
     its neurons of the sigmoid of their weakest log_alpha, about the number of its open neurons, and not its strongest neuron as in
     `discretise`: for sizes in neurons this ranks better (benchmarks/LOG.md). Neurons without gates are open.
     """
-    chains: dict[str, list[Tensor]] = {ATTENTION: [], MLP: []}
+    chains: dict[str, list[Tensor]] = {site: [] for site in sites_of(shapes, log_alpha) if site != MLP_OUTPUT}
     for index, shape in enumerate(shapes):
         gates = {
             name: values[index, : GRANULARITIES[name].width(shape)].detach().double().cpu()

@@ -52,11 +52,21 @@ def random_circuits(
         for index, shape in enumerate(shapes):
             for name, mask in shuffled.items():
                 width = GRANULARITIES[name].width(shape)
-                tree = (shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
-                axes = tree if name == "attention_neuron" else (width,)
+                if not width:
+                    continue
+                axes = _trees(shape).get(name, (width,))
                 mask[index, :width] = _shuffle(mask[index, :width].view(axes), generator).flatten()
         drawn.append(shuffled)
     return drawn
+
+
+def _trees(shape: LayerShape) -> dict[str, tuple[int, ...]]:
+    """Neurons of a layer as a tree: granularity of the neurons -> number of nodes at each level, coarse to fine."""
+    return {
+        "attention_neuron": (shape.kv_heads, shape.heads // max(shape.kv_heads, 1), shape.head_dim),
+        "mixer_neuron": (shape.mixer_heads, shape.mixer_dim),
+        "expert_neuron": (shape.experts, shape.expert_width),
+    }
 
 
 def _shuffle(values: Tensor, generator: torch.Generator) -> Tensor:

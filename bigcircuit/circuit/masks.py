@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from bigcircuit.gates.discretise import Masks, discretise
-from bigcircuit.model.granularity import LEAVES, LayerShape
+from bigcircuit.model.granularity import LEAVES, LayerShape, has_masks
 
 
 def leaves(masks: Mapping[str, Tensor]) -> Masks:
     """Select the leaf masks of a circuit: granularity -> bool [L, n]."""
-    return {name: masks[name] for name in LEAVES.values() if name in masks}
+    return {name: masks[name] for site, name in LEAVES.items() if name in masks and has_masks(site, masks)}
 
 
 def complete_masks(masks: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> Masks:

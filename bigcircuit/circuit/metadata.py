@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from bigcircuit.config.schema import ModelConfig
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape, granularities_of
 
 HASH_KEYS = {
     "config": "model_config_sha256",
@@ -25,7 +25,9 @@ def model_metadata(model: ModelConfig, hashes: Mapping[str, str], shapes: Sequen
         "model_revision": model.revision or "",
         "adapter": _last_part(model.adapter or ""),
         **{key: hashes[part] for part, key in HASH_KEYS.items()},
-        "widths": json.dumps({name: [g.width(shape) for shape in shapes] for name, g in GRANULARITIES.items()}),
+        "widths": json.dumps(
+            {name: [GRANULARITIES[name].width(shape) for shape in shapes] for name in granularities_of(shapes)}
+        ),
     }
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bigcircuit.circuit.metadata import HASH_KEYS
 from bigcircuit.errors import UserError
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape, widest
 
 
 def check_widths(
@@ -18,7 +18,7 @@ def check_widths(
     for name, mask in masks.items():
         widths = [GRANULARITIES[name].width(shape) for shape in shapes]
         found = known.get(name, widths)
-        if found != widths or tuple(mask.shape) != (len(widths), max(widths)):
+        if found != widths or tuple(mask.shape) != (len(widths), widest(shapes, name)):
             raise UserError(
                 f"{subject}: its {name} mask has {_few(found)} nodes in {len(mask)} layers and the model {_few(widths)} in "
                 f"{len(widths)}; {remedy}"

@@ -15,7 +15,7 @@ from bigcircuit.ablation.kinds import DEFAULT, KINDS, TENSORS
 from bigcircuit.config.choices import OneOf
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import tensor_sha256
-from bigcircuit.model.granularity import GRANULARITIES, LEAVES, MLP_OUTPUT, LayerShape
+from bigcircuit.model.granularity import EVERYWHERE, GRANULARITIES, LEAVES, LayerShape, has_masks, measured_sites
 
 
 class ScoreShape(BaseModel):
@@ -34,7 +34,7 @@ class ScoreShape(BaseModel):
 
 _JSON: dict[str, Any] = {
     "sha256": dict[str, str],
-    "widths": dict[str, list[Annotated[int, Field(ge=1)]]],
+    "widths": dict[str, list[Annotated[int, Field(ge=0)]]],
     "scores": dict[Annotated[str, OneOf(KINDS)], dict[str, ScoreShape]] | dict[str, ScoreShape],
     "targets": dict[Annotated[str, OneOf(["total", *GRANULARITIES])], Annotated[int, Field(ge=0)]],
     "granularities": list[Annotated[str, OneOf(GRANULARITIES)]],
@@ -82,16 +82,17 @@ def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], so
     widths = _widths(tensors, parsed.get("widths", {}), source)
     for name, tensor in tensors.items():
         _check_size(name, tensor, widths, source)
-    _check_ablation(known, tensors, source)
+    _check_ablation(known, tensors, shapes_of(widths), source)
     return widths
 
 
-def _check_ablation(name: str, tensors: Mapping[str, Tensor], source: str) -> None:
+def _check_ablation(name: str, tensors: Mapping[str, Tensor], shapes: Sequence[LayerShape], source: str) -> None:
     """Check that a file holds all tensors of its ablation or none. Raises UserError for some: that would be another ablation.
 
     Without tensors the file is valid: the output of closed nodes is then measured again.
     """
-    sites = [site for site, leaf in LEAVES.items() if site != MLP_OUTPUT or f"mask.{leaf}" in tensors]
+    masks = [tensor.removeprefix("mask.") for tensor in tensors]
+    sites = [site for site in measured_sites(shapes) if has_masks(site, masks)]
     wanted = [f"{TENSORS[part]}.{site}" for part in KINDS[name].tensors for site in sites]
     missing = [tensor for tensor in wanted if tensor not in tensors]
     if missing and len(missing) < len(wanted):
@@ -175,7 +176,7 @@ def _check_size(name: str, tensor: Tensor, widths: Mapping[str, Sequence[int]], 
     of = LEAVES.get(of, of) if part in TENSORS.values() else of
     if part not in _PARTS or of not in widths:
         return
-    if (len(tensor), tensor.shape[-1]) != (len(widths[of]), max(widths[of])):
+    if (len(tensor), tensor.shape[-1]) != (len(widths[of]), max(1, *widths[of])):
         raise UserError(
             f"{source}: tensor {name} has {tensor.shape[-1]} nodes in {len(tensor)} layers and its metadata widths say "
             f"{max(widths[of])} in {len(widths[of])}; write one row a layer, padded to the widest"
@@ -197,24 +198,52 @@ def _widths(tensors: Mapping[str, Tensor], stated: dict[str, Any], source: str) 
         found = {name: [granularity.width(s) for s in shapes] for name, granularity in GRANULARITIES.items()}
         if not shapes or any(stated.get(name, rows) != rows for name, rows in found.items()):
             raise ValueError("no layers, or widths that do not divide")
-        if any(shape.heads % shape.kv_heads for shape in shapes):
+        if any(shape.heads and shape.heads % shape.kv_heads for shape in shapes):
             raise ValueError("groups of different sizes")
+        if any(
+            not (shape.heads or shape.intermediate or shape.mixer_heads or shape.experts)
+            or shape.hidden
+            and not shape.intermediate
+            for shape in shapes
+        ):
+            raise ValueError("a layer without nodes")
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
             f"{source}: its metadata widths do not say how many heads, attention neurons and MLP neurons each layer has; write "
             '{"head": [...], "attention_neuron": [...], "mlp_neuron": [...]}, a number a layer'
         ) from error
     for name, rows in found.items():
-        if name not in masks and len(rows) * max(rows) > _MOST_NODES:
+        made = name not in masks and has_masks(name, masks)
+        if made and len(rows) * max(rows) > _MOST_NODES:
             raise UserError(
                 f"{source}: its metadata widths say {max(rows):,} {GRANULARITIES[name].nodes} a layer, more than any model has; "
                 "write the file again with those of its model"
             )
-    return {name: rows for name, rows in found.items() if name in wide or name not in ("kv_group", "mlp_output")}
+    always = set(EVERYWHERE) - {"kv_group"}
+    return {
+        name: rows
+        for name, rows in found.items()
+        if name in wide or name in always or (any(rows) and name not in ("kv_group", "mlp_output", "expert_neuron"))
+    }
 
 
 def shapes_of(widths: Mapping[str, Sequence[int]]) -> list[LayerShape]:
-    """Make layer shapes of widths by granularity. Without `kv_group` every head is a group; without `mlp_output` it is 0."""
-    heads, attention, mlp = (widths[name] for name in ("head", "attention_neuron", "mlp_neuron"))
-    columns = (heads, widths.get("kv_group", heads), attention, mlp, widths.get("mlp_output", [0] * len(heads)))
-    return [LayerShape(h, groups, a // h, m, hidden) for h, groups, a, m, hidden in zip(*columns, strict=True)]
+    """Make layer shapes of widths by granularity. Without `kv_group` every head is a group; others that are missing are 0."""
+    heads = widths["head"]
+    none = [0] * len(heads)
+    needed = heads, widths.get("kv_group", heads), widths["attention_neuron"], widths["mlp_neuron"]
+    others = (widths.get(n, none) for n in ("mlp_output", "mixer_head", "mixer_neuron", "expert", "expert_neuron"))
+    return [
+        LayerShape(
+            heads=h,
+            kv_heads=groups,
+            head_dim=a // max(h, 1),
+            intermediate=m,
+            hidden=hidden,
+            mixer_heads=mixer_heads,
+            mixer_dim=mixer // max(mixer_heads, 1),
+            experts=experts,
+            expert_width=neurons // max(experts, 1),
+        )
+        for h, groups, a, m, hidden, mixer_heads, mixer, experts, neurons in zip(*needed, *others, strict=True)
+    ]

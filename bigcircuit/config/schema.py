@@ -13,7 +13,7 @@ from bigcircuit.config.choices import OneOf, described
 from bigcircuit.config.plain import value_problem
 from bigcircuit.config.values import Size
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS, automatic
-from bigcircuit.model.granularity import GRANULARITIES, NODE_NAMES
+from bigcircuit.model.granularity import GATED, GRANULARITIES, NODE_NAMES
 
 GranularityName = Annotated[str, OneOf(GRANULARITIES)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -47,15 +47,15 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen weights and activations; gates are always float32."""
     weights: Literal["resident", "stream"] = "resident"
-    """Where the frozen weights are: `resident`: all of them in the memory of the device, on CPU mapped from their files; `stream`:
-    layers flow from their files through the device, once forward and once backward, for models larger than its memory."""
+    """`resident`: all frozen weights in the memory of the device, on CPU mapped from files; `stream`: layers flow through it."""
     adapter: str | None = None
     """Folder or hub id of a PEFT adapter to put on the model."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where passes run. `auto`: on GPUs where there are any, else on CPU; `cuda`: nothing runs without a GPU; `cpu`: GPUs are left
-    alone. `evaluate` takes it from the command line or `--config`, and not from the run."""
+    """`auto`: on GPUs where there are any, else on CPU; `cuda`: on GPUs only. `evaluate` does not take it from the run."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention implementation of transformers. `auto`: sdpa where the model has it, else eager; circuit files say which it was."""
+    architecture: Literal["listed", "guess"] = "listed"
+    """`guess`: open a model type that is not listed too, its layers found by their names; what was found is checked on loading."""
 
 
 class SplitConfig(Section):
@@ -174,8 +174,8 @@ class AblationConfig(Section):
 class GatesConfig(Section):
     """The gates: where they are and how they start."""
 
-    granularities: tuple[GranularityName, ...] = ("block", "attention", "mlp", "head", "attention_neuron", "mlp_neuron")
-    """The kinds of nodes that get gates."""
+    granularities: tuple[GranularityName, ...] = GATED
+    """The kinds of nodes that get gates; those that the model has none of are left out."""
     init: float = 1.0
     """Mean of the first log_alpha."""
     init_spread: Weight = 0.5

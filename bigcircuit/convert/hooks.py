@@ -17,7 +17,7 @@ from bigcircuit.circuit.validate import shapes_of
 from bigcircuit.convert.hook_names import ALIASES, HEADS, NEURONS
 from bigcircuit.errors import UserError
 from bigcircuit.model.granularity import ATTENTION, LEAVES, MLP, MLP_OUTPUT, SITE_WIDTH, LayerShape
-from bigcircuit.model.sites import architecture_of
+from bigcircuit.model.sites import find_sites
 
 Hook = Callable[..., Tensor]
 _PLACES = {ATTENTION: HEADS, MLP: NEURONS}
@@ -57,7 +57,7 @@ def apply_in_trace(circuit: Circuit, model: Any, corrupted: Mapping[str, Sequenc
     of the projections on the corrupted prompts, [batch, tokens, width], a layer each. Raises UserError like
     `transformer_lens_hooks`, and for an architecture that is not in the table.
     """
-    row = architecture_of(model.config)
+    row = find_sites(getattr(model, "_model", model)).paths
     layers = attrgetter(row.layers)(model)
     for index, shape in enumerate(_shapes(circuit, corrupted is not None)):
         for site, path in ((ATTENTION, row.attention), (MLP, row.mlp)):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.granularity import LayerShape, widest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,7 @@ def masks_of_nodes(nodes: Iterable[Node], shapes: Sequence[LayerShape]) -> "Mask
     from bigcircuit.circuit.masks import complete_masks
 
     leaves = {
-        name: torch.zeros(len(shapes), max(GRANULARITIES[name].width(shape) for shape in shapes), dtype=torch.bool)
+        name: torch.zeros(len(shapes), widest(shapes, name), dtype=torch.bool)
         for name in ("attention_neuron", "mlp_neuron")
     }
     for layer, head in nodes:

@@ -18,7 +18,7 @@ from bigcircuit.metrics.bootstrap import intervals
 from bigcircuit.metrics.mib import faithfulness
 from bigcircuit.metrics.registry import SCORES, Scores
 from bigcircuit.metrics.score import ExampleScores, summarise
-from bigcircuit.model.granularity import LayerShape
+from bigcircuit.model.granularity import LayerShape, count_total
 from bigcircuit.results.evaluation import Drawn, Means, Minimality, Point, RandomCircuits, Split, UnderAblation
 
 _LEARNED_DRAWS = 20
@@ -154,7 +154,7 @@ def _points(partial: Mapping[float, Sequence[Masks]], test: ExampleScores, start
         points.append(
             Point(
                 fraction=fraction,
-                neurons=int(drawn[0]["attention_neuron"].sum() + drawn[0]["mlp_neuron"].sum()),
+                neurons=count_total({name: int(mask.sum()) for name, mask in drawn[0].items()}),
                 draws=len(drawn),
                 kl=float(mean),
                 kl_low=float(low),

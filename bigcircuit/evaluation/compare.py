@@ -18,7 +18,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.evaluation.config import ComparisonSettings
 from bigcircuit.io.files import file_sha256
 from bigcircuit.io.provenance import versions
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape, node_counts
+from bigcircuit.model.granularity import COUNTED, GRANULARITIES, LEAVES, LayerShape, node_counts
 from bigcircuit.results.comparison import ComparedCircuit, Comparison
 from bigcircuit.results.evaluation import save_result
 from bigcircuit.results.locate import circuit_files, name_of, run_of, unique
@@ -108,11 +108,12 @@ def _one_model(files: Sequence[CircuitFile]) -> list[LayerShape]:
 
 
 def _leaf_masks(file: CircuitFile) -> list[torch.Tensor]:
-    return [file.circuit.masks[name] for name in ("attention_neuron", "mlp_neuron")]
+    masks = file.circuit.masks
+    return [masks[LEAVES[site]] for site in COUNTED if LEAVES[site] in masks]
 
 
 def _neurons(file: CircuitFile) -> torch.Tensor:
-    """Masks of attention and MLP neurons side by side, bool [L, n]."""
+    """Masks of the neurons that `total` counts side by side, bool [L, n]."""
     return torch.cat(_leaf_masks(file), dim=1)
 
 

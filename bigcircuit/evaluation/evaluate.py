@@ -13,6 +13,7 @@ from bigcircuit.evaluation.console import show_evaluation
 from bigcircuit.evaluation.plan import plan_evaluation
 from bigcircuit.evaluation.runner import EvaluationRunner, score_full_model
 from bigcircuit.evaluation.verdict import with_verdict
+from bigcircuit.forward.model_check import check_loaded_model
 from bigcircuit.model.zero3 import explain_deepspeed
 from bigcircuit.results.evaluation import Evaluation, save_result
 from bigcircuit.runtime.host_memory import is_out_of_memory, return_freed_memory, saves_memory
@@ -49,6 +50,8 @@ def evaluate_circuits(
             progress.print_line(plan.model.unused_line)
         with progress.phase("loading weights"):
             frozen = plan.model.load(ranks.device)
+        with progress.phase("checking the model"):
+            check_loaded_model(frozen, brief=plan.model.is_read_from_disk)
         tasks = {name: score_full_model(plan, name, frozen) for name in plan.tasks}
         progress.print_line(
             f"{len(plan.circuits)} circuit(s), {len(tasks)} task(s), ablations: {', '.join(plan.ablations)}"

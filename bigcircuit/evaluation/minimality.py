@@ -14,7 +14,7 @@ from bigcircuit.circuit.masks import leaves
 from bigcircuit.gates.discretise import Masks
 from bigcircuit.metrics.registry import Scores
 from bigcircuit.metrics.score import ExampleScores, summarise_rows
-from bigcircuit.model.granularity import GRANULARITIES, LEAVES, LayerShape, expand
+from bigcircuit.model.granularity import GRANULARITIES, LEAVES, SITE_WIDTH, LayerShape, count_total, expand
 from bigcircuit.results.evaluation import Dropped, Minimality
 
 
@@ -45,7 +45,7 @@ def without(masks: Mapping[str, Tensor], name: str, closed: Sequence[Group], sha
         stays_open = torch.ones(GRANULARITIES[name].width(shapes[layer]), dtype=torch.bool)
         stays_open[nodes] = False
         for site in GRANULARITIES[name].sites:
-            if LEAVES[site] in left:
+            if LEAVES[site] in left and SITE_WIDTH[site](shapes[layer]):
                 open_neurons = expand(stays_open, site, shapes[layer])
                 left[LEAVES[site]][layer, : len(open_neurons)] &= open_neurons
     return left
@@ -116,5 +116,5 @@ def minimality(test: MinimalityTest, name: str) -> Minimality:
 
 
 def _neurons(masks: Mapping[str, Tensor]) -> int:
-    """Count the attention and MLP neurons that masks keep."""
-    return int(masks["attention_neuron"].sum() + masks["mlp_neuron"].sum())
+    """Count the neurons that masks keep, but for those of experts."""
+    return count_total({name: int(mask.sum()) for name, mask in masks.items()})

@@ -16,7 +16,7 @@ from bigcircuit.gates.discretise import Masks, count, discretise
 from bigcircuit.metrics.bootstrap import Intervals, intervals
 from bigcircuit.metrics.mib import Ranking, areas, faithfulness, ranked
 from bigcircuit.metrics.score import ExampleScores
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape, granularities_of
 from bigcircuit.results.evaluation import CurvePoint
 
 
@@ -34,13 +34,14 @@ def circuits_of(
     """
     if level not in LEVELS:
         raise UserError(f"level {level} is not known; use any of {', '.join(LEVELS)}")
-    if missing := [name for name in LEVELS[level] if name not in scores]:
+    names = [name for name in granularities_of(shapes) if name in LEVELS[level]]
+    if missing := [name for name in names or LEVELS[level] if name not in scores]:
         raise UserError(f"level {level}: the ranking has no scores of {missing[0]}; use any of {', '.join(scores)}")
     # Ranks from 1 (worst) up, the same for equal scores: gates that are all above 0 close for their size alone.
     values = ranked(flat(scores, level, shapes).double().cpu(), ranking)
     ranks = torch.unique(values, return_inverse=True)[1] + 1.0
-    parts = iter(ranks.split([GRANULARITIES[name].width(shape) for name in LEVELS[level] for shape in shapes]))
-    gates = {name: rows([next(parts) for _ in shapes]) for name in LEVELS[level]}
+    parts = iter(ranks.split([GRANULARITIES[name].width(shape) for name in names for shape in shapes]))
+    gates = {name: rows([next(parts) for _ in shapes]) for name in names}
     sized = "total" if level == "neuron" else level
     return [discretise(gates, shapes, {sized: size}) for size in sizes]
 

@@ -40,7 +40,7 @@ def _smallest(cut: LayerCut, request: ExportRequest) -> LayerCut:
 
 def _closed(base: FrozenModel, cut: LayerCut, site: str) -> bool:
     """Whether a constant takes the place of a sub-layer. A projection that is a module of the layer itself keeps a neuron."""
-    path = base.architecture.attention if site == ATTENTION else base.architecture.mlp
+    path = base.paths.attention if site == ATTENTION else base.paths.mlp
     return cut.is_closed(site) and "." in path
 
 
@@ -54,5 +54,10 @@ def _skeleton(smaller: FrozenModel, sizes: list[dict[str, int | bool]]) -> Froze
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return FrozenModel(
-        model, smaller.architecture, find_sites(smaller.model).layers, model.get_output_embeddings(), smaller.device
+        model,
+        smaller.architecture,
+        smaller.path,
+        find_sites(smaller.model).layers,
+        model.get_output_embeddings(),
+        smaller.device,
     )

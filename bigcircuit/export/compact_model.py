@@ -100,7 +100,7 @@ def register_model(base_type: str) -> Any:
 def resize(model: Any, layer_sizes: Sequence[Sizes]) -> None:
     """Give every layer of a model of the base's sizes its own. Weights are new, without values of the old ones."""
     frozen = find_sites(model)
-    row, model_type = frozen.architecture, model.config.model_type
+    row, model_type = frozen.paths, model.config.model_type
     for layer, sizes in zip(frozen.layers, layer_sizes, strict=True):
         shape = layer.shape
         transposed = hasattr(layer.attention, "nx")

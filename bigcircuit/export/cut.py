@@ -39,7 +39,7 @@ class LayerCut:
     @property
     def written_shape(self) -> LayerShape:
         """Widths of the written layer."""
-        return self.shape._replace(heads=len(self.heads), kv_heads=len(self.kv_heads), intermediate=len(self.neurons))
+        return replace(self.shape, heads=len(self.heads), kv_heads=len(self.kv_heads), intermediate=len(self.neurons))
 
     def has_constant(self, site: str) -> bool:
         """Whether closed neurons of a site add something other than zero."""

@@ -23,10 +23,10 @@ class CutTensors:
         self, base: FrozenModel, written: FrozenModel, cuts: Sequence[LayerCut], source: SourceWeights
     ) -> None:
         """base, written: models on the meta device; cuts: one a written layer."""
-        self._source, self._cuts, self._row = source, cuts, base.architecture
+        self._source, self._cuts, self._row = source, cuts, base.paths
         self._model = written.model
         transposed = hasattr(base.layers[0].attention, "nx")
-        self._parts = LayerParts(base.model.config.model_type, base.architecture, base.shapes[0], transposed)
+        self._parts = LayerParts(base.model.config.model_type, base.paths, base.shapes[0], transposed)
 
     def planned(self) -> list[Planned]:
         """List the tensors in the order of the model, tied ones once. Biases with constants are float32, others as in the base."""

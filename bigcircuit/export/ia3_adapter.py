@@ -28,7 +28,7 @@ def plan_ia3(request: ExportRequest) -> PreparedExport:
             f"--format ia3: the model has the adapter {request.model.config.adapter}, and peft would have to add both; "
             "use --format zeroed, which merges that adapter"
         )
-    row, tensors = request.base.architecture, {}
+    row, tensors = request.base.paths, {}
     for cut in request.cuts:
         for path, site in ((row.attention, ATTENTION), (row.mlp, MLP)):
             name = f"base_model.model.{row.layers}.{cut.layer}.{path}.ia3_l"
@@ -58,7 +58,7 @@ def plan_ia3(request: ExportRequest) -> PreparedExport:
 def _adapter_config(request: ExportRequest) -> dict[str, object]:
     from peft import IA3Config
 
-    row = request.base.architecture
+    row = request.base.paths
     targets = [row.attention, row.mlp]
     config = IA3Config(
         task_type="CAUSAL_LM",

@@ -76,9 +76,7 @@ class ExportRequest:
         if getattr(self.hf_config, "alibi", False):
             return "the position bias of a head depends on the number of heads"
         layer = self.base.layers[0]
-        parts = LayerParts(
-            self.hf_config.model_type, self.base.architecture, layer.shape, hasattr(layer.attention, "nx")
-        )
+        parts = LayerParts(self.hf_config.model_type, self.base.paths, layer.shape, hasattr(layer.attention, "nx"))
         mixed = any(parts.mixes_heads(name, parameter.shape) for name, parameter in layer.module.named_parameters())
         return "a norm goes over all heads together" if mixed else None
 

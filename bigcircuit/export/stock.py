@@ -1,6 +1,7 @@
 """Configs of stock transformers classes for cut models: which sizes a class takes, and which class."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ def sized_config(
         for key in _LAYER_LISTS:
             if isinstance(listed := getattr(hf_config, key, None), (list, tuple)):
                 changes[key] = [listed[layer] for layer in layers]
-    expected = shape._replace(
+    expected = replace(
+        shape,
         heads=heads.heads if heads else shape.heads,
         kv_heads=heads.kv_heads if heads else shape.kv_heads,
         intermediate=mlp or shape.intermediate,

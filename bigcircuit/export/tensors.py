@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bigcircuit.export.cut import PADDING, LayerCut
-from bigcircuit.model.architectures import Architecture
 from bigcircuit.model.granularity import ATTENTION, MLP, MLP_OUTPUT, LayerShape
+from bigcircuit.model.paths import ModulePaths
 
 GROUPED_QKV = ("falcon", "gpt_neox")
 """Model types whose one projection for queries, keys and values has them key/value group by group: its queries, key and value.
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 class LayerParts:
     """Finds the part of every parameter of a layer by its name and shape."""
 
-    def __init__(self, model_type: str, row: Architecture, shape: LayerShape, transposed: bool) -> None:
+    def __init__(self, model_type: str, row: ModulePaths, shape: LayerShape, transposed: bool) -> None:
         """shape: widths of the base layer; transposed: whether weights are [in, out], as in GPT-2's Conv1D."""
         self._row, self._shape, self._transposed = row, shape, transposed
         self._grouped = model_type in GROUPED_QKV

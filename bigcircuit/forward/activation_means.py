@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bigcircuit.ablation.ablation import ZERO, Ablation, Moments, widest
+from bigcircuit.ablation.ablation import ZERO, Ablation, Moments
 from bigcircuit.ablation.kinds import KINDS, full_name
 from bigcircuit.config.schema import AblationConfig
 from bigcircuit.data.collate import Batch
@@ -16,7 +16,7 @@ from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.finite import model_error
 from bigcircuit.forward.streams import Streams
-from bigcircuit.model.granularity import SITE_WIDTH
+from bigcircuit.model.granularity import LEAVES, measured_sites, widest
 from bigcircuit.model.sites import FrozenModel
 
 _PROMPTS = {"corrupted": ("corrupted",), "clean": ("clean",), "both": ("clean", "corrupted")}
@@ -51,7 +51,8 @@ class _Sums:
     def __init__(self, frozen: FrozenModel, positions: int) -> None:
         self.tokens = torch.zeros(positions, dtype=torch.float64, device=frozen.device)
         """Number of tokens, [T or 1]."""
-        sizes = {site: (len(frozen.shapes), positions, widest(frozen.shapes, site)) for site in SITE_WIDTH}
+        shapes = frozen.shapes
+        sizes = {s: (len(shapes), positions, widest(shapes, LEAVES[s])) for s in measured_sites(shapes)}
         self.first = {site: self.tokens.new_zeros(size) for site, size in sizes.items()}
         self.second = {site: self.tokens.new_zeros(size[0], size[2]) for site, size in sizes.items()}
 
@@ -72,6 +73,8 @@ class _Sums:
 
     def __call__(self, index: int, site: str, value: Tensor) -> None:
         """Add activations [R, T, w]. The order of the sum is fixed, so that a second run gives the same bits."""
+        if site not in self.first:
+            return
         own = value.gather(1, self._columns.unsqueeze(2).expand(value.shape)).double()
         own = own.masked_fill(~self._valid.unsqueeze(2), 0)
         width = value.shape[-1]

@@ -20,7 +20,8 @@ from transformers.cache_utils import Cache
 
 from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.errors import UserError
-from bigcircuit.forward.streams import SiteMasks, Streams, TokenRows
+from bigcircuit.forward.rows import TokenRows
+from bigcircuit.forward.streams import SiteMasks, Streams
 from bigcircuit.model.sites import FrozenModel
 
 _ROW_METHODS = ("reorder_cache", "crop", "reset", "batch_repeat_interleave", "batch_select_indices")
@@ -197,6 +198,8 @@ class AppliedMasks:
         if paired:
             _APPLIED_PAIRED.add(model)
         self._streams.__enter__()
+        if paired:
+            self._streams.places()
         plain, before = model.forward, model.__dict__.get("forward")
         self._signature = inspect.signature(plain)
         model.forward = wraps(plain)(partial(self._call, plain))
@@ -228,6 +231,11 @@ class AppliedMasks:
                 raise UserError(
                     f"{name} cannot be used under interchange ablation, which runs two prompts; leave it out"
                 )
+        if call.cache is not None and not self.frozen.architecture.suffix:
+            raise UserError(
+                "a cache cannot be used under interchange ablation in this model, whose layers keep more than keys and values; set "
+                "use_cache to False"
+            )
         beside = self.corrupted.beside(call.ids, call.mask, call.cache)
         doubled = {
             name: _twice(call.arguments[name], len(call.ids), name) for name in _BY_ROW if name in call.arguments

@@ -19,7 +19,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.corrupted import Corrupted, KeysAndValues, RecordedBatch
 from bigcircuit.forward.store_memory import StoreMemory
 from bigcircuit.forward.streams import Streams
-from bigcircuit.model.granularity import SITE_WIDTH, LayerShape
+from bigcircuit.model.granularity import SITE_WIDTH, LayerShape, measured_sites
 
 _AT_ONCE = 16
 """Examples whose activations the ranks exchange in one message."""
@@ -66,7 +66,8 @@ class CorruptedStore:
         sites: those that masks may close. memory: where the store may lie; by default in the memory of the process. Raises
         UserError if a scratch file does not fit on the disk.
         """
-        self.sites, self.device = sorted(sites), streams.frozen.device
+        there = measured_sites(streams.frozen.shapes)
+        self.sites, self.device = sorted(site for site in sites if site in there), streams.frozen.device
         self._places = {example.id: index for index, example in enumerate(examples)}
         self._lengths = [Lengths.of(example) for example in examples]
         self._widths: list[tuple[list[int], list[tuple[int, int]]]] = []

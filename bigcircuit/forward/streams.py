@@ -5,25 +5,40 @@ leave its site inputs behind, then on the masked hidden states of all members. T
 that under ZeRO-3 one gather of its weights serves both streams. Ablations that need no corrupted run have one stream: then
 what closed nodes output is nothing or constants.
 
-Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
+ArgumentShapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
-from bigcircuit.ablation.ablation import Ablation, Tokens
+from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.data.collate import Batch
+from bigcircuit.forward import experts
 from bigcircuit.forward.corrupted import Corrupted, PrefixCache, RecordedBatch, RecordingCache
+from bigcircuit.forward.expert_pass import run_experts
 from bigcircuit.forward.interpolate import Interpolate
-from bigcircuit.model.granularity import ATTENTION, MLP, MLP_OUTPUT
+from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, tokens_of
+from bigcircuit.forward.rows import (
+    ArgumentShapes,
+    Division,
+    FewTokens,
+    Rows,
+    TokenRows,
+    few_tokens,
+    named_arguments,
+    note_shapes,
+    places_of_rows,
+)
+from bigcircuit.model.granularity import EXPERT, EXPERT_NEURON, MLP, MLP_OUTPUT
 from bigcircuit.model.sites import FrozenModel
 
 SiteMasks = dict[str, Tensor]
@@ -34,42 +49,27 @@ Watcher = Callable[[int, str, Tensor], None]
 """Callback with layer index, site and activations [R, T, n]; must not keep a reference to the activations."""
 
 
-class TokenRows(NamedTuple):
-    """The tokens of a pass of which all logits are computed; fields as in Batch, with as many examples as rows."""
-
-    clean: Tensor
-    """Token ids [R, T], or input embeddings [R, T, D]."""
-    position_ids: Tensor
-    ids: Tensor
-    example_of_row: Tensor
-
-
-class _Rows(NamedTuple):
-    masked: int
-    """P * R rows of the masked stream; they come first in everything the outer model makes for the batch."""
-    corrupted: int
-    """R rows of the corrupted stream, 0 without one."""
-
-
 @dataclass
 class _Pass:
     """State that the hooks of one forward pass share. `recorded`: corrupted site inputs of the layer in progress.
 
-    store: activations of the corrupted run, for a pass over the suffix. other_cache: see `Streams.masking`.
+    store: activations of the corrupted run, for a pass over the suffix. shapes: where those of arguments are noted.
     """
 
-    batch: Batch | TokenRows
+    batch: Batch | TokenRows | FewTokens
     masks: MaskSource | None
     members: int
-    rows: _Rows
+    rows: Rows
     ablation: Ablation
     watch: Watcher | None = None
     store: Corrupted | None = None
-    other_cache: Callable[[Cache], Cache] | None = None
     corrupted: Tensor | None = None
     recording: bool = False
-    recorded: SiteMasks = field(default_factory=dict)
+    recorded: dict[str, Any] = field(default_factory=dict)
     site_masks: SiteMasks = field(default_factory=dict)
+    division: Division | None = None
+    shapes: ArgumentShapes | None = None
+    layer: int = 0
 
 
 class Streams:
@@ -91,18 +91,24 @@ class Streams:
 
     def __enter__(self) -> "Streams":
         for index, layer in enumerate(self.frozen.layers):
-            self._hook(layer.attention.register_forward_pre_hook(partial(self._at_input, index, ATTENTION)))
-            self._hook(layer.mlp.register_forward_pre_hook(partial(self._at_input, index, MLP)))
-            self._hook(layer.mlp.register_forward_hook(partial(self._at_output, index)))
-            plain = layer.module.forward
-            self._undo.append(partial(_put_back, layer.module, layer.module.__dict__.get("forward")))
-            layer.module.forward = partial(self._layer_forward, index, plain)
+            for site, module in layer.sites.items():
+                if site == EXPERT:
+                    self._replace(module, partial(self._experts, index, module.forward))
+                else:
+                    self._hook(module.register_forward_pre_hook(partial(self._at_input, index, site)))
+                if site == MLP:
+                    self._hook(module.register_forward_hook(partial(self._at_output, index)))
+            self._replace(layer.module, partial(self._layer_forward, index, layer.module.forward))
         self._hook(self.frozen.head.register_forward_pre_hook(self._at_head))
         return self
 
     def __exit__(self, *_: object) -> None:
         while self._undo:
             self._undo.pop()()
+
+    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self._undo.append(partial(_put_back, module, module.__dict__.get("forward")))
+        module.forward = forward
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
@@ -111,6 +117,11 @@ class Streams:
     def corrupted_stream(self) -> bool:
         """Whether masked passes also run the corrupted prompts."""
         return self.ablation.kind.needs_corrupted
+
+    @property
+    def over_suffix(self) -> bool:
+        """Whether masked passes can run the tokens behind the shared prefix alone, against a recorded corrupted run."""
+        return self.corrupted_stream and self.frozen.architecture.suffix
 
     @contextmanager
     def under(self, ablation: Ablation | None) -> Iterator[None]:
@@ -140,7 +151,7 @@ class Streams:
             batch=batch,
             masks=None,
             members=1,
-            rows=_Rows(len(batch.clean), 0),
+            rows=Rows(len(batch.clean), 0),
             ablation=self.ablation,
             watch=watcher,
         )
@@ -170,16 +181,32 @@ class Streams:
         if corrupted is not None:
             assert self.corrupted_stream
             tokens = batch.clean[:, corrupted.cut :].repeat(members, 1)
-            rows = _Rows(len(tokens), 0)
+            rows = Rows(len(tokens), 0)
             state = _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation, store=corrupted)
             return self._forward(state, tokens, PrefixCache(corrupted, members))
         tokens = batch.clean.repeat(members, 1)
-        rows = _Rows(len(tokens), len(batch.corrupted) if self.corrupted_stream else 0)
+        rows, division = Rows(len(tokens), 0), None
         if self.corrupted_stream:
-            tokens = torch.cat([tokens, batch.corrupted])
-        return self._forward(
-            _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation), tokens
-        )
+            rows = Rows(len(tokens), len(batch.corrupted))
+            tokens, division = torch.cat([tokens, batch.corrupted]), Division(rows, self.places())
+        state = _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation, division=division)
+        return self._forward(state, tokens)
+
+    def places(self) -> dict[tuple, int | None]:
+        """Find where arguments have their rows whose names do not tell: once for a model, by passes with 2 and 3 rows."""
+        model = self.frozen.model
+        if model not in _PLACES and self.frozen.device.type != "meta":
+            two = self._shapes(2)
+            _PLACES[model] = places_of_rows(two, self._shapes(3)) if two else {}
+        return _PLACES.get(model, {})
+
+    def _shapes(self, rows: int) -> ArgumentShapes:
+        """Run a few tokens in so many rows, and note the shapes of arguments whose names do not tell where they have rows."""
+        few, shapes = few_tokens(rows, self.frozen.device), ArgumentShapes()
+        state = _Pass(batch=few, masks=None, members=1, rows=Rows(rows, 0), ablation=self.ablation, shapes=shapes)
+        with torch.no_grad():
+            self._forward(state, few.clean)
+        return shapes
 
     def masking(
         self,
@@ -193,29 +220,23 @@ class Streams:
         batch: rows, positions and examples of the pass. corrupted: number of corrupted rows, which come last in what the model is
         called with. other_cache: function of the KV cache of the pass that gives the one of its corrupted rows.
         """
-        return self._during(
-            _Pass(
-                batch=batch,
-                masks=masks,
-                members=1,
-                rows=_Rows(len(batch.clean), corrupted),
-                ablation=self.ablation,
-                other_cache=other_cache,
-            )
-        )
+        rows = Rows(len(batch.clean), corrupted)
+        division = Division(rows, _PLACES.get(self.frozen.model, {}), other_cache) if corrupted else None
+        state = _Pass(batch=batch, masks=masks, members=1, rows=rows, ablation=self.ablation, division=division)
+        return self._during(state)
 
     def _forward(self, state: _Pass, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Run the model on tokens of all rows, the last columns of the batch or all. cache: of ours, which keeps no state."""
         assert self._undo, "enter the context manager first"
-        assert isinstance(state.batch, Batch)
+        assert not isinstance(state.batch, TokenRows)
         copies = len(tokens) // len(state.batch.clean)
         positions = state.batch.position_ids
         with self._during(state):
             # use_cache=False is vital: with a cache the second stream attends to the keys of the first one, silently.
             output = self.frozen.model(
                 input_ids=tokens,
-                attention_mask=_repeat(_of_queries(state.batch.attention_mask, tokens.shape[1]), copies),
-                position_ids=None if positions is None else _repeat(positions[:, -tokens.shape[1] :], copies),
+                attention_mask=repeat_rows(of_queries(state.batch.attention_mask, tokens.shape[1]), copies),
+                position_ids=None if positions is None else repeat_rows(positions[:, -tokens.shape[1] :], copies),
                 past_key_values=cache,
                 use_cache=False,
             )
@@ -232,10 +253,16 @@ class Streams:
 
     def _layer_forward(self, index: int, plain: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         state = self._pass
+        if state is not None:
+            state.layer = index
+            if state.shapes is not None:
+                note_shapes(state.shapes, index, {"hidden_states": hidden, **self._named(index, args, kwargs)})
         if state is None or state.masks is None:
             return plain(hidden, *args, **kwargs)
-        if index == 0 and state.rows.corrupted:
-            hidden, state.corrupted = hidden.split([state.rows.masked, state.rows.corrupted])
+        if index == 0 and state.division is not None:
+            key = (0, "hidden_states")
+            state.corrupted = state.division.take(hidden, "corrupted", key)
+            hidden = state.division.take(hidden, "masked", key)
         run = partial(self._both, state, index, plain, args, kwargs)
         if self.checkpointing and torch.is_grad_enabled():
             with self._keeping(hidden):
@@ -244,6 +271,13 @@ class Streams:
                 )
         else:
             output, state.corrupted = run(hidden, state.corrupted)
+        if (
+            state.corrupted is not None
+            and self.frozen.architecture.needs_all_rows
+            and index == len(self.frozen.layers) - 1
+        ):
+            whole = torch.cat([hidden_of(output), state.corrupted])
+            return (whole, *output[1:]) if isinstance(output, (tuple, list)) else whole
         return output
 
     def _keeping(self, hidden: Tensor) -> AbstractContextManager[Any]:
@@ -264,16 +298,45 @@ class Streams:
     ) -> tuple[Any, Tensor | None]:
         """One layer: the corrupted stream first (the other order keeps ZeRO-3 weights gathered), then the masked one."""
         with self._during(state):  # again, because a recomputation comes when the forward pass is long over
+            state.layer = index
             assert state.masks is not None  # else the layer's own forward runs
             state.site_masks = state.masks(index)
             if corrupted is not None:
                 with torch.no_grad(), _recording(state):
-                    side = _take(state.rows, "corrupted", state.other_cache)
-                    corrupted = _hidden(plain(corrupted, *side(args), **side(kwargs)))
-            side = _take(state.rows, "masked")
-            output = plain(masked, *side(args), **side(kwargs))
+                    other = plain(corrupted, **self._side(state, index, "corrupted", args, kwargs))
+                corrupted = hidden_of(other)
+            output = plain(masked, **self._side(state, index, "masked", args, kwargs))
+            if corrupted is not None and state.division is not None:
+                state.division.note_returned(output, other)
         state.recorded, state.site_masks = {}, {}
         return output, corrupted
+
+    def _named(self, index: int, args: tuple, kwargs: dict) -> dict[str, Any]:
+        return named_arguments(self.frozen.layers[index].module, args, kwargs)
+
+    def _side(self, state: _Pass, index: int, stream: str, args: tuple, kwargs: dict) -> dict[str, Any]:
+        """Arguments of a layer behind the hidden state for one stream, by name."""
+        named, division = self._named(index, args, kwargs), state.division
+        return named if division is None else {k: division.take(v, stream, (index, k)) for k, v in named.items()}
+
+    def _experts(self, index: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Experts of a layer under their gates."""
+        state, module = self._pass, self.frozen.layers[index].sites[EXPERT]
+        if hasattr(module, "is_concatenated") and args[0].is_meta:
+            plain = experts.without_data(module)
+        here = state is not None and state.layer == index
+        if state is None or not here or (state.watch is None and not {EXPERT, EXPERT_NEURON} & state.site_masks.keys()):
+            return plain(*args, **kwargs)
+        return run_experts(
+            module,
+            plain,
+            (*args, *kwargs.values()),
+            masks=state.site_masks,
+            recorded=state.recorded,
+            recording=state.recording,
+            rows=len(state.batch.clean),
+            watch=None if state.watch is None else partial(state.watch, index, EXPERT),
+        )
 
     def _at_input(self, index: int, site: str, _module: nn.Module, args: tuple) -> tuple | None:
         value = self._at_site(index, site, args[0])
@@ -285,7 +348,7 @@ class Streams:
     def _at_site(self, index: int, site: str, value: Tensor) -> Tensor | None:
         """Compute the masked value of a site; None where `value` stays as it is."""
         state = self._pass
-        if state is None:
+        if state is None or state.layer != index:  # layers may share a module
             return None
         # Some architectures flatten rows and tokens before the MLP, so the shape comes from the batch.
         rows, width = len(state.batch.clean), value.shape[-1]
@@ -304,15 +367,15 @@ class Streams:
         elif state.rows.corrupted:
             ablated = state.recorded[site].reshape(1, rows, -1, width)
         else:
-            ablated = state.ablation.at(site, index, width, _tokens(state.batch))
+            ablated = state.ablation.at(site, index, width, tokens_of(state.batch))
         return Interpolate.apply(masked, ablated, state.site_masks[site].unsqueeze(2)).reshape(value.shape)
 
     def _at_head(self, _module: nn.Module, args: tuple) -> tuple | None:
         """Keep only the scored positions before the vocabulary projection: [P * R, T, D] -> [P, S, D]."""
         state = self._pass
-        if state is None or isinstance(state.batch, TokenRows):
+        if state is None or not isinstance(state.batch, Batch):
             return None
-        hidden = args[0].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
+        hidden = args[0][: state.rows.masked].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
         positions = state.batch.score_position - (0 if state.store is None else state.store.cut)
         return (hidden[:, state.batch.score_row, positions], *args[1:])
 
@@ -333,41 +396,5 @@ def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
         module.forward = forward  # of Streams entered before these
 
 
-def _tokens(batch: Batch | TokenRows) -> Tokens:
-    positions = batch.position_ids
-    if positions is None:
-        positions = torch.arange(batch.clean.shape[1], device=batch.clean.device).unsqueeze(0)
-    return Tokens(positions, batch.ids[batch.example_of_row])
-
-
-def _of_queries(mask: Tensor | None, queries: int) -> Tensor | None:
-    """Cut a finished mask, [R, 1, queries, keys], to its last queries; others are [R, keys]."""
-    return mask[:, :, -queries:] if mask is not None and mask.ndim == 4 else mask
-
-
-def _repeat(tensor: Tensor | None, copies: int) -> Tensor | None:
-    return None if tensor is None else tensor.repeat(copies, *[1] * (tensor.ndim - 1))
-
-
-def _hidden(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _take(rows: _Rows, stream: str, cache: Callable[[Cache], Cache] | None = None) -> Callable[[Any], Any]:
-    """Select one stream's rows from what the outer model made for all rows: masks, positions, rotary tables.
-
-    cache: function of the outer model's KV cache that gives that of the stream; without one it is the same.
-    """
-    total = rows.masked + rows.corrupted
-    part = slice(0, rows.masked) if stream == "masked" else slice(rows.masked, total)
-
-    def take(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[part] if rows.corrupted and value.ndim >= 2 and value.shape[0] == total else value
-        if isinstance(value, (tuple, list)):
-            return type(value)(take(item) for item in value)
-        if isinstance(value, dict):
-            return {key: take(item) for key, item in value.items()}
-        return cache(value) if cache is not None and isinstance(value, Cache) else value
-
-    return take
+_PLACES: WeakKeyDictionary[Any, dict[tuple, int | None]] = WeakKeyDictionary()
+"""Model -> dimension of the rows in arguments of layers whose names do not tell."""

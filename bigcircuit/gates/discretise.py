@@ -11,37 +11,43 @@ import torch
 from torch import Tensor
 
 from bigcircuit.model.granularity import (
-    ATTENTION,
+    COUNTED,
     GRANULARITIES,
     LEAVES,
     MLP,
     MLP_OUTPUT,
     SITE_WIDTH,
     LayerShape,
+    count_total,
     expand,
     finest,
     fold,
+    granularities_of,
+    has_masks,
+    sites_of,
+    widest,
 )
 
 Masks = dict[str, Tensor]
-"""Granularity -> bool [L, n], rows padded with False. All are present whatever has gates, but `mlp_output` only with gates."""
+"""Granularity -> bool [L, n], rows padded with False. All that the model has nodes of are present whatever has gates, but
+`mlp_output` and `expert_neuron` only with gates."""
 
 
 def discretise(log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape], sizes: Mapping[str, int]) -> Masks:
     """Decide the masks of one member.
 
     log_alpha: by granularity, [L, n]. sizes: nodes to keep, by granularity or as `total` site neurons; may be empty.
-    Returns the masks of every granularity (`mlp_output` only where it has gates).
+    Returns the masks of every granularity of the model (`mlp_output` and `expert_neuron` only where they have gates).
     """
     layers = _Layers(log_alpha, shapes)
     open_nodes = {site: strength > 0 for site, strength in layers.strength.items()}
     alive = {site: torch.ones_like(mask) for site, mask in open_nodes.items()}
     forced = {site: torch.zeros_like(mask) for site, mask in open_nodes.items()}
-    coarse = [name for name in GRANULARITIES if name in sizes and name not in LEAVES.values()]
+    coarse = [name for name in GRANULARITIES if name in sizes and name not in {LEAVES[site] for site in layers.sites}]
     chosen = {name: layers.keep_strongest_nodes(name, sizes[name], alive) for name in coarse}
     for name in coarse:  # after all choices, because a finer one may have closed what stood for a coarser node
         layers.represent(name, chosen[name], alive, forced)
-    for name, sites in [(leaf, (site,)) for site, leaf in LEAVES.items()] + [("total", (ATTENTION, MLP))]:
+    for name, sites in [(LEAVES[site], (site,)) for site in layers.sites] + [("total", COUNTED)]:
         if name in sizes:
             layers.keep_strongest_neurons(sites, sizes[name], alive, forced, open_nodes)
     neurons = {site: (open_nodes[site] & alive[site]) | forced[site] for site in open_nodes}
@@ -54,7 +60,7 @@ class _Layers:
     def __init__(self, log_alpha: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> None:
         self.shapes = shapes
         self.names = [name for name in GRANULARITIES if name in log_alpha]
-        self.sites = [site for site in LEAVES if site != MLP_OUTPUT or MLP_OUTPUT in log_alpha]
+        self.sites = sites_of(shapes, log_alpha)
         self.strength: dict[str, Tensor] = {}
         self.tie_break: dict[str, Tensor] = {}
         for site in self.sites:
@@ -83,7 +89,7 @@ class _Layers:
     def keep_strongest_nodes(self, name: str, size: int, alive: Masks) -> Tensor:
         """Keep the neurons of the `size` strongest nodes of a coarse granularity alive. Returns which nodes, bool [nodes]."""
         owner = self._owners(name)
-        count = 1 + max(int(numbers.max()) for numbers in owner.values())
+        count = self._count(name)
         strength = torch.full((count,), -float("inf"), dtype=torch.float64)
         tie = strength.clone()
         for site, numbers in owner.items():
@@ -116,6 +122,9 @@ class _Layers:
                 leaf = self._leaf_of_neuron(site)
                 forced[site] |= (leaf == leaf[neuron]) & alive[site]
 
+    def _count(self, name: str) -> int:
+        return sum(GRANULARITIES[name].width(shape) for shape in self.shapes)
+
     def _owners(self, name: str) -> dict[str, Tensor]:
         return {site: self.node_of_neuron(name, site) for site in GRANULARITIES[name].sites if site in self.sites}
 
@@ -132,7 +141,7 @@ class _Layers:
         offset, leaves = 0, []
         for site in sites:
             leaves.append(self._leaf_of_neuron(site) + offset)
-            offset += int(leaves[-1].max()) + 1
+            offset += self._count(finest(self.names, site) or LEAVES[site])
         leaf = torch.cat(leaves)
         strength = torch.cat([self.strength[site] for site in sites])
         strength = strength.masked_fill(~torch.cat([alive[site] for site in sites]), -float("inf"))
@@ -154,14 +163,14 @@ class _Layers:
         """Close nodes without an open neuron and lay all nodes out as [L, n] by granularity."""
         if MLP_OUTPUT in neurons:
             inside, outside = self.node_of_neuron("mlp", MLP), self.node_of_neuron("mlp", MLP_OUTPUT)
-            for node in range(len(self.shapes)):
+            for node in set(outside.tolist()):
                 if not (neurons[MLP][inside == node].any() and neurons[MLP_OUTPUT][outside == node].any()):
                     neurons[MLP][inside == node] = False
                     neurons[MLP_OUTPUT][outside == node] = False
         return {
             name: self._rows(name, neurons)
-            for name in GRANULARITIES
-            if name != LEAVES[MLP_OUTPUT] or MLP_OUTPUT in neurons
+            for name in granularities_of(self.shapes)
+            if any(site in neurons for site in GRANULARITIES[name].sites)
         }
 
     def _rows(self, name: str, neurons: dict[str, Tensor]) -> Tensor:
@@ -171,7 +180,7 @@ class _Layers:
         for site in granularity.sites:
             if site in neurons:
                 opened[self.node_of_neuron(name, site)[neurons[site]]] = True
-        rows = torch.zeros(len(widths), max(widths), dtype=torch.bool)
+        rows = torch.zeros(len(widths), widest(self.shapes, name), dtype=torch.bool)
         for index, part in enumerate(opened.split(widths)):
             rows[index, : widths[index]] = part
         return rows
@@ -185,11 +194,15 @@ def _strongest_first(strength: Tensor, tie: Tensor) -> Tensor:
 
 def site_masks(masks: Mapping[str, Tensor], index: int, shape: LayerShape) -> dict[str, Tensor]:
     """Select the effective masks of one layer from masks [L, n]; float32 by site, [site width]."""
-    chosen = {site: masks[leaf][index, : SITE_WIDTH[site](shape)] for site, leaf in LEAVES.items() if leaf in masks}
+    chosen = {
+        site: masks[leaf][index, : SITE_WIDTH[site](shape)]
+        for site, leaf in LEAVES.items()
+        if leaf in masks and has_masks(site, masks) and SITE_WIDTH[site](shape)
+    }
     return {site: mask.float() for site, mask in chosen.items()}
 
 
 def count(masks: Mapping[str, Tensor]) -> dict[str, int]:
     """Count the nodes kept, by granularity and as `total` site neurons."""
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
-    return counts | {"total": counts["attention_neuron"] + counts["mlp_neuron"]}
+    return counts | {"total": count_total(counts)}

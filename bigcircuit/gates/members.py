@@ -9,12 +9,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bigcircuit.ablation.ablation import widest
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.config.schema import Config
 from bigcircuit.gates.noise import Noise
 from bigcircuit.gates.parametrisation import has_exact_sizes
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape, gated_sites, top_k_granularities
+from bigcircuit.model.granularity import (
+    GRANULARITIES,
+    LEAVES,
+    LayerShape,
+    gated_sites,
+    measured_sites,
+    top_k_granularities,
+    widest,
+)
 from bigcircuit.seeding import mix
 
 Shapes = Sequence[LayerShape]
@@ -42,16 +49,18 @@ class Member(nn.Module):
         """Updates made so far."""
         generator = torch.Generator()
         self.log_alpha = nn.ParameterDict()
-        for index, (name, granularity) in enumerate(GRANULARITIES.items()):
-            if name not in trained_granularities(config):
+        for index, name in enumerate(GRANULARITIES):
+            if name not in trained_granularities(config) or not any(map(GRANULARITIES[name].width, shapes)):
                 continue
-            size = len(shapes), max(granularity.width(shape) for shape in shapes)
+            size = len(shapes), widest(shapes, name)
             generator.manual_seed(mix(config.train.seed, _INIT_KEY, index))
             spread = config.gates.init_spread * (2 * torch.rand(size, generator=generator) - 1)
             self.log_alpha[name] = nn.Parameter((config.gates.init + spread).to(device))
         self.offset = nn.ParameterDict()
-        for site in gated_sites(trained_granularities(config)) if KINDS[config.ablation.name].learned else ():
-            self.offset[site] = nn.Parameter(torch.zeros(len(shapes), widest(shapes, site), device=device))
+        learned = measured_sites(shapes) if KINDS[config.ablation.name].learned else ()
+        gated = gated_sites(list(self.log_alpha))
+        for site in (site for site in learned if site in gated):
+            self.offset[site] = nn.Parameter(torch.zeros(len(shapes), widest(shapes, LEAVES[site]), device=device))
 
     @property
     def done(self) -> float:

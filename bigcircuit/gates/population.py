@@ -17,12 +17,12 @@ from bigcircuit.config.schema import Config
 from bigcircuit.gates.members import Member, Members, Shapes
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS
 from bigcircuit.model.granularity import (
-    ATTENTION,
     GRANULARITIES,
     LEAVES,
-    MLP,
+    counted_sites,
     expand,
     finest,
+    spread,
 )
 
 
@@ -94,10 +94,10 @@ class Population(Members):
             for name, own in self.layer(gates, index).items():
                 parent = next((p for p in reversed(GRANULARITIES[name].parents) if p in chain), None)
                 if parent is not None:
-                    own = own * chain[parent].repeat_interleave(own.shape[-1] // chain[parent].shape[-1], dim=-1)
+                    own = own * spread(chain[parent], own.shape[-1])
                 chain[name] = own
                 sums.setdefault(name, []).append(own.sum(-1))
-            for site in (ATTENTION, MLP):
+            for site in counted_sites(chain):
                 leaf = finest(chain, site)
                 if leaf is not None:
                     sums.setdefault("total", []).append(expand(chain[leaf], site, shape).sum(-1))

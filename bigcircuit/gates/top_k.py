@@ -18,7 +18,16 @@ from bigcircuit.gates.members import Members
 from bigcircuit.gates.parametrisation import LayerMasks
 from bigcircuit.gates.schedules import allowed_size, temperature
 from bigcircuit.gates.soft_top_k import soft_top_k
-from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, MLP, SITE_WIDTH, finest, fold_sites
+from bigcircuit.model.granularity import (
+    COUNTED,
+    GRANULARITIES,
+    LEAVES,
+    SITE_WIDTH,
+    counted_sites,
+    finest,
+    fold_sites,
+    spread,
+)
 
 _SIZE_LAYER = -1
 """Layer key of the noise by which sizes are drawn."""
@@ -78,7 +87,7 @@ def _groups(sizes: Mapping[str, int], names: Sequence[str]) -> list[tuple[str, l
 
 def _left(asked: str, sizes: Mapping[str, int]) -> int:
     """Size of a group: `total` without the neurons that have a target of their own."""
-    own = sum(sizes.get(name, 0) for name in ("attention_neuron", "mlp_neuron")) if asked == "total" else 0
+    own = sum(sizes.get(LEAVES[site], 0) for site in COUNTED) if asked == "total" else 0
     return max(sizes[asked] - own, 1)
 
 
@@ -141,8 +150,8 @@ def _weight(population: Members, name: str, above: Mapping[str, Tensor], in_neur
         for parent in GRANULARITIES[name].parents:
             if parent in above:
                 there = population.widths(parent)[index]
-                row = row * above[parent][..., index, :there].repeat_interleave(width // there, dim=-1)
-        rows.append(pad(row, (0, max(widths) - width)))
+                row = row * spread(above[parent][..., index, :there], width)
+        rows.append(pad(row, (0, max(1, *widths) - width)))
     return torch.stack(rows, -2)
 
 
@@ -150,8 +159,9 @@ def _counts(population: Members, name: str, in_neurons: bool) -> list[int]:
     """Weight of a node of each layer by itself: 1, or the number of neurons for which its gate is the finest."""
     if not in_neurons:
         return [1] * len(population.shapes)
-    sites = [site for site in (ATTENTION, MLP) if finest(list(population.members[0].log_alpha), site) == name]
+    names = list(population.members[0].log_alpha)
+    sites = [site for site in counted_sites(names) if finest(names, site) == name]
     return [
-        sum(SITE_WIDTH[site](shape) for site in sites) // GRANULARITIES[name].width(shape)
+        sum(SITE_WIDTH[site](shape) for site in sites) // max(GRANULARITIES[name].width(shape), 1)
         for shape in population.shapes
     ]

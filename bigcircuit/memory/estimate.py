@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from bigcircuit.ablation.ablation import Ablation, Moments, widest
+from bigcircuit.ablation.ablation import Ablation, Moments
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.config.load import override
 from bigcircuit.data.collate import Batch, count_scored_positions, shared_prefix
@@ -27,8 +27,9 @@ from bigcircuit.gates.population import Population
 from bigcircuit.memory.shortened import from_few_layers, weight_bytes
 from bigcircuit.metrics.logit_metrics import kl_divergence
 from bigcircuit.model.deepspeed_config import pieces_on, with_auto_values
-from bigcircuit.model.granularity import SITE_WIDTH
+from bigcircuit.model.granularity import LEAVES, MLP_OUTPUT, SITE_WIDTH, measured_sites, sites_of, widest
 from bigcircuit.model.resolve import ResolvedModel
+from bigcircuit.model.sites import FrozenModel
 from bigcircuit.train.resolve import ResolvedRun
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import faithfulness_gradient
@@ -166,7 +167,8 @@ def resting(run: ResolvedRun, work: Workload, is_gpu: bool) -> Estimate:
 
 def _sites(state: TrainState) -> list[str]:
     """Sites that masks may close."""
-    return [*state.population.draw([0])(0)]
+    draw = state.population.draw([0])
+    return [*dict.fromkeys(site for index in range(len(state.population.shapes)) for site in draw(index))]
 
 
 def _activations(run: ResolvedRun, work: Workload, known: KnownPeaks) -> int:
@@ -232,7 +234,7 @@ def _peak(run_pass: Callable[[], object]) -> int:
 def meta_update(run: ResolvedRun, work: Workload) -> Callable[[], object]:
     """Prepare one micro-batch of an update on the meta device, forward and backward, to be run under a dispatch mode."""
     frozen, size = run.model.skeleton, _micro_batches(run, work).max_examples
-    batch = _batch(size, work)
+    batch = _batch(frozen, size, work)
 
     class OneBatch(MicroBatches):
         def iterate(self, *_: Any, **__: Any) -> Iterator[MicroBatch]:
@@ -264,17 +266,18 @@ def scoring_peak(run: ResolvedRun, work: Workload) -> int:
 def meta_scoring(run: ResolvedRun, work: Workload) -> Callable[[], object]:
     """Prepare one micro-batch of the final scores on the meta device, to be run under a dispatch mode."""
     frozen, count = run.model.skeleton, len(run.members) + 1
-    batch = _batch(_micro_batches(run, work).max_examples * work.rows, work)
+    batch = _batch(frozen, _micro_batches(run, work).max_examples * work.rows, work)
 
     def masks(index: int) -> dict[str, Tensor]:
         shape = frozen.shapes[index]
-        return {site: torch.ones(count, 1, width(shape), device=META) for site, width in SITE_WIDTH.items()}
+        widths = {site: SITE_WIDTH[site](shape) for site in sites_of(frozen.shapes, (LEAVES[MLP_OUTPUT],))}
+        return {site: torch.ones(count, 1, width, device=META) for site, width in widths.items() if width}
 
     streams = Streams(frozen, blank_ablation(run, work, META))
 
     def run_pass() -> object:
         with torch.no_grad(), streams:
-            recorded = streams.record(batch, masks(0)) if streams.corrupted_stream else None
+            recorded = streams.record(batch, masks(0)) if streams.over_suffix else None
             return kl_divergence(streams.reference(batch), streams.masked(batch, masks, count, recorded), batch)
 
     return run_pass
@@ -292,7 +295,7 @@ def blank_state(run: ResolvedRun, device: torch.device) -> TrainState:
 
 def _moments(run: ResolvedRun, positions: int, device: torch.device) -> Moments:
     shapes = run.model.shapes
-    sizes = {site: (len(shapes), positions, widest(shapes, site)) for site in SITE_WIDTH}
+    sizes = {site: (len(shapes), positions, widest(shapes, LEAVES[site])) for site in measured_sites(shapes)}
     mean = {site: torch.zeros(size, device=device) for site, size in sizes.items()}
     return Moments(mean, {site: values[:, 0] for site, values in mean.items()})
 
@@ -311,17 +314,15 @@ def _constants(run: ResolvedRun, work: Workload) -> dict[str, int]:
     return {"ablation constants": 4 * copies * sum(map(Tensor.numel, tensors))} if tensors else {}
 
 
-def _batch(rows: int, work: Workload) -> Batch:
+def _batch(frozen: FrozenModel, rows: int, work: Workload) -> Batch:
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.long, device=META)
 
     grid, line, scores = zeros(rows, work.tokens), zeros(rows), zeros(rows * work.answer)
-    # A finished 4-D mask keeps transformers from looking into a mask that has no data.
-    mask = torch.zeros(rows, 1, work.tokens, work.tokens, dtype=torch.bool, device=META)
     return Batch(
         clean=grid,
         corrupted=grid,
-        attention_mask=mask,
+        attention_mask=_mask(frozen, rows, work.tokens),
         position_ids=grid,
         ids=line,
         example_of_row=line,
@@ -336,3 +337,13 @@ def _batch(rows: int, work: Workload) -> Batch:
         correct=line > 0,
         shared=0 if work.suffix is None else work.tokens - work.suffix,
     )
+
+
+def _mask(frozen: FrozenModel, rows: int, tokens: int) -> Tensor | None:
+    """Make an attention mask that the model takes without looking into it, for it has no data on the meta device."""
+    kind = frozen.architecture.meta_mask
+    if kind == "flat":
+        return torch.zeros(rows, tokens, dtype=torch.long, device=META)
+    if kind == "none" or getattr(frozen.model.config, "alibi", False):
+        return None
+    return torch.zeros(rows, 1, tokens, tokens, dtype=torch.bool, device=META)

@@ -22,11 +22,11 @@ def shortened(run: ResolvedRun, layers: int) -> ResolvedRun:
     """Return the run with the first decoder layers of its model only, which share its weights; sizes asked for shrink to fit."""
     whole = run.model.skeleton.model
     model = deepcopy(whole, {id(tensor): tensor for tensor in (*whole.parameters(), *whole.buffers())})
-    path = run.model.skeleton.architecture.layers
+    path = run.model.skeleton.path
     parent, _, name = path.rpartition(".")
     kept = list(attrgetter(path)(model))[:layers]
     setattr(attrgetter(parent)(model) if parent else model, name, nn.ModuleList(kept))
-    frozen = replace(find_sites(model), device=run.model.skeleton.device)
+    frozen = replace(find_sites(model, guess=True), device=run.model.skeleton.device)
     nodes = node_counts(frozen.shapes, list(GRANULARITIES))
     members = []
     for member in run.members:
@@ -61,7 +61,7 @@ def materialised(run: ResolvedRun, device: torch.device) -> ResolvedRun:
                 setattr(module, key, torch.empty_like(value, device=device).fill_(1))
     for tensor in {*model.parameters(), *model.buffers()}:
         _fill(tensor.detach(), block)
-    return replace(run, model=replace(run.model, skeleton=find_sites(model.requires_grad_(False))))
+    return replace(run, model=replace(run.model, skeleton=find_sites(model.requires_grad_(False), guess=True)))
 
 
 def _fill(tensor: Any, block: Tensor) -> None:

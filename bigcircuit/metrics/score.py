@@ -67,7 +67,7 @@ def score(
     kinds = example_scores()
     found = torch.zeros(len(kinds), len(circuits or ()) + full, len(examples))
     place = {example.id: index for index, example in enumerate(examples)}
-    divided = micro_batches.aligned() if circuits and streams.corrupted_stream else micro_batches
+    divided = micro_batches.aligned() if circuits and streams.over_suffix else micro_batches
     chunks = _chunks(circuits or (), at_once or len(circuits or ()))
     with micro_batches.progress.phase(phase, micro_batches.count(len(examples)) * (len(chunks) or 1)) as passes:
         for micro_batch in divided.iterate(examples, full=True):
@@ -81,7 +81,7 @@ def score(
             if full:
                 _keep(found, slice(-1, None), columns, reference, reference.unsqueeze(0), micro_batch)
             corrupted = None
-            if chunks and streams.corrupted_stream:
+            if chunks and streams.over_suffix:
                 corrupted = streams.record(micro_batch.batch, mask_source(chunks[0][1], streams)(0))
             for rows, chunk in chunks:
                 with streams.under(streams.ablation.of([*range(rows.start, rows.stop)])):

@@ -52,7 +52,7 @@ def load_config(config: ModelConfig) -> Any:
     hf = _open(AutoConfig, config, "config.json")
     with explain_library_errors(f"model.path {config.path}: config.json cannot be read", folder, "mend it"):
         text = hf.get_text_config(decoder=True)
-    architecture_of(text)
+    architecture_of(text, config.architecture == "guess")
     for name, expected in _FIXED.items():
         if getattr(hf, name, expected) != expected:
             raise UserError(f"model.path {config.path}: config.json has {name} {getattr(hf, name)!r}; take it out")
@@ -125,7 +125,7 @@ def load_frozen(
         model = adapt(model, config.adapter).model
     model.requires_grad_(False)
     model.eval()
-    frozen, device = find_sites(model), torch.device(device)
+    frozen, device = find_sites(model, config.architecture == "guess"), torch.device(device)
     on_disk = config.weights == "stream" or (sharding is not None and pieces_on(sharding) == "nvme")
     if on_disk and (sharding is None or device.type == "cpu"):
         return streamed(frozen, device)  # ranks on CPU share the pages of the files, so there is nothing to gather
@@ -147,7 +147,7 @@ def skeleton(config: ModelConfig, hf_config: Any = None) -> FrozenModel:
     folder = model_folder(config.path, config.revision)
     with torch.device("meta"), explain_library_errors(subject, folder, "mend it or copy it again"):
         model = AutoModelForCausalLM.from_config(settings, dtype=DTYPES[config.dtype], **chosen)
-    return find_sites(model.eval().requires_grad_(False))
+    return find_sites(model.eval().requires_grad_(False), config.architecture == "guess")
 
 
 def attention_of(frozen: FrozenModel) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.model.adapter import adapt
-from bigcircuit.model.deepspeed_config import DeepSpeedConfig, check_weights, read_deepspeed
+from bigcircuit.model.deepspeed_config import DeepSpeedConfig, check_weights, pieces_on, read_deepspeed
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape, node_counts
 from bigcircuit.model.load import DTYPES, attention_of, load_config, load_frozen, load_tokenizer, skeleton
 from bigcircuit.model.sites import FrozenModel
@@ -48,6 +48,11 @@ class ResolvedModel:
     def stays_in_files(self) -> bool:
         """Whether loading on CPU leaves the weights in their files, mapped into memory: they need no cast."""
         return self.stored == DTYPES[self.config.dtype]
+
+    @property
+    def is_read_from_disk(self) -> bool:
+        """Whether each pass reads the weights from a disk anew: they flow from their files, or ranks keep their pieces there."""
+        return self.config.weights == "stream" or (self.deepspeed is not None and pieces_on(self.deepspeed) == "nvme")
 
     @property
     def unused_line(self) -> str | None:

@@ -1,5 +1,6 @@
-"""Locate the sites of a Hugging Face causal language model by its row in the architecture table."""
+"""Locate the sites of a Hugging Face causal language model by the names of the projections that write into the residual stream."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -8,18 +9,33 @@ import torch
 from torch import nn
 
 from bigcircuit.errors import UserError
-from bigcircuit.model.architectures import ARCHITECTURES, Architecture
-from bigcircuit.model.granularity import LayerShape
+from bigcircuit.model.architectures import ARCHITECTURES, LATENT, LAYERS, PROJECTIONS, RECURRENT, REFUSED, Architecture
+from bigcircuit.model.granularity import ATTENTION, EXPERT, MIXER, MLP, LayerShape
+from bigcircuit.model.paths import ModulePaths, in_features, module_paths, out_features
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Decoder layer: module, output projection of attention, down projection of the MLP, widths."""
+    """Decoder layer: its module, the modules of its sites and its units."""
 
     module: nn.Module
-    attention: nn.Module
-    mlp: nn.Module
+    sites: Mapping[str, nn.Module]
+    """Site -> the projection whose input it is; of EXPERT the module of all experts. Without sites that the layer lacks."""
     shape: LayerShape
+
+    @property
+    def attention(self) -> nn.Module:
+        """Attention output projection. Raises KeyError in a layer without attention."""
+        return self.sites[ATTENTION]
+
+    @property
+    def mlp(self) -> nn.Module:
+        """Down projection of the MLP. Raises KeyError in a layer without a dense MLP or shared experts."""
+        return self.sites[MLP]
+
+    def owner(self, site: str) -> nn.Module:
+        """Module that holds the projection of a site: the layer itself where MLPs have no module of their own."""
+        return _parent(self.module, self.sites[site])
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,8 @@ class FrozenModel:
 
     model: Any
     architecture: Architecture
+    path: str
+    """Path of the list of decoder layers."""
     layers: tuple[Layer, ...]
     head: nn.Module
     """The vocabulary projection."""
@@ -42,73 +60,180 @@ class FrozenModel:
             self.engine.optimizer.release_backward_leftovers()
 
     @property
+    def paths(self) -> ModulePaths:
+        """Paths of the projections of a dense model. Raises UserError for a model with layers of other sites."""
+        if any(layer.sites.keys() != {ATTENTION, MLP} for layer in self.layers):
+            raise UserError(
+                f"a model of this kind ({self.architecture.kind}) cannot be exported: its layers are no attention and MLP"
+            )
+        layer = self.layers[0]
+        return module_paths(self.path, layer.module, layer.attention, layer.mlp)
+
+    @property
     def shapes(self) -> tuple[LayerShape, ...]:
-        """Widths of every layer."""
+        """Units of every layer."""
         return tuple(layer.shape for layer in self.layers)
 
 
-def architecture_of(config: Any) -> Architecture:
-    """Return the table row of a Hugging Face config. Raises UserError, with how to add the row, if there is none."""
-    row = ARCHITECTURES.get(config.model_type)
-    if row is None:
-        raise UserError(
-            f"model type {config.model_type!r} is not in the architecture table; add one row to ARCHITECTURES in "
-            f"bigcircuit/model/architectures.py (known: {', '.join(sorted(ARCHITECTURES))})"
-        )
-    return row
+def architecture_of(config: Any, guess: bool = False) -> Architecture:
+    """Return what is known about the model type of a Hugging Face config.
 
-
-def find_sites(model: Any) -> FrozenModel:
-    """Locate layers and sites of a causal language model, with weights or on the meta device, with or without a PEFT adapter.
-
-    Raises UserError for a model without layers.
+    guess: take a type that is not in the table for one whose sites have known names. Raises UserError, with the kind of the model,
+    for a type that cannot be masked, or is not in the table and not to be guessed.
     """
-    row = architecture_of(model.config)
-    layers = tuple(_layer(module, row, model.config) for module in attrgetter(row.layers)(model))
-    if not layers:
-        raise UserError("the model has no decoder layer; mend the number of layers in its config.json")
+    if (row := ARCHITECTURES.get(config.model_type)) is not None:
+        if row.needs and not getattr(config, row.needs, False):
+            raise UserError(
+                f"model type {config.model_type!r} is an encoder, in which a token sees later ones; a decoder of this form has "
+                f"{row.needs} true in its config.json"
+            )
+        return row
+    if (kind := REFUSED.get(config.model_type)) is not None:
+        raise UserError(
+            f"model type {config.model_type!r} cannot be masked: it is {kind}; docs/models.md lists those that can"
+        )
+    if not guess:
+        raise UserError(
+            f"model type {config.model_type!r} is not among the {len(ARCHITECTURES)} that are known to work (docs/models.md); set "
+            "model.architecture to guess to find its layers by their names, which is checked when the weights are loaded"
+        )
+    return Architecture("guessed")
+
+
+def find_sites(model: Any, guess: bool = False) -> FrozenModel:
+    """Locate layers and sites of a causal language model, with weights or on the meta device, with or without an adapter.
+
+    guess: as for `architecture_of`. Raises UserError for a model without layers, or with a layer that has no site or several of
+    one kind.
+    """
+    config = model.config.get_text_config(decoder=True)
+    row = architecture_of(config, guess)
+    path, modules = _layers_of(model)
     return FrozenModel(
         model=model,
         architecture=row,
-        layers=layers,
+        path=path,
+        layers=tuple(_layer(module, f"{path}.{index}", config) for index, module in enumerate(modules)),
         head=model.get_output_embeddings(),
         device=next(model.parameters()).device,
     )
 
 
-def _layer(module: nn.Module, row: Architecture, config: Any) -> Layer:
-    attention, mlp = attrgetter(row.attention)(module), attrgetter(row.mlp)(module)
-    heads = config.num_attention_heads
-    site = in_features(attention)
-    return Layer(
-        module,
-        attention,
-        mlp,
-        LayerShape(
-            heads=heads,
-            kv_heads=kv_heads(config),
-            head_dim=site // heads,
-            intermediate=in_features(mlp),
-            hidden=out_features(mlp),
-        ),
+def _layers_of(model: Any) -> tuple[str, Any]:
+    prefix = getattr(model, "base_model_prefix", "")
+    paths = (*LAYERS, f"{prefix}.encoder.layer")
+    lists = {path: module for path in paths if isinstance(module := _at(model, path), nn.ModuleList)}
+    if not lists:
+        raise UserError(f"{type(model).__name__} has no list of decoder layers with a known name ({', '.join(LAYERS)})")
+    path, modules = min(lists.items(), key=lambda found: paths.index(found[0]))
+    if len(modules) == 0:
+        raise UserError("the model has no decoder layer; mend the number of layers in its config.json")
+    return path, modules
+
+
+def _layer(module: nn.Module, where: str, config: Any) -> Layer:
+    sites: dict[str, nn.Module] = {}
+    for kind, names in PROJECTIONS.items():
+        for name in names:
+            found = _at(module, name)
+            if not isinstance(found, nn.Module) or (kind == EXPERT) == (in_features(found) > 0):
+                continue
+            if kind == EXPERT and not (hasattr(found, "is_concatenated") or hasattr(found, "expert_dim")):
+                raise UserError(f"{where}.{name}: a mixture of experts of its own form cannot be masked")
+            site = kind
+            if kind == ATTENTION and any(hasattr(_parent(module, found), part) for part in RECURRENT):
+                site = MIXER
+            if site in sites:
+                raise UserError(
+                    f"{where}: a layer with two parts of a kind ({site}) cannot be masked; the second is {name}"
+                )
+            sites[site] = found
+    if not sites:
+        raise UserError(
+            f"{where}: no projection of a known name writes into the residual stream of {type(module).__name__}"
+        )
+    return Layer(module, sites, _shape(module, sites, config))
+
+
+def _shape(module: nn.Module, sites: Mapping[str, nn.Module], config: Any) -> LayerShape:
+    heads = groups = dim = mixer_heads = mixer_dim = 0
+    if ATTENTION in sites:
+        heads, groups, dim = _attention_units(_parent(module, sites[ATTENTION]), in_features(sites[ATTENTION]), config)
+    if MIXER in sites:
+        mixer_heads, mixer_dim = _mixer_units(_parent(module, sites[MIXER]), in_features(sites[MIXER]))
+    experts, width = expert_sizes(sites[EXPERT]) if EXPERT in sites else (0, 0)
+    return LayerShape(
+        heads=heads,
+        kv_heads=groups,
+        head_dim=dim,
+        intermediate=in_features(sites[MLP]) if MLP in sites else 0,
+        hidden=out_features(sites[MLP]) if MLP in sites else 0,
+        mixer_heads=mixer_heads,
+        mixer_dim=mixer_dim,
+        experts=experts,
+        expert_width=width,
     )
 
 
-def kv_heads(config: Any) -> int:
-    """Return the number of key/value heads, which has several names in configs."""
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_v_heads")
+_DIMS = ("v_head_dim", "head_v_dim", "head_dim", "attn_head_size", "head_size")
+
+
+def _attention_units(module: nn.Module, width: int, config: Any) -> tuple[int, int, int]:
+    """Read query heads, key/value heads and width of a head's values from an attention module whose output is `width` wide."""
+    heads = _dividing(module, _HEADS, width)
+    if not heads and (dim := _dividing(module, _DIMS, width)):
+        heads = width // dim
+    heads = heads or _dividing(config, _HEADS, width) or 1
+    if any(hasattr(module, name) for name in LATENT):
+        return heads, heads, width // heads
+    per_group = getattr(module, "num_key_value_groups", None)
+    groups = heads // per_group if isinstance(per_group, int) and per_group else kv_heads(config, heads)
+    return heads, groups if groups and heads % groups == 0 else heads, width // heads
+
+
+def _mixer_units(module: nn.Module, width: int) -> tuple[int, int]:
+    """Read heads and their width from a mixer; one head where it has channels only."""
+    heads = _dividing(module, ("num_v_heads", "num_heads", "num_attention_heads"), width)
+    dim = _dividing(module, ("head_v_dim", "v_head_dim", "head_dim"), width)
+    heads = heads or (width // dim if dim else 1)
+    return heads, width // heads
+
+
+def _dividing(owner: Any, names: tuple[str, ...], width: int) -> int:
+    """Return the first of some attributes that is a divisor of `width`, 0 if there is none."""
+    for name in names:
+        value = getattr(owner, name, None)
+        if isinstance(value, int) and value > 0 and width % value == 0:
+            return value
+    return 0
+
+
+def kv_heads(config: Any, heads: int) -> int:
+    """Return the number of key/value heads, which has several names in configs. heads: query heads."""
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1
-    for name in ("num_key_value_heads", "num_kv_heads"):
-        if getattr(config, name, None):
-            return getattr(config, name)
-    return config.num_attention_heads
+    return getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads
 
 
-def in_features(projection: nn.Module) -> int:
-    """Return the input width of a projection: a Linear, an adapted Linear, or GPT-2's Conv1D (`nx`)."""
-    return getattr(projection, "in_features" if hasattr(projection, "in_features") else "nx")
+def expert_sizes(experts: Any) -> tuple[int, int]:
+    """Return the number of experts of a module of all experts, and the neurons of one."""
+    weight = getattr(experts, "base_layer", experts).down_proj
+    count, first, second = getattr(weight, "ds_shape", weight.shape)
+    by_rows = getattr(experts, "is_transposed", not hasattr(experts, "is_concatenated"))
+    return count, first if by_rows else second
 
 
-def out_features(projection: nn.Module) -> int:
-    """Return the output width of a projection; in GPT-2's Conv1D `nf`."""
-    return getattr(projection, "out_features" if hasattr(projection, "out_features") else "nf")
+def _at(module: Any, path: str) -> Any:
+    try:
+        return attrgetter(path)(module)
+    except AttributeError:
+        return None
+
+
+def _parent(layer: nn.Module, module: nn.Module) -> nn.Module:
+    """Module of a layer that holds another one."""
+    for name, found in layer.named_modules():
+        if found is module:
+            return layer.get_submodule(name.rpartition(".")[0])
+    raise AssertionError("the module is in the layer")

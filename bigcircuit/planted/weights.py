@@ -4,13 +4,15 @@ Shapes: L layers, G key/value groups, Q query heads a group, d head size, F MLP 
 """
 
 import copy
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bigcircuit.errors import UserError
+from bigcircuit.model.architectures import FUSED, KEYS, QUERIES, VALUES
+from bigcircuit.model.granularity import ATTENTION
+from bigcircuit.model.parameter_count import mlp_inputs
 from bigcircuit.model.sites import FrozenModel, Layer, find_sites
 
 
@@ -34,36 +36,44 @@ class LayerWeights(NamedTuple):
 def read_layers(frozen: FrozenModel) -> list[LayerWeights]:
     """Read the weights of all layers. Raises UserError for architectures to which no heads can be added."""
     _check(frozen)
-    return [_read(frozen, layer) for layer in frozen.layers]
+    return [_read(layer) for layer in frozen.layers]
 
 
 def _check(frozen: FrozenModel) -> None:
-    config, row = frozen.model.config, frozen.architecture
-    free = len(row.qkv) == 3 and hasattr(config, "num_key_value_heads") and hasattr(config, "intermediate_size")
+    config = frozen.model.config
+    free = (
+        len(_qkv_projections(frozen.layers[0])) == 3
+        and hasattr(config, "num_key_value_heads")
+        and hasattr(config, "intermediate_size")
+    )
     if config.model_type != "gpt2" and not free:
         raise UserError(
             f"model type {config.model_type!r} cannot be widened; use GPT-2 or one with separate q, k, v and key/value heads"
         )
 
 
-def _read(frozen: FrozenModel, layer: Layer) -> LayerWeights:
+def _read(layer: Layer) -> LayerWeights:
     shape = layer.shape
     groups, queries, size = shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim
-    q, k, v = _qkv(frozen, layer)
+    q, k, v = _qkv(layer)
     return LayerWeights(
         q=q.view(groups, queries, size, -1),
         k=k.view(groups, size, -1),
         v=v.view(groups, size, -1),
         heads_write=_matrix(layer.attention).T.reshape(groups, queries, size, -1).clone(),
-        inputs=torch.stack(
-            [_read_projection(attrgetter(name)(layer.module)) for name in frozen.architecture.mlp_inputs]
-        ),
+        inputs=torch.stack([_read_projection(module) for module in mlp_inputs(layer)]),
         neurons_write=_matrix(layer.mlp).T.clone(),
     )
 
 
-def _qkv(frozen: FrozenModel, layer: Layer) -> tuple[Tensor, ...]:
-    rows = [_read_projection(attrgetter(name)(layer.module)) for name in frozen.architecture.qkv]
+def _qkv_projections(layer: Layer) -> list[Any]:
+    """Query, key and value projections of a layer, or the one projection that computes all three."""
+    owner = layer.owner(ATTENTION)
+    return [getattr(owner, name) for name in (*QUERIES, *KEYS, *VALUES, *FUSED) if hasattr(owner, name)]
+
+
+def _qkv(layer: Layer) -> tuple[Tensor, ...]:
+    rows = [_read_projection(projection) for projection in _qkv_projections(layer)]
     return rows[0].chunk(3) if len(rows) == 1 else tuple(rows)
 
 
@@ -119,7 +129,7 @@ def build_wide_model(model: Any, layers: list[LayerWeights], times: int) -> Any:
     if times > 1:
         head.copy_(torch.cat([model.get_output_embeddings().weight / times] * times, dim=-1))
     for layer, weights in zip(frozen.layers, layers, strict=True):
-        _write(frozen, layer, weights)
+        _write(layer, weights)
     return wide
 
 
@@ -136,13 +146,13 @@ def _config(config: Any, weights: LayerWeights, times: int) -> Any:
     return config
 
 
-def _write(frozen: FrozenModel, layer: Layer, weights: LayerWeights) -> None:
+def _write(layer: Layer, weights: LayerWeights) -> None:
     qkv = [rows.flatten(0, -2) for rows in (weights.q, weights.k, weights.v)]
-    projections = [attrgetter(name)(layer.module) for name in frozen.architecture.qkv]
+    projections = _qkv_projections(layer)
     for projection, rows in zip(projections, [torch.cat(qkv)] if len(projections) == 1 else qkv, strict=True):
         _write_projection(projection, rows)
-    for name, rows in zip(frozen.architecture.mlp_inputs, weights.inputs, strict=True):
-        _write_projection(attrgetter(name)(layer.module), rows)
+    for projection, rows in zip(mlp_inputs(layer), weights.inputs, strict=True):
+        _write_projection(projection, rows)
     _matrix(layer.attention).copy_(weights.heads_write.flatten(0, 2).T)
     _matrix(layer.mlp).copy_(weights.neurons_write.T)
 

@@ -156,7 +156,7 @@ def map_charts(drawings: Mapping[str, Drawing]) -> list[Chart]:
     found = []
     for name, drawing in drawings.items():
         if drawing.circuits == 1:
-            wide = max(len(layer.heads) for layer in drawing.layers)
+            wide = max(1, *(len(layer.heads) for layer in drawing.layers))
             heads = np.full((len(drawing.layers), wide), np.nan)
             for row, layer in zip(heads, drawing.layers, strict=True):
                 row[: len(layer.heads)] = [node.total / node.of for node in layer.heads]

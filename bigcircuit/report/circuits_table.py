@@ -33,6 +33,9 @@ def circuit_columns(rows: Sequence[Json]) -> list[Column]:
     return found
 
 
+_NOTHING = TableCell("–", "")
+
+
 def _columns() -> Iterator[tuple[str, Callable[[Json], TableCell], bool]]:
     """List heading, cell of a row, and whether the column is always shown."""
     for heading, name in (("task", "task"), ("found under", "found_under"), ("seed", "seed"), ("asked for", "asked")):
@@ -42,14 +45,21 @@ def _columns() -> Iterator[tuple[str, Callable[[Json], TableCell], bool]]:
     for name, kind in page_scores().items():
         if kind.in_brief:
             yield kind.heading, _score(name), bool(kind.headline)
-    for heading, name in (("MLPs", "mlp"), ("attention neurons", "attention_neuron"), ("MLP neurons", "mlp_neuron")):
+    for heading, name in (
+        ("MLPs", "mlp"),
+        ("attention neurons", "attention_neuron"),
+        ("MLP neurons", "mlp_neuron"),
+        ("mixer neurons", "mixer_neuron"),
+        ("experts", "expert"),
+        ("expert neurons", "expert_neuron"),
+    ):
         yield heading, _kept(name), False
     yield "parameters", _parameters, False
     yield "best step", _text("best_step"), False
 
 
 def _kept(name: str) -> Callable[[Json], TableCell]:
-    return lambda row: TableCell(count_text(row["kept"][name]), row["kept"][name])
+    return lambda row: TableCell(count_text(row["kept"][name]), row["kept"][name]) if name in row["kept"] else _NOTHING
 
 
 def _score(name: str) -> Callable[[Json], TableCell]:

@@ -138,11 +138,9 @@ def draw_circuits(circuits: Mapping[str, Circuit]) -> Drawing:
     """Draw circuits of one model over each other. circuits: by name."""
     shown = make_palette(list(circuits))
     wide = node_widths(next(iter(circuits.values())))
-    heads, mlps = (wide[name] for name in ("head", "mlp_neuron"))
-    layers = []
-    for index in range(len(heads)):
-        attention = _categories(circuits, "attention_neuron", index, wide["attention_neuron"][index])
-        attention = attention.reshape(heads[index], -1)
+    mlps, layers = wide["mlp_neuron"], []
+    for index in range(len(mlps)):
+        attention = _by_head(circuits, index, wide)
         mlp = _categories(circuits, "mlp_neuron", index, mlps[index])
         layers.append(
             DrawnLayer(
@@ -155,6 +153,14 @@ def draw_circuits(circuits: Mapping[str, Circuit]) -> Drawing:
             )
         )
     return Drawing(layers, shown, len(circuits))
+
+
+def _by_head(circuits: Mapping[str, Circuit], layer: int, wide: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """Categories of the neurons of attention, one row a head; in a layer without attention those of its mixer."""
+    head, neuron = ("head", "attention_neuron") if wide["head"][layer] else ("mixer_head", "mixer_neuron")
+    if not wide.get(head, wide["head"])[layer]:
+        return np.zeros((0, 1), dtype=np.uint8)
+    return _categories(circuits, neuron, layer, wide[neuron][layer]).reshape(wide[head][layer], -1)
 
 
 def _outputs(
@@ -200,6 +206,8 @@ def _folded(categories: np.ndarray) -> np.ndarray:
 
 def make_grid(categories: np.ndarray, shown: Palette) -> Grid:
     """Encode categories, uint8 [rows, columns], as a PNG in a data URI, one pixel per neuron."""
+    if not categories.size:
+        categories = np.zeros((1, 1), dtype=np.uint8)
     image = Image.frombytes("P", categories.shape[::-1], categories.tobytes())
     image.putpalette([int(colour[i : i + 2], 16) for colour in shown.colours for i in (1, 3, 5)])
     file = io.BytesIO()

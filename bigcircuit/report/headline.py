@@ -78,7 +78,16 @@ def tiles(rows: Sequence[Json], of: Mapping[str, int], heads: Json | None) -> li
     circuits.
     """
     found = []
-    for name, label in (("total", "neurons kept"), ("head", "heads"), ("mlp", "MLPs")):
+    kinds = (
+        ("total", "neurons kept"),
+        ("head", "heads"),
+        ("mlp", "MLPs"),
+        ("mixer_head", "mixer heads"),
+        ("expert", "experts"),
+    )
+    for name, label in kinds:
+        if not of.get(name):
+            continue
         values = [row["kept"][name] for row in rows]
         share = range_text([value / of[name] for value in values], ".0%")
         found.append(Tile(range_text(values, ","), label, f"of {count_text(of[name])}, {share}"))

@@ -9,7 +9,7 @@ from bigcircuit.ablation.kinds import DEFAULT, KINDS
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.overlap import Stability, overlap, overlap_sentence, stability
 from bigcircuit.io.files import Json
-from bigcircuit.model.granularity import GRANULARITIES
+from bigcircuit.model.granularity import COUNTED, GRANULARITIES, LEAVES
 from bigcircuit.report import charts, facts, headline, score_tables
 from bigcircuit.report.circuits_table import Column, circuit_columns
 from bigcircuit.report.drawing import Drawing, draw_circuits
@@ -284,8 +284,8 @@ def compare(circuits: Mapping[str, Circuit]) -> ComparedCircuits | None:
     known = nodes_of_model(next(iter(circuits.values())))
     common = [name for name in GRANULARITIES if all(name in one.masks for one in circuits.values())]
     masks = {name: [one.masks[name] for one in circuits.values()] for name in common}
-    pairs = zip(masks["attention_neuron"], masks["mlp_neuron"], strict=True)
-    masks["total"] = [_joined(*pair) for pair in pairs]
+    counted = [masks[LEAVES[site]] for site in COUNTED if LEAVES[site] in masks]
+    masks["total"] = [_joined(parts) for parts in zip(*counted, strict=True)]
     shared = {name: overlap(found, known[name]) for name, found in masks.items()}
     similar = {name: stability(found, known[name]) for name, found in masks.items()}
     rows = {name: {"of": known[name], **vars(shared[name]), "pairs": vars(similar[name])} for name in masks}
@@ -307,7 +307,7 @@ def _compared(
     return ComparedCircuits(names, rows, figures, verdict, saved)
 
 
-def _joined(attention: Any, mlp: Any) -> Any:
+def _joined(masks: Sequence[Any]) -> Any:
     import torch
 
-    return torch.cat([attention, mlp], dim=1)
+    return torch.cat([*masks], dim=1)

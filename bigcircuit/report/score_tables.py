@@ -186,7 +186,7 @@ def _off(evaluation: Json, ablation: str) -> ScoreTable:
 
 def _minimality(evaluation: Json) -> list[MinimalityRow]:
     """List minimality of all circuits, from coarse to fine granularities."""
-    dimension = evaluation["nodes"]["attention_neuron"] // evaluation["nodes"]["head"]
+    dimension = evaluation["nodes"]["attention_neuron"] // max(evaluation["nodes"]["head"], 1)
     found = []
     for circuit in evaluation["circuits"]:
         for ablation, under in circuit["ablations"].items():

@@ -12,7 +12,7 @@ from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import Json
 from bigcircuit.io.run_dir import read_metrics
-from bigcircuit.model.granularity import GRANULARITIES
+from bigcircuit.model.granularity import GRANULARITIES, count_total
 from bigcircuit.results import recorded
 from bigcircuit.results.evaluation import read_result
 from bigcircuit.results.locate import name_of, run_of
@@ -184,4 +184,4 @@ def node_widths(circuit: Circuit) -> dict[str, list[int]]:
 def nodes_of_model(circuit: Circuit) -> dict[str, int]:
     """Count the nodes of the model of a circuit by granularity, and as `total` its site neurons."""
     found = {name: sum(widths) for name, widths in node_widths(circuit).items() if name in GRANULARITIES}
-    return found | {"total": found["attention_neuron"] + found["mlp_neuron"]}
+    return found | {"total": count_total(found)}

@@ -10,13 +10,13 @@ from bigcircuit.circuit.validate import ScoreShape
 from bigcircuit.config.choices import OneOf
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import read_json
-from bigcircuit.model.granularity import GRANULARITIES, LEAVES, MLP_OUTPUT
+from bigcircuit.model.granularity import EVERYWHERE, GRANULARITIES
 
 _NodeName = Annotated[str, OneOf(["total", *GRANULARITIES])]
 
 
 def _has_all(counts: dict[str, int]) -> dict[str, int]:
-    missing = {"total", *GRANULARITIES} - {LEAVES[MLP_OUTPUT], *counts}
+    missing = {"total", *EVERYWHERE} - counts.keys()
     if missing:
         raise ValueError(f"it has no {min(missing)}")
     return counts

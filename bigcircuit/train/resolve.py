@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from bigcircuit.ablation.kinds import KINDS
+from bigcircuit.ablation.kinds import KINDS, check_experts
 from bigcircuit.config.load import members, override
 from bigcircuit.config.schema import Config
 from bigcircuit.data.dataset import AblationData, TaskData, load_ablation_data, load_task
@@ -14,7 +14,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.fingerprint import run_fingerprint
-from bigcircuit.train.targets import count_targets
+from bigcircuit.train.targets import check_expert_neurons, count_targets
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class ResolvedRun:
     @property
     def stores_corrupted(self) -> bool:
         """Whether updates use stored activations of the corrupted prompts."""
-        return self.config.train.store and KINDS[self.config.ablation.name].needs_corrupted
+        over_suffix = self.model.skeleton.architecture.suffix
+        return self.config.train.store and over_suffix and KINDS[self.config.ablation.name].needs_corrupted
 
     def changed(self, overrides: Mapping[str, Any], source: str) -> "ResolvedRun":
         """The same run with other settings, but for those that name files: model, pairs and DeepSpeed config stay as read."""
@@ -54,6 +55,8 @@ def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = Non
         model = resolve_model(config.model, config.deepspeed)
         data = load_task(config.task, model.tokenizer, model.hf_config)
         ablation_data = load_ablation_data(config, model.tokenizer, model.hf_config)
+    check_experts(config.ablation.name, sum(shape.experts for shape in model.shapes))
+    check_expert_neurons(configs, model.skeleton)
     return ResolvedRun(
         config=config,
         members=count_targets(configs, model.nodes),

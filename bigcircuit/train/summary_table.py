@@ -66,10 +66,12 @@ def closing_sentence(summary: Mapping[str, Any]) -> str:
     def scored(name: str, form: str) -> str:
         return range_text([row["scores"][name]["mean"] for row in rows], form)
 
+    kinds = {"head": "heads", "mixer_head": "mixer heads", "mlp": "MLPs", "expert": "experts"}
+    counted = [(name, word) for name, word in kinds.items() if nodes.get(name)]
     kl = rows[0]["scores"]["kl"]
     interval = f", 95% interval {kl['low']:.3f} to {kl['high']:.3f}" if len(rows) == 1 else ""
     return (
-        f"Keeping {kept('total')} neurons ({kept('head')} heads, {kept('mlp')} MLPs) "
+        f"Keeping {kept('total')} neurons ({', '.join(kept(name) + f' {word}' for name, word in counted)}) "
         f"{'the model still predicts' if len(rows) == 1 else f'the {len(rows)} circuits still predict'} what the full model "
         f"predicts on {scored('exact_match', '.0%')} of the held-out prompts and "
         f"{'prefers' if len(rows) == 1 else 'prefer'} the right answer on {scored('accuracy', '.0%')} "

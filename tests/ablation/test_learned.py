@@ -12,11 +12,11 @@ from bigcircuit.forward.activation_means import mean_ablation, moments
 from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
-from bigcircuit.model.granularity import SITE_WIDTH, node_counts
+from bigcircuit.model.granularity import node_counts
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import update, validate
 from tests.helpers.interrupted_runs import Result, run_or_resume, stop
-from tests.helpers.tiny_models import TINY, tiny_examples, tiny_model
+from tests.helpers.tiny_models import DENSE_SITES, TINY, tiny_examples, tiny_model
 
 SETTINGS = [
     {"train.seed": 0, "penalty.mlp_neuron": 0.5},
@@ -101,7 +101,7 @@ def test_a_restored_state_goes_on_bit_for_bit(frozen):
     train(frozen, resumed, 3)
     for member in range(3):
         assert torch.equal(everything(whole, member), everything(resumed, member))
-        assert whole.member_states[member].best.constants.keys() == SITE_WIDTH.keys()
+        assert whole.member_states[member].best.constants.keys() == set(DENSE_SITES)
         for site, values in whole.member_states[member].best.constants.items():
             assert torch.equal(values, resumed.member_states[member].best.constants[site])
 

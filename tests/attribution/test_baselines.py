@@ -19,11 +19,22 @@ from bigcircuit.evaluation.ranking import circuits_of
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.logit_metrics import contrast, kl_divergence
 from bigcircuit.metrics.score import score
-from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT, SITE_WIDTH, expand
+from bigcircuit.model.granularity import (
+    ATTENTION,
+    EVERYWHERE,
+    GRANULARITIES,
+    LEAVES,
+    MLP,
+    MLP_OUTPUT,
+    SITE_WIDTH,
+    expand,
+)
 from bigcircuit.model.sites import find_sites
 from tests.helpers.launch import DEEPSPEED_CONFIGS, launch
 from tests.helpers.tiny_models import TINY, TOKEN_IDS, tiny_examples, tiny_model
 
+DENSE = [*EVERYWHERE, "mlp_output"]
+"""Granularities of a dense model."""
 NAMES = [name for name, baseline in BASELINES.items() if not baseline.is_random]
 
 
@@ -94,7 +105,7 @@ def direction_of(frozen, name, layer, node):
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("name", list(GRANULARITIES))
+@pytest.mark.parametrize("name", DENSE)
 def test_gradients_at_the_full_model_equal_divided_differences(llama, name):
     """Attribution patching: mean of the logit difference's; head importance: mean of the cross-entropy's absolute ones."""
     chosen, micro_batches = tiny_examples(3), MicroBatches(2)
@@ -220,14 +231,14 @@ def test_every_method_scores_the_nodes_that_the_ablation_can_close(llama, name, 
     with Streams(llama, Ablation(name, **tensors)) as streams:
         for method, baseline in BASELINES.items():
             (found,) = baseline.draw(streams, tiny_examples(2), MicroBatches(2), 1)
-            assert found.keys() >= GRANULARITIES.keys() - {"mlp_output"}, method
+            assert found.keys() >= set(EVERYWHERE), method
             assert ("mlp_output" in found) == (closable and method != "integrated_gradients"), method
 
 
 def test_random_scores_depend_on_their_seed_alone(llama):
     with Streams(llama, INTERCHANGE) as streams:
         first, again, other = (by_chance(streams, (), MicroBatches(1), seed=seed) for seed in (0, 0, 1))
-    assert first.keys() == GRANULARITIES.keys()
+    assert first.keys() == set(DENSE)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head"], other["head"])
 
@@ -266,6 +277,8 @@ def test_every_baseline_has_a_label_and_only_random_ones_are_drawn_several_times
 
     for name, baseline in BASELINES.items():
         assert baseline.description and "\n" not in baseline.description
-        baseline._replace(score=score).draw(SimpleNamespace(ablation=ZERO), (), None, 3)
+        baseline._replace(score=score).draw(
+            SimpleNamespace(ablation=ZERO, frozen=SimpleNamespace(shapes=())), (), None, 3
+        )
         assert seeds == ([0, 1, 2] if name == "random" else [None])
         seeds.clear()

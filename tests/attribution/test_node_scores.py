@@ -7,12 +7,12 @@ from bigcircuit.evaluation.ranking import circuits_of
 from bigcircuit.gates.discretise import discretise
 from bigcircuit.model.granularity import SITE_WIDTH
 from tests.helpers.random_scores import SHAPES, random_scores
-from tests.helpers.tiny_models import TINY, tiny_model
+from tests.helpers.tiny_models import DENSE_SITES, TINY, tiny_model
 
 
 def test_coarse_scores_add_up_their_neurons():
     shapes = tiny_model("llama", TINY).shapes
-    ones = {site: [torch.ones(3, SITE_WIDTH[site](s)) for s in shapes] for site in SITE_WIDTH}
+    ones = {site: [torch.ones(3, SITE_WIDTH[site](s)) for s in shapes] for site in DENSE_SITES}
     counts = aggregate(ones, shapes, lambda neurons: neurons.sum(-1))
     assert {name: rows[0].shape[-1] * rows[0][0, 0].item() for name, rows in counts.items()} == {
         "block": 32 + 48, "attention": 32, "mlp": 48, "kv_group": 32, "head": 32, "attention_neuron": 32, "mlp_neuron": 48,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -100,7 +101,7 @@ def test_circuits_that_do_not_belong_together_are_refused(two):
         first & two[1].under("interchange")
     narrow = complete_masks(
         {"attention_neuron": torch.ones(2, 6).bool(), "mlp_neuron": torch.ones(2, 5).bool()},
-        narrow_shapes := [shape._replace(heads=2, kv_heads=1) for shape in SHAPES],
+        narrow_shapes := [replace(shape, heads=2, kv_heads=1) for shape in SHAPES],
     )
     widths = {name: [one.width(shape) for shape in narrow_shapes] for name, one in GRANULARITIES.items()}
     with pytest.raises(UserError, match="models of other widths"):

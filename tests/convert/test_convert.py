@@ -1,6 +1,7 @@
 """Circuits of other tools: what is kept of their files, as those tools write them, and that they are circuits like any other."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def by_hand(kv_heads: int) -> dict[str, torch.Tensor]:
     heads = torch.tensor([[f"a{i}.h{h}" in KEPT_NODES for h in range(HEADS)] for i in range(LAYERS)])
     mlps = torch.tensor([[f"m{i}" in KEPT_NODES] for i in range(LAYERS)])
     leaves = {"attention_neuron": heads.repeat_interleave(HEAD_DIM, 1), "mlp_neuron": mlps.expand(-1, FFN)}
-    return complete_masks(leaves, [shape._replace(kv_heads=kv_heads) for shape in SHAPES])
+    return complete_masks(leaves, [replace(shape, kv_heads=kv_heads) for shape in SHAPES])
 
 
 @pytest.fixture(scope="module")

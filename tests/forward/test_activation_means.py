@@ -12,9 +12,17 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.load import load_frozen
 from tests.helpers.edited_models import edited
-from tests.helpers.tiny_models import TINY, TINY_CONFIGS, constant_masks, random_masks, tiny_examples, tiny_model
+from tests.helpers.tiny_models import (
+    DENSE_SITES,
+    TINY,
+    TINY_CONFIGS,
+    constant_masks,
+    random_masks,
+    tiny_examples,
+    tiny_model,
+)
 
-SITES = tuple(SITE_WIDTH)
+SITES = DENSE_SITES
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +32,9 @@ def frozen():
 
 def random_constants(frozen, members=1, positions=1, requires_grad=False):
     generator = torch.Generator().manual_seed(5)
-    sizes = {site: max(width(shape) for shape in frozen.shapes) for site, width in SITE_WIDTH.items()}
+    sizes = {
+        site: max(width(shape) for shape in frozen.shapes) for site, width in SITE_WIDTH.items() if site in DENSE_SITES
+    }
     layers = len(frozen.shapes)
     return {
         site: torch.randn(members, layers, positions, n, generator=generator).requires_grad_(requires_grad)

@@ -6,13 +6,12 @@ import torch
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.data.collate import collate
 from bigcircuit.forward.streams import Streams
-from bigcircuit.model.granularity import SITE_WIDTH
-from tests.helpers.tiny_models import TINY_CASES, constant_masks, random_masks, tiny_model, uneven_examples
+from tests.helpers.tiny_models import DENSE_SITES, TINY_CASES, constant_masks, random_masks, tiny_model, uneven_examples
 
 
 def gradients(logits, masks):
     logits.float().log_softmax(-1)[..., :7].sum().backward()
-    found = [layer[site].grad.clone() for layer in masks for site in SITE_WIDTH]
+    found = [layer[site].grad.clone() for layer in masks for site in DENSE_SITES]
     for layer in masks:
         for mask in layer.values():
             mask.grad = None
@@ -29,7 +28,7 @@ def test_a_pass_over_the_suffix_is_the_two_stream_pass(name, settings, padding):
     with Streams(frozen, INTERCHANGE) as streams:
         whole = streams.masked(batch, masks.__getitem__, 2)
         expected = gradients(whole, masks)
-        corrupted = streams.record(batch, SITE_WIDTH)
+        corrupted = streams.record(batch, DENSE_SITES)
         suffix = streams.masked(batch, masks.__getitem__, 2, corrupted)
         found = gradients(suffix, masks)
         opened = streams.masked(batch, constant_masks(frozen, 1.0), 1, corrupted)
@@ -49,6 +48,6 @@ def test_a_recomputed_layer_gives_the_same_gradients(name):
     found = []
     for checkpointing in (False, True):
         with Streams(frozen, INTERCHANGE, checkpointing) as streams:
-            corrupted = streams.record(batch, SITE_WIDTH)
+            corrupted = streams.record(batch, DENSE_SITES)
             found.append(gradients(streams.masked(batch, masks.__getitem__, 2, corrupted), masks))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -45,7 +45,7 @@ def test_coarse_granularities_are_those_above_the_neurons():
     delayed = {
         name for name in (*COARSE, "attention_neuron", "mlp_neuron", "mlp_output") if not pressure(train, name, 0.5)
     }
-    assert delayed == {"block", "attention", "mlp", "kv_group", "head"}
+    assert delayed == {"block", "attention", "mlp", "kv_group", "head", "mixer", "mixer_head"}
 
 
 def test_the_allowed_size_shrinks_by_equal_factors_down_to_the_asked_one():

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bigcircuit.data.pair import Example
-from bigcircuit.model.architectures import ARCHITECTURES
-from bigcircuit.model.granularity import SITE_WIDTH
+from bigcircuit.model.granularity import ATTENTION, EXPERT_NEURON, MLP, MLP_OUTPUT, SITE_WIDTH
 from bigcircuit.model.sites import FrozenModel, find_sites
 
 TINY = {
@@ -28,14 +27,29 @@ TINY = {
     "use_cache": False,
 }
 """Settings of a model of three layers, in the names that most architectures use."""
+DENSE_SITES = (ATTENTION, MLP, MLP_OUTPUT)
+"""The sites of a dense model."""
 GPT2_NAMES = {"vocab_size": 96, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 64}
 TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 FALCON = {k: v for k, v in TINY.items() if k not in ("head_dim", "num_key_value_heads")} | {
     "ffn_hidden_size": 48,
     "alibi": False,
 }
+BLOOM = {"vocab_size": 96, "hidden_size": 32, "n_layer": 3, "n_head": 4, **TOKEN_IDS}
+MPT = {
+    "vocab_size": 96,
+    "d_model": 32,
+    "n_layers": 3,
+    "n_heads": 4,
+    "expansion_ratio": 2,
+    "max_seq_len": 64,
+    **TOKEN_IDS,
+}
 MULTI_HEAD = {**TINY, "num_key_value_heads": 4}
-TINY_CONFIGS: dict[str, list[dict[str, Any]]] = {name: [TINY] for name in ARCHITECTURES} | {
+_USUAL = """
+    cohere cohere2 exaone4 gemma glm helium llama ministral nemotron olmo olmo2 olmo3 phi phi3 qwen3 seed_oss starcoder2
+"""
+TINY_CONFIGS: dict[str, list[dict[str, Any]]] = {name: [TINY] for name in _USUAL.split()} | {
     "gpt2": [{**GPT2_NAMES, **TOKEN_IDS}],
     "gptj": [{**GPT2_NAMES, **TOKEN_IDS, "rotary_dim": 4}],
     "gpt_neo": [
@@ -57,6 +71,7 @@ TINY_CONFIGS: dict[str, list[dict[str, Any]]] = {name: [TINY] for name in ARCHIT
         {**FALCON, "multi_query": True},
         {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
         {**FALCON, "multi_query": False, "parallel_attn": False},
+        {**FALCON, "multi_query": False, "parallel_attn": False, "alibi": True},
     ],
     "gemma2": [{**TINY, "sliding_window": 4, "query_pre_attn_scalar": 8}],
     "gemma3_text": [{**TINY, "sliding_window": 4, "query_pre_attn_scalar": 8}],
@@ -66,7 +81,7 @@ TINY_CONFIGS: dict[str, list[dict[str, Any]]] = {name: [TINY] for name in ARCHIT
     "smollm3": [{**TINY, "no_rope_layers": [1, 0, 1]}],
     "stablelm": [TINY, {**TINY, "use_parallel_residual": True}],
 }
-"""Model type -> settings of each variant of the architecture that computes something else."""
+"""Dense model type -> settings of each variant of the architecture that computes something else."""
 
 TINY_CASES = [
     pytest.param(name, settings, id=f"{name}-{i}")
@@ -127,7 +142,9 @@ def uneven_examples() -> list[Example]:
 def constant_masks(frozen: FrozenModel, value: float, members: int = 1) -> Callable[[int], dict[str, Tensor]]:
     """Make masks of one value everywhere, as a function of the layer: site -> [members, 1, width]."""
     return lambda index: {
-        site: torch.full((members, 1, width(frozen.shapes[index])), value) for site, width in SITE_WIDTH.items()
+        site: torch.full((members, 1, width(frozen.shapes[index])), value)
+        for site, width in SITE_WIDTH.items()
+        if width(frozen.shapes[index]) and site != EXPERT_NEURON
     }
 
 
@@ -140,6 +157,7 @@ def random_masks(
         {
             site: torch.rand(members, rows, width(shape), generator=generator).requires_grad_(requires_grad)
             for site, width in SITE_WIDTH.items()
+            if width(shape) and site != EXPERT_NEURON
         }
         for shape in frozen.shapes
     ]

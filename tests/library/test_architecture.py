@@ -21,7 +21,7 @@ def test_a_registered_type_is_masked(monkeypatch):
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UserError, match="model type 'arcee' is not"):
         find_sites(model)
-    bigcircuit.register_architecture(NEW, like="llama", mlp_inputs=("mlp.up_proj",))
+    bigcircuit.register_architecture(NEW, like="llama", mlp="mlp.down_proj")
     try:
         assert [(s.heads, s.intermediate) for s in find_sites(model).shapes] == [(2, 24)] * 2
         with pytest.raises(UserError, match="in the table already"):

@@ -1,4 +1,4 @@
-"""Every listed architecture: gates open are the plain model bit for bit, gates closed are the model on corrupted prompts."""
+"""Dense architectures: gates open are the plain model bit for bit, gates closed are the model on corrupted prompts."""
 
 import pytest
 import torch
@@ -8,9 +8,17 @@ from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.data.collate import collate
 from bigcircuit.errors import UserError
 from bigcircuit.forward.streams import Streams
-from bigcircuit.model.architectures import ARCHITECTURES
 from bigcircuit.model.sites import architecture_of
-from tests.helpers.tiny_models import TINY_CASES, TINY_CONFIGS, constant_masks, tiny_examples, tiny_model
+from tests.helpers.tiny_models import (
+    BLOOM,
+    MPT,
+    TINY,
+    TINY_CASES,
+    TINY_CONFIGS,
+    constant_masks,
+    tiny_examples,
+    tiny_model,
+)
 
 
 def plain(model, tokens, batch):
@@ -36,12 +44,29 @@ def test_open_is_plain_and_closed_is_corrupted(name, settings, padding):
         assert torch.equal(plain(frozen.model, batch.clean, batch), clean), "hooks were left behind"
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_every_row_is_a_known_model_type(name):
-    assert name in TINY_CONFIGS
-    assert architecture_of(AutoConfig.for_model(name, **TINY_CONFIGS[name][0])) is ARCHITECTURES[name]
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+@pytest.mark.parametrize(("name", "settings"), [("falcon", TINY_CONFIGS["falcon"][-1]), ("mpt", MPT), ("bloom", BLOOM)])
+def test_biases_are_divided_by_what_they_are(name, settings, rows):
+    """Falcon and BLOOM have a row a head of every prompt, MPT a row a head: with 4 heads and 2 prompts sizes alone mislead."""
+    frozen, batch = tiny_model(name, settings), collate(tiny_examples(rows), full=False)
+    with torch.no_grad(), Streams(frozen, INTERCHANGE) as streams:
+        clean, corrupted = plain(frozen.model, batch.clean, batch), plain(frozen.model, batch.corrupted, batch)
+        assert torch.allclose(streams.masked(batch, constant_masks(frozen, 1.0), 1)[0], clean, atol=1e-5)
+        for members in (1, 2, 3):
+            closed = streams.masked(batch, constant_masks(frozen, 0.0, members), members)
+            assert torch.allclose(closed, corrupted.expand_as(closed), atol=1e-5)
 
 
-def test_unlisted_architecture_says_how_to_add_it():
-    with pytest.raises(UserError, match=r"mamba.*add one row to ARCHITECTURES in bigcircuit/model/architectures.py"):
-        architecture_of(AutoConfig.for_model("mamba"))
+def test_an_unlisted_type_is_guessed_if_that_is_asked():
+    config = AutoConfig.for_model("llama", **TINY)
+    config.model_type = "llama_of_a_friend"
+    with pytest.raises(UserError, match=r"'llama_of_a_friend' is not among the \d+ .* set model.architecture to guess"):
+        architecture_of(config)
+    assert architecture_of(config, guess=True).kind == "guessed"
+
+
+def test_a_refusal_names_the_kind():
+    with pytest.raises(
+        UserError, match="'jetmoe' cannot be masked: it is a mixture of experts whose attention heads are"
+    ):
+        architecture_of(AutoConfig.for_model("jetmoe"))

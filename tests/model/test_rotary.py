@@ -12,7 +12,6 @@ from bigcircuit.data.collate import collate
 from bigcircuit.data.dataset import load_task
 from bigcircuit.errors import UserError
 from bigcircuit.forward.streams import Streams
-from bigcircuit.model.architectures import ARCHITECTURES
 from bigcircuit.model.rotary import frequency_switches
 from tests.helpers.pair_files import write_pairs
 from tests.helpers.tiny_models import TINY, TINY_CONFIGS, constant_masks, tiny_model
@@ -100,7 +99,7 @@ def test_every_kind_of_layer_is_asked():
     assert all(one < two for one, two in pairwise(frequency_switches(SimpleNamespace(rope_parameters=other))))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TINY_CONFIGS)
 def test_the_listed_architectures_have_none_by_default(name):
     from transformers import AutoConfig
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.tiny_types import tiny_config
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.model.deepspeed_config import read_deepspeed, with_auto_values
@@ -76,7 +77,7 @@ STAGES = ["zero0", "zero1", "zero2", "zero3", "zero3_offload_cpu"]
 
 
 def gates_after(folder: Path) -> dict[str, torch.Tensor]:
-    state = load_file(folder / "checkpoints/step-000030/state.safetensors")
+    state = load_file(max(folder.glob("checkpoints/*/state.safetensors")))
     return {name: values for name, values in state.items() if ".log_alpha." in name}
 
 
@@ -263,3 +264,18 @@ def test_a_wrong_config_is_one_line(tmp_path, content, message):
         read_deepspeed(str(path))
     with pytest.raises(UserError, match="no such file; configs/deepspeed/ holds six"):
         read_deepspeed(str(tmp_path / "missing.json"))
+
+
+def test_a_mixture_with_latent_attention_and_a_hybrid_are_divided_too(tmp_path):
+    runs = []
+    for name, more in (("deepseek_v3", {"target.expert": 6}), ("falcon_h1", {})):
+        shared = small_llama(tmp_path / name) | more | {"train.steps": 4}
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(tiny_config(name, vocab_size=1030)).save_pretrained(tmp_path / name)
+        runs += [{**shared, "output": str(tmp_path / f"{name}_{stage}"), "deepspeed": str(DEEPSPEED_CONFIGS / f"{stage}.json")}
+                 for stage in ("zero0", "zero3")]  # fmt: skip
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    launch(2, "-m", "tests.helpers.run_series", str(tmp_path / "runs.json"))
+    for whole, pieces in zip(runs[::2], runs[1::2], strict=True):
+        expected, found = gates_after(Path(whole["output"])), gates_after(Path(pieces["output"]))
+        assert all(torch.equal(values, found[gate]) for gate, values in expected.items()), whole["output"]

@@ -19,13 +19,12 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import discretise
 from bigcircuit.gates.population import Population
 from bigcircuit.metrics.score import mask_source, score
-from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.train.optimal_ablation import optimal_ablation
 from tests.helpers.edited_models import edited
 from tests.helpers.short_runs import run
-from tests.helpers.tiny_models import TINY, tiny_examples, tiny_model
+from tests.helpers.tiny_models import DENSE_SITES, TINY, tiny_examples, tiny_model
 
-SITES = tuple(SITE_WIDTH)
+SITES = DENSE_SITES
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,34 @@
+"""Small functions of what goes into a pass and what comes out of a layer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigcircuit.ablation.ablation import Tokens
+from bigcircuit.data.collate import Batch
+from bigcircuit.forward.rows import FewTokens, TokenRows
+
+
+def tokens_of(batch: Batch | TokenRows | FewTokens) -> Tokens:
+    """Positions and examples of the tokens of a batch."""
+    assert not isinstance(batch, FewTokens)
+    positions = batch.position_ids
+    if positions is None:
+        positions = torch.arange(batch.clean.shape[1], device=batch.clean.device).unsqueeze(0)
+    return Tokens(positions, batch.ids[batch.example_of_row])
+
+
+def of_queries(mask: Tensor | None, queries: int) -> Tensor | None:
+    """Cut a finished mask, [R, 1, queries, keys], to its last queries; others are [R, keys]."""
+    return mask[:, :, -queries:] if mask is not None and mask.ndim == 4 else mask
+
+
+def repeat_rows(tensor: Tensor | None, copies: int) -> Tensor | None:
+    """Repeat all rows of a tensor, one copy after the other."""
+    return None if tensor is None else tensor.repeat(copies, *[1] * (tensor.ndim - 1))
+
+
+def hidden_of(output: Any) -> Tensor:
+    """Hidden state among what a layer returns."""
+    return output[0] if isinstance(output, (tuple, list)) else output
