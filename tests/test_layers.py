@@ -121,7 +121,9 @@ def test_folders_and_files_of_tests_mirror_the_package():
     assert not strangers, strangers
 
 
-SAME_IN_EVERY_ENTRY = set("build draw_pair FRAMES NAME RULE IF_EMPTY recognises read draw open_shares decided".split())
+SAME_IN_EVERY_ENTRY = set(
+    "build draw_pair draw_pairs COLUMNS FRAMES NAME RULE IF_EMPTY recognises read draw open_shares decided".split()
+)
 """Names that every file of a table defines: builders, formats of `convert`, implementations of parametrisations."""
 
 
