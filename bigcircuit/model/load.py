@@ -133,7 +133,7 @@ def load_frozen(
         return streamed(frozen, device)  # ranks on CPU share the pages of the files, so there is nothing to gather
     if full is not None:
         return shard(frozen, device, full)
-    return replace(frozen, model=model.to(device), device=device)
+    return replace(frozen, model=frozen.model.to(device), device=device)
 
 
 def skeleton(config: ModelConfig, hf_config: Any = None) -> FrozenModel:

@@ -87,7 +87,7 @@ class Quantization(NamedTuple):
         """Return the arguments of `from_pretrained` that load the weights so. hf_config: of the checkpoint; may be changed."""
         if self.stored:
             if WEIGHT_FORMATS[self.stored].bits is None:
-                hf_config.quantization_config = {**_plain(hf_config.quantization_config), "dequantize": True}
+                hf_config.quantization_config = {**(_plain(hf_config.quantization_config) or {}), "dequantize": True}
             return {"config": hf_config}
         return {"quantization_config": _new_config(self.loaded)} if self.loaded else {}
 
@@ -97,8 +97,8 @@ def quantization_of(config: ModelConfig, hf_config: Any, is_sharded: bool = Fals
 
     is_sharded: whether ZeRO-3 divides the weights over the ranks.
 
-    Raises UserError for a format that is not in WEIGHT_FORMATS, for one whose package is not installed, and for settings that do not go
-    together.
+    Raises UserError for a format that is not in WEIGHT_FORMATS, for one whose package is not installed, and for settings that do
+    not go together.
     """
     subject = f"model.path {config.path}"
     settings, asked = _plain(getattr(hf_config, "quantization_config", None)), config.quantization

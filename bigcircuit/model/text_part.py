@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
 
 from bigcircuit.errors import UserError
 
 MULTIMODAL = tuple(
-    "aya_vision cohere2_vision gemma3 idefics3 internvl llava llava_next mistral3 mllama qwen2_5_vl qwen2_vl qwen3_vl "
-    "smolvlm".split()
+    "aya_vision cohere2_vision gemma3 gemma4 glm4v idefics3 internvl lfm2_vl llava llava_next llava_onevision mistral3 mllama "
+    "paligemma qwen2_5_vl qwen2_vl qwen3_5 qwen3_vl smolvlm".split()
 )
-"""Model types whose language part computes on texts, to the last bit, what the whole model computes; tests show it of each."""
+"""Model types whose language part computes on texts what the whole model computes; tests show it of each."""
+
+_CAPPED = ("gemma4", "paligemma")
+"""Types among them that cap logits."""
 
 
 def text_config(hf_config: Any) -> Any:
@@ -59,7 +61,7 @@ def model_class(hf_config: Any) -> Any:
         "from_config": classmethod(lambda cls, config, **kwargs: cls._from_config(config, **kwargs)),
         "from_pretrained": classmethod(from_pretrained),
     }
-    text_only = type(whole.__name__, (whole,), members)
+    text_only: Any = type(whole.__name__, (whole,), members)
     return text_only
 
 
@@ -79,51 +81,51 @@ def language_part(model: Any) -> Any:
 
     Both share their modules.
     """
-    from transformers import AutoModelForCausalLM
+    return model if text_config(model.config) is model.config else _LanguagePart(model)
 
-    if text_config(model.config) is model.config:
-        return model
-    language, head = model.get_decoder(), model.get_output_embeddings()
-    if crossing := _crossing(language):
-        language.layers = nn.ModuleList(layer for index, layer in enumerate(language.layers) if index not in crossing)
-        language.cross_attention_layers = []
-    try:
-        with torch.device("meta"):
-            part = AutoModelForCausalLM.from_config(
-                language.config, attn_implementation=language.config._attn_implementation
+
+class _LanguagePart(nn.Module):
+    """Language model with the vocabulary projection and, where its wrapper has them, softly capped logits."""
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__()
+        language = whole.get_decoder()
+        if crossing := _crossing(language):
+            language.layers = nn.ModuleList(
+                layer for index, layer in enumerate(language.layers) if index not in crossing
             )
-    except ValueError:  # no class for the language model alone
-        return _LanguagePart(language, head)
-    if type(part.base_model) is not type(language):
-        return _LanguagePart(language, head)
-    setattr(part, part.base_model_prefix, language)
-    part.set_output_embeddings(head)
-    part.config = language.config
-    return part.eval()
+            language.cross_attention_layers = []
+        self.config, self.model, self.lm_head = language.config, language, whole.get_output_embeddings()
+        self._cap = (
+            getattr(language.config, "final_logit_softcapping", None) if whole.config.model_type in _CAPPED else None
+        )
+        self._is_tied = self.lm_head.weight is self.get_input_embeddings().weight
+        self.train(whole.training)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return next(self.parameters()).dtype
 
-class _LanguagePart(PreTrainedModel):
-    """Language model with a vocabulary projection and nothing behind it."""
+    def tie_weights(self) -> None:
+        """Have the vocabulary projection use the embeddings' weights again where it did so before."""
+        if self._is_tied:
+            self.lm_head.weight = self.get_input_embeddings().weight
 
-    _supports_sdpa = True
-
-    def __init__(self, language: Any, head: nn.Module) -> None:
-        super().__init__(language.config)
-        self.model, self.lm_head = language, head
-        self.all_tied_weights_keys: dict[str, str] = {}
-        self.eval()
-
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         """Return the vocabulary projection."""
         return self.lm_head
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         """Return the token embeddings."""
         return self.model.get_input_embeddings()
 
     def forward(self, **inputs: Any) -> CausalLMOutputWithPast:
         """Compute logits, [rows, tokens, vocabulary], of the inputs of a causal language model."""
-        return CausalLMOutputWithPast(logits=self.lm_head(self.model(**inputs).last_hidden_state))
+        logits = self.lm_head(self.model(**inputs).last_hidden_state)
+        return CausalLMOutputWithPast(
+            logits=logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+        )
 
 
 def _take_out_other_parts(model: Any) -> list[str]:
@@ -132,9 +134,10 @@ def _take_out_other_parts(model: Any) -> list[str]:
     Returns their names.
     """
     language, taken = model.get_decoder(), []
+    path = next(name for name, module in model.named_modules() if module is language)
     for index in _crossing(language):
         language.layers[index] = nn.Identity()  # the others keep their numbers, by which their weights are found
-        taken.append(f"layers.{index}")
+        taken.append(f"{path}.layers.{index}")
     kept = {id(module) for part in (language, model.get_output_embeddings()) for module in part.modules()}
     around = {
         id(module)
