@@ -119,7 +119,7 @@ def load_frozen(
             generation_config=GenerationConfig(),  # nothing is generated, so its file need not be readable
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told in the next line
-            **quantization.arguments(hf_config),
+            **quantization.arguments(hf_config, device),
         )
     check_loading_info(config, info)
     finish_loading(model, quantization, DTYPES[config.dtype])

@@ -1,12 +1,7 @@
-"""Quantised frozen weights: the formats whose gradients are those of the dequantised weights, and how each is loaded.
+"""Quantised frozen weights: the formats whose gradients are those of the dequantised weights, and how each is loaded."""
 
-Weights that stay quantised are dequantised whenever a projection is used, forward and backward, by the library that made them. So
-a pass computes what it would with the dequantised weights, and its gradients are theirs: no kernel of a library computes with
-quantised activations, or leaves a gradient out.
-"""
-
-from collections.abc import Callable, Mapping
-from functools import partial
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -15,6 +10,15 @@ from torch import Tensor, nn
 
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
+from bigcircuit.model.dequantised_linear import (
+    is_quantised,
+    plain_linear,
+    read_four_bits,
+    read_int8,
+    read_torchao,
+    use_dequantised,
+)
+from bigcircuit.model.weight_files import NOT_FLOATING, stored_tensors
 
 
 class WeightFormat(NamedTuple):
@@ -28,32 +32,17 @@ class WeightFormat(NamedTuple):
     """Dequantise the weight of a projection of this format, [out, in], in float32 or its own dtype."""
 
 
-def _read_torchao(module: Any) -> Tensor:
-    return module.weight.dequantize()
-
-
-def _read_four_bits(module: Any) -> Tensor:
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(module.weight.data, module.weight.quant_state)
-
-
-def _read_int8(module: Any) -> Tensor:
-    weight = module.weight
-    return weight.data.float() * (weight.SCB.float().unsqueeze(1) / 127)
-
-
 WEIGHT_FORMATS = {
     "fp8": WeightFormat(None),
     "compressed-tensors float-quantized": WeightFormat("compressed_tensors"),
     "compressed-tensors int-quantized": WeightFormat("compressed_tensors"),
     "compressed-tensors naive-quantized": WeightFormat("compressed_tensors"),
     "compressed-tensors pack-quantized": WeightFormat("compressed_tensors"),
-    "torchao Int8WeightOnlyConfig": WeightFormat("torchao", 8.1, _read_torchao),
-    "torchao IntxWeightOnlyConfig": WeightFormat("torchao", 8.5, _read_torchao),
-    "bitsandbytes nf4": WeightFormat("bitsandbytes", 4.5, _read_four_bits),
-    "bitsandbytes fp4": WeightFormat("bitsandbytes", 4.5, _read_four_bits),
-    "bitsandbytes int8": WeightFormat("bitsandbytes", 8.1, _read_int8),
+    "torchao Int8WeightOnlyConfig": WeightFormat("torchao", 8.1, read_torchao),
+    "torchao IntxWeightOnlyConfig": WeightFormat("torchao", 8.5, read_torchao),
+    "bitsandbytes nf4": WeightFormat("bitsandbytes", 4.5, read_four_bits),
+    "bitsandbytes fp4": WeightFormat("bitsandbytes", 4.5, read_four_bits),
+    "bitsandbytes int8": WeightFormat("bitsandbytes", 8.1, read_int8),
 }
 """Name of a format -> how it is loaded. Every entry has a test that compares gradients with those of the dequantised model."""
 ON_LOADING = {"int8": "torchao Int8WeightOnlyConfig", "nf4": "bitsandbytes nf4"}
@@ -83,13 +72,14 @@ class Quantization(NamedTuple):
             return f"weights: {self.loaded}{made}; each projection is dequantised when it is used"
         return f"weights: {self.stored} in the files, dequantised when they are loaded" if self.stored else None
 
-    def arguments(self, hf_config: Any) -> dict[str, Any]:
+    def arguments(self, hf_config: Any, device: torch.device | str) -> dict[str, Any]:
         """Return the arguments of `from_pretrained` that load the weights so. hf_config: of the checkpoint; may be changed."""
+        device_map = {"device_map": {"": str(device)}} if self.bits is not None else {}
         if self.stored:
             if WEIGHT_FORMATS[self.stored].bits is None:
                 hf_config.quantization_config = {**(_plain(hf_config.quantization_config) or {}), "dequantize": True}
-            return {"config": hf_config}
-        return {"quantization_config": _new_config(self.loaded)} if self.loaded else {}
+            return {"config": hf_config, **device_map}
+        return {"quantization_config": _new_config(self.loaded), **device_map} if self.loaded else {}
 
 
 def quantization_of(config: ModelConfig, hf_config: Any, is_sharded: bool = False) -> Quantization:
@@ -100,6 +90,7 @@ def quantization_of(config: ModelConfig, hf_config: Any, is_sharded: bool = Fals
     Raises UserError for a format that is not in WEIGHT_FORMATS, for one whose package is not installed, and for settings that do
     not go together.
     """
+    _quieten()
     subject = f"model.path {config.path}"
     settings, asked = _plain(getattr(hf_config, "quantization_config", None)), config.quantization
     if settings is None:
@@ -123,7 +114,8 @@ def quantization_of(config: ModelConfig, hf_config: Any, is_sharded: bool = Fals
             f"{subject}: model.quantization is {asked}, but the weights are quantised already ({name}); set it to none or "
             "dequantise"
         )
-    _check_groups(subject, settings)
+    _check_schemes(subject, settings)
+    _check_scales(config, subject, name, settings.get("weight_block_size"))
     _check_package(f"{subject}: its weights are quantised as {name}", name)
     stays = WEIGHT_FORMATS[name].bits is not None and asked == "none"
     if config.weights == "stream" or stays:
@@ -142,23 +134,17 @@ def finish_loading(model: Any, quantization: Quantization, dtype: torch.dtype) -
     form = WEIGHT_FORMATS[quantization.loaded or quantization.stored]
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
-            if form.read is None or not _is_quantised(module):
+            if form.read is None or not is_quantised(module):
                 continue
             if quantization.loaded:
-                module.forward = partial(_dequantised_linear, module, form.read)
+                use_dequantised(module, form.read)
             else:
-                setattr(parent, name, _plain_linear(module, form.read, dtype))
+                setattr(parent, name, plain_linear(module, form.read, dtype))
     for name, parameter in model.named_parameters():
         if type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)  # transformers leaves what it dequantises in a dtype of its own
         elif not quantization.loaded and (not parameter.is_floating_point() or type(parameter) is not nn.Parameter):
             raise UserError(f"{name} is still {type(parameter).__name__} of {parameter.dtype} after it was dequantised")
-
-
-def logical_numel(parameter: Tensor) -> int:
-    """Count the weights that a parameter stands for: of bitsandbytes' 4 bits, two are in a byte."""
-    state = getattr(parameter, "quant_state", None)
-    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
 
 
 def weight_bytes_as(module: nn.Module, quantization: Quantization) -> int:
@@ -174,38 +160,6 @@ def weight_bytes_as(module: nn.Module, quantization: Quantization) -> int:
         round(p.numel() * (quantization.bits or 0) / 8) if id(p) in quantised else p.numel() * p.element_size()
         for p in module.parameters()
     )
-
-
-class _DequantisedLinear(torch.autograd.Function):
-    """Linear map whose weight is dequantised forward and once more backward, so that a graph keeps the quantised one alone."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, module: Any, read: Callable[[Any], Tensor]) -> Tensor:
-        ctx.module, ctx.read = module, read
-        return nn.functional.linear(value, read(module).to(value.dtype), module.bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient.matmul(ctx.read(ctx.module).to(gradient.dtype)), None, None
-
-
-def _dequantised_linear(module: Any, read: Callable[[Any], Tensor], value: Tensor) -> Tensor:
-    return _DequantisedLinear.apply(value, module, read)
-
-
-def _plain_linear(module: Any, read: Callable[[Any], Tensor], dtype: torch.dtype) -> nn.Linear:
-    weight = read(module).to(dtype).contiguous()
-    plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    if module.bias is not None:
-        plain.bias = nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
-    return plain
-
-
-def _is_quantised(module: nn.Module) -> bool:
-    """Whether a module is a Linear whose weight is not a plain floating-point parameter."""
-    weight = getattr(module, "weight", None)
-    return isinstance(module, nn.Linear) and (type(weight) is not nn.Parameter or not weight.is_floating_point())
 
 
 def _plain(settings: Any) -> dict[str, Any] | None:
@@ -229,8 +183,15 @@ def _format_of(settings: Mapping[str, Any]) -> str:
     return method
 
 
-def _check_groups(subject: str, settings: Mapping[str, Any]) -> None:
-    """Raise UserError for layers of several schemes: transformers dequantises all of them by the first."""
+def _check_schemes(subject: str, settings: Mapping[str, Any]) -> None:
+    """Raise UserError for what is lost when compressed-tensors are dequantised: all but the first scheme, rotations, sparsity."""
+    for key in ("transform_config", "sparsity_config"):
+        found = settings.get(key)
+        if found and (key == "transform_config" or dict(found).get("format", "dense") != "dense"):
+            raise UserError(
+                f"{subject}: its quantization_config has a {key}, which is lost when weights are dequantised; give the model in "
+                "bfloat16 or float32"
+            )
     groups = settings.get("config_groups") or {}
     schemes = {str(sorted((group.get("weights") or {}).items(), key=str)) for group in groups.values()}
     if len(schemes) > 1:
@@ -240,9 +201,49 @@ def _check_groups(subject: str, settings: Mapping[str, Any]) -> None:
         )
 
 
+def _check_scales(config: ModelConfig, subject: str, name: str, block: Sequence[int] | None) -> None:
+    """Raise UserError for a quantised tensor without its scale, whose numbers transformers would take for the weights, and for
+    one that blocks do not divide, for which it would take blocks of another size: rows of the weight / rows of the scales.
+
+    block: rows and columns of a block with a scale, where the config gives them.
+    """
+    if WEIGHT_FORMATS[name].bits is not None:
+        return  # their scales have no names of their own, and loading stops without them
+    stored = stored_tensors(config)
+    for tensor, held in stored.items():
+        module, _, part = tensor.rpartition(".")
+        if part in ("weight", "weight_packed") and held.dtype == NOT_FLOATING:
+            scales = [f"{module}.weight_scale", f"{module}.weight_scale_inv"]
+            if not any(scale in stored for scale in scales):
+                raise UserError(
+                    f"{subject}: its files have {tensor} without a scale ({' or '.join(scales)}); copy the model again"
+                )
+            sizes = (
+                zip(held.shape, stored[scales[1]].shape, block, strict=False) if block and scales[1] in stored else ()
+            )
+            if any(count > 1 and size != count * length for size, count, length in sizes):
+                raise UserError(
+                    f"{subject}: {tensor} of {' x '.join(map(str, held.shape))} is quantised in blocks of "
+                    f"{' x '.join(map(str, block or ()))}, which do not divide it, and transformers dequantises it with blocks of "
+                    "another size; give the model in bfloat16 or float32"
+                )
+
+
+def is_installed(name: str) -> bool:
+    """Whether the package that reads a format is there."""
+    package = WEIGHT_FORMATS[name].package
+    return package is None or find_spec(package) is not None
+
+
+def _quieten() -> None:
+    """Keep reports about kernels that are not used here, and about what torchao registers, off the terminal."""
+    for library in ("torchao", "bitsandbytes", "compressed_tensors", "torch.utils._pytree"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
 def _check_package(subject: str, name: str) -> None:
     package = WEIGHT_FORMATS[name].package
-    if package is not None and find_spec(package) is None:
+    if package is not None and not is_installed(name):
         raise UserError(
             f"{subject}: reading this needs {package.replace('_', '-')}; pip install 'bigcircuit[quantization]'"
         )

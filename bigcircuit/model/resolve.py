@@ -93,7 +93,9 @@ class ResolvedModel:
         config = config.model_copy(update={"attention": self.config.attention})
         if config == self.config:
             return self
-        return replace(self, config=config, skeleton=skeleton(config, self.whole_config or self.hf_config))
+        hf_config = self.whole_config or self.hf_config
+        quantization = quantization_of(config, hf_config, self.deepspeed is not None)
+        return replace(self, config=config, skeleton=skeleton(config, hf_config), quantization=quantization)
 
     def load(self, device: torch.device) -> FrozenModel:
         """The model with its weights, frozen. Raises UserError."""

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from bigcircuit.errors import ReportedError, UserError
 from bigcircuit.model.deepspeed_config import DeepSpeedConfig, pieces_on
+from bigcircuit.model.dequantised_linear import logical_numel
 from bigcircuit.model.layer_stream import read_ahead
-from bigcircuit.model.quantization import logical_numel
 from bigcircuit.model.sites import FrozenModel
 
 
