@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from bigcircuit.config.chat import ChatConfig
 from bigcircuit.config.schema import Config, TaskConfig
 from bigcircuit.data.builders import BUILDERS, LIST_BUILDERS
 from bigcircuit.data.builders.words import alignment_problem
@@ -170,7 +171,7 @@ def _rendered(pairs: Iterable[Pair], renderer: ChatRenderer, left_out: list[str]
 
 def _check_chat_is_used(task: TaskConfig) -> None:
     """Raise UserError for settings of conversations that no pair has a use for."""
-    unused = [name for name in sorted(task.chat.model_fields_set - {"text"}) if getattr(task.chat, name)]
+    unused = [name for name, value in ChatConfig() if name != "text" and getattr(task.chat, name) != value]
     if unused:
         raise UserError(
             f"task.chat.{unused[0]} is set, but no prompt of {task.path or task.name} is a conversation; set task.chat.text to "

@@ -301,6 +301,12 @@ def test_a_list_is_asked_for_and_a_path_that_is_not_read_is_told(tokenizer):
         make_pairs(TaskConfig(name="ioi", path="x.jsonl"), tokenizer)
 
 
+def test_a_config_that_names_every_default_is_like_one_that_names_none(tmp_path, tokenizer):
+    plain = {**row(), "clean": CLEAN, "corrupted": CORRUPTED}
+    task = task_of(written(tmp_path, plain))
+    assert make_pairs(TaskConfig.model_validate(task.model_dump()), tokenizer) == make_pairs(task, tokenizer)
+
+
 def test_a_renderer_leaves_the_messages_in_the_pair(tokenizer):
     messages = tuple((Message("user", text),) for text in (CLEAN, CORRUPTED))
     pair = Pair(clean="", corrupted="", answers=("x",), wrong_answers=("y",), messages=messages)
