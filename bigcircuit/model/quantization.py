@@ -34,6 +34,7 @@ class WeightFormat(NamedTuple):
 
 WEIGHT_FORMATS = {
     "fp8": WeightFormat(None),
+    "mxfp4": WeightFormat(None),
     "compressed-tensors float-quantized": WeightFormat("compressed_tensors"),
     "compressed-tensors int-quantized": WeightFormat("compressed_tensors"),
     "compressed-tensors naive-quantized": WeightFormat("compressed_tensors"),

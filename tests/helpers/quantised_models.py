@@ -11,7 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GptOssConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TorchAoConfig,
+)
 
 Quantised = tuple[dict[str, Tensor], Tensor]
 """Tensors that a file has in the place of a projection's weight, by the end of their names, and the weight that they stand for."""
@@ -176,3 +183,44 @@ def _meant(module: Any) -> Tensor:
             (weight.qdata.double() - zero.repeat_interleave(spread, 1)) * scale.repeat_interleave(spread, 1)
         ).float()
     raise AssertionError(f"a weight of another kind: {type(weight).__name__}")
+
+
+FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+"""Numbers of 4 bits: a sign, two bits of exponent, one of mantissa."""
+
+
+def save_packed_experts(folder: Path) -> dict[str, Tensor]:
+    """Save a tiny gpt-oss whose experts are in MXFP4: groups of 32 with a power of two, two numbers a byte, the first lower.
+
+    Returns the plain weights that the file stands for.
+    """
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        layer_types=["full_attention"] * 2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    meant = load_file(folder / "model.safetensors")
+    written = dict(meant)
+    for key in [key for key in meant if key.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        groups = written.pop(key).transpose(1, 2).unflatten(2, (-1, 32))
+        power = groups.abs().amax(-1, keepdim=True).log2().floor() - 2
+        nearest = (groups / 2**power).unsqueeze(-1).sub(FP4).abs().argmin(-1)
+        meant[key] = (FP4[nearest] * 2**power).flatten(2).transpose(1, 2).contiguous()
+        written[f"{key}_blocks"] = (nearest[..., 0::2] | nearest[..., 1::2] << 4).to(torch.uint8)
+        written[f"{key}_scales"] = (power.squeeze(-1) + 127).to(torch.uint8)
+    save_file(written, folder / "model.safetensors", {"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return meant

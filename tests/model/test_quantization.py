@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.circuit.circuit import Circuit
@@ -19,12 +19,14 @@ from bigcircuit.errors import UserError
 from bigcircuit.forward.streams import Streams
 from bigcircuit.memory.estimate import Workload, resting
 from bigcircuit.model.parameter_count import count_parameters
-from bigcircuit.model.quantization import WEIGHT_FORMATS, weight_bytes_as
+from bigcircuit.model.quantization import WEIGHT_FORMATS, finish_loading, quantization_of, weight_bytes_as
 from bigcircuit.model.resolve import resolve_model
 from bigcircuit.model.weight_files import EMBEDDED
 from bigcircuit.train.resolve import resolve
-from tests.helpers.quantised_models import BY_HAND, BY_LIBRARY, needs, save_plain, save_quantised
-from tests.helpers.short_runs import run
+from tests.helpers.launch import DEEPSPEED_CONFIGS, launch, option_words
+from tests.helpers.pair_files import write_pairs
+from tests.helpers.quantised_models import BY_HAND, BY_LIBRARY, needs, save_packed_experts, save_plain, save_quantised
+from tests.helpers.short_runs import QUICK, run
 from tests.helpers.tiny_models import random_masks, tiny_examples
 
 CPU = torch.device("cpu")
@@ -71,12 +73,29 @@ def gradients(frozen):
     return logits.detach(), torch.cat([mask.grad.flatten().double() for layer in masks for mask in layer.values()])
 
 
+FORMATS = [*BY_HAND, *BY_LIBRARY]
+
+
 def test_every_format_is_tested():
-    assert set(WEIGHT_FORMATS) == {*BY_HAND, *BY_LIBRARY}
+    assert {*WEIGHT_FORMATS} == {*FORMATS, "mxfp4"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_experts_are_dequantised(tmp_path, dtype):
+    meant = save_packed_experts(tmp_path)
+    settings = AutoConfig.from_pretrained(tmp_path)
+    quantization = quantization_of(ModelConfig(path=str(tmp_path)), settings)
+    assert quantization.stored == "mxfp4" and not quantization.loaded
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, **quantization.arguments(settings, CPU))
+    finish_loading(model, quantization, dtype)
+    found = dict(model.named_parameters())
+    assert set(found) == set(meant)
+    for name, parameter in found.items():
+        assert parameter.dtype == dtype and parameter.equal(meant[name].to(dtype)), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", WEIGHT_FORMATS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_gradients_are_those_of_the_dequantised_weights(saved, name, dtype):
     quantised, meant = saved(name)
     expected_logits, expected = gradients(resolved(meant, dtype=dtype).load(CPU))
@@ -90,7 +109,7 @@ def test_gradients_are_those_of_the_dequantised_weights(saved, name, dtype):
             assert all(type(p) is torch.nn.Parameter and p.is_floating_point() for p in frozen.model.parameters())
 
 
-@pytest.mark.parametrize("name", WEIGHT_FORMATS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_bytes_and_parameters_are_those_of_logical_shapes(saved, plain, name):
     quantised, _ = saved(name)
     found, before = resolved(quantised), resolved(plain)
@@ -265,3 +284,33 @@ def test_check_predicts_less_memory_for_quantised_weights():
     plain, quantised = allocated("none"), allocated("int8")
     assert quantised["frozen weights"] < 0.45 * plain["frozen weights"]
     assert "a dequantised projection" in quantised and "a dequantised projection" not in plain
+
+
+def test_weights_that_are_dequantised_when_loaded_are_divided_over_ranks_and_gates_stay_the_same(saved, tmp_path):
+    quantised, _ = saved("fp8")
+    pairs = write_pairs(
+        tmp_path / "pairs.jsonl",
+        (
+            {"clean": [5, 6, 7 + i], "corrupted": [5, 8, 7 + i], "answers": [[9]], "wrong_answers": [[10]]}
+            for i in range(24)
+        ),
+    )
+    settings = {
+        **QUICK,
+        "task.name": "pairs",
+        "task.path": pairs,
+        "train.steps": 4,
+        "train.micro_batch_size": 2,
+        "target.total": 100,
+    }
+    divided = {
+        "model.path": str(quantised),
+        "deepspeed": str(DEEPSPEED_CONFIGS / "zero3.json"),
+        "output": str(tmp_path / "two"),
+    }
+    launch(2, "launchers/prune.py", *option_words({**settings, **divided}))
+    plain = {key.replace(".", "__"): value for key, value in settings.items()}
+    folder = run(tmp_path / "one", model__path=str(quantised), **plain)
+    one, two = (Circuit.load(path / "circuit.safetensors") for path in (folder.path, tmp_path / "two"))
+    assert all(one.log_alpha[name].equal(two.log_alpha[name]) for name in one.log_alpha)
+    assert one.log_alpha and "dequantised when they are loaded" in two.metadata["quantization"]
