@@ -6,31 +6,63 @@ The public names are loaded on first use, so that a mistake on the command line 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bigcircuit.export.loading import register_with_transformers
+
 if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr__
+    from bigcircuit.ablation.ablation import Ablation
     from bigcircuit.circuit.circuit import Circuit
     from bigcircuit.config.load import load
     from bigcircuit.config.schema import Config
     from bigcircuit.distributed.ranks import Ranks
     from bigcircuit.errors import UserError
+    from bigcircuit.export.loading import load_exported
     from bigcircuit.forward.streams import Streams
     from bigcircuit.gates.population import Population
+    from bigcircuit.library.architecture import register_architecture
+    from bigcircuit.library.evaluate import evaluate
+    from bigcircuit.library.find import find
     from bigcircuit.metrics.score import score
     from bigcircuit.model.load import load_frozen
+    from bigcircuit.model.weight_files import EMBEDDED
 
-__all__ = ["Circuit", "Config", "Population", "Ranks", "Streams", "UserError", "load", "load_frozen", "score"]
+__all__ = [
+    "EMBEDDED",
+    "Ablation",
+    "Circuit",
+    "Config",
+    "Population",
+    "Ranks",
+    "Streams",
+    "UserError",
+    "evaluate",
+    "find",
+    "load",
+    "load_exported",
+    "load_frozen",
+    "register_architecture",
+    "score",
+]
 
 _MODULES = {
+    "Ablation": "bigcircuit.ablation.ablation",
     "Circuit": "bigcircuit.circuit.circuit",
+    "EMBEDDED": "bigcircuit.model.weight_files",
     "Config": "bigcircuit.config.schema",
     "Population": "bigcircuit.gates.population",
     "Ranks": "bigcircuit.distributed.ranks",
     "Streams": "bigcircuit.forward.streams",
     "UserError": "bigcircuit.errors",
+    "evaluate": "bigcircuit.library.evaluate",
+    "find": "bigcircuit.library.find",
     "load": "bigcircuit.config.load",
+    "load_exported": "bigcircuit.export.loading",
     "load_frozen": "bigcircuit.model.load",
+    "register_architecture": "bigcircuit.library.architecture",
     "score": "bigcircuit.metrics.score",
 }
 """Public name -> module that defines the name."""
+
+register_with_transformers()  # so that its Auto classes open compact models; imports nothing
 
 
 def __getattr__(name: str) -> Any:

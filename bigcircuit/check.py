@@ -3,13 +3,14 @@
 import os
 import platform
 from importlib import import_module
+from importlib.metadata import entry_points
 
 import torch
 from rich.table import Table
 
 from bigcircuit.config.load import check_asks_for_size
 from bigcircuit.config.schema import Config
-from bigcircuit.data.builders import DESCRIPTIONS
+from bigcircuit.data.builders import DESCRIPTIONS, ENTRY_POINTS
 from bigcircuit.data.dataset import TaskData, make_pairs
 from bigcircuit.data.pair import Example
 from bigcircuit.data.shown_tokens import token_lines
@@ -95,7 +96,7 @@ def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimat
     for name, size in {**found.allocated, "together": found.total}.items():
         shown.add_row(name, f"{size / 2**20:,.1f}")
     if found.mapped:
-        shown.add_row("weight files, mapped once a host", f"{found.mapped / 2**20:,.1f}")
+        shown.add_row("files, mapped once a host", f"{found.mapped / 2**20:,.1f}")
     console.print(shown)
     on_host = 1 if memory.is_gpu else work.ranks
     if fits(found, work.ranks, memory):
@@ -178,6 +179,8 @@ def list_tasks(console: PlainConsole) -> None:
     shown.add_column("what")
     for name, description in DESCRIPTIONS.items():
         shown.add_row(name, description)
+    for found in entry_points(group=ENTRY_POINTS):
+        shown.add_row(found.name, f"of {found.dist.name if found.dist else found.value}, an installed package")
     console.print(shown)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bigcircuit.config.load import load
 from bigcircuit.config.options import Command, parse_command
+from bigcircuit.config.own_code import allow
 from bigcircuit.config.schema import Config
 from bigcircuit.config.verbs import VERBS, Settings
 from bigcircuit.errors import ReportedError, UserError, printable
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 def parse_verb(name: str, words: Sequence[str]) -> Command:
     """Read the words after a verb. Raises UserError for a mistake, and SystemExit after `--help`."""
-    return parse_command(VERBS[name], words, settings_of(name), _format_rules if name == "convert" else None)
+    notes = {"convert": _format_rules, "export": _export_formats}
+    command = parse_command(VERBS[name], words, settings_of(name), notes.get(name))
+    allow(command.options.get("allow") or ())
+    return command
 
 
 def settings_of(name: str) -> Settings:
@@ -35,6 +39,10 @@ def settings_of(name: str) -> Settings:
         from bigcircuit.evaluation.config import ComparisonSettings, EvaluationSettings
 
         return {EvaluationSettings: "", Config: ""} if name == "evaluate" else {ComparisonSettings: ""}
+    if name == "export":
+        from bigcircuit.export.config import ExportSettings
+
+        return {ExportSettings: "", Config: ""}
     if name == "convert":
         from bigcircuit.convert.config import ConversionSettings
 
@@ -50,6 +58,12 @@ def _format_rules() -> list[str]:
     from bigcircuit.convert.formats import COMMON_RULE, CONVERT_FORMATS
 
     return [*(f"{known.name}: {known.rule}" for known in CONVERT_FORMATS.values()), f"All formats: {COMMON_RULE}"]
+
+
+def _export_formats() -> list[str]:
+    from bigcircuit.export.formats import EXPORT_FORMATS
+
+    return [f"{known.name}: {known.description}. Loads in {known.loads_in}." for known in EXPORT_FORMATS.values()]
 
 
 def run_prune(words: Sequence[str]) -> None:
@@ -101,6 +115,23 @@ def run_compare(words: Sequence[str]) -> None:
     from bigcircuit.evaluation.compare import compare_circuits
 
     compare_circuits(command.names, settings, _console())
+
+
+def run_export(words: Sequence[str]) -> None:
+    """Run the verb `export`; also the whole of launchers/export.py."""
+    from bigcircuit.evaluation.config import validated
+    from bigcircuit.export.config import ExportSettings
+
+    command = parse_verb("export", words)
+    settings = validated(ExportSettings, command.settings[ExportSettings])
+    from bigcircuit.distributed.ranks import joined_ranks
+    from bigcircuit.export.export import export_circuit
+
+    device = load(None, {k: v for k, v in command.settings[Config].items() if k == "model.device"}).model.device
+    with joined_ranks(device) as ranks:
+        export_circuit(
+            command.names, settings, ranks, config=command.options["config"], overrides=command.settings[Config]
+        )
 
 
 def run_convert(words: Sequence[str]) -> None:
@@ -182,6 +213,7 @@ RUNS: dict[str, Callable[[Sequence[str]], None]] = {
     "check": run_check,
     "evaluate": run_evaluate,
     "compare": run_compare,
+    "export": run_export,
     "convert": run_convert,
     "report": run_report,
     "sweep": run_sweep,

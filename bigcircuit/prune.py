@@ -23,6 +23,7 @@ from bigcircuit.io.provenance import versions
 from bigcircuit.io.run_dir import MetricsFile, RunDir, choose_run_dir, claimed, settings_sha256
 from bigcircuit.memory.fit import check_fits, explain_out_of_memory
 from bigcircuit.model.granularity import node_counts
+from bigcircuit.model.sites import FrozenModel
 from bigcircuit.model.zero3 import explain_deepspeed
 from bigcircuit.runtime.host_memory import watch_memory
 from bigcircuit.runtime.progress import ProgressDisplay
@@ -37,13 +38,21 @@ from bigcircuit.train.step import update, validate
 from bigcircuit.train.summary_table import closing_sentence, closing_table
 
 
-def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunDir:
+def prune(
+    config: Config,
+    ranks: Ranks,
+    *,
+    fresh: bool = False,
+    frozen: FrozenModel | None = None,
+    progress: ProgressDisplay | None = None,
+) -> RunDir:
     """Train the population that `config` describes and write its run folder.
 
-    The same config and folder resume a stopped run; a finished one is left as it is. Raises UserError for what the user
+    The same config and folder resume a stopped run; a finished one is left as it is. frozen: the model that the config names, where
+    it is loaded already. progress: where the run is shown; by default on the terminal. Raises UserError for what the user
     can mend, before weights are loaded where it can be known, and DivergedError when a loss is not finite.
     """
-    progress = ProgressDisplay(ranks.is_first, ranks.set_status)
+    progress = progress or ProgressDisplay(ranks.is_first, ranks.set_status)
     folder = choose_run_dir(config, fresh)
     if folder.finished:
         progress.print_line(
@@ -62,7 +71,7 @@ def prune(config: Config, ranks: Ranks, *, fresh: bool = False) -> RunDir:
         explain_deepspeed(config.deepspeed),
         explain_out_of_memory(run, ranks),
     ):
-        context = set_up(run)
+        context = set_up(run, frozen)
         introduce(context, progress)
         with context.streams:
             state = start_or_resume(context, folder, progress)
@@ -137,7 +146,7 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
     steps = max(member.config.train.steps for member in state.population.members)
 
     def due(every: int) -> bool:
-        return state.step > 0 and (state.step % every == 0 or state.step == steps)
+        return state.step == steps or (state.step > 0 and state.step % every == 0)
 
     def save() -> None:
         if ranks.is_first:
@@ -149,14 +158,14 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
         try:
             kept = context.kept_logits(folder.references)
             sites = state.population.draw([0])(0).keys()
-            training = context.training_targets(examples, steps, kept, sites)
+            training = context.training_targets(examples, steps, kept, sites, folder.path)
             validation = context.validation_targets(kept)
             if ranks.is_first:
                 for line in count_solved([validation, training], micro_batches).lines():
                     progress.print_line(line)
             with progress.phase("pruning", steps, "steps", done=state.step, lasting=True) as updates:
                 while True:
-                    if due(settings.validate_every) and state.validated < state.step:
+                    if due(settings.validate_every) and (state.validated < state.step or not steps):
                         rows = validate(state, streams, validation, micro_batches)
                         if record:
                             record(state, {f"validation.{name}": [row[name] for row in rows] for name in rows[0]})

@@ -10,7 +10,7 @@ import bigcircuit
 ROOT = Path(bigcircuit.__file__).parent
 ORDER = (
     "errors seeding config distributed io runtime model data ablation gates forward metrics circuit attribution train memory "
-    "results report evaluation export convert sweep planted check prune cli __main__"
+    "results report evaluation export convert sweep planted check prune library cli __main__"
 ).split()
 """Packages and modules of the root, each above those that may import it."""
 TABLES = ("model.granularity", "ablation.kinds", "gates.parametrisation", "metrics.registry")
@@ -19,7 +19,7 @@ LARGEST_FILE, IN_ROOT = 400, 6
 TESTS = Path(__file__).parent
 BESIDE_PACKAGES = ("helpers", "benchmarks", "configs", "docker", "docs", "fuzz", "scripts")
 """Folders of tests of other folders of the repository, and what several test files share."""
-TOPICS = ("ablation/test_runs.py", "distributed/test_hosts.py", "model/test_siblings.py")
+TOPICS = ("ablation/test_runs.py", "distributed/test_hosts.py", "distributed/test_slurm.py", "model/test_siblings.py")
 """Test files of more than one module. Those of `prune`, `check` and `cli`, which are no packages, are named by topic too."""
 
 
@@ -122,9 +122,10 @@ def test_folders_and_files_of_tests_mirror_the_package():
 
 
 SAME_IN_EVERY_ENTRY = set(
-    "build draw_pair draw_pairs COLUMNS FRAMES NAME RULE IF_EMPTY recognises read draw open_shares decided".split()
+    "build draw_pair draw_pairs COLUMNS FRAMES NAME RULE IF_EMPTY recognises read draw open_shares decided DESCRIPTION LOADS_IN "
+    "LOADER prepare".split()
 )
-"""Names that every file of a table defines: builders, formats of `convert`, implementations of parametrisations."""
+"""Names that every file of a table defines: builders, formats of `convert` and `export`, implementations of parametrisations."""
 
 
 def test_a_public_name_has_one_meaning():

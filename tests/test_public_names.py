@@ -29,3 +29,15 @@ def test_the_package_loads_nothing_heavy_before_a_name_is_used():
         "assert not heavy, heavy; bigcircuit.UserError; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_script_of_a_new_user_has_twelve_statements_at_most_and_no_private_import():
+    """`docs/python.md` begins with it; `tests/docs/test_blocks.py` runs it."""
+    page = (Path(__file__).parents[1] / "docs/python.md").read_text()
+    script = page.partition("<!-- run -->\n```python\n")[2].partition("```")[0]
+    nodes = list(ast.walk(ast.parse(script)))
+    assert sum(isinstance(node, ast.stmt) for node in nodes) <= 12
+    assert [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names] == ["bigcircuit"]
+    assert [n.module for n in nodes if isinstance(n, ast.ImportFrom)] == ["transformers"]
+    used = {n.attr for n in nodes if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "bigcircuit"}
+    assert used <= set(bigcircuit.__all__)

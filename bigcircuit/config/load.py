@@ -14,6 +14,7 @@ from bigcircuit.config.words import NAMES, VALUES
 from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError
 from bigcircuit.gates.parametrisation import automatic, has_exact_sizes
+from bigcircuit.model.granularity import LEAVES, NODE_NAMES
 
 
 def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -80,16 +81,33 @@ def _parametrised(configs: list[Config]) -> list[Config]:
 
 
 def check_asks_for_size(configs: Sequence[Config]) -> None:
-    """Raises UserError if a member has neither a target nor a penalty: nothing closes its gates.
+    """Raises UserError if a member has neither a target nor a penalty: nothing closes its gates. The same without updates.
 
     There is no default size, because a penalty of 0 among others, in a sweep or a population, would then be a method of its own.
     """
     for index, config in enumerate(configs):
+        if config.train.steps == 0:
+            _check_ranks(config)
         if not config.target.sizes() and not any(weight for _, weight in config.penalty):
             member = f"member {index}: " if len(configs) > 1 else ""
             raise UserError(
                 f"{member}nothing asks for a small circuit: no target and no penalty is set; set target.total 0.1 for a tenth of "
                 "the neurons, or another target.* or penalty.*"
+            )
+
+
+def _check_ranks(config: Config) -> None:
+    """Raises UserError if a member without updates has no ranking, or sizes of nodes that the ranking does not order."""
+    if config.gates.warm_start == "none" or not config.target.sizes():
+        raise UserError(
+            "train.steps is 0, so nothing is trained: set gates.warm_start integrated_gradients and target.total to cut a "
+            "ranking, or train.steps 600"
+        )
+    for name in config.target.sizes():
+        if name not in ("total", *LEAVES.values()):
+            raise UserError(
+                f"train.steps is 0 and gates.warm_start ranks neurons, not {NODE_NAMES[name]}: set target.total in place of "
+                f"target.{name}, or train.steps 600"
             )
 
 

@@ -241,8 +241,8 @@ class TargetConfig(_by_granularity(Size, None, total=_TOTAL)):  # type: ignore[m
 class TrainConfig(Section):
     """The optimisation of the gates."""
 
-    steps: Positive = 600
-    """Updates."""
+    steps: Count = 600
+    """Updates; 0 cuts the ranking of `gates.warm_start` at the target (configs/presets/rank.yaml)."""
     batch_size: Positive = 16
     """Pairs per update, over all ranks."""
     micro_batch_size: Positive = 8
@@ -284,6 +284,8 @@ class TrainConfig(Section):
     store: bool = True
     """Under interchange ablation, compute the corrupted run of every training pair once, keep its activations, and run only the
     tokens behind the prefix that both prompts share. Off: run the corrupted prompts in every update."""
+    store_memory: Weight = 4.0
+    """GiB of a host for what `store` keeps, all ranks counted; more is in a file of the run folder, mapped once a host."""
     log_every: Positive = 20
     """Steps between two lines of metrics.jsonl."""
     validate_every: Positive = 100

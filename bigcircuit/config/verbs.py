@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bigcircuit.config.own_code import read_modules
 from bigcircuit.config.schema import Section
 
 Settings = Mapping[type[Section], str]
@@ -71,6 +72,14 @@ _CONFIG = Option(
     "config", "Config file (YAML), or the folder of a run; settings on the command line override it.", "FILE"
 )
 _FRESH = Option("fresh", "Start over in a new folder beside the one that output names, instead of resuming.")
+_ALLOW = Option(
+    "allow",
+    "Modules of your own whose functions the config may name as module:function, separated by commas. Without it a config runs "
+    "no code.",
+    "MODULE",
+    read_modules,
+    "module such as my_tasks",
+)
 _SETTINGS = "[--config FILE] [--SETTING VALUE ...]"
 
 _TABLE = (
@@ -89,7 +98,7 @@ _TABLE = (
             "model.path task.name task.path ablation.kind gates.granularities target.total train.steps "
             "train.micro_batch_size population.seeds output"
         ).split(),
-        options=(_CONFIG, _FRESH),
+        options=(_CONFIG, _ALLOW, _FRESH),
     ),
     Verb(
         name="check",
@@ -108,6 +117,7 @@ _TABLE = (
         ).split(),
         options=(
             _CONFIG,
+            _ALLOW,
             _FRESH._replace(meaning="Ignored, so that the words of a `prune` can be checked as they are."),
             Option("ranks", "Number of processes of the run; one by default.", "N", _count, "whole number above 0"),
             Option(
@@ -141,7 +151,7 @@ _TABLE = (
         settings=(
             "ablations draws methods levels tasks control at_once output model.path train.micro_batch_size"
         ).split(),
-        options=(_CONFIG._replace(meaning="Config file (YAML) that names model and task of circuit files."),),
+        options=(_CONFIG._replace(meaning="Config file (YAML) that names model and task of circuit files."), _ALLOW),
         names=True,
     ),
     Verb(
@@ -156,6 +166,23 @@ _TABLE = (
             "runs/a runs/b --save union,intersection --output runs/ab": "new circuits of both",
         },
         settings="save output".split(),
+        names=True,
+    ),
+    Verb(
+        name="export",
+        summary="a circuit as a smaller model that runs without bigcircuit",
+        about="Write a circuit as a model: closed rows and columns are cut or zero. The export is opened again in a fresh process, "
+        "compared with the masked model, and timed beside the base model.",
+        usage="RUN_OR_CIRCUIT --format NAME [--SETTING VALUE ...]",
+        examples={
+            "runs/a --format uniform --output small": "a plain config, for transformers, vLLM and other servers",
+            "runs/a --format compact --ablation mean --output small": "each layer as small as it can be",
+            "found.safetensors --config my.yaml --format gguf --output g": "for llama.cpp",
+        },
+        settings=(
+            "format output ablation mlp_neurons kv_heads heads_per_group verify speed any_model model.path"
+        ).split(),
+        options=(_CONFIG._replace(meaning="Config file (YAML) that names model and task of a circuit file."),),
         names=True,
     ),
     Verb(
@@ -209,6 +236,7 @@ _TABLE = (
             _CONFIG._replace(
                 meaning="Config file (YAML) with a section sweep, or a sweep's folder; settings on the command line override it."
             ),
+            _ALLOW,
             Option("dry-run", "Print trials, time and memory, and run none."),
             _FRESH,
             Option("address", "Address of a Ray cluster, or auto; without one, Ray starts on this machine.", "ADDRESS"),
@@ -244,7 +272,7 @@ _TABLE = (
             "task.name task.path task.format task.columns task.size task.seed task.special_tokens task.max_tokens "
             "task.bad_pairs model.path"
         ).split(),
-        options=(_CONFIG,),
+        options=(_CONFIG, _ALLOW),
     ),
     Verb(
         name="env",

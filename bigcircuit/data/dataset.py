@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bigcircuit.config.chat import ChatConfig
+from bigcircuit.config.own_code import is_reference
 from bigcircuit.config.schema import Config, TaskConfig
-from bigcircuit.data.builders import BUILDERS, LIST_BUILDERS
+from bigcircuit.data.builders import BUILDERS, LIST_BUILDERS, find_builder
 from bigcircuit.data.builders.words import alignment_problem
 from bigcircuit.data.chat import ChatRenderer, as_conversation
 from bigcircuit.data.notes import notes, with_leading_space
 from bigcircuit.data.pair import Example, Pair
-from bigcircuit.data.readers.read import read_pairs
+from bigcircuit.data.readers.read import pairs_of_rows, read_pairs
 from bigcircuit.data.readers.rows import read_rows
 from bigcircuit.data.splits import split
 from bigcircuit.data.tokenize import tokenize_pairs
@@ -71,7 +72,7 @@ def load_ablation_data(config: Config, tokenizer: Any | None, hf_config: Any) ->
     name = config.ablation.data
     if name is None:
         return None
-    where = {"name": name, "path": None} if name in BUILDERS else {"name": "pairs", "path": name}
+    where = {"name": name, "path": None} if name in BUILDERS or is_reference(name) else {"name": "pairs", "path": name}
     task = config.task.model_copy(update={**where, "format": None, "columns": {}})
     try:
         pairs, examples, _ = _examples(task, tokenizer, hf_config)
@@ -132,17 +133,8 @@ def make_pairs(task: TaskConfig, tokenizer: Any | None, left_out: list[str] | No
         pairs = read_pairs(task.path, task.format, task.columns)
     elif task.name in LIST_BUILDERS:
         return _from_list(task, tokenizer)
-    elif task.name not in BUILDERS:
-        known = ", ".join(sorted({*BUILDERS, *LIST_BUILDERS}))
-        raise UserError(f"task.name {task.name!r} is not a task; known: pairs, {known}")
-    elif task.path:
-        raise UserError(f"task.path is {task.path} but task.name is {task.name}; set task.name to pairs to read it")
-    elif tokenizer is None:
-        raise UserError(
-            f"task.name {task.name} needs a tokenizer, and the model has none; use a pair file with token ids"
-        )
     else:
-        pairs = BUILDERS[task.name](tokenizer, task.size, random.Random(task.seed))
+        pairs = _built(task, tokenizer)
     if task.chat.text == "user":
         pairs = list(map(as_conversation, pairs))
         if not all(pair.messages for pair in pairs):
@@ -157,6 +149,21 @@ def make_pairs(task: TaskConfig, tokenizer: Any | None, left_out: list[str] | No
     else:
         _check_chat_is_used(task)
     return list(map(with_leading_space, pairs)) if task.leading_space == "add" and task.name == "pairs" else pairs
+
+
+def _built(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
+    """Build the pairs of a task by its builder. Raises UserError."""
+    if task.path:
+        raise UserError(f"task.path is {task.path} but task.name is {task.name}; set task.name to pairs to read it")
+    builder = find_builder(task.name)
+    if builder is None:
+        known = ", ".join(sorted({*BUILDERS, *LIST_BUILDERS}))
+        raise UserError(f"task.name {task.name!r} is not a task; known: pairs, {known}")
+    if tokenizer is None and task.name in BUILDERS:
+        raise UserError(
+            f"task.name {task.name} needs a tokenizer, and the model has none; use a pair file with token ids"
+        )
+    return pairs_of_rows(task.name, builder(tokenizer, task.size, random.Random(task.seed)))
 
 
 def _rendered(pairs: Iterable[Pair], renderer: ChatRenderer, left_out: list[str] | None) -> Iterator[Pair]:

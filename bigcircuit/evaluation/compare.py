@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from bigcircuit.circuit.circuit import Circuit
-from bigcircuit.circuit.metadata import HASH_KEYS
+from bigcircuit.circuit.combine import combined_metadata, other_model
 from bigcircuit.circuit.overlap import OPERATIONS, frequency, overlap, overlap_sentence, stability
 from bigcircuit.circuit.validate import shapes_of
 from bigcircuit.errors import UserError
@@ -96,13 +96,10 @@ def _one_model(files: Sequence[CircuitFile]) -> list[LayerShape]:
     """Read the layer shapes. Raises UserError unless all circuits are of one model."""
     first = files[0]
     for other in files[1:]:
-        for what in ("weights", "config", "adapter"):
-            key = HASH_KEYS[what]
-            hashes = {file.circuit.metadata.get(key) for file in (first, other)} - {None, ""}
-            if len(hashes) > 1:
-                raise UserError(
-                    f"{other.path}: is of a model with other {what} than {first.path}; compare circuits of one model"
-                )
+        if what := other_model(first.circuit.metadata, other.circuit.metadata):
+            raise UserError(
+                f"{other.path}: is of a model with other {what} than {first.path}; compare circuits of one model"
+            )
         if [mask.shape for mask in _leaf_masks(first)] != [mask.shape for mask in _leaf_masks(other)]:
             raise UserError(
                 f"{other.path}: is of a model of other widths than {first.path}; compare circuits of one model"
@@ -138,24 +135,10 @@ def _save(operation: str, files: Sequence[CircuitFile], shapes: Sequence[LayerSh
     if not any(mask.any() for mask in masks.values()):
         return None
     path = folder / f"{operation}.safetensors"
-    Circuit(masks, {}, _metadata(operation, files)).save(path)
-    return path
-
-
-def _metadata(operation: str, files: Sequence[CircuitFile]) -> dict[str, str]:
-    """Metadata of a circuit made by an operation: what all files have in common, the operation, and the files."""
-    kept = ("model", "model_revision", "model_config_sha256", "model_weights_sha256", "tokenizer_files_sha256",
-            "adapter", "adapter_files_sha256", "task", "task_sha256", "task_tokens_sha256", "ablation", "ablation_data",
-            "ablation_data_sha256", "ablation_prompts", "widths")  # fmt: skip
-    first, *others = [file.circuit.metadata for file in files]
-    common = {key: first[key] for key in kept if key in first and all(other.get(key) == first[key] for other in others)}
     parents = [{"name": file.name, "sha256": file_sha256(file.path)} for file in files]
-    return common | {
-        "operation": operation,
-        "parents": json.dumps(parents),
-        "granularities": json.dumps(list(files[0].circuit.masks)),
-        "versions": json.dumps(versions()),
-    }
+    known = [file.circuit.metadata for file in files]
+    Circuit(masks, {}, combined_metadata(operation, known, parents, list(files[0].circuit.masks))).save(path)
+    return path
 
 
 def overlap_table(result: Comparison) -> Table:

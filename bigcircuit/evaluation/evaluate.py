@@ -28,13 +28,16 @@ def evaluate_circuits(
     *,
     config: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    progress: ProgressDisplay | None = None,
 ) -> Evaluation:
     """Evaluate the circuits of run folders and files, and write evaluation.json after every ablation.
 
-    config: config file that names model and task of circuit files; overrides: dotted keys over every config. Raises UserError for
-    mistakes of the user, before weights are loaded wherever possible.
+    config: config file that names model and task of circuit files; overrides: dotted keys over every config. progress: where the
+    evaluation is shown; by default on the terminal. Raises UserError for mistakes of the user, before weights are loaded wherever
+    possible.
     """
-    progress, started = ProgressDisplay(ranks.is_first, ranks.set_status), time.monotonic()
+    started = time.monotonic()
+    progress = progress or ProgressDisplay(ranks.is_first, ranks.set_status)
     with progress.phase("reading circuits and pairs"):
         plan = plan_evaluation(names, settings, ranks, config, overrides or {}, progress)
     for note in (note for data in plan.data.values() for note in data.notes):

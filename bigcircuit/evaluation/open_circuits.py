@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.metadata import HASH_KEYS
+from bigcircuit.circuit.model_check import check_hashes, check_widths
 from bigcircuit.config.load import load, override
 from bigcircuit.config.schema import Config, TaskConfig
 from bigcircuit.data.dataset import TaskData
 from bigcircuit.errors import UserError
 from bigcircuit.model.fingerprint import fingerprint
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.granularity import LayerShape
 from bigcircuit.results.locate import circuit_files, name_of, run_of, unique
 from bigcircuit.runtime.progress import ProgressDisplay
 
@@ -114,31 +115,18 @@ def check_same_model(
 
     any_model: check widths only. Weights are hashed once per host, and not loaded. progress: shows how much is hashed.
     """
-    for name, mask in loaded.circuit.masks.items():
-        widths = [GRANULARITIES[name].width(shape) for shape in shapes]
-        found = json.loads(loaded.circuit.metadata.get("widths", "{}")).get(name, widths)
-        if found != widths or tuple(mask.shape) != (len(widths), max(widths)):
-            raise UserError(
-                f"{loaded.path}: its {name} mask has {_few(found)} nodes in {len(mask)} layers and the model {_few(widths)} in "
-                f"{len(widths)}; name the model it was found in with --model.path"
-            )
+    then, model, subject = loaded.circuit.metadata, loaded.config.model, str(loaded.path)
+    check_widths(loaded.circuit.masks, then, shapes, subject, "name the model it was found in with --model.path")
     if any_model or os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    then, model = loaded.circuit.metadata, loaded.config.model
     if bool(model.adapter) != bool(then.get("adapter", model.adapter)):
         raise UserError(
             f"{loaded.path}: found with adapter {then['adapter'] or 'none'}, and model.adapter is {model.adapter or 'none'}; set "
             "--model.adapter, or --any_model true to evaluate it there"
         )
-    now = fingerprint(model, progress)
-    for part, key in HASH_KEYS.items():
-        expected = then.get(key)
-        if expected and now[part] and now[part] != expected:
-            raise UserError(
-                f"{loaded.path}: found in {then.get('model') or 'another model'}, whose {part} hash is {expected[:12]}, and "
-                f"{model.adapter if part == 'adapter' else model.path} has {now[part][:12]}; set --model.path, or --any_model "
-                "true to evaluate it there"
-            )
+    called = {part: (model.adapter or "") if part == "adapter" else model.path for part in HASH_KEYS}
+    remedy = "set --model.path, or --any_model true to evaluate it there"
+    check_hashes(then, fingerprint(model, progress), subject, called, remedy)
 
 
 def check_same_tokens(loaded: LoadedCircuit, data: TaskData) -> None:
@@ -150,12 +138,3 @@ def check_same_tokens(loaded: LoadedCircuit, data: TaskData) -> None:
             f"{loaded.path}: found on the same pairs with other token ids (hash {expected[:12]}, now {data.tokens_sha256[:12]}); "
             "put back tokenizer and task settings, or set --any_model true to evaluate it on these"
         )
-
-
-def _few(widths: Sequence[int]) -> str:
-    """Format widths: the number where all are equal, else the first four."""
-    return (
-        str(widths[0])
-        if len(set(widths)) == 1
-        else ", ".join(map(str, widths[:4])) + ("..." if len(widths) > 4 else "")
-    )

@@ -15,7 +15,9 @@ from torch import Tensor
 from bigcircuit.data.collate import shared_prefix
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.corrupted import Corrupted, KeysAndValues, RecordedBatch
+from bigcircuit.forward.store_memory import StoreMemory
 from bigcircuit.forward.streams import Streams
 from bigcircuit.model.granularity import SITE_WIDTH, LayerShape
 
@@ -49,7 +51,7 @@ def stored_values(shapes: Sequence[LayerShape], sites: Collection[str], tokens: 
 
 
 class CorruptedStore:
-    """Activations of the corrupted run of examples with one row each, as in training, in the memory of the host."""
+    """Activations of the corrupted run of examples with one row each, as in training, on the host."""
 
     def __init__(
         self,
@@ -57,10 +59,12 @@ class CorruptedStore:
         examples: Sequence[Example],
         micro_batches: MicroBatches,
         sites: Collection[str],
+        memory: StoreMemory | None = None,
     ) -> None:
         """Run the full model on the corrupted prompts. Within the streams; ranks divide the work and all get all of it.
 
-        sites: those that masks may close.
+        sites: those that masks may close. memory: where the store may lie; by default in the memory of the process. Raises
+        UserError if a scratch file does not fit on the disk.
         """
         self.sites, self.device = sorted(sites), streams.frozen.device
         self._places = {example.id: index for index, example in enumerate(examples)}
@@ -69,12 +73,14 @@ class CorruptedStore:
         """By layer: widths of the sites, and (H, d) of keys and of values."""
         self._values: tuple[Tensor, ...] = ()
         """By example, one-dimensional."""
+        self._memory, self._writes = memory, True
         self._views: dict[int, list[list[Tensor]]] = {}
         groups = [examples[first : first + _AT_ONCE] for first in range(0, len(examples), _AT_ONCE)]
         passes = sum(micro_batches.count(len(group)) for group in groups)
         with micro_batches.progress.phase("corrupted activations", passes) as phase:
             for group in groups:
                 self._add(streams, group, micro_batches, phase.advance)
+        micro_batches.ranks.barrier()  # before a rank reads what another one writes
 
     def _add(
         self,
@@ -88,17 +94,19 @@ class CorruptedStore:
             micro_batches.ranks.stop_if_requested()
             recorded = streams.record(micro_batch.batch, self.sites)
             if not self._values:
-                self._lay_out(recorded)
+                self._lay_out(recorded, micro_batches.ranks)
             if micro_batch.is_counted:
                 for row, example in enumerate(micro_batch.examples):
                     mine[example.id] = torch.cat([*self._parts(recorded, row, example.id)])
             advance()
         stored = [self._values[self._places[example.id]] for example in examples]
-        for example, values in zip(examples, stored, strict=True):
-            values.copy_(mine[example.id]) if example.id in mine else values.zero_()
-        micro_batches.ranks.all_reduce(stored)
+        found = [mine.get(one.id, torch.zeros_like(values)) for one, values in zip(examples, stored, strict=True)]
+        micro_batches.ranks.all_reduce(found)
+        for values, new in zip(stored, found, strict=True):
+            if self._writes:
+                values.copy_(new)
 
-    def _lay_out(self, recorded: RecordedBatch) -> None:
+    def _lay_out(self, recorded: RecordedBatch, ranks: Ranks) -> None:
         """Allocate the storage, with widths as recorded: some models repeat key/value heads before they attend."""
         for layer, pair in sorted(recorded.keys_and_values.items()):
             widths = [recorded.sites[layer, site].shape[-1] for site in self.sites]
@@ -106,7 +114,11 @@ class CorruptedStore:
         layers = range(len(self._widths))
         counts = [sum(sum(self._sizes(layer, lengths)) for layer in layers) for lengths in self._lengths]
         dtype = recorded.keys_and_values[0][0].dtype
-        self._values = torch.empty(sum(counts), dtype=dtype).split(counts)
+        if self._memory is None:
+            values = torch.empty(sum(counts), dtype=dtype)
+        else:
+            values, self._writes = self._memory.allocate(sum(counts), dtype, ranks)
+        self._values = values.split(counts)
 
     def _sizes(self, layer: int, lengths: Lengths) -> list[int]:
         """Count the values of an example in one layer: by site, keys, values."""

@@ -34,6 +34,16 @@ Watcher = Callable[[int, str, Tensor], None]
 """Callback with layer index, site and activations [R, T, n]; must not keep a reference to the activations."""
 
 
+class TokenRows(NamedTuple):
+    """The tokens of a pass of which all logits are computed; fields as in Batch, with as many examples as rows."""
+
+    clean: Tensor
+    """Token ids [R, T], or input embeddings [R, T, D]."""
+    position_ids: Tensor
+    ids: Tensor
+    example_of_row: Tensor
+
+
 class _Rows(NamedTuple):
     masked: int
     """P * R rows of the masked stream; they come first in everything the outer model makes for the batch."""
@@ -45,16 +55,17 @@ class _Rows(NamedTuple):
 class _Pass:
     """State that the hooks of one forward pass share. `recorded`: corrupted site inputs of the layer in progress.
 
-    store: activations of the corrupted run, for a pass over the suffix.
+    store: activations of the corrupted run, for a pass over the suffix. other_cache: see `Streams.masking`.
     """
 
-    batch: Batch
+    batch: Batch | TokenRows
     masks: MaskSource | None
     members: int
     rows: _Rows
     ablation: Ablation
     watch: Watcher | None = None
     store: Corrupted | None = None
+    other_cache: Callable[[Cache], Cache] | None = None
     corrupted: Tensor | None = None
     recording: bool = False
     recorded: SiteMasks = field(default_factory=dict)
@@ -170,9 +181,33 @@ class Streams:
             _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation), tokens
         )
 
+    def masking(
+        self,
+        batch: TokenRows,
+        masks: MaskSource,
+        corrupted: int = 0,
+        other_cache: Callable[[Cache], Cache] | None = None,
+    ) -> AbstractContextManager[None]:
+        """Mask passes that are not made here, such as those of `generate`, inside a context; all logits are computed.
+
+        batch: rows, positions and examples of the pass. corrupted: number of corrupted rows, which come last in what the model is
+        called with. other_cache: function of the KV cache of the pass that gives the one of its corrupted rows.
+        """
+        return self._during(
+            _Pass(
+                batch=batch,
+                masks=masks,
+                members=1,
+                rows=_Rows(len(batch.clean), corrupted),
+                ablation=self.ablation,
+                other_cache=other_cache,
+            )
+        )
+
     def _forward(self, state: _Pass, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Run the model on tokens of all rows, the last columns of the batch or all. cache: of ours, which keeps no state."""
         assert self._undo, "enter the context manager first"
+        assert isinstance(state.batch, Batch)
         copies = len(tokens) // len(state.batch.clean)
         positions = state.batch.position_ids
         with self._during(state):
@@ -233,7 +268,7 @@ class Streams:
             state.site_masks = state.masks(index)
             if corrupted is not None:
                 with torch.no_grad(), _recording(state):
-                    side = _take(state.rows, "corrupted")
+                    side = _take(state.rows, "corrupted", state.other_cache)
                     corrupted = _hidden(plain(corrupted, *side(args), **side(kwargs)))
             side = _take(state.rows, "masked")
             output = plain(masked, *side(args), **side(kwargs))
@@ -275,7 +310,7 @@ class Streams:
     def _at_head(self, _module: nn.Module, args: tuple) -> tuple | None:
         """Keep only the scored positions before the vocabulary projection: [P * R, T, D] -> [P, S, D]."""
         state = self._pass
-        if state is None:
+        if state is None or isinstance(state.batch, TokenRows):
             return None
         hidden = args[0].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
         positions = state.batch.score_position - (0 if state.store is None else state.store.cut)
@@ -298,7 +333,7 @@ def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
         module.forward = forward  # of Streams entered before these
 
 
-def _tokens(batch: Batch) -> Tokens:
+def _tokens(batch: Batch | TokenRows) -> Tokens:
     positions = batch.position_ids
     if positions is None:
         positions = torch.arange(batch.clean.shape[1], device=batch.clean.device).unsqueeze(0)
@@ -318,8 +353,11 @@ def _hidden(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _take(rows: _Rows, stream: str) -> Callable[[Any], Any]:
-    """Select one stream's rows from what the outer model made for all rows: masks, positions, rotary tables."""
+def _take(rows: _Rows, stream: str, cache: Callable[[Cache], Cache] | None = None) -> Callable[[Any], Any]:
+    """Select one stream's rows from what the outer model made for all rows: masks, positions, rotary tables.
+
+    cache: function of the outer model's KV cache that gives that of the stream; without one it is the same.
+    """
     total = rows.masked + rows.corrupted
     part = slice(0, rows.masked) if stream == "masked" else slice(rows.masked, total)
 
@@ -330,6 +368,6 @@ def _take(rows: _Rows, stream: str) -> Callable[[Any], Any]:
             return type(value)(take(item) for item in value)
         if isinstance(value, dict):
             return {key: take(item) for key, item in value.items()}
-        return value
+        return cache(value) if cache is not None and isinstance(value, Cache) else value
 
     return take

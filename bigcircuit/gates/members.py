@@ -53,6 +53,12 @@ class Member(nn.Module):
         for site in gated_sites(trained_granularities(config)) if KINDS[config.ablation.name].learned else ():
             self.offset[site] = nn.Parameter(torch.zeros(len(shapes), widest(shapes, site), device=device))
 
+    @property
+    def done(self) -> float:
+        """Share of its updates that are made, 0 to 1; 1 where there are none to make."""
+        steps = self.config.train.steps
+        return self.step / steps if steps else 1.0
+
     @torch.no_grad()
     def clamp_(self) -> None:
         """Clamp log_alpha, so that every gate stays recoverable."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bigcircuit.gates.members import Member, Members
+from bigcircuit.gates.members import Members
 from bigcircuit.gates.parametrisation import LayerMasks
 from bigcircuit.gates.schedules import allowed_size, temperature
 from bigcircuit.gates.soft_top_k import soft_top_k
@@ -100,7 +100,7 @@ def _allowed_sizes(population: Members, asked: str, everything: int) -> Tensor:
 
 def _range(population: Members, asked: str, everything: int) -> tuple[Tensor, Tensor]:
     """Sizes that a group is allowed now, and the least sizes that an update looks ahead to, [P, 1, 1] each."""
-    now = [(m.config, _left(asked, m.config.target.sizes()), _done(m)) for m in population.members]
+    now = [(m.config, _left(asked, m.config.target.sizes()), m.done) for m in population.members]
     allowed = [allowed_size(config.train, everything, size, done) for config, size, done in now]
     least = [
         min(size, everything) if config.gates.look_ahead else at
@@ -109,17 +109,13 @@ def _range(population: Members, asked: str, everything: int) -> tuple[Tensor, Te
     return population.column(allowed), population.column(least)
 
 
-def _done(member: Member) -> float:
-    return member.step / member.config.train.steps
-
-
 def _solve(population: Members, sizes: Callable[[str, int], Tensor]) -> dict[str, Tensor]:
     """Solve for the soft values of all gates, by granularity [P, B or 1, L, n].
 
     sizes: target and number of nodes (or neurons) of a group -> sizes, [P, B or 1, 1].
     """
     stacked, values = population.stack(), dict[str, Tensor]()
-    soft = population.column([temperature(member.config.gates, _done(member)) for member in population.members])
+    soft = population.column([temperature(member.config.gates, member.done) for member in population.members])
     for asked, names in _groups(population.members[0].config.target.sizes(), list(stacked)):
         everything = sum(width * _counts(population, name, asked == "total")[i] for name in names
                          for i, width in enumerate(population.widths(name)))  # fmt: skip

@@ -86,12 +86,12 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def reporting_disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError inside into a UserError that names the file."""
+def reporting_disk_errors(path: Path, remedy: str = "free space or choose another output") -> Iterator[None]:
+    """Turn an OSError inside into a UserError that names the file and the remedy."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another output") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror}); {remedy}") from error
 
 
 def check_writable(folder: Path) -> None:
@@ -102,9 +102,12 @@ def check_writable(folder: Path) -> None:
         write_synced(temporary, b"")
 
 
-def temporary_path(path: Path) -> Path:
-    """Return the temporary name from which a file or folder is to be renamed to `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+def temporary_path(path: Path, owner: int | None = None) -> Path:
+    """Return the temporary name from which a file or folder is to be renamed to `path`.
+
+    owner: number by which the processes that share the file know it; by default that of this process.
+    """
+    return path.with_name(f".{path.name}.{os.getpid() if owner is None else owner}{_TEMPORARY}")
 
 
 def is_temporary(path: Path) -> bool:

@@ -22,6 +22,7 @@ CHANGEABLE_ON_RESUME = (
     "model.weights",
     "train.checkpointing",
     "train.micro_batch_size",
+    "train.store_memory",
     "train.keep_checkpoints",
     "tracking.trackers",
     "tracking.project",
@@ -29,6 +30,9 @@ CHANGEABLE_ON_RESUME = (
 """Settings that do not affect the result. They may differ between a run and its resumption."""
 EARLIER = {"train.store": False}
 """Setting -> what was done before it existed, where that is not its default."""
+
+
+_INPUTS = "inputs"
 
 
 class RunDir(NamedTuple):
@@ -59,6 +63,11 @@ class RunDir(NamedTuple):
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def inputs(self) -> Path:
+        """Pairs and model that `bigcircuit.find` was given as objects; they may be there before the run."""
+        return self.path / _INPUTS
 
     @property
     def references(self) -> Path:
@@ -131,7 +140,7 @@ def _check_usable(folder: RunDir, config: Config) -> None:
         raise UserError(f"output {path}: is a file; name a folder")
     if folder.config.exists():
         _check_same(folder, config)
-    elif path.is_dir() and not all(map(is_temporary, path.iterdir())):
+    elif path.is_dir() and not all(is_temporary(other) or other.name == _INPUTS for other in path.iterdir()):
         raise UserError(f"output {path}: the folder holds other files and no run; name another folder")
 
 

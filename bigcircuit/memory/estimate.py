@@ -21,6 +21,7 @@ from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.corrupted_store import Lengths, stored_values
+from bigcircuit.forward.store_memory import is_in_file
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
 from bigcircuit.memory.shortened import from_few_layers
@@ -119,7 +120,7 @@ class Estimate(NamedTuple):
     allocated: dict[str, int]
     """Bytes that nothing else can use, by purpose."""
     mapped: int = 0
-    """Bytes of weight files that have to stay in memory for the run to be fast; the ranks of a host share them."""
+    """Bytes of weights and scratch files that have to stay in memory for the run to be fast; the ranks of a host share them."""
 
     @property
     def total(self) -> int:
@@ -156,7 +157,11 @@ def resting(run: ResolvedRun, work: Workload, is_gpu: bool) -> Estimate:
     }
     if run.stores_corrupted:
         values = stored_values(run.model.shapes, _sites(state), work.stored) * (2 if train.both_ways else 1)
-        allocated["corrupted activations"] = values * head.element_size()
+        size = values * head.element_size()
+        if is_in_file(size, work.ranks, train.store_memory):
+            mapped += size
+        else:
+            allocated["corrupted activations"] = size
     return Estimate(allocated, mapped)
 
 

@@ -34,6 +34,17 @@ def adapt(model: Any, adapter: str) -> AdaptedModel:
     adapter: folder or hub id. Raises UserError if the adapter cannot be opened, is stored as a pickle, adds virtual tokens,
     lacks tensors that its config asks for, or has them in other shapes.
     """
+    return _put_on(model, adapter)[1]
+
+
+def merged(model: Any, adapter: str) -> Any:
+    """Add an adapter to the weights of a model, and return the model without adapter modules. Raises UserError like `adapt`."""
+    with explain_library_errors(f"model.adapter {adapter}: cannot be merged", None, "merge it with peft first"):
+        return _put_on(model, adapter)[0].merge_and_unload()
+
+
+def _put_on(model: Any, adapter: str) -> tuple[Any, AdaptedModel]:
+    """Wrap a model in peft's model. Returns the wrapper too."""
     from peft import PeftConfig, PeftModel
 
     subject = f"model.adapter {adapter}"
@@ -74,7 +85,7 @@ def adapt(model: Any, adapter: str) -> AdaptedModel:
         )
     if others:
         notes.append(f"{subject}: holds other adapters too, which are not used: {', '.join(others)}")
-    return AdaptedModel(adapted.get_base_model(), tuple(sorted(found.unexpected_keys)), tuple(notes))
+    return adapted, AdaptedModel(adapted.get_base_model(), tuple(sorted(found.unexpected_keys)), tuple(notes))
 
 
 def check_layout(adapted: AdaptedModel, shapes: Sequence[LayerShape], adapter: str) -> None:

@@ -4,25 +4,12 @@ from collections.abc import Container
 from itertools import chain, count
 from pathlib import Path
 
-from bigcircuit.errors import UserError
+from bigcircuit.circuit.folder import circuit_files as circuit_files
 
 
 def run_of(path: Path) -> Path | None:
     """Find the run folder that holds a circuit file; None if there is none."""
     return next((folder for folder in (path.parent, path.parent.parent) if (folder / "config.json").is_file()), None)
-
-
-def circuit_files(folder: Path) -> list[Path]:
-    """List the circuit files of a finished run in the order of its members. Raises UserError if there are none."""
-    alone = folder / "circuit.safetensors"
-    files = [alone] if alone.exists() else sorted((folder / "circuits").glob("*.safetensors"), key=_order)
-    if not files:
-        raise UserError(f"{folder}: has no circuit yet; finish the run first (the same command goes on)")
-    return files
-
-
-def _order(path: Path) -> tuple[int, str]:
-    return (int(path.stem), "") if path.stem.isdigit() else (1 << 30, path.stem)
 
 
 def name_of(folder: Path | None, file: Path) -> str:

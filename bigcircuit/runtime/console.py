@@ -1,5 +1,6 @@
 """The terminal: text of prompts, paths and files is printed as it is, whatever it looks like to a terminal or to rich."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,13 @@ class PlainConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    @property
+    def can_redraw(self) -> bool:
+        """Whether what is drawn can be drawn again at its place: on a terminal, and in a notebook with ipywidgets."""
+        if self.is_jupyter:
+            return find_spec("ipywidgets") is not None
+        return self.is_terminal and not self.is_dumb_terminal
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Make a Text of a string, without markup."""

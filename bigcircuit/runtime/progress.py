@@ -117,7 +117,7 @@ class ProgressDisplay:
         self._enabled = enabled
         self._on_status = on_status
         self._send = send
-        self._has_bars = enabled and self.console.is_terminal and not self.console.is_dumb_terminal
+        self._has_bars = enabled and self.console.can_redraw
         self._phases: list[Phase] = []
         self._last_line = time.monotonic()
         # Guards the two below, and phases that end; re-entrant, because collecting garbage may end one. Nothing that holds a lock

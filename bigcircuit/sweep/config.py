@@ -170,6 +170,8 @@ def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:
         )
     if config.population.members or config.population.seeds > 1:
         raise UserError(f"{source}: population is set; a sweep makes its own: search train.seed or the members' keys")
+    if not config.train.steps:
+        raise UserError(f"{source}: train.steps is 0; a sweep trains its trials, so set it to 600, say")
     return Sweep(config, parse_section({"space": {}} | search, source, SweepSettings, "sweep."))
 
 

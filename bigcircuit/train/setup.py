@@ -19,6 +19,7 @@ from bigcircuit.forward.activation_means import starting_ablation
 from bigcircuit.forward.corrupted_store import CorruptedStore
 from bigcircuit.forward.kept_logits import KeptLogits
 from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
+from bigcircuit.forward.store_memory import StoreMemory
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
 from bigcircuit.io.provenance import versions
@@ -86,16 +87,18 @@ class RunContext(NamedTuple):
         steps: int,
         kept: KeptLogits | None = None,
         sites: Collection[str] = SITE_WIDTH,
+        scratch: Path | None = None,
     ) -> Targets:
         """The examples that so many steps use, with the full model's logits and what the corrupted run leaves. Within the streams.
 
         A resumed run computes or reads the same logits to the bit, because it uses the same examples. sites: those that masks
-        may close.
+        may close. scratch: folder for activations that are too large for `train.store_memory`; None keeps them in memory.
         """
         found = self._targets(_used(examples, self.config.train, self.config.task.seed, steps), False, kept)
         if not self.run.stores_corrupted:
             return found
-        return found._replace(store=CorruptedStore(self.streams, found.examples, self.micro_batches, sites))
+        memory = None if scratch is None else StoreMemory(scratch, self.config.train.store_memory)
+        return found._replace(store=CorruptedStore(self.streams, found.examples, self.micro_batches, sites, memory))
 
     def validation_targets(self, kept: KeptLogits | None = None) -> Targets:
         """The examples that the best gates are chosen by, with the full model's logits. Within the streams."""

@@ -57,7 +57,7 @@ class MemberState:
     @property
     def done(self) -> float:
         """Share of the member's updates that is made, 0 to 1."""
-        return self.member.step / self.member.config.train.steps
+        return self.member.done
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Collect the tensors and plain data that `restore` needs."""

@@ -247,7 +247,7 @@ def test_files_and_options_may_be_mixed():
     words = "runs/a --ablations zero runs/b --train.micro-batch-size=4 --config c.yaml --model.path m runs/c"
     command = parse_verb("evaluate", words.split())
     assert command.names == ["runs/a", "runs/b", "runs/c"]
-    assert command.options == {"config": "c.yaml"}
+    assert command.options == {"config": "c.yaml", "allow": None}
     assert command.settings == {
         EvaluationSettings: {"ablations": "zero"},
         Config: {"train.micro_batch_size": 4, "model.path": "m"},
@@ -256,7 +256,8 @@ def test_files_and_options_may_be_mixed():
 
 def test_dashes_and_underscores_in_names_are_the_same():
     for flag in ("--dry-run", "--dry_run"):
-        assert parse_verb("sweep", [flag]).options == {"config": None, "dry_run": True, "fresh": False, "address": None}
+        given = {"config": None, "allow": None, "dry_run": True, "fresh": False, "address": None}
+        assert parse_verb("sweep", [flag]).options == given
     assert parse_verb("prune", ["--train.batch-size", "4"]) == parse_verb("prune", ["--train.batch_size=4"])
 
 
@@ -277,7 +278,7 @@ def test_what_launchers_add_before_the_verb_is_ignored(run):
 def test_the_last_of_two_values_counts_and_values_may_begin_with_a_dash():
     command = parse_verb("prune", ["--output", "a", "--output", "-b c", "--gates.init", "-2", "--config", "-"])
     assert command.settings[Config] == {"output": "-b c", "gates.init": -2}
-    assert command.options == {"config": "-", "fresh": False}
+    assert command.options == {"config": "-", "allow": None, "fresh": False}
 
 
 def test_help_wins_over_unknown_words_and_exits(capsys):

@@ -12,6 +12,7 @@ from bigcircuit.attribution.baselines import BASELINES
 from bigcircuit.cli import parse_verb
 from bigcircuit.config.load import dotted_keys
 from bigcircuit.config.verbs import VERBS
+from bigcircuit.export.formats import EXPORT_FORMATS
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS
 from bigcircuit.metrics.registry import SCORES
 from bigcircuit.model.granularity import GRANULARITIES
@@ -125,10 +126,10 @@ def test_commands_are_valid(page):
 
 
 def test_commands_are_found():
-    assert len(list(commands("README.md"))) >= 12
+    assert sum(len(list(commands(page))) for page in PAGES) >= 30
 
 
-@pytest.mark.parametrize("table", [GRANULARITIES, KINDS, PARAMETRISATIONS, SCORES, BASELINES])
+@pytest.mark.parametrize("table", [GRANULARITIES, KINDS, PARAMETRISATIONS, SCORES, BASELINES, EXPORT_FORMATS])
 def test_glossary_has_every_entry_of_a_table(table):
     assert [name for name in table if not re.search(rf"^\|.*`{name}`.*\|", text_of(GLOSSARY), re.MULTILINE)] == []
 

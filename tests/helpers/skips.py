@@ -12,6 +12,7 @@ ALLOWED = (
     "a disk needs",
     "this folder is in memory",
     "trackio is installed",
+    "lm-eval is not installed",
 )
 """Beginnings of the reasons for which a test may skip under --most-skips: what a complete machine may lack, other than a
 browser, the pretrained models in ../shared, hadolint, or packages of the extra `test`."""

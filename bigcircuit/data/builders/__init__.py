@@ -11,6 +11,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
+from bigcircuit.config.own_code import entry_point, is_reference, load_function
 from bigcircuit.data.pair import Pair
 
 Builder = Callable[[Any, int, random.Random], list[Pair]]
@@ -41,3 +42,19 @@ LIST_BUILDERS = {
 """Name of a task that is built from a list -> its builder."""
 DESCRIPTIONS = {name: (_MODULES[name].__doc__ or "").splitlines()[0] for name in sorted({*BUILDERS, *LIST_BUILDERS})}
 """Name of a task -> the first line of its file's docstring."""
+ENTRY_POINTS = "bigcircuit.tasks"
+"""Group of entry points in which packages declare task builders of their own."""
+
+
+def find_builder(name: str) -> Callable[..., Any] | None:
+    """Return the builder of a task: of this folder, of an installed package, or a function `module:function`; None if unknown.
+
+    Builders from elsewhere may return mappings with the columns of a pair file in place of pairs. Raises UserError for a module
+    that is not allowed, see config/own_code.py.
+    """
+    if name in BUILDERS:
+        return BUILDERS[name]
+    if is_reference(name):
+        return load_function(name, "task.name")
+    found = entry_point(ENTRY_POINTS, name)
+    return None if found is None else found.load()

@@ -28,7 +28,7 @@ def _value(text: str) -> bool:
     return bool(eval(text, {"__builtins__": {}}))
 
 
-def evaluate(words: list[str]) -> bool:
+def truth_of(words: list[str]) -> bool:
     """Return the value of an expression as from `_expression`."""
     return _value(" ".join(words))
 
@@ -39,14 +39,14 @@ def draw_pair(rng: random.Random) -> Pair:
         words = _expression(rng)
         places = [i for i, word in enumerate(words) if word in LITERALS]
         flipped = [[*words[:i], LITERALS[words[i] == "True"], *words[i + 1 :]] for i in places]
-        deciding = [other for other in flipped if evaluate(other) != evaluate(words)]
+        deciding = [other for other in flipped if truth_of(other) != truth_of(words)]
         if deciding:
             other = rng.choice(deciding)
             return Pair(
                 clean=f"{' '.join(words)} is",
                 corrupted=f"{' '.join(other)} is",
-                answers=(f" {evaluate(words)}",),
-                wrong_answers=(f" {evaluate(other)}",),
+                answers=(f" {truth_of(words)}",),
+                wrong_answers=(f" {truth_of(other)}",),
                 template="bracket first" if words[0] == "(" else "bracket last",
             )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import filter as matching
 from itertools import chain
+from typing import Any
 
 from bigcircuit.data.pair import Pair
 from bigcircuit.data.readers.formats import FORMATS, PairFormat
@@ -31,6 +32,32 @@ def read_pairs(path: str, format: str | None = None, columns: Mapping[str, str] 
     first = next(rows)
     chosen = FORMATS[format or _recognise(path, first)]
     return [_convert(row, chosen) for row in chain([first], rows)]
+
+
+def pairs_of_rows(name: str, rows: Iterable[Pair | Mapping[str, Any]]) -> list[Pair]:
+    """Make pairs of what a task builder returns: pairs as they are, and mappings as the rows of a file.
+
+    Raises UserError naming the task and the row.
+    """
+    pairs: list[Pair] = []
+    for index, row in enumerate(rows):
+        source = f"{name} row {index}"
+        if isinstance(row, Pair):
+            pairs.append(row if row.source else row._replace(source=source))
+        elif isinstance(row, Mapping):
+            plain = SourceRow({str(key): _as_list(value) for key, value in row.items()}, source)
+            pairs.append(_convert(plain, FORMATS[_recognise(source, plain)]))
+        else:
+            raise UserError(
+                f"{source}: is of type {type(row).__name__}; return mappings with clean, corrupted, answers, ..."
+            )
+    if not pairs:
+        raise UserError(f"{name}: made no pairs; return at least two")
+    return pairs
+
+
+def _as_list(value: Any) -> Any:
+    return [_as_list(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:

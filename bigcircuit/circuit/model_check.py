@@ -1,0 +1,50 @@
+"""Is a circuit of this model? By the widths of its layers, and by the hashes of the model's files."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from bigcircuit.circuit.metadata import HASH_KEYS
+from bigcircuit.errors import UserError
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+
+
+def check_widths(
+    masks: Mapping[str, Tensor], metadata: Mapping[str, str], shapes: Sequence[LayerShape], subject: str, remedy: str
+) -> None:
+    """Raises UserError, beginning with `subject` and ending with `remedy`, unless the masks have the widths of the model."""
+    known = json.loads(metadata.get("widths", "{}"))
+    for name, mask in masks.items():
+        widths = [GRANULARITIES[name].width(shape) for shape in shapes]
+        found = known.get(name, widths)
+        if found != widths or tuple(mask.shape) != (len(widths), max(widths)):
+            raise UserError(
+                f"{subject}: its {name} mask has {_few(found)} nodes in {len(mask)} layers and the model {_few(widths)} in "
+                f"{len(widths)}; {remedy}"
+            )
+
+
+def check_hashes(
+    metadata: Mapping[str, str], now: Mapping[str, str], subject: str, model: Mapping[str, str], remedy: str
+) -> None:
+    """Raises UserError if a hash in the metadata differs from that of the model; a hash that one of them lacks is not compared.
+
+    now: as `fingerprint` gives them. model: part -> what the model is called there.
+    """
+    for part, key in HASH_KEYS.items():
+        expected = metadata.get(key)
+        if part in now and expected and now[part] and now[part] != expected:
+            raise UserError(
+                f"{subject}: found in {metadata.get('model') or 'another model'}, whose {part} hash is {expected[:12]}, and "
+                f"{model[part]} has {now[part][:12]}; {remedy}"
+            )
+
+
+def _few(widths: Sequence[int]) -> str:
+    """Format widths: the number where all are equal, else the first four."""
+    return (
+        str(widths[0])
+        if len(set(widths)) == 1
+        else ", ".join(map(str, widths[:4])) + ("..." if len(widths) > 4 else "")
+    )

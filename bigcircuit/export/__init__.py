@@ -1,0 +1,1 @@
+"""Export: circuits as smaller models that run without this project."""

@@ -1,0 +1,84 @@
+"""What an export is asked for, and what a format plans to write."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from bigcircuit.ablation.ablation import Ablation
+from bigcircuit.export.cut import LayerCut, cuts_in_place, with_all_heads
+from bigcircuit.export.source import SourceWeights
+from bigcircuit.export.tensors import LayerParts
+from bigcircuit.model.resolve import ResolvedModel
+from bigcircuit.model.sites import FrozenModel
+from bigcircuit.model.weight_files import model_folder
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """A circuit that is to be frozen into weights."""
+
+    model: ResolvedModel
+    masks: Mapping[str, Tensor]
+    """Granularity -> bool [L, n]."""
+    ablation: Ablation
+    """Zero, or constants that are the same at all positions."""
+
+    @property
+    def base(self) -> FrozenModel:
+        """The base model on the meta device."""
+        return self.model.skeleton
+
+    @property
+    def hf_config(self) -> Any:
+        """The Hugging Face config of the base model."""
+        return self.base.model.config
+
+    @property
+    def beside(self) -> Path | None:
+        """Folder with tokenizer and licence of the base model."""
+        return model_folder(self.model.config.path, self.model.config.revision)
+
+    @cached_property
+    def cuts(self) -> list[LayerCut]:
+        """A cut of every layer that leaves all shapes as they are."""
+        cuts = cuts_in_place(self.masks, self.base.shapes, self.ablation)
+        return [with_all_heads(cut) for cut in cuts] if self.fixed_heads else cuts
+
+    @cached_property
+    def fixed_heads(self) -> str | None:
+        """Why no head can go without changing what the others compute; None where heads can go."""
+        if getattr(self.hf_config, "alibi", False):
+            return "the position bias of a head depends on the number of heads"
+        layer = self.base.layers[0]
+        parts = LayerParts(
+            self.hf_config.model_type, self.base.architecture, layer.shape, hasattr(layer.attention, "nx")
+        )
+        mixed = any(parts.mixes_heads(name, parameter.shape) for name, parameter in layer.module.named_parameters())
+        return "a norm goes over all heads together" if mixed else None
+
+    @property
+    def biased(self) -> tuple[bool, bool]:
+        """Whether constants ask for a bias of attention outputs, and of MLP outputs, in some layer."""
+        return any(cut.biased[0] for cut in self.cuts), any(cut.biased[1] for cut in self.cuts)
+
+
+Write = Callable[[Path, SourceWeights, Callable[[int], None]], None]
+"""Writes into a folder that exists; calls back with the number of bytes written since the call before."""
+
+
+class PreparedExport(NamedTuple):
+    """The plan of an export."""
+
+    write: Write
+    bytes: int
+    """About how much is written."""
+    parameters: int
+    """Parameters of the written model; of an adapter, its own."""
+    sizes: Sequence[str]
+    """Sizes of the written model, a phrase each."""
+    notes: Sequence[str] = ()
+    """What the user ought to know, a sentence each."""

@@ -1,0 +1,140 @@
+"""Functions that a config names: nothing is imported unless the command line allows it."""
+
+import json
+import sys
+
+import pytest
+
+from bigcircuit.cli import RUNS, answer
+from bigcircuit.config.own_code import VARIABLE, allow, load_function, read_modules
+from bigcircuit.config.schema import TaskConfig
+from bigcircuit.data.dataset import make_pairs
+from bigcircuit.data.pair import Pair
+from bigcircuit.errors import UserError
+from tests.helpers.short_runs import QUICK
+
+MODULE = """
+from pathlib import Path
+Path("imported").touch()
+NAMES = "Mary Kate Rachel Sarah Anna John Tom Paul Mark Adam".split()
+
+def pairs(tokenizer, size, rng):
+    for a in NAMES:
+        for b in NAMES:
+            if a != b:
+                start = f"When {a} and {b} went to the shop,"
+                yield {"clean": f"{start} {b} gave it to", "corrupted": f"{start} {a} gave it to", "answers": (f" {a}",),
+                       "wrong_answers": f" {b}"}
+
+def nothing(*_):
+    return []
+
+def bad(*_):
+    return [{"clean": "a"}]
+
+def worse(*_):
+    return ["a"]
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of a name that no other test has, in the current folder."""
+    name = f"their_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def config_of_a_stranger(tmp_path, module):
+    settings = {key: value for key, value in QUICK.items() if not key.startswith("task.")}
+    nested: dict = {"task": {"name": f"{module}:pairs"}, "output": str(tmp_path / "run")}
+    for key, value in settings.items():
+        section, name = key.split(".")
+        nested.setdefault(section, {})[name] = value
+    (tmp_path / "theirs.yaml").write_text(json.dumps(nested))
+    return str(tmp_path / "theirs.yaml")
+
+
+def test_a_config_runs_nobodys_code_until_it_is_allowed(tmp_path, module, capsys):
+    config = config_of_a_stranger(tmp_path, module)
+    for verb in ("check", "prune", "tasks"):
+        assert answer(RUNS[verb], ["--config", config]) == 2
+        assert f"task.name {module}:pairs: is code of the module {module}" in capsys.readouterr().err
+    assert answer(RUNS["prune"], ["--config", config, "--allow", "another"]) == 2
+    assert not (tmp_path / "imported").exists() and module not in sys.modules and not (tmp_path / "run").exists()
+    capsys.readouterr()
+    assert answer(RUNS["prune"], ["--config", config, "--allow", module]) == 0
+    assert (tmp_path / "imported").exists()
+    assert json.loads((tmp_path / "run/summary.json").read_text())["task"] == f"{module}:pairs"
+
+
+def test_a_run_of_own_code_is_evaluated_only_where_it_is_allowed(tmp_path, module, capsys, monkeypatch):
+    assert answer(RUNS["prune"], ["--config", config_of_a_stranger(tmp_path, module), "--allow", module]) == 0
+    monkeypatch.delenv(VARIABLE)
+    fast = "--draws 0 --partial_draws 0 --groups 0 --methods none".split()
+    assert answer(RUNS["evaluate"], [str(tmp_path / "run"), *fast]) == 2
+    assert f"add --allow {module}" in capsys.readouterr().err
+    assert answer(RUNS["evaluate"], [str(tmp_path / "run"), *fast, "--allow", module]) == 0
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        ("nothing", "made no pairs"),
+        ("bad", "row 0: no columns corrupted, answers, wrong_answers"),
+        ("worse", "row 0: is of type str"),
+        ("absent", "has no function absent"),
+        ("NAMES", "has no function NAMES"),
+    ],
+)
+def test_what_a_function_returns_is_checked(module, function, message):
+    allow([module])
+    with pytest.raises(UserError, match=message):
+        make_pairs(TaskConfig(name=f"{module}:{function}"), None)
+
+
+def test_rows_are_pairs(module):
+    allow([module])
+    first, *rest = make_pairs(TaskConfig(name=f"{module}:pairs"), None)
+    assert len(rest) == 89 and first == Pair(
+        clean="When Mary and Kate went to the shop, Kate gave it to",
+        corrupted="When Mary and Kate went to the shop, Mary gave it to",
+        answers=(" Mary",),
+        wrong_answers=(" Kate",),
+        source=f"{module}:pairs row 0",
+    )
+
+
+@pytest.mark.usefixtures("module")
+def test_a_package_covers_its_modules_and_no_other():
+    allow(["os"])
+    assert callable(load_function("os.path:join", "k"))
+    for other in ("ostrich:f", "sys:exit", "osx.path:f"):
+        with pytest.raises(UserError, match="runs only if you allow it"):
+            load_function(other, "k")
+    with pytest.raises(UserError, match="cannot be imported"):
+        allow(["no_such_module"]) or load_function("no_such_module:f", "k")
+
+
+@pytest.mark.parametrize("text", ["", ",", "a-b", "a:b", "../x", "a..b", "1a"])
+def test_names_that_are_no_modules_are_refused(text):
+    with pytest.raises(ValueError):
+        read_modules(text)
+    assert read_modules("a, b.c") == ["a", "b.c"]
+
+
+def test_a_task_of_an_installed_package_is_found_by_name(tmp_path, monkeypatch, module):
+    """A package on the path that declares an entry point; its code runs only when the task is named."""
+    info = tmp_path / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[bigcircuit.tasks]\ntheir_task = {module}:pairs\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="'other_task' is not a task"):
+        make_pairs(TaskConfig(name="other_task"), None)
+    assert not (tmp_path / "imported").exists()
+    assert len(make_pairs(TaskConfig(name="their_task"), None)) == 90

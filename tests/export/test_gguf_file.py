@@ -1,0 +1,88 @@
+"""GGUF files: read back by transformers, which undoes the layout, and by the package gguf."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("gguf", reason="the package gguf is not here (pip install 'bigcircuit[gguf]')")
+
+from gguf import GGUFReader
+
+from bigcircuit.ablation.ablation import ZERO
+from bigcircuit.circuit.masks import complete_masks
+from bigcircuit.config.schema import ModelConfig
+from bigcircuit.errors import UserError
+from bigcircuit.export.verify import FreshRun, Prompts, compare_outputs, run_fresh, run_masked
+from bigcircuit.model.load import load_frozen
+from bigcircuit.model.resolve import resolve_model
+from tests.helpers.exports import random_constants, request_of, saved_tiny, write_export
+from tests.helpers.tiny_models import TINY, tiny_model
+
+PROMPTS = Prompts(torch.randint(3, 96, (2, 10), generator=torch.Generator().manual_seed(0)), 5, 4)
+
+
+def field(reader: GGUFReader, name: str):
+    return reader.fields[name].contents()
+
+
+def test_llama_and_mistral_are_read_back_in_a_fresh_process(tmp_path):
+    torch.manual_seed(0)
+    three = request_of(saved_tiny("llama", {**TINY, "num_key_value_heads": 4}, tmp_path / "wide"))
+    masks = {name: mask.clone() for name, mask in three.masks.items()}
+    masks["attention_neuron"][:] = torch.tensor([True] * 24 + [False] * 8)
+    tiny_model("llama", {**TINY, "tie_word_embeddings": True}).model.to(torch.bfloat16).save_pretrained(
+        tmp_path / "bf16"
+    )
+    requests = {
+        "llama": request_of(saved_tiny("llama", TINY, tmp_path / "base")),
+        "three": request_of(three.model, ZERO, masks),
+        "mistral": request_of(saved_tiny("mistral", {**TINY, "sliding_window": None}, tmp_path / "mistral-base")),
+        "bf16": request_of(resolve_model(ModelConfig(path=str(tmp_path / "bf16"), dtype="bfloat16"))),
+    }
+    runs = []
+    for name, request in requests.items():
+        write_export("gguf", request, tmp_path / name / "out")
+        runs.append(FreshRun("gguf", tmp_path / name / "out", "", "float32", PROMPTS, None))
+    for (name, request), result in zip(requests.items(), run_fresh(runs), strict=True):
+        config = request.model.config.model_copy(update={"dtype": "float32"})
+        compared = compare_outputs(run_masked(load_frozen(config), request.cuts, PROMPTS), result.outputs)
+        assert compared.is_equal and compared.same_tokens == compared.tokens, (name, compared)
+    reader = GGUFReader(tmp_path / "three/out/model.gguf")
+    assert field(reader, "general.architecture") == "llama"
+    assert field(reader, "llama.attention.head_count") == 4, "three heads divide no hidden size of 32"
+    assert field(reader, "llama.attention.key_length") == 8 and field(reader, "tokenizer.ggml.model") == "no_vocab"
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "bf16/out/model.gguf").tensors}
+    assert kinds["blk.0.attn_q.weight"] == "BF16" and kinds["blk.0.attn_norm.weight"] == "F32"
+    assert "output.weight" not in kinds, "tied embeddings are stored once"
+
+
+def test_the_tokenizer_of_the_model_goes_along(shared, tmp_path):
+    model = resolve_model(ModelConfig(path=str(shared / "models/stories260k")))
+    opened = {"head": torch.ones(5, 8, dtype=torch.bool), "mlp_neuron": torch.ones(5, 172, dtype=torch.bool)}
+    masks = complete_masks(opened, model.shapes)
+    write_export("gguf", request_of(model, ZERO, masks), tmp_path / "out")
+    reader = GGUFReader(tmp_path / "out/model.gguf")
+    known = json.loads((shared / "models/stories260k/tokenizer.json").read_text())["model"]
+    tokens, scores = field(reader, "tokenizer.ggml.tokens"), field(reader, "tokenizer.ggml.scores")
+    assert tokens == sorted(known["vocab"], key=known["vocab"].get) and field(reader, "tokenizer.ggml.model") == "llama"
+    merged = ["".join(pair) for pair in known["merges"]]
+    assert sorted(merged, key=lambda token: -scores[tokens.index(token)]) == merged, (
+        "what is merged first scores highest"
+    )
+    types = field(reader, "tokenizer.ggml.token_type")
+    assert types[:4] == [2, 3, 3, 6] and field(reader, "tokenizer.ggml.add_bos_token") is True
+
+
+def test_what_the_file_cannot_say_is_refused(tmp_path):
+    model = saved_tiny("llama", TINY, tmp_path / "base")
+    with pytest.raises(UserError, match="closed nodes output constants under mean ablation, and not every reader"):
+        write_export("gguf", request_of(model, random_constants(model.shapes)), tmp_path / "x")
+    windowed = {**TINY, "sliding_window": 4}
+    with pytest.raises(UserError, match="attention within a window of 4 tokens is not written here"):
+        write_export("gguf", request_of(saved_tiny("mistral", windowed, tmp_path / "windowed")), tmp_path / "w")
+    with pytest.raises(UserError, match="qwen3 is none of llama, mistral"):
+        write_export("gguf", request_of(saved_tiny("qwen3", TINY, tmp_path / "qwen")), tmp_path / "y")
+    scaled = {**TINY, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
+    with pytest.raises(UserError, match="rotary scaling linear is not written here"):
+        write_export("gguf", request_of(saved_tiny("llama", scaled, tmp_path / "scaled")), tmp_path / "z")
