@@ -286,7 +286,7 @@ def test_check_predicts_less_memory_for_quantised_weights():
     assert "a dequantised projection" in quantised and "a dequantised projection" not in plain
 
 
-def test_weights_that_are_dequantised_when_loaded_are_divided_over_ranks_and_gates_stay_the_same(saved, tmp_path):
+def test_weights_that_are_dequantised_when_loaded_are_divided_over_ranks(saved, tmp_path):
     quantised, _ = saved("fp8")
     pairs = write_pairs(
         tmp_path / "pairs.jsonl",
@@ -312,5 +312,8 @@ def test_weights_that_are_dequantised_when_loaded_are_divided_over_ranks_and_gat
     plain = {key.replace(".", "__"): value for key, value in settings.items()}
     folder = run(tmp_path / "one", model__path=str(quantised), **plain)
     one, two = (Circuit.load(path / "circuit.safetensors") for path in (folder.path, tmp_path / "two"))
-    assert all(one.log_alpha[name].equal(two.log_alpha[name]) for name in one.log_alpha)
+    for name in one.masks:
+        assert one.masks[name].equal(two.masks[name])
+    for name in one.log_alpha:  # short suffixes are rounded otherwise in pieces, plain weights too
+        torch.testing.assert_close(one.log_alpha[name], two.log_alpha[name], rtol=0, atol=1e-5)
     assert one.log_alpha and "dequantised when they are loaded" in two.metadata["quantization"]
