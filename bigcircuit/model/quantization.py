@@ -132,15 +132,21 @@ def finish_loading(model: Any, quantization: Quantization, dtype: torch.dtype) -
     """
     if not (quantization.stored or quantization.loaded):
         return
-    form = WEIGHT_FORMATS[quantization.loaded or quantization.stored]
+    form, found = WEIGHT_FORMATS[quantization.loaded or quantization.stored], 0
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if form.read is None or not is_quantised(module):
                 continue
+            found += 1
             if quantization.loaded:
                 use_dequantised(module, form.read)
             else:
                 setattr(parent, name, plain_linear(module, form.read, dtype))
+    if form.read is not None and not found:
+        raise UserError(
+            f"{quantization.loaded or quantization.stored}: no projection of the model is quantised by it; set model.quantization to "
+            "none"
+        )
     for name, parameter in model.named_parameters():
         if type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)  # transformers leaves what it dequantises in a dtype of its own
@@ -155,7 +161,8 @@ def weight_bytes_as(module: nn.Module, quantization: Quantization) -> int:
         quantised = {
             id(one.weight)
             for name, one in module.named_modules()
-            if type(one) is nn.Linear and not any(part in name for part in (*quantization.skipped, "lm_head"))
+            if (type(one) is nn.Linear or type(one).__name__ == "Conv1D")
+            and not any(part in name for part in (*quantization.skipped, "lm_head"))
         }
     return sum(
         round(p.numel() * (quantization.bits or 0) / 8) if id(p) in quantised else p.numel() * p.element_size()

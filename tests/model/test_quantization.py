@@ -27,7 +27,7 @@ from tests.helpers.launch import DEEPSPEED_CONFIGS, launch, option_words
 from tests.helpers.pair_files import write_pairs
 from tests.helpers.quantised_models import BY_HAND, BY_LIBRARY, needs, save_packed_experts, save_plain, save_quantised
 from tests.helpers.short_runs import QUICK, run
-from tests.helpers.tiny_models import random_masks, tiny_examples
+from tests.helpers.tiny_models import TINY_CONFIGS, random_masks, tiny_examples, tiny_model
 
 CPU = torch.device("cpu")
 DTYPES = ("float32", "bfloat16")
@@ -163,6 +163,19 @@ def test_a_run_on_weights_that_are_quantised_when_loaded_finds_what_the_dequanti
     assert torch.cosine_similarity(found, meant, 0) > 0.9999 and found.sub(meant).abs().max() < 1e-4
     assert package in circuit.metadata["quantization"] and "quantization" not in expected.metadata
     assert package in json.loads(folder.summary.read_text())["quantization"]
+
+
+def test_projections_of_gpt2_are_quantised_too_or_it_is_refused(tmp_path):
+    for package in ("bitsandbytes", "torchao"):
+        needs(package)
+    plain = tiny_model("gpt2", TINY_CONFIGS["gpt2"][0]).model
+    plain.save_pretrained(tmp_path)
+    ids = torch.arange(3, 12).unsqueeze(0)
+    with torch.no_grad():
+        found = resolved(tmp_path, quantization="nf4").load(CPU).model(input_ids=ids).logits
+        assert 0 < found.sub(plain(input_ids=ids).logits).abs().max() < 0.5 * found.abs().max()
+    with pytest.raises(UserError, match="no projection of the model is quantised by it"):
+        resolved(tmp_path, quantization="int8").load(CPU)
 
 
 @pytest.mark.parametrize("name", ["bitsandbytes nf4", "torchao Int8WeightOnlyConfig"])
