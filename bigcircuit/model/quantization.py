@@ -144,8 +144,8 @@ def finish_loading(model: Any, quantization: Quantization, dtype: torch.dtype) -
                 setattr(parent, name, plain_linear(module, form.read, dtype))
     if form.read is not None and not found:
         raise UserError(
-            f"{quantization.loaded or quantization.stored}: no projection of the model is quantised by it; set model.quantization to "
-            "none"
+            f"{quantization.loaded or quantization.stored}: no projection of the model is quantised by it; set "
+            "model.quantization to none"
         )
     for name, parameter in model.named_parameters():
         if type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.dtype != dtype:
