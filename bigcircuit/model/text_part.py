@@ -15,7 +15,7 @@ from bigcircuit.errors import UserError
 
 MULTIMODAL = tuple(
     "aya_vision cohere2_vision gemma3 gemma4 glm4v idefics3 internvl lfm2_vl llava llava_next llava_onevision mistral3 mllama "
-    "paligemma qwen2_5_vl qwen2_vl qwen3_5 qwen3_vl smolvlm".split()
+    "paligemma qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_vl qwen3_vl_moe smolvlm vipllava".split()
 )
 """Model types whose language part computes on texts what the whole model computes; tests show it of each."""
 

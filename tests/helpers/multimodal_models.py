@@ -40,6 +40,14 @@ QWEN_VISION = {
     "intermediate_size": 48,
 }
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 IMAGE = {"image_token_id": 150}
 IMAGE_INDEX = {"image_token_index": 150}
 QWEN = {"image_token_id": 150, "video_token_id": 151, "vision_start_token_id": 152, "vision_end_token_id": 153}
@@ -128,22 +136,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 14},
         **QWEN,
     },
-    "qwen3_5": {
-        "text_config": {
-            **TEXT,
-            "layer_types": ["linear_attention", "full_attention", "full_attention"],
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-        },
-        "vision_config": QWEN_VISION,
-    },
+    "qwen3_5": {"text_config": {**TEXT, **LINEAR}, "vision_config": QWEN_VISION},
     "qwen3_vl": {
         "text_config": {**TEXT, **ROPE},
         "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0]},
         **QWEN,
     },
+    "qwen3_5_moe": {
+        "text_config": {**TEXT, **EXPERTS, **LINEAR, "shared_expert_intermediate_size": 24},
+        "vision_config": QWEN_VISION,
+    },
+    "qwen3_vl_moe": {
+        "text_config": {**TEXT, **ROPE, **EXPERTS},
+        "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0]},
+        **QWEN,
+    },
+    "vipllava": {"text_config": _text("llama"), "vision_config": CLIP, **IMAGE_INDEX},
     "smolvlm": {"text_config": _text("llama"), "vision_config": VISION, **IMAGE},
 }
 """Model type -> settings of a tiny model of it."""

@@ -38,7 +38,7 @@ CONFIGS = {
     "kernel": (json_values(CONFIG, attn_implementation="flash_attention_2"), "FlashAttention2 has been toggled on"),
     "other weights": (json_values(CONFIG, transformers_weights="x.safetensors"), "transformers_weights 'x.safetensors'; take"),
     "outputs": (json_values(CONFIG, return_dict=False), "config.json has return_dict False; take it out"),
-    "several models": (json_values(CONFIG, model_type="vipllava"), "of type 'llama' among other models, and is not one"),
+    "several models": (json_values(CONFIG, model_type="video_llava"), "of type 'llama' among other models, and is not one"),
     "adapter": (
         content("adapter_config.json", json.dumps({"peft_type": "LORA"}).encode()),
         "holds adapter_config.json, so it is an adapter; set model.adapter to it and model.path to the model",

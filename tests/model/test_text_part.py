@@ -22,8 +22,8 @@ from tests.helpers.multimodal_models import CONFIGS, save_multimodal
 from tests.helpers.tiny_models import constant_masks, random_masks, tiny_examples
 
 IDS = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(0))
-NEEDS_ROUNDING = ("paligemma",)
-"""Types whose wrapper hands over a whole mask where the language model computes with a flag."""
+NEEDS_ROUNDING = ("paligemma", "qwen3_5_moe")
+"""Types whose wrapper hands over a whole mask where the language model computes with a flag, or whose experts see other rows."""
 
 
 def opens(name: str) -> bool:
@@ -98,7 +98,8 @@ def test_open_is_the_whole_model_and_closed_the_corrupted_one(saved, whole, name
             found = streams.masked(batch, constant_masks(frozen, value, 2), 2)
             for member in found:
                 torch.testing.assert_close(member, expected, rtol=0, atol=1e-5)
-        assert streams.reference(batch).equal(streams.masked(batch, constant_masks(frozen, 1.0), 1)[0])
+        found = streams.masked(batch, constant_masks(frozen, 1.0), 1)[0]
+        torch.testing.assert_close(found, streams.reference(batch), rtol=0, atol=1e-5 if name in NEEDS_ROUNDING else 0)
 
 
 def test_gradients_of_masks_arrive(saved):
@@ -133,10 +134,10 @@ def test_tensors_of_the_language_model_that_are_missing_are_told(tmp_path):
 
 
 def test_a_type_that_no_test_covers_is_refused(tmp_path):
-    config = {"model_type": "vipllava", "text_config": {"model_type": "llama"}, "vision_config": {}}
+    config = {"model_type": "video_llava", "text_config": {"model_type": "llama"}, "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        UserError, match="model type 'vipllava' holds a language model of type 'llama' among other models"
+        UserError, match="model type 'video_llava' holds a language model of type 'llama' among other models"
     ):
         load_config(ModelConfig(path=str(tmp_path)))
 
