@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 
@@ -11,6 +12,7 @@ from bigcircuit.data.builders import LIST_BUILDERS
 from bigcircuit.data.chat import ChatRenderer
 from bigcircuit.data.dataset import load_task, make_pairs
 from bigcircuit.data.pair import Message, Pair
+from bigcircuit.data.shown_tokens import token_lines
 from bigcircuit.errors import UserError
 from tests.helpers.chat_models import CHATML, TEMPLATES, chat_tokenizer
 
@@ -305,6 +307,17 @@ def test_a_config_that_names_every_default_is_like_one_that_names_none(tmp_path,
     plain = {**row(), "clean": CLEAN, "corrupted": CORRUPTED}
     task = task_of(written(tmp_path, plain))
     assert make_pairs(TaskConfig.model_validate(task.model_dump()), tokenizer) == make_pairs(task, tokenizer)
+
+
+def test_of_a_long_system_message_check_shows_the_beginning_and_the_end(tmp_path, tokenizer):
+    _, found = examples(tmp_path, tokenizer, *two_rows(), chat={"system": "Be kind. " * 60}, max_tokens=1000)
+    lines = list(token_lines(found[0], tokenizer, 100))
+    text = "\n".join(lines)
+    hidden = int(re.search(r"\.\.\. (\d+) tokens that both share \.\.\.", text)[1])
+    plain = [re.sub(r"<\|im_\w+\|>", "special", line) for line in lines]
+    shown = sum(line.count("|") - 1 for line in plain if line.startswith("  clean"))
+    assert shown - 1 + hidden == len(found[0].clean) and hidden > 100
+    assert text.startswith("  clean          |<|im_start|>|") and " Mary|" in text and "^" in text
 
 
 def test_a_renderer_leaves_the_messages_in_the_pair(tokenizer):
