@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 from importlib import import_module
 from importlib.metadata import entry_points
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from bigcircuit.config.load import check_asks_for_size
 from bigcircuit.config.schema import Config
 from bigcircuit.config.shipped import shipped_root
-from bigcircuit.data.builders import BUILDERS, ENTRY_POINTS
+from bigcircuit.data.builders import DESCRIPTIONS, ENTRY_POINTS
 from bigcircuit.data.dataset import TaskData, make_pairs
 from bigcircuit.data.pair import Example
 from bigcircuit.data.shown_tokens import token_lines
@@ -55,8 +54,8 @@ def check_config(
                 progress.print_line(line)
     for note in run.data.notes:
         progress.print_line(f"note: {note}")
-    if run.model.unused_line:
-        console.print(run.model.unused_line)
+    for line in run.model.notes:
+        console.print(line)
     if not weight_files(config.model):
         console.print(f"{config.model.path}: the weights are not here, so they were not checked")
     for problem in run.data.bad:
@@ -179,8 +178,8 @@ def list_tasks(console: PlainConsole) -> None:
     shown = Table(title="tasks (set task.name; `pairs` reads task.path)")
     shown.add_column("name")
     shown.add_column("what")
-    for name in sorted(BUILDERS):
-        shown.add_row(name, (sys.modules[BUILDERS[name].__module__].__doc__ or "").splitlines()[0])
+    for name, description in DESCRIPTIONS.items():
+        shown.add_row(name, description)
     for found in entry_points(group=ENTRY_POINTS):
         shown.add_row(found.name, f"of {found.dist.name if found.dist else found.value}, an installed package")
     console.print(shown)

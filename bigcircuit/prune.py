@@ -89,8 +89,8 @@ def introduce(context: RunContext, progress: ProgressDisplay) -> None:
         f"{config.model.path}: {len(context.streams.frozen.layers)} layers, {nodes.pop('total')} site neurons; gates: "
         + ", ".join(f"{count} {name}" for name, count in nodes.items())
     )
-    if context.run.model.unused_line:
-        progress.print_line(context.run.model.unused_line)
+    for line in context.run.model.notes:
+        progress.print_line(line)
     if data.bad:
         progress.print_line(
             f"task.bad_pairs drop: {len(data.bad)} of {len(data.pairs)} pairs left out; the first: {data.bad[0]}"

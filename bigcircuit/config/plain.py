@@ -38,15 +38,21 @@ def name_problem(text: str) -> str | None:
     """Say why text is neither a name nor a path; None if it is one."""
     if not text:
         return "is empty"
+    if problem := text_problem(text):
+        return problem
+    content = text.encode()
+    if len(content) > _PATH_BYTES or any(len(part) > _NAME_BYTES for part in content.split(os.sep.encode())):
+        return f"is longer than names may be ({_NAME_BYTES} bytes)"
+    return None
+
+
+def text_problem(text: str) -> str | None:
+    """Say why text cannot be written to a file; None if it can."""
     try:
         content = text.encode()
     except UnicodeEncodeError:
         return "is not UTF-8 text"
-    if b"\0" in content:
-        return "has a null character"
-    if len(content) > _PATH_BYTES or any(len(part) > _NAME_BYTES for part in content.split(os.sep.encode())):
-        return f"is longer than names may be ({_NAME_BYTES} bytes)"
-    return None
+    return "has a null character" if b"\0" in content else None
 
 
 def check_name(text: str, source: str) -> None:

@@ -5,12 +5,12 @@ Nothing heavy is imported here, so that a mistake in a config is reported before
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from bigcircuit.ablation.kinds import DEFAULT, KINDS, config_kinds, full_name, with_moments
+from bigcircuit.config.chat import ChatConfig
 from bigcircuit.config.choices import OneOf, described
-from bigcircuit.config.plain import value_problem
+from bigcircuit.config.section import Section
 from bigcircuit.config.values import Size
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS, automatic
 from bigcircuit.model.granularity import GATED, GRANULARITIES, NODE_NAMES
@@ -20,21 +20,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys refused, texts and numbers such as files and float32 can hold."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
-
-    @field_validator("*")
-    @classmethod
-    def _plain(cls, value: Any) -> Any:
-        if problem := value_problem(value):
-            raise PydanticCustomError("not_plain", "{problem}", {"problem": problem})
-        return value
 
 
 class ModelConfig(Section):
@@ -50,6 +35,9 @@ class ModelConfig(Section):
     """`resident`: all frozen weights in the memory of the device, on CPU mapped from files; `stream`: layers flow through it."""
     adapter: str | None = None
     """Folder or hub id of a PEFT adapter to put on the model."""
+    quantization: Literal["none", "int8", "nf4", "dequantise"] = "none"
+    """`none`: weights as the checkpoint has them, quantised or not; `int8`, `nf4`: plain weights are quantised when they are
+    loaded, by torchao or bitsandbytes; `dequantise`: quantised weights are made plain."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto`: on GPUs where there are any, else on CPU; `cuda`: on GPUs only. `evaluate` does not take it from the run."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
@@ -92,7 +80,8 @@ class TaskConfig(Section):
     name: str = "ioi"
     """A task builder (`bigcircuit tasks` lists them), or `pairs` to read a file."""
     path: str | None = None
-    """Pair file (JSONL, CSV, Parquet, JSON) or data set, when name is `pairs`."""
+    """Pair file (JSONL, CSV, Parquet, JSON) or data set, when name is `pairs`; the list of requests or questions that a task
+    such as `refusal` is built from."""
     format: str | None = None
     """Format of the pair file; found out from its columns when absent."""
     columns: dict[str, str] = {}
@@ -108,6 +97,9 @@ class TaskConfig(Section):
     """Let the tokenizer add its special tokens (BOS) to the prompt."""
     leading_space: Literal["keep", "add"] = "keep"
     """`add` puts a space before answers of a pair file that begin with a letter or digit, where the prompt ends with a word."""
+    answer_tokens: Positive | None = None
+    """Score only so many first tokens of an answer, such as the beginning of a whole reply; all of them when absent."""
+    chat: ChatConfig = ChatConfig()
     bad_pairs: Literal["stop", "drop"] = "stop"
     """A pair that cannot be scored (unequal lengths, duplicates, ...) ends the run at once, or is left out and counted."""
     labels: Literal["own", "random"] = "own"
@@ -122,10 +114,6 @@ class TaskConfig(Section):
     def _pairs_need_a_path(self) -> "TaskConfig":
         if self.name == "pairs" and not self.path:
             raise ValueError("task.name is pairs but task.path is not set; name the pair file")
-        if self.name != "pairs" and self.path:
-            raise ValueError(
-                f"task.path is {self.path} but task.name is {self.name}; set task.name to pairs to read it"
-            )
         return self
 
 

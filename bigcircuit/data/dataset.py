@@ -3,15 +3,19 @@
 import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from bigcircuit.config.chat import ChatConfig
 from bigcircuit.config.own_code import is_reference
 from bigcircuit.config.schema import Config, TaskConfig
-from bigcircuit.data.builders import BUILDERS, find_builder
+from bigcircuit.data.builders import BUILDERS, LIST_BUILDERS, find_builder
+from bigcircuit.data.builders.words import alignment_problem
+from bigcircuit.data.chat import ChatRenderer, as_conversation
 from bigcircuit.data.notes import notes, with_leading_space
 from bigcircuit.data.pair import Example, Pair
 from bigcircuit.data.readers.read import pairs_of_rows, read_pairs
+from bigcircuit.data.readers.rows import read_rows
 from bigcircuit.data.splits import split
 from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.errors import UserError
@@ -39,8 +43,7 @@ class TaskData(NamedTuple):
 
 def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
     """Read or build the pairs of a task, tokenise, check and divide them. Raises UserError naming file, row and remedy."""
-    pairs = make_pairs(task, tokenizer)
-    examples, bad = _examples(task, pairs, tokenizer, hf_config)
+    pairs, examples, bad = _examples(task, tokenizer, hf_config)
     return TaskData(
         splits=split(examples, pairs, task.split.model_dump(), task.seed),
         pairs=pairs,
@@ -72,8 +75,7 @@ def load_ablation_data(config: Config, tokenizer: Any | None, hf_config: Any) ->
     where = {"name": name, "path": None} if name in BUILDERS or is_reference(name) else {"name": "pairs", "path": name}
     task = config.task.model_copy(update={**where, "format": None, "columns": {}})
     try:
-        pairs = make_pairs(task, tokenizer)
-        examples, _ = _examples(task, pairs, tokenizer, hf_config)
+        pairs, examples, _ = _examples(task, tokenizer, hf_config)
         return AblationData(examples, _sha256(pairs), _tokens_sha256(examples))
     except UserError as error:
         message = str(error).replace("task.path", "ablation.data")  # the key to correct here
@@ -81,17 +83,20 @@ def load_ablation_data(config: Config, tokenizer: Any | None, hf_config: Any) ->
 
 
 def _examples(
-    task: TaskConfig, pairs: list[Pair], tokenizer: Any | None, hf_config: Any
-) -> tuple[list[Example], tuple[str, ...]]:
-    """Tokenise pairs. Returns the examples, and the problem of each pair that is left out."""
+    task: TaskConfig, tokenizer: Any | None, hf_config: Any
+) -> tuple[list[Pair], list[Example], tuple[str, ...]]:
+    """Make and tokenise pairs. Returns pairs and examples, and the problem of each pair that is left out."""
     limit = min(task.max_tokens, getattr(hf_config, "max_position_embeddings", None) or task.max_tokens)
     bad: list[str] | None = [] if task.bad_pairs == "drop" else None
-    examples = tokenize_pairs(pairs, tokenizer, limit, task.special_tokens, hf_config.vocab_size, bad)
+    pairs = make_pairs(task, tokenizer, bad)
+    examples = tokenize_pairs(
+        pairs, tokenizer, limit, task.special_tokens, hf_config.vocab_size, bad, task.answer_tokens
+    )
     if not examples:
         raise UserError(f"{task.path or task.name}: every pair is bad, the first because {(bad or ['?'])[0]}")
     for length in frequency_switches(hf_config):
         _check_one_side(examples, length)
-    return examples, tuple(bad or ())
+    return pairs, examples, tuple(bad or ())
 
 
 def _check_one_side(examples: list[Example], length: int) -> None:
@@ -118,17 +123,104 @@ def _tokens_sha256(examples: list[Example]) -> str:
     return hashlib.sha256(json.dumps([example[:5] for example in examples]).encode()).hexdigest()
 
 
-def make_pairs(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
-    """Read the pairs of a file, or build them with words that fit the tokenizer. Raises UserError."""
+def make_pairs(task: TaskConfig, tokenizer: Any | None, left_out: list[str] | None = None) -> list[Pair]:
+    """Read the pairs of a file, or build them with words that fit the tokenizer, and render those that are conversations.
+
+    left_out: list to which the problem of each pair that cannot be rendered is appended; None to raise the first. Raises UserError.
+    """
     if task.name == "pairs":
         assert task.path is not None
         pairs = read_pairs(task.path, task.format, task.columns)
-        return list(map(with_leading_space, pairs)) if task.leading_space == "add" else pairs
+    elif task.name in LIST_BUILDERS:
+        return _from_list(task, tokenizer)
+    else:
+        pairs = _built(task, tokenizer)
+    if task.chat.text == "user":
+        pairs = list(map(as_conversation, pairs))
+        if not all(pair.messages for pair in pairs):
+            raise UserError(f"{task.path}: task.chat.text is user, but prompts are token ids; write them as text")
+    if task.chat.answers or task.chat.wrong_answers:
+        raise UserError(
+            f"task.chat.answers and task.chat.wrong_answers are for tasks built from a list ({', '.join(LIST_BUILDERS)}), not for "
+            f"{task.name}; leave them out"
+        )
+    if any(pair.messages for pair in pairs):
+        pairs = list(_rendered(pairs, ChatRenderer(tokenizer, task.chat, task.path or task.name), left_out))
+    else:
+        _check_chat_is_used(task)
+    return list(map(with_leading_space, pairs)) if task.leading_space == "add" and task.name == "pairs" else pairs
+
+
+def _built(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
+    """Build the pairs of a task by its builder. Raises UserError."""
+    if task.path:
+        raise UserError(f"task.path is {task.path} but task.name is {task.name}; set task.name to pairs to read it")
     builder = find_builder(task.name)
     if builder is None:
-        raise UserError(f"task.name {task.name!r} is not a task; known: pairs, {', '.join(sorted(BUILDERS))}")
+        known = ", ".join(sorted({*BUILDERS, *LIST_BUILDERS}))
+        raise UserError(f"task.name {task.name!r} is not a task; known: pairs, {known}")
     if tokenizer is None and task.name in BUILDERS:
         raise UserError(
             f"task.name {task.name} needs a tokenizer, and the model has none; use a pair file with token ids"
         )
     return pairs_of_rows(task.name, builder(tokenizer, task.size, random.Random(task.seed)))
+
+
+def _rendered(pairs: Iterable[Pair], renderer: ChatRenderer, left_out: list[str] | None) -> Iterator[Pair]:
+    for pair in pairs:
+        try:
+            yield renderer.render(pair) if pair.messages else pair
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out.append(str(error))
+
+
+def _check_chat_is_used(task: TaskConfig) -> None:
+    """Raise UserError for settings of conversations that no pair has a use for."""
+    unused = [name for name, value in ChatConfig() if name != "text" and getattr(task.chat, name) != value]
+    if unused:
+        raise UserError(
+            f"task.chat.{unused[0]} is set, but no prompt of {task.path or task.name} is a conversation; set task.chat.text to "
+            "user to make each prompt the message of a user"
+        )
+
+
+def _from_list(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
+    """Build up to `task.size` pairs of conversations that fit the tokenizer from the list at `task.path`. Raises UserError."""
+    columns, draw_pairs = LIST_BUILDERS[task.name]
+    if not task.path:
+        raise UserError(
+            f"task.name {task.name} is built from a list; set task.path to a file with the columns {', '.join(columns)}"
+        )
+    renderer, rows = ChatRenderer(tokenizer, task.chat, task.path), []
+    for row in read_rows(task.path):
+        values = {name: row.values.get(task.columns.get(name, name)) for name in columns}
+        empty = next((name for name, value in values.items() if value is None or not str(value).strip()), None)
+        if empty is not None:
+            raise UserError(
+                f"{row.source}: nothing in column {task.columns.get(empty, empty)}; a list for {task.name} has the columns "
+                f"{', '.join(columns)}"
+            )
+        rows.append(values)
+    pairs: list[Pair] = []
+    problem, seen = "", set()
+    try:
+        for drawn in draw_pairs(rows, tokenizer, random.Random(task.seed)):
+            if len(pairs) == task.size:
+                break
+            pair = renderer.render(drawn._replace(source=f"{task.name} #{len(pairs) + 1}"))
+            pair = pair._replace(
+                answers=task.chat.answers or pair.answers, wrong_answers=task.chat.wrong_answers or pair.wrong_answers
+            )
+            found = alignment_problem(pair, tokenizer, distinct_first=False)
+            problem = problem or found
+            if not found and pair.clean not in seen:
+                seen.add(pair.clean)
+                pairs.append(pair)
+    except ValueError as error:
+        raise UserError(f"{task.path}: {error}") from error
+    if not pairs:
+        why = problem or "no two requests have as many tokens"
+        raise UserError(f"{task.path}: no pair of {task.name} can be made of the list ({why}); give more rows")
+    return pairs

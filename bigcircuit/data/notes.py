@@ -22,16 +22,18 @@ def notes(task: TaskConfig, pairs: Sequence[Pair], examples: Sequence[Example], 
         return []
     texts = [text for e in of_text for text in pairs[e.id][:2] if isinstance(text, str)]
     start = added_tokens(tokenizer, texts)[0] if task.special_tokens else ()
+    # Chat templates write special tokens themselves.
+    plain = [example for example in of_text if not pairs[example.id].messages]
     unspaced = _unspaced(pairs, of_text, tokenizer)
     source = task.path or task.name
     found = (
         (
-            [e for e in of_text if start and start * 2 in (e.clean[: 2 * len(start)], e.corrupted[: 2 * len(start)])],
+            [e for e in plain if start and start * 2 in (e.clean[: 2 * len(start)], e.corrupted[: 2 * len(start)])],
             f"begin with {tokenizer.decode(list(start))!r}, and the tokenizer adds it once more",
             "set task.special_tokens to false, or leave it out of the prompts",
         ),
         (
-            [e for e in of_text if _has_end(e, tokenizer.eos_token_id, max(len(start), 1))],
+            [e for e in plain if _has_end(e, tokenizer.eos_token_id, max(len(start), 1))],
             f"have the end token {tokenizer.eos_token!r} in their texts, where it stays a token of the text",
             "set task.path to a file without it if the model should not read or predict it",
         ),

@@ -7,6 +7,14 @@ Text = str | TokenIds
 """Prompt or answer: text, or token ids for models that have no tokenizer."""
 
 
+class Message(NamedTuple):
+    """Message of a conversation."""
+
+    role: str
+    """"system", "developer", "user", "assistant" or "tool"."""
+    content: str
+
+
 class Pair(NamedTuple):
     """Clean and corrupted prompt with the right and wrong continuations of the clean prompt."""
 
@@ -22,6 +30,9 @@ class Pair(NamedTuple):
     """Template that the pair was made from; empty if unknown."""
     numbers: bool = False
     """Whether answers are written as numbers after a text prompt, and were read as text."""
+    messages: tuple[tuple[Message, ...], ...] = ()
+    """Conversations that the clean and the corrupted prompt are rendered from, special tokens included; empty for other prompts.
+    Until then both prompts are empty."""
 
 
 class Example(NamedTuple):

@@ -5,16 +5,20 @@ from typing import Any
 
 from rich.cells import cell_len
 
+from bigcircuit.data.collate import shared_prefix
 from bigcircuit.data.pair import Example, TokenIds
 
 _LABELS = ("clean", "corrupted", "", "answers", "wrong answers")
 _INDENT = max(map(len, _LABELS)) + 4
 _ANSWERS = 4
 """Answers that are shown of each kind."""
+_LONG, _KEPT = 80, 20
+"""Tokens of a shared prefix above which only so many of its beginning and its end are shown, as of a long system message."""
 
 
 def token_lines(example: Example, tokenizer: Any | None, width: int) -> Iterator[str]:
-    """Yield lines that show a pair, each token between bars; `^` stands below tokens that differ.
+    """Yield lines that show a pair, each token between bars; `^` stands below tokens that differ. The middle of a long prefix that
+    both prompts share is left out.
 
     width: columns of the terminal; longer prompts are broken. tokenizer: None shows token ids.
     """
@@ -24,6 +28,10 @@ def token_lines(example: Example, tokenizer: Any | None, width: int) -> Iterator
         (_padded(one, width), _padded(other, width), left != right)
         for one, other, width, left, right in zip(above, below, widths, example.clean, example.corrupted, strict=True)
     ]
+    shared = shared_prefix(example.clean, example.corrupted)
+    if shared > _LONG:
+        gap = (f"... {shared - 2 * _KEPT} tokens that both share ...",) * 2
+        columns = [*columns[:_KEPT], (*gap, False), *columns[shared - _KEPT :]]
     for part in _broken(columns, width - _INDENT):
         clean, corrupted, differs = zip(*part, strict=True)
         yield _line("clean", "|" + "|".join(clean) + "|")

@@ -35,24 +35,31 @@ def tokenize_pairs(
     special_tokens: bool = True,
     vocab_size: int | None = None,
     left_out: list[str] | None = None,
+    answer_tokens: int | None = None,
 ) -> list[Example]:
     """Tokenise and check pairs. Returns one Example per pair, in order; `Example.id` is the index of the pair.
 
     tokenizer: may be None if prompts and answers are token ids. max_tokens: limit of prompt and answer together. left_out: list to
     which the problem of each bad pair is appended; the pair is then left out. If left_out is None, the first bad pair raises
-    UserError naming file, row and reason.
+    UserError naming file, row and reason. answer_tokens: first tokens of an answer that are scored; None for all.
     """
     sound: list[tuple[int, Pair]] = []
     for index, pair in enumerate(pairs):
         with _collecting_errors(left_out):
             _check_text(pair, tokenizer)
             sound.append((index, pair))
-    tokens = _tokenise([pair for _, pair in sound], tokenizer, special_tokens)
+    # A rendered conversation has its special tokens in its text.
+    tokens = {
+        rendered: _tokenise(
+            [p for _, p in sound if bool(p.messages) == rendered], tokenizer, special_tokens and not rendered
+        )
+        for rendered in (False, True)
+    }
     examples: list[Example] = []
     seen: dict[tuple, str] = {}
     for index, pair in sound:
         with _collecting_errors(left_out):
-            example = _example(index, pair, tokens)
+            example = _example(index, pair, tokens[bool(pair.messages)], answer_tokens)
             _check(example, max_tokens, vocab_size)
             key = example[1:5]
             if key in seen:
@@ -158,7 +165,7 @@ def _continuations(pair: Pair) -> tuple[Text, ...]:
     return (*pair.answers, *pair.wrong_answers)
 
 
-def _example(index: int, pair: Pair, tokens: _Tokens) -> Example:
+def _example(index: int, pair: Pair, tokens: _Tokens, answer_tokens: int | None) -> Example:
     clean, after_clean = _divide(pair, pair.clean, tokens)
     corrupted, after_corrupted = _divide(pair, pair.corrupted, tokens)
     if len(clean) != len(corrupted):
@@ -175,10 +182,15 @@ def _example(index: int, pair: Pair, tokens: _Tokens) -> Example:
         id=index,
         clean=clean,
         corrupted=corrupted,
-        answers=after_clean[:right],
-        wrong_answers=after_clean[right:],
+        answers=_beginnings(after_clean[:right], answer_tokens),
+        wrong_answers=_beginnings(after_clean[right:], answer_tokens),
         source=pair.source,
     )
+
+
+def _beginnings(answers: Sequence[TokenIds], count: int | None) -> tuple[TokenIds, ...]:
+    """Return the distinct first tokens of answers; None for all."""
+    return tuple(answers) if count is None else tuple(dict.fromkeys(ids[:count] for ids in answers))
 
 
 def _divide(pair: Pair, prompt: Text, tokens: _Tokens) -> tuple[TokenIds, tuple[TokenIds, ...]]:

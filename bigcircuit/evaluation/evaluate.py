@@ -46,8 +46,8 @@ def evaluate_circuits(
     if saves_memory(plan.config, plan.model.deepspeed is not None):
         return_freed_memory()
     with explain_deepspeed(plan.config.deepspeed), _explain_out_of_memory(plan.config, settings):
-        if plan.model.unused_line:
-            progress.print_line(plan.model.unused_line)
+        for line in plan.model.notes:
+            progress.print_line(line)
         with progress.phase("loading weights"):
             frozen = plan.model.load(ranks.device)
         with progress.phase("checking the model"):

@@ -76,6 +76,7 @@ def export_circuit(
     export_format, output = _format(settings), _output(settings)
     with progress.phase("reading the circuit"):
         opened = _open(names, settings, ranks, config, overrides or {}, progress)
+    _check_is_plain(opened.model)
     ablation = settings.ablation or opened.loaded.found_under
     # What the format cannot say is refused before weights are loaded: whether there are constants is known by now.
     asked = ExportRequest(opened.model, opened.masks, _stand_in(opened, ablation), settings.multiple_of)
@@ -106,6 +107,16 @@ def export_circuit(
     for line in result_lines(result):
         progress.print_line(line)
     return result
+
+
+def _check_is_plain(model: ResolvedModel) -> None:
+    """Raise UserError for weights that cannot be cut as they are in their files."""
+    if model.quantization.line or model.whole_config is not None:
+        kind = "quantised" if model.quantization.line else f"a part of a {model.whole_config.model_type} checkpoint"
+        raise UserError(
+            f"model.path {model.config.path}: its weights are {kind}, which export does not cut; give the language model in plain "
+            "weights"
+        )
 
 
 def _format(settings: ExportSettings) -> ExportFormat:

@@ -68,7 +68,7 @@ def find(
 
 _ARGUMENTS = {"model.path": "model", "task.name": "pairs", "task.path": "pairs", "output": "folder"}
 """Setting -> the argument that gives it."""
-_ONLY_FILES = ("model.revision", "model.weights", "model.adapter", "deepspeed")
+_ONLY_FILES = ("model.revision", "model.weights", "model.quantization", "model.adapter", "deepspeed")
 """Settings of loading, which a model that is loaded already cannot have."""
 
 

@@ -24,10 +24,11 @@ from bigcircuit.forward.corrupted_store import Lengths, stored_values
 from bigcircuit.forward.store_memory import is_in_file
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
-from bigcircuit.memory.shortened import from_few_layers, weight_bytes
+from bigcircuit.memory.shortened import from_few_layers
 from bigcircuit.metrics.logit_metrics import kl_divergence
 from bigcircuit.model.deepspeed_config import pieces_on, with_auto_values
 from bigcircuit.model.granularity import LEAVES, MLP_OUTPUT, SITE_WIDTH, measured_sites, sites_of, widest
+from bigcircuit.model.quantization import weight_bytes_as
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.train.resolve import ResolvedRun
@@ -190,12 +191,12 @@ def _micro_batches(run: ResolvedRun, work: Workload) -> MicroBatches:
 
 def _weights(model: ResolvedModel, ranks: int, is_gpu: bool) -> tuple[dict[str, int], int]:
     """Bytes that weights take: allocated, by purpose, and mapped from files that have to stay in memory."""
-    sizes = [weight_bytes(layer.module) for layer in model.skeleton.layers]
-    whole, largest = weight_bytes(model.skeleton.model), max(sizes)
+    sizes = [weight_bytes_as(layer.module, model.quantization) for layer in model.skeleton.layers]
+    whole, largest = weight_bytes_as(model.skeleton.model, model.quantization), max(sizes)
     from_files = model.stays_in_files and not is_gpu
     if model.deepspeed is None:
         if model.config.weights == "resident":
-            return ({}, whole) if from_files else ({"frozen weights": whole}, 0)
+            return ({}, whole) if from_files else ({"frozen weights": whole, **_dequantised(model)}, 0)
         if from_files:
             return {}, 0
         return {"two layers of weights": 2 * largest, "weights outside layers": whole - sum(sizes)}, 0
@@ -213,6 +214,14 @@ def _weights(model: ResolvedModel, ranks: int, is_gpu: bool) -> tuple[dict[str, 
         return gathered, whole
     offloaded = is_gpu and pieces_on(model.deepspeed) != "none"
     return {"this rank's piece of the weights": 0 if offloaded else whole // ranks, **gathered}, 0
+
+
+def _dequantised(model: ResolvedModel) -> dict[str, int]:
+    """Bytes of the matrix that a quantised projection is dequantised to while it is used, in float32 and in its own dtype."""
+    if model.quantization.bits is None:
+        return {}
+    largest = max(p.numel() for layer in model.skeleton.layers for p in layer.module.parameters())
+    return {"a dequantised projection": largest * (4 + next(model.skeleton.model.parameters()).element_size())}
 
 
 def training_peak(run: ResolvedRun, work: Workload) -> int:

@@ -17,6 +17,7 @@ from bigcircuit.errors import OutOfMemory
 from bigcircuit.memory.estimate import Estimate, KnownPeaks, Workload, estimate, resting
 from bigcircuit.model.deepspeed_config import DeepSpeedConfig
 from bigcircuit.model.load import DTYPES
+from bigcircuit.model.quantization import ON_LOADING, is_installed
 from bigcircuit.runtime.host_memory import (
     GIB,
     FreeMemory,
@@ -93,15 +94,28 @@ def remedies(run: ResolvedRun, work: Workload, memory: FreeMemory) -> Iterator[s
     saved: dict[str, Any] = {"train.checkpointing": True}
     least = {**saved, "train.micro_batch_size": 1}
     changes: list[tuple[dict[str, Any], int]] = [(change, work.ranks) for change in [*smaller, saved, least]]
-    if run.model.deepspeed is None and run.model.stored == DTYPES[run.config.model.dtype]:
+    plain = not run.model.quantization.loaded
+    if plain and run.model.deepspeed is None and run.model.stored == DTYPES[run.config.model.dtype]:
         stream = {"model.weights": "stream"}
         changes += [({**stream, **more}, work.ranks) for more in ({}, saved, least)]
     if run.config.model.dtype == "float32":
         changes += [({"model.dtype": "bfloat16"}, work.ranks), ({**least, "model.dtype": "bfloat16"}, work.ranks)]
-    for count in (2, 4, 8, 16):
+    if (
+        plain
+        and run.model.deepspeed is None
+        and not run.model.quantization.stored
+        and run.config.model.weights == "resident"
+    ):
+        changes += [
+            ({**more, "model.quantization": to}, work.ranks)
+            for to, name in ON_LOADING.items()
+            if is_installed(name)
+            for more in ({}, least)
+        ]
+    for count in (2, 4, 8, 16) if plain else ():
         if count >= work.ranks:
             changes += [({"deepspeed": _ZERO3}, count), ({**least, "deepspeed": _ZERO3}, count)]
-    if memory.is_gpu:
+    if memory.is_gpu and plain:
         changes.append(({**least, "deepspeed": _OFFLOAD}, work.ranks))
     elif work.ranks > 1 and run.model.stays_in_files:
         changes += [({**more, "deepspeed": _NVME}, work.ranks) for more in ({}, least)]

@@ -1,12 +1,16 @@
 """Open a PEFT adapter and put it on a model, with weights or on the meta device."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
 from bigcircuit.errors import UserError
+from bigcircuit.model.granularity import LayerShape
 from bigcircuit.model.library_errors import explain_library_errors
+from bigcircuit.model.sites import find_sites
+from bigcircuit.model.text_part import language_part
 from bigcircuit.model.weight_files import COPY_AGAIN, model_folder
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -20,6 +24,8 @@ class AdaptedModel(NamedTuple):
     model: Any
     unused: tuple[str, ...]
     """Names of the adapter's tensors that have no place in the model, sorted."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the adapter, one line each."""
 
 
 def adapt(model: Any, adapter: str) -> AdaptedModel:
@@ -28,8 +34,7 @@ def adapt(model: Any, adapter: str) -> AdaptedModel:
     adapter: folder or hub id. Raises UserError if the adapter cannot be opened, is stored as a pickle, adds virtual tokens,
     lacks tensors that its config asks for, or has them in other shapes.
     """
-    adapted, unused = _put_on(model, adapter)
-    return AdaptedModel(adapted.get_base_model(), unused)
+    return _put_on(model, adapter)[1]
 
 
 def merged(model: Any, adapter: str) -> Any:
@@ -38,12 +43,17 @@ def merged(model: Any, adapter: str) -> Any:
         return _put_on(model, adapter)[0].merge_and_unload()
 
 
-def _put_on(model: Any, adapter: str) -> tuple[Any, tuple[str, ...]]:
-    """Wrap a model in peft's model, and list the adapter's tensors that have no place in it."""
+def _put_on(model: Any, adapter: str) -> tuple[Any, AdaptedModel]:
+    """Wrap a model in peft's model. Returns the wrapper too."""
     from peft import PeftConfig, PeftModel
 
     subject = f"model.adapter {adapter}"
     folder, on_meta = model_folder(adapter), model.device.type == "meta"
+    others = _folders_with_adapters(folder)
+    if folder is not None and others and not (folder / ADAPTER_CONFIG).exists():
+        raise UserError(
+            f"{subject}: holds the adapters {', '.join(others)}; set model.adapter to {adapter}/{others[0]} or another"
+        )
     opening = explain_library_errors(
         f"{subject}: no PEFT adapter could be opened",
         folder,
@@ -67,7 +77,51 @@ def _put_on(model: Any, adapter: str) -> tuple[Any, tuple[str, ...]]:
             f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which {ADAPTER_CONFIG} asks for; "
             "copy both files again"
         )
-    return adapted, tuple(sorted(found.unexpected_keys))
+    notes = []
+    if idle := _targets_without_module(kind, model):
+        notes.append(
+            f"{subject}: no module of the model is named {', '.join(idle)}, which {ADAPTER_CONFIG} asks for; the adapter does "
+            "nothing there"
+        )
+    if others:
+        notes.append(f"{subject}: holds other adapters too, which are not used: {', '.join(others)}")
+    return adapted, AdaptedModel(adapted.get_base_model(), tuple(sorted(found.unexpected_keys)), tuple(notes))
+
+
+def check_layout(adapted: AdaptedModel, shapes: Sequence[LayerShape], adapter: str) -> None:
+    """Check that layers and sites of a model are where they were before an adapter was put on it.
+
+    shapes: of the layers of the model alone. Raises UserError.
+    """
+    try:
+        found = find_sites(language_part(adapted.model), guess=True).shapes
+    except AttributeError as error:
+        raise UserError(
+            f"model.adapter {adapter}: puts modules around those of the layers, so that they are not found any more ({error}); "
+            "merge the adapter into the weights"
+        ) from error
+    if found != tuple(shapes):
+        raise UserError(
+            f"model.adapter {adapter}: makes {len(found)} layers of {len(shapes)} or changes their widths; merge the adapter into "
+            "the weights"
+        )
+
+
+def _folders_with_adapters(folder: Path | None) -> list[str]:
+    """Name the folders inside a folder that hold an adapter."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_CONFIG}")) if folder is not None else []
+
+
+def _targets_without_module(kind: Any, model: Any) -> list[str]:
+    """Name the modules and parameters that an adapter asks for by name and that are not in the model."""
+    names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+    asked: set[str] = set()
+    for field in ("target_modules", "feedforward_modules", "target_parameters", "modules_to_save"):
+        targets = getattr(kind, field, None)
+        asked |= set(targets) if isinstance(targets, (list, set, tuple)) else set()
+    # An adapted module keeps its name, and its parameters are below `base_layer`.
+    plain = {name.replace(".base_layer", "").replace(".original_module", "") for name in names}
+    return sorted(one for one in asked if not any(name == one or name.endswith(f".{one}") for name in plain))
 
 
 def _check_readable(adapter: str, folder: Path | None) -> None:

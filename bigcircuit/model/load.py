@@ -4,19 +4,20 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.model.adapter import ADAPTER_CONFIG, adapt
-from bigcircuit.model.architectures import ARCHITECTURES
 from bigcircuit.model.deepspeed_config import DeepSpeedConfig, check_weights, pieces_on, with_auto_values
 from bigcircuit.model.layer_stream import streamed
 from bigcircuit.model.library_errors import explain_library_errors
+from bigcircuit.model.quantization import finish_loading, quantization_of
 from bigcircuit.model.sites import FrozenModel, architecture_of, find_sites
 from bigcircuit.model.tensor_check import check_loading_info, opening_weights
+from bigcircuit.model.text_part import check_multimodal, language_part, model_class, text_config
 from bigcircuit.model.weight_files import EMBEDDED, model_folder, stored_dtype
 from bigcircuit.model.zero3 import loading_sharded, shard
 
@@ -37,7 +38,7 @@ def resolve_path(config: ModelConfig) -> str:
 
 
 def load_config(config: ModelConfig) -> Any:
-    """Load the Hugging Face config of the base model, without weights.
+    """Load the Hugging Face config of the base model, without weights; of a multimodal checkpoint that of the whole.
 
     Raises UserError if the config cannot be opened or its architecture is not in the table.
     """
@@ -51,22 +52,18 @@ def load_config(config: ModelConfig) -> Any:
         )
     hf = _open(AutoConfig, config, "config.json")
     with explain_library_errors(f"model.path {config.path}: config.json cannot be read", folder, "mend it"):
-        text = hf.get_text_config(decoder=True)
+        text = text_config(hf)
     architecture_of(text, config.architecture == "guess")
     for name, expected in _FIXED.items():
         if getattr(hf, name, expected) != expected:
             raise UserError(f"model.path {config.path}: config.json has {name} {getattr(hf, name)!r}; take it out")
-    if hf is not text and hf.model_type not in ARCHITECTURES:
-        raise UserError(
-            f"model.path {config.path}: model type {hf.model_type!r} holds a language model of type "
-            f"{text.model_type!r} among other models; save the language model alone"
-        )
+    check_multimodal(hf, f"model.path {config.path}")
     layers = getattr(text, "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > _MOST_LAYERS:
         raise UserError(
             f"model.path {config.path}: num_hidden_layers is {layers} in config.json, above {_MOST_LAYERS:,}; mend it"
         )
-    return text
+    return hf
 
 
 def load_tokenizer(config: ModelConfig) -> Any | None:
@@ -94,22 +91,25 @@ def load_frozen(
     device: torch.device | str = "cpu",
     sharding: DeepSpeedConfig | None = None,
     meta: FrozenModel | None = None,
+    hf_config: Any = None,
 ) -> FrozenModel:
     """Load the base model with its adapter, freeze it and find its sites. Raises UserError if something cannot be opened.
 
     Weights that need no cast stay in their files, mapped into memory, unless they are moved to a GPU.
 
     sharding: DeepSpeed config of stage 3, to divide the weights over the ranks; None to load all weights on every rank.
-    meta: the model as from `skeleton`, if it is built already.
+    meta: the model as from `skeleton`, if it is built already. hf_config: as from `load_config`, if it is read already.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
-    stored, meta = stored_dtype(config), meta or skeleton(config)
+    hf_config = deepcopy(hf_config or load_config(config))
+    stored, meta = stored_dtype(config), meta or skeleton(config, hf_config)
+    quantization = quantization_of(config, hf_config, sharding is not None)
     check_weights(config, sharding, stored)
     full = None if sharding is None else with_auto_values(sharding, meta)
     in_files = stored == DTYPES[config.dtype]
     with loading_sharded(None if in_files else full, DTYPES[config.dtype]), opening_weights(config):
-        model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
+        model, info = model_class(hf_config).from_pretrained(
             resolve_path(config),
             revision=config.revision,
             trust_remote_code=False,
@@ -119,35 +119,40 @@ def load_frozen(
             generation_config=GenerationConfig(),  # nothing is generated, so its file need not be readable
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told in the next line
+            **quantization.arguments(hf_config, device),
         )
     check_loading_info(config, info)
+    finish_loading(model, quantization, DTYPES[config.dtype])
     if config.adapter:
         model = adapt(model, config.adapter).model
     model.requires_grad_(False)
     model.eval()
-    frozen, device = find_sites(model, config.architecture == "guess"), torch.device(device)
+    frozen, device = find_sites(language_part(model), config.architecture == "guess"), torch.device(device)
     on_disk = config.weights == "stream" or (sharding is not None and pieces_on(sharding) == "nvme")
     if on_disk and (sharding is None or device.type == "cpu"):
         return streamed(frozen, device)  # ranks on CPU share the pages of the files, so there is nothing to gather
     if full is not None:
         return shard(frozen, device, full)
-    return replace(frozen, model=model.to(device), device=device)
+    return replace(frozen, model=frozen.model.to(device), device=device)
 
 
 def skeleton(config: ModelConfig, hf_config: Any = None) -> FrozenModel:
-    """Build the base model on the meta device: modules, shapes and names without weights.
+    """Build the base model on the meta device: modules, shapes and names without weights, which are plain.
 
     hf_config: as from `load_config`, if it is read already.
     """
-    from transformers import AutoModelForCausalLM
+    return find_sites(language_part(whole_skeleton(config, hf_config)), config.architecture == "guess")
 
+
+def whole_skeleton(config: ModelConfig, hf_config: Any = None) -> Any:
+    """Build the Hugging Face model of a checkpoint on the meta device, as `skeleton`; of a multimodal one with its wrapper."""
     settings = deepcopy(hf_config or load_config(config))  # transformers writes the attention into it
     chosen = {} if config.attention == "auto" else {"attn_implementation": config.attention}
     subject = f"model.path {config.path}: no model can be built from config.json"
     folder = model_folder(config.path, config.revision)
     with torch.device("meta"), explain_library_errors(subject, folder, "mend it or copy it again"):
-        model = AutoModelForCausalLM.from_config(settings, dtype=DTYPES[config.dtype], **chosen)
-    return find_sites(model.eval().requires_grad_(False), config.architecture == "guess")
+        model = model_class(settings).from_config(settings, dtype=DTYPES[config.dtype], **chosen)
+    return model.eval().requires_grad_(False)
 
 
 def attention_of(frozen: FrozenModel) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 from bigcircuit.config.schema import ModelConfig
@@ -25,11 +24,9 @@ def check_weight_tensors(config: ModelConfig, meta: Any) -> CheckedTensors:
 
     transformers does the loading, on the meta device and without reading data, so that its renaming and tying of tensors is the
     same as later. meta: Hugging Face model without weights. A model whose weights are not on this machine is compared when they are
-    loaded, and so is a quantised one, of which only the package is looked for. Raises UserError.
+    loaded, and so are quantised weights, which are not for this function. Raises UserError.
     """
     if not weight_files(config):
-        return CheckedTensors(meta, ())
-    if _quantiser(config, meta) is not None:
         return CheckedTensors(meta, ())
     stored = stored_tensors(config)
     usable = {name: tensor for name, tensor in stored.items() if tensor.dtype != NOT_FLOATING}
@@ -88,16 +85,6 @@ def opening_weights(config: ModelConfig) -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(before)
-
-
-def _quantiser(config: ModelConfig, meta: Any) -> Any:
-    """Return what transformers loads quantised weights with, None for other weights. Raises UserError if a package is absent."""
-    from transformers.quantizers.auto import get_hf_quantizer
-
-    subject = f"model.path {config.path}: the quantised weights cannot be loaded"
-    remedy = "install the package, or give the model in float32, bfloat16 or float16"
-    with explain_library_errors(subject, None, remedy):
-        return get_hf_quantizer(deepcopy(meta.config), None, None, True, {})[0]
 
 
 def _weights_name(config: ModelConfig) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bigcircuit.errors import ReportedError, UserError
 from bigcircuit.model.deepspeed_config import DeepSpeedConfig, pieces_on
+from bigcircuit.model.dequantised_linear import logical_numel
 from bigcircuit.model.layer_stream import read_ahead
 from bigcircuit.model.sites import FrozenModel
 
@@ -202,5 +203,5 @@ def gathered(frozen: FrozenModel, module: nn.Module) -> Iterator[None]:
 
 
 def numel(parameter: torch.Tensor) -> int:
-    """Count the entries of a parameter, divided over ranks or not."""
-    return getattr(parameter, "ds_numel", parameter.numel())
+    """Count the weights that a parameter stands for, divided over ranks or not, quantised or not."""
+    return getattr(parameter, "ds_numel", logical_numel(parameter))

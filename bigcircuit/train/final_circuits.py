@@ -83,6 +83,7 @@ def final_circuits(context: RunContext, state: TrainState, targets: tuple[Target
         rows.append(_member(state.member_states[index], streams, index, kept, scores))
     shared = {
         "model": config.model.path,
+        "quantization": context.run.model.quantization.line or "",
         "task": config.task.path or config.task.name,
         "ablation": config.ablation.name,
         "pairs": {name: len(split) for name, split in data.splits.items()},
@@ -108,10 +109,15 @@ def _tensors(ablation: Ablation, masks: Mapping[str, Tensor]) -> dict[str, dict[
 
 def describe(context: RunContext, member_state: MemberState, scores: Scores) -> dict[str, str]:
     """Make the metadata of one member's circuit file: model, task, ablation, settings and held-out scores."""
-    config, reference = context.config, context.run.ablation_data
+    config, reference, model = context.config, context.run.ablation_data, context.run.model
     member = member_state.member.config
     hashes = {part: context.run.fingerprint[name] for part, name in MODEL_PARTS.items()}
+    opened = {
+        "quantization": model.quantization.line,
+        "language_model": model.whole_config and model.hf_config.model_type,
+    }
     return model_metadata(config.model, hashes, context.streams.frozen.shapes) | {
+        **{key: value for key, value in opened.items() if value},
         "attention": attention_of(context.streams.frozen),
         "device": context.streams.frozen.device.type,
         "task": config.task.path.rsplit("/", 1)[-1] if config.task.path else config.task.name,

@@ -49,7 +49,6 @@ BAD = {
     "splits over one": ("task: {split: {train: 0.9}}", ["task.split", "add up to 1"]),
     "nothing to train on": ("task: {split: {train: 0, validation: 0.5}}", ["train and test must both be above 0"]),
     "pairs without a path": ("task: {name: pairs}", ["task.path is not set"]),
-    "a path that is not read": ("task: {name: ioi, path: x.jsonl}", ["set task.name to pairs"]),
     "unknown ablation": (
         "ablation: {kind: resample}",
         ["ablation.kind", "'interchange', 'zero', 'mean', 'optimal' or 'noise'"],

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bigcircuit.data import builders
-from bigcircuit.data.builders import BUILDERS, gendered_pronoun, ioi
+from bigcircuit.data.builders import BUILDERS, LIST_BUILDERS, gendered_pronoun, ioi
 from bigcircuit.data.builders.words import EVENTS, MEN, NOUNS, OBJECTS, PLACES, WOMEN, collect_pairs, single_token_words
 from bigcircuit.data.pair import Pair
 from bigcircuit.data.tokenize import tokenize_pairs
@@ -316,4 +316,4 @@ def test_a_builder_with_few_prompts_gives_the_ones_it_has():
 
 def test_every_file_that_builds_is_a_builder():
     files = {file.stem for file in Path(builders.__file__).parent.glob("*.py")} - {"__init__", "words"}
-    assert set(BUILDERS) == files
+    assert {*BUILDERS, *LIST_BUILDERS} == files

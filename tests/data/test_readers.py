@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from pyarrow import parquet
 
-from bigcircuit.data.pair import Pair
+from bigcircuit.data.pair import Message, Pair
 from bigcircuit.data.readers.formats import FORMATS, PairFormat
 from bigcircuit.data.readers.read import read_pairs
 from bigcircuit.data.tokenize import tokenize_pairs
@@ -228,6 +228,21 @@ SMALL = {
             corrupted="from 1301 to 13",
             answers=("98", "99"),
             wrong_answers=tuple(f"{n:02d}" for n in range(98)),
+        ),
+    ),
+    "chat": (
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "corrupted_messages": [{"role": "user", "content": "b"}],
+            "answers": "x",
+            "wrong_answers": [" z"],
+        },
+        Pair(
+            clean="",
+            corrupted="",
+            answers=("x",),
+            wrong_answers=(" z",),
+            messages=((Message("user", "a"),), (Message("user", "b"),)),
         ),
     ),
     "auto-circuit": (

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import AdaptionPromptConfig, IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -99,3 +99,45 @@ def test_adapters_that_cannot_be_used(tmp_path):
     saved(tmp_path / "prompt", prompt)
     with pytest.raises(UserError, match="adds virtual tokens; use an adapter on the weights"):
         load_frozen(ModelConfig(adapter=str(tmp_path / "prompt")))
+
+
+def test_names_that_match_no_module_are_told(tmp_path):
+    kind = IA3Config(target_modules=["k_proj", "experts_down"], feedforward_modules=["experts_down"])
+    resolved = resolve_model(ModelConfig(adapter=str(saved(tmp_path, kind))))
+    assert resolved.adapter_notes == (
+        f"model.adapter {tmp_path}: no module of the model is named experts_down, which {CONFIG} asks for; the adapter does "
+        "nothing there",
+    )
+    assert resolved.adapter_notes[0] in resolved.notes
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_adapters_whose_names_all_match_have_no_note(tmp_path, kind):
+    assert not resolve_model(ModelConfig(adapter=str(saved(tmp_path, kind)))).notes
+
+
+def test_several_adapters_in_one_folder_are_named(tmp_path):
+    kind = LoraConfig(r=4, target_modules=["q_proj"])
+    for name in ("first", "second"):
+        saved(tmp_path / name, kind)
+    with pytest.raises(
+        UserError, match=rf"holds the adapters first, second; set model.adapter to {tmp_path}/first or another"
+    ):
+        resolve_model(ModelConfig(adapter=str(tmp_path)))
+    saved(tmp_path, kind)
+    assert resolve_model(ModelConfig(adapter=str(tmp_path))).adapter_notes == (
+        f"model.adapter {tmp_path}: holds other adapters too, which are not used: first, second",
+    )
+    assert not resolve_model(ModelConfig(adapter=str(tmp_path / "second"))).adapter_notes
+
+
+def test_an_adapter_that_makes_more_layers_is_refused(tmp_path):
+    saved(tmp_path, LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[[0, 4], [2, 4]]))
+    with pytest.raises(UserError, match=rf"model.adapter {tmp_path}: makes 6 layers of 4"):
+        resolve_model(ModelConfig(adapter=str(tmp_path)))
+
+
+def test_an_adapter_that_puts_modules_around_those_of_a_layer_is_refused(tmp_path):
+    saved(tmp_path, AdaptionPromptConfig(adapter_len=2, adapter_layers=2, task_type="CAUSAL_LM"))
+    with pytest.raises(UserError, match=rf"model.adapter {tmp_path}: "):
+        resolve_model(ModelConfig(adapter=str(tmp_path)))

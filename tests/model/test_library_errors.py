@@ -38,7 +38,7 @@ CONFIGS = {
     "kernel": (json_values(CONFIG, attn_implementation="flash_attention_2"), "FlashAttention2 has been toggled on"),
     "other weights": (json_values(CONFIG, transformers_weights="x.safetensors"), "transformers_weights 'x.safetensors'; take"),
     "outputs": (json_values(CONFIG, return_dict=False), "config.json has return_dict False; take it out"),
-    "several models": (json_values(CONFIG, model_type="gemma3"), "of type 'gemma3_text' among other models; save the"),
+    "several models": (json_values(CONFIG, model_type="video_llava"), "of type 'llama' among other models, and is not one"),
     "adapter": (
         content("adapter_config.json", json.dumps({"peft_type": "LORA"}).encode()),
         "holds adapter_config.json, so it is an adapter; set model.adapter to it and model.path to the model",
@@ -47,11 +47,17 @@ CONFIGS = {
 QUANTISED = {
     method: (json_values(CONFIG, quantization_config={"quant_method": method, **more}), message)
     for method, more, message in (
-        ("bitsandbytes", {"load_in_4bit": True}, "requires bitsandbytes"),
-        ("gptq", {"bits": 4}, "requires optimum"),
-        ("awq", {}, "requires gptqmodel"),
-        ("compressed-tensors", {}, "is required for compressed-tensors"),
-        ("hqq", {}, "A valid HQQ version"),
+        (
+            "bitsandbytes",
+            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+            "needs bitsandbytes; pip install 'bigcircuit[quant",
+        ),
+        (
+            "torchao",
+            {"quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
+            "needs torchao; pip install 'bigcircuit[quant",
+        ),
+        ("compressed-tensors", {"format": "int-quantized"}, "needs compressed-tensors; pip install 'bigcircuit[quant"),
     )
 }
 TOKENIZERS = {
@@ -85,10 +91,10 @@ def test_a_broken_config_is_one_line(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(("change", "message"), QUANTISED.values(), ids=QUANTISED)
-def test_quantised_weights_whose_package_is_absent_are_refused(tmp_path, change, message):
+def test_quantised_weights_whose_package_is_absent_are_refused(tmp_path, change, message, monkeypatch):
+    monkeypatch.setattr("bigcircuit.model.quantization.find_spec", lambda _: None)
     found = refusal(tmp_path, change)
-    assert "the quantised weights cannot be loaded (" in found and message in found
-    assert found.endswith("install the package, or give the model in float32, bfloat16 or float16")
+    assert "its weights are quantised as " in found and message in found
 
 
 @pytest.mark.parametrize(("change", "message"), TOKENIZERS.values(), ids=TOKENIZERS)

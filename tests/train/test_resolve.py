@@ -15,7 +15,7 @@ from tests.helpers.short_runs import QUICK
 
 READ_ONCE = {
     "bigcircuit.model.deepspeed_config": "read_deepspeed",
-    "bigcircuit.model.load": "skeleton load_tokenizer load_config",
+    "bigcircuit.model.load": "whole_skeleton load_tokenizer load_config",
     "bigcircuit.config.load": "members",
     "bigcircuit.data.dataset": "load_task",
 }

@@ -4,9 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bigcircuit.data.pair import Text
+from bigcircuit.data.pair import Message, Text
 
 Values = Mapping[str, Any]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles of messages."""
 
 
 class CsvList(list):
@@ -33,6 +35,36 @@ def prompt(values: Values, column: str) -> Text:
     if is_flat(value):
         return tuple(value)
     raise ValueError(f"{column} must be text or a list of token ids, not {value!r:.60}")
+
+
+def is_conversation(value: Any) -> bool:
+    """Return whether a cell is a list of objects, as messages are written."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def conversation(values: Values, column: str) -> tuple[Message, ...]:
+    """Read a list of messages, each an object with `role` and `content`: text, or a list of parts that are all text."""
+    value: Any = values.get(column)
+    if not is_conversation(value):
+        raise ValueError(f"{column} must be a list of messages with role and content, not {value!r:.60}")
+    return tuple(_message(item, f"message {number} of {column}") for number, item in enumerate(value, 1))
+
+
+def _message(item: Mapping[str, Any], where: str) -> Message:
+    other = next((key for key, value in item.items() if key not in ("role", "content") and value is not None), None)
+    if other is not None:
+        raise ValueError(f"{where} has {other!r:.40}, which is not read; leave it out")
+    role, content = item.get("role"), item.get("content")
+    if role not in ROLES:
+        raise ValueError(f"{where} has role {role!r:.40}; use {', '.join(ROLES)}")
+    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+        kind = next((part.get("type") for part in content if part.get("type") != "text"), None)
+        if kind is not None:
+            raise ValueError(f"{where} has a part of type {kind!r:.40}; conversations are text alone")
+        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str) or not content.strip():
+        raise ValueError(f"{where} has content {content!r:.40}; give it text")
+    return Message(str(role), _valid_unicode(content, where))
 
 
 def answers(values: Values, column: str) -> tuple[Text, ...]:

@@ -14,6 +14,8 @@ from bigcircuit.data.readers.cells import (
     answers,
     are_ids,
     as_written,
+    conversation,
+    is_conversation,
     is_flat,
     nested,
     numbers_as_text,
@@ -36,9 +38,12 @@ class PairFormat(NamedTuple):
 def canonical(values: Values) -> Pair:
     """Read a row of this project's own format: prompts are text or token ids, answers one or several of either.
 
-    After a text prompt numbers are text, but for lists of lists: [5] is the answer 5, and [[5]] a token id.
+    After a text prompt numbers are text, but for lists of lists: [5] is the answer 5, and [[5]] a token id. Prompts that are lists
+    of messages are conversations.
     """
     cells = {name: values.get(name) for name in ("clean", "corrupted", "answers", "wrong_answers")}
+    if is_conversation(cells["clean"]) or is_conversation(cells["corrupted"]):
+        return _of_conversations(cells, "clean", "corrupted")
     if not all(map(are_ids, cells.values())):  # in a CSV file [1, 2] may be a prompt of text or of token ids
         cells |= {name: as_written(cells[name]) for name in ("clean", "corrupted")}
     numbers = isinstance(cells["clean"], str) and (is_flat(cells["answers"]) or is_flat(cells["wrong_answers"]))
@@ -56,6 +61,27 @@ def canonical(values: Values) -> Pair:
 def auto_circuit(values: Values) -> Pair:
     """Read a row of auto-circuit: as `canonical`, but the corrupted prompt is in column `corrupt`."""
     return canonical({**values, "corrupted": values.get("corrupt")})
+
+
+def chat(values: Values) -> Pair:
+    """Read a row of conversations: the clean one is in `messages`, the corrupted one in `corrupted_messages`."""
+    return _of_conversations(values, "messages", "corrupted_messages")
+
+
+def _of_conversations(values: Values, clean: str, corrupted: str) -> Pair:
+    """Read a row of conversations in these columns; answers, also numbers, are text."""
+    messages = conversation(values, clean), conversation(values, corrupted)
+    roles = [", ".join(message.role for message in one) for one in messages]
+    if roles[0] != roles[1]:
+        raise ValueError(f"{clean} has the roles {roles[0]} and {corrupted} {roles[1]}; give both the same")
+    cells = {name: numbers_as_text(values.get(name)) for name in ("answers", "wrong_answers")}
+    return Pair(
+        clean="",
+        corrupted="",
+        answers=answers(cells, "answers"),
+        wrong_answers=answers(cells, "wrong_answers"),
+        messages=messages,
+    )
 
 
 def eap_ids(values: Values) -> Pair:
@@ -143,6 +169,7 @@ def edge_pruning_pronoun(values: Values) -> Pair:
 FORMATS: dict[str, PairFormat] = {
     "pairs": PairFormat(("clean", "corrupted", "answers", "wrong_answers"), canonical),
     "auto-circuit": PairFormat(("clean", "corrupt", "answers", "wrong_answers"), auto_circuit),
+    "chat": PairFormat(("messages", "corrupted_messages", "answers", "wrong_answers"), chat),
     "eap-ig": PairFormat(("clean", "corrupted", "correct_idx", "incorrect_idx"), eap_ids),
     "eap-ig-greater-than": PairFormat(("clean", "corrupted", "label"), eap_greater_than),
     "mib": PairFormat(("prompt", "*_counterfactual"), mib),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigcircuit.data.readers.cells import CsvList, are_ids
+from bigcircuit.data.readers.cells import CsvList, are_ids, is_conversation
 from bigcircuit.data.readers.hugging_face import dataset_rows, open_hub, open_saved
 from bigcircuit.errors import UserError, first_line
 
@@ -136,7 +136,7 @@ def _json(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _csv(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
-    """Read the rows below a header. A cell that is a JSON list of texts or numbers, such as ["a", "b"], is read as a list."""
+    """Read the rows below a header. A cell that is a JSON list of texts, numbers or messages is read as a list."""
     text = _decode(path, content)
     header_line = text.partition("\n")[0]
     # Spreadsheets write semicolons where numbers have a comma.
@@ -169,7 +169,7 @@ def _cell(cell: str) -> Any:
         value = json.loads(cell)
     except (ValueError, RecursionError):
         return cell
-    if all(isinstance(item, str) for item in value):
+    if all(isinstance(item, str) for item in value) or is_conversation(value):
         return value
     return CsvList(value, cell) if are_ids(value) else cell
 
