@@ -114,7 +114,8 @@ def test_floor_and_update_use_the_same_attention(monkeypatch):
     calls, plain = [], torch.nn.functional.scaled_dot_product_attention
 
     def seen(*tensors, **options):
-        if not tensors[0].is_meta:  # that is the prediction of memory
+        # Meta tensors are the prediction of memory; passes of a few tokens check the loaded model.
+        if not tensors[0].is_meta and tensors[0].shape[-2] > 8:
             calls.append((options.get("attn_mask") is None, options.get("is_causal")))
         return plain(*tensors, **options)
 
