@@ -57,7 +57,7 @@ def apply_in_trace(circuit: Circuit, model: Any, corrupted: Mapping[str, Sequenc
     of the projections on the corrupted prompts, [batch, tokens, width], a layer each. Raises UserError like
     `transformer_lens_hooks`, and for an architecture that is not in the table.
     """
-    row = find_sites(getattr(model, "_model", model)).paths
+    row = find_sites(model._module).paths  # what an Envoy of nnsight wraps
     layers = attrgetter(row.layers)(model)
     for index, shape in enumerate(_shapes(circuit, corrupted is not None)):
         for site, path in ((ATTENTION, row.attention), (MLP, row.mlp)):

@@ -56,13 +56,13 @@ class Traced:
     """Stands for nnsight: a module whose `input` is set inside a pass, by a hook of torch."""
 
     def __init__(self, module: torch.nn.Module) -> None:
-        object.__setattr__(self, "module", module)
+        object.__setattr__(self, "_module", module)
         object.__setattr__(self, "changes", [])
 
     def __getattr__(self, name):
         if name == "input":
             return Deferred(self)
-        found = getattr(self.module, name)
+        found = getattr(self._module, name)
         if not isinstance(found, torch.nn.Module):
             return found
         made = Traced(found)
@@ -70,11 +70,11 @@ class Traced:
         return made
 
     def __getitem__(self, index):
-        return Traced(self.module[index])
+        return Traced(self._module[index])
 
     def __setattr__(self, name, value):
         assert name == "input"
-        self.module.register_forward_pre_hook(lambda _, args: (value.of(args[0]), *args[1:]))
+        self._module.register_forward_pre_hook(lambda _, args: (value.of(args[0]), *args[1:]))
 
 
 class Deferred(torch.Tensor):
