@@ -68,7 +68,7 @@ def check_targets(members: Sequence[Config], nodes: Mapping[str, int]) -> None:
                     f"add {site} to it or ask for a size of what has gates"
                 )
         for name in ("expert", "expert_neuron"):
-            if sizes and name in member.gates.granularities and name not in sizes:
+            if sizes and nodes.get(name) and name in member.gates.granularities and name not in sizes:
                 raise UserError(
                     f"target.{name} is not set and the model has {nodes[name]:,}, which target.total does not count; set it, or "
                     f"leave {name} out of gates.granularities to keep all open"

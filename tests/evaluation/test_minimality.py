@@ -1,5 +1,7 @@
 """Minimality: groups of kept nodes, circuits without them, and which of them are necessary."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,4 +98,4 @@ def test_groups_of_single_heads_are_not_tested_beside_the_heads():
     masks = {name: torch.ones(1, 2).bool() for name in ("kv_group", "head")} | {"mlp": torch.zeros(1, 1).bool()}
     apart = [LayerShape(heads=2, kv_heads=2, head_dim=1, intermediate=1, hidden=1)]
     assert worth_testing(masks, apart) == ["head"]
-    assert worth_testing(masks, [apart[0]._replace(kv_heads=1)]) == ["kv_group", "head"]
+    assert worth_testing(masks, [replace(apart[0], kv_heads=1)]) == ["kv_group", "head"]

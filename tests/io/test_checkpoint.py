@@ -93,7 +93,7 @@ def test_no_pickle_is_read(tmp_path, undisturbed):
     assert len(said) == 1 and "has changed" not in said[0]
     assert not (tmp_path / "sprung").exists()
     for file in Path(bigcircuit.__file__).parent.rglob("*.py"):
-        assert not re.search(r"\bimport pickle|\btorch\.load\(", file.read_text()), file
+        assert not re.search(r"\bimport pickle|\btorch\.load\((?!.*weights_only=True\))", file.read_text()), file
 
 
 def test_a_checkpoint_is_small_and_holds_everything(stopped_run):

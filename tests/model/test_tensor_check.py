@@ -55,11 +55,11 @@ def test_they_are_refused_when_weights_are_loaded_too(tmp_path, change):
 
 
 def test_check_and_prune_refuse_them(tmp_path):
-    from rich.console import Console
+    from bigcircuit.runtime.console import PlainConsole
 
     path = changed_model(tmp_path / "model", CASES["untied"][0]).path
     with pytest.raises(UserError, match=r"lacks lm_head\.weight"):
-        check_config(Config(model=ModelConfig(path=path)), Console(quiet=True))
+        check_config(Config(model=ModelConfig(path=path)), PlainConsole(quiet=True))
     with pytest.raises(UserError, match=r"lacks lm_head\.weight"):
         run(tmp_path / "run", model__path=path)
     assert not (tmp_path / "run").exists()

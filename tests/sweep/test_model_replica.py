@@ -55,7 +55,7 @@ def test_what_takes_long_is_sent(tmp_path, monkeypatch):
     replica = Replica(Ranks(), sent.append)
     replica.load(sweep.config)
     found = dict.fromkeys(line.partition(":")[0] for line in sent)
-    first = ["reading model config and pairs", "loading weights", "swapped pairs"]
+    first = ["reading model config and pairs", "loading weights", "checking the model", "swapped pairs"]
     assert list(found) == [*first, "reference logits", "corrupted activations"]
     replica.advance([assigned(sweep, 0)], [], [0], EVERYTHING)
     assert "update" in {line.partition(":")[0] for line in sent}

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from rich.console import Console
 
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import write_json
+from bigcircuit.runtime.console import PlainConsole
 
 pytest.importorskip("ray", reason="sweeps need ray")
 
@@ -63,7 +63,7 @@ def test_another_sweep_that_used_the_folder_meanwhile_is_not_taken_up(tmp_path, 
     monkeypatch.setattr("bigcircuit.sweep.run.check", meanwhile)
     monkeypatch.setattr("bigcircuit.sweep.run.cluster", pytest.fail)
     with pytest.raises(UserError, match=r"holds a sweep with train\.lr 0\.5, not 0\.1; name another output"):
-        execute_sweep(short_sweep(tmp_path), None, Console())
+        execute_sweep(short_sweep(tmp_path), None, PlainConsole())
     assert json.loads((tmp_path / "sweep.json").read_text())["config"]["train"]["lr"] == 0.5
 
 
