@@ -1,6 +1,6 @@
 """Measure exports: size and speed of a smaller model, and time and memory of writing a large one.
 
-    python -m benchmarks.export speed              Llama of 46M parameters, 25% of the site neurons, every format
+    python -m benchmarks.export speed              Llama of 46M parameters, 25% of the site neurons
     python -m benchmarks.export large FOLDER OUT   a folder of bfloat16 weights (`python -m benchmarks.large_models`)
 
 Circuits are drawn at random: a quarter of the heads and of the MLP neurons, other numbers in every layer. What is written below OUT
@@ -74,7 +74,7 @@ def export(scratch: Path, *words: str) -> dict[str, float]:
 
 
 def speed() -> list[str]:
-    """Export the Llama of 46M parameters in every format and read what the command measured."""
+    """Export the Llama of 46M parameters in the two smaller formats and read what the command measured."""
     lines = [
         "| format | parameters | bytes | prefill 512, tokens/s (base) | x | decode, tokens/s (base) | x | logits differ by |",
         "|---|---|---|---|---|---|---|---|",
@@ -85,7 +85,7 @@ def speed() -> list[str]:
         masks = save_circuit(scratch / "model", scratch / "circuit.safetensors")
         kept = int(masks["attention_neuron"].sum() + masks["mlp_neuron"].sum())
         total = sum(masks[name].numel() for name in ("attention_neuron", "mlp_neuron"))
-        for one in ("compact", "uniform", "zeroed", "ia3"):
+        for one in ("compact", "uniform"):
             out = scratch / one
             words = [str(scratch / "circuit.safetensors"), "--config", str(scratch / "config.yaml"), "--format", one]
             (scratch / "config.yaml").write_text(json.dumps({"model": {"path": str(scratch / "model")}}))
@@ -121,7 +121,7 @@ def large(folder: Path, out: Path) -> list[str]:
         scratch = Path(name)
         save_circuit(folder, scratch / "circuit.safetensors")
         (scratch / "config.yaml").write_text(json.dumps({"model": {"path": str(folder), "dtype": "bfloat16"}}))
-        for one in ("compact", "uniform", "zeroed"):
+        for one in ("compact", "zeroed"):
             target = out / one
             words = [str(scratch / "circuit.safetensors"), "--config", str(scratch / "config.yaml"), "--format", one]
             forget(files)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from bigcircuit.config.load import check_asks_for_size
 from bigcircuit.config.schema import Config
+from bigcircuit.config.shipped import shipped_root
 from bigcircuit.data.builders import DESCRIPTIONS, ENTRY_POINTS
 from bigcircuit.data.dataset import TaskData, make_pairs
 from bigcircuit.data.pair import Example
@@ -207,6 +208,7 @@ def show_environment(console: PlainConsole) -> None:
     for name, value in versions().items():
         shown.add_row(name, value)
     shown.add_row("platform", platform.platform())
+    shown.add_row("configs and launchers", str(shipped_root()))
     shown.add_row("cores", f"{len(os.sched_getaffinity(0))} usable, torch uses {torch.get_num_threads()}")
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     shown.add_row("accelerators", ", ".join(devices) or "none, running on CPU")

@@ -57,7 +57,12 @@ def settings_of(name: str) -> Settings:
 def _format_rules() -> list[str]:
     from bigcircuit.convert.formats import COMMON_RULE, CONVERT_FORMATS
 
-    return [*(f"{known.name}: {known.rule}" for known in CONVERT_FORMATS.values()), f"All formats: {COMMON_RULE}"]
+    known = CONVERT_FORMATS.values()
+    read = [f"{one.name}: {one.rule}" for one in known if one.read is not None]
+    written = [
+        f"--to {one.to}: {one.name}{f', {one.suffix}' if one.suffix else ', a folder'}." for one in known if one.write
+    ]
+    return [*read, f"All formats that are read: {COMMON_RULE}", *written]
 
 
 def _export_formats() -> list[str]:
@@ -69,7 +74,7 @@ def _export_formats() -> list[str]:
 def run_prune(words: Sequence[str]) -> None:
     """Run the verb `prune`; also the whole of launchers/prune.py."""
     command = parse_verb("prune", words)
-    config = load(command.options["config"], command.settings[Config])
+    config = load(command.options["config"], command.settings[Config], preset=command.options["preset"])
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.prune import prune
 
@@ -80,7 +85,7 @@ def run_prune(words: Sequence[str]) -> None:
 def run_check(words: Sequence[str]) -> None:
     """Run the verb `check`."""
     command = parse_verb("check", words)
-    config = load(command.options["config"], command.settings[Config])
+    config = load(command.options["config"], command.settings[Config], preset=command.options["preset"])
     from bigcircuit.check import check_config
     from bigcircuit.runtime.host_memory import FreeMemory
 
@@ -145,7 +150,8 @@ def run_convert(words: Sequence[str]) -> None:
 
     console = _console()
     done = convert_file(path, settings, ProgressDisplay(True, console=console))
-    for line in (*done.notes, f"{done.path}; next: bigcircuit evaluate {done.path} --config CONFIG"):
+    after = "" if settings.to else f"; next: bigcircuit evaluate {done.path} --config CONFIG"
+    for line in (*done.notes, f"{done.path}{after}"):
         console.print(line)
 
 
@@ -191,7 +197,7 @@ def run_sweep_best(words: Sequence[str]) -> None:
 def run_tasks(words: Sequence[str]) -> None:
     """Run the verb `tasks`."""
     command = parse_verb("tasks", words)
-    config = load(command.options["config"], command.settings[Config])
+    config = load(command.options["config"], command.settings[Config], preset=command.options["preset"])
     from bigcircuit.check import list_tasks, show_pairs
 
     if words:

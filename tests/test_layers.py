@@ -122,8 +122,8 @@ def test_folders_and_files_of_tests_mirror_the_package():
 
 
 SAME_IN_EVERY_ENTRY = set(
-    "build draw_pair draw_pairs COLUMNS FRAMES NAME RULE IF_EMPTY recognises read draw open_shares decided DESCRIPTION LOADS_IN "
-    "LOADER prepare".split()
+    "build draw_pair draw_pairs COLUMNS FRAMES NAME RULE IF_EMPTY recognises read TO SUFFIX write draw open_shares decided "
+    "DESCRIPTION LOADS_IN LOADER prepare".split()
 )
 """Names that every file of a table defines: builders, formats of `convert` and `export`, implementations of parametrisations."""
 

@@ -3,8 +3,8 @@
 `mask.<granularity>` is bool [L, n], `log_alpha.<granularity>` float32 [L, n]; rows are padded for layers of other widths
 and the true widths are in the metadata. `ablation.<site>` holds the constants of ablations with constants, float32 [L, n], or
 [L, T, n] for constants by position, the last of which is for all positions beyond; `ablation_deviation.<site>` the standard
-deviations of noise, float32 [L, n]. All metadata values are strings; structured values are JSON. A file may leave out masks: they
-are derived from the other masks when the file is opened.
+deviations of noise, float32 [L, n]; `extra.<name>` node and edge scores of other tools. All metadata values are strings; structured
+values are JSON. A file may leave out masks: they are derived from the other masks when the file is opened.
 """
 
 import hashlib
@@ -55,6 +55,8 @@ class Circuit:
     """Site -> output of closed nodes, float32 [L, n] or [L, T, n]; empty for ablations without constants."""
     deviations: Mapping[str, Tensor] = field(default_factory=dict)
     """Site -> standard deviation of the output of closed nodes, float32 [L, n]; empty for ablations without noise."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Scores of nodes and edges of the tool that the circuit was converted from, see `convert/graph.py`."""
 
     @property
     def ablation_name(self) -> str:
@@ -77,6 +79,7 @@ class Circuit:
         tensors |= {f"log_alpha.{name}": values for name, values in self.log_alpha.items()}
         for part, prefix in TENSORS.items():
             tensors |= {f"{prefix}.{site}": values for site, values in getattr(self, part).items()}
+        tensors |= {f"extra.{name}": values for name, values in self.extra.items()}
         hashes = {name: tensor_sha256(tensor) for name, tensor in sorted(tensors.items())}
         write_tensors(path, tensors, {**self.metadata, "format": FORMAT, "sha256": json.dumps(hashes)})
         return path
@@ -111,7 +114,7 @@ class Circuit:
         masks = {name: mask for name, mask in complete.items() if name in widths}
         known = {**metadata, "widths": json.dumps(widths)}
         parts = {part: _strip(tensors, f"{prefix}.") for part, prefix in TENSORS.items()}
-        return cls(masks, _strip(tensors, "log_alpha."), known, **parts)
+        return cls(masks, _strip(tensors, "log_alpha."), known, **parts, extra=_strip(tensors, "extra."))
 
     @classmethod
     def from_pretrained(

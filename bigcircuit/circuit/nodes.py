@@ -15,14 +15,23 @@ _HOOKS = {ATTENTION: "blocks.{}.attn.hook_z", MLP: "blocks.{}.mlp.hook_post", ML
 """Site -> name of the hook at the same place in TransformerLens."""
 
 
-def node_name(granularity: str, layer: int, index: int, shape: LayerShape) -> str:
-    """Name a node: `L4` a block, `L4ATTN`, `L4MLP`, `L4H3` a head, `L4KV1`, `L4H3.12` and `L4MLP.12` neurons; counted from 0."""
+def node_name(granularity: str, layer: int, index: int, head_dim: int) -> str:
+    """Name a node: `L4` a block, `L4ATTN`, `L4MLP`, `L4H3` a head, `L4KV1`, `L4H3.12` and `L4MLP.12` neurons; counted from 0.
+
+    head_dim: attention neurons of a head.
+    """
     if granularity == "attention_neuron":
-        return f"L{layer}H{index // shape.head_dim}.{index % shape.head_dim}"
+        return f"L{layer}H{index // head_dim}.{index % head_dim}"
     if granularity == "mlp_neuron":
         return f"L{layer}MLP.{index}"
     suffix = _SUFFIX[granularity]
     return f"L{layer}{suffix}" if granularity in _ALONE else f"L{layer}{suffix}{'.' * (suffix == 'OUT')}{index}"
+
+
+def node_names(granularity: str, layer: int, nodes: Sequence[int], head_dim: int) -> str:
+    """Name nodes of one layer, of many the first three and how many there are."""
+    named = [node_name(granularity, layer, index, head_dim) for index in nodes[:3]]
+    return ", ".join(named) + (f", … ({len(nodes)})" if len(nodes) > 3 else "")
 
 
 class NodeRow(NamedTuple):
@@ -51,7 +60,7 @@ def kept_nodes(masks: Mapping[str, Tensor], shapes: Sequence[LayerShape], granul
         ] or [masks[granularity][layer, :width].unsqueeze(1)]
         for index in masks[granularity][layer, :width].nonzero().flatten().tolist():
             neurons, of = (sum(part(leaf[index]) for leaf in leaves) for part in (lambda m: int(m.sum()), len))
-            name = node_name(granularity, layer, index, shape)
+            name = node_name(granularity, layer, index, shape.head_dim)
             rows.append(NodeRow(name=name, granularity=granularity, layer=layer, place=index, neurons=neurons, of=of))
     return rows
 

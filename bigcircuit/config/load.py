@@ -10,16 +10,21 @@ from pydantic.fields import FieldInfo
 
 from bigcircuit.config.plain import shown
 from bigcircuit.config.schema import MEMBER_KEYS, Config
+from bigcircuit.config.shipped import preset_file
 from bigcircuit.config.words import NAMES, VALUES
-from bigcircuit.config.yaml_file import read_yaml
+from bigcircuit.config.yaml_file import merge, read_yaml
 from bigcircuit.errors import UserError
 from bigcircuit.gates.parametrisation import automatic, has_exact_sizes
 from bigcircuit.model.granularity import LEAVES, NODE_NAMES
 
 
-def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file, apply dotted overrides, validate. Raises UserError naming file and key."""
-    raw = read_yaml(Path(path)) if path else {}
+def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None, *, preset: str | None = None) -> Config:
+    """Read a config file, apply dotted overrides, validate. Raises UserError naming file and key.
+
+    preset: name of settings that come with the package, such as `paper`, under those of the file.
+    """
+    raw = read_yaml(preset_file(preset)) if preset else {}
+    merge(raw, read_yaml(Path(path)) if path else {})
     for key, value in (overrides or {}).items():
         set_dotted(raw, key, value)
     config = parse_section(raw, str(path or "command line"))

@@ -80,6 +80,9 @@ _ALLOW = Option(
     read_modules,
     "module such as my_tasks",
 )
+_PRESET = Option(
+    "preset", "Settings that come with the package, such as paper or default, under those of --config.", "NAME"
+)
 _SETTINGS = "[--config FILE] [--SETTING VALUE ...]"
 
 _TABLE = (
@@ -98,7 +101,7 @@ _TABLE = (
             "model.path task.name task.path ablation.kind gates.granularities target.total train.steps "
             "train.micro_batch_size population.seeds output"
         ).split(),
-        options=(_CONFIG, _ALLOW, _FRESH),
+        options=(_CONFIG, _PRESET, _ALLOW, _FRESH),
     ),
     Verb(
         name="check",
@@ -117,6 +120,7 @@ _TABLE = (
         ).split(),
         options=(
             _CONFIG,
+            _PRESET,
             _ALLOW,
             _FRESH._replace(meaning="Ignored, so that the words of a `prune` can be checked as they are."),
             Option("ranks", "Number of processes of the run; one by default.", "N", _count, "whole number above 0"),
@@ -187,17 +191,18 @@ _TABLE = (
     ),
     Verb(
         name="convert",
-        summary="circuits of EAP-IG, MIB and Edge-Pruning as circuit files",
-        about="Write a circuit that another tool has found as a circuit file, for evaluate, compare and report. Loads no weights.",
+        summary="circuits of other tools as circuit files, and the other way",
+        about="Write a circuit that another tool has found as a circuit file, for evaluate, compare and report; with --to write a "
+        "circuit file in the format of another tool. Loads no weights.",
         usage="FILE [--SETTING VALUE ...]",
         examples={
             "edges.json --model.path ./my-llama": "edges.json becomes edges.safetensors",
             "graph.json --config configs/gpt2_ioi.yaml": "the model is that of a config",
-            "graph.json --model.path gpt2 --ablation mean": "a circuit that was found under mean ablation",
+            "runs/a/circuit.safetensors --to eap-ig-pt --model.path gpt2": "for EAP-IG and MIB",
         },
         settings=[
-            *("output", "ablation", "config"),
-            *(f"model.{name}" for name in "path revision dtype weights adapter device attention".split()),
+            *("to", "output", "ablation", "config"),
+            *(f"model.{name}" for name in "path revision dtype adapter device attention".split()),
         ],
         names=True,
     ),
@@ -272,7 +277,7 @@ _TABLE = (
             "task.name task.path task.format task.columns task.size task.seed task.special_tokens task.max_tokens "
             "task.bad_pairs model.path"
         ).split(),
-        options=(_CONFIG, _ALLOW),
+        options=(_CONFIG, _PRESET, _ALLOW),
     ),
     Verb(
         name="env",

@@ -56,8 +56,8 @@ def _read(path: Path, above: tuple[Path, ...], read: list[Path]) -> dict[str, An
     merged: dict[str, Any] = {}
     for base in bases:
         check_name(base, f"{path}: extends")
-        _merge(merged, _read(path.parent / base, (*above, path.resolve()), read))
-    _merge(merged, raw)
+        merge(merged, _read(path.parent / base, (*above, path.resolve()), read))
+    merge(merged, raw)
     return merged
 
 
@@ -73,10 +73,11 @@ def _is_record(content: Any) -> bool:
     )
 
 
-def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+def merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Put nested settings over others; sections are merged key by key."""
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+            merge(into[key], value)
         else:
             into[key] = value
 

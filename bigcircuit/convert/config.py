@@ -13,14 +13,21 @@ from bigcircuit.errors import UserError
 class ConversionSettings(Section):
     """Where to write the circuit, what it was found in and under."""
 
+    to: str | None = None
+    """Format to write a circuit file of this project in, see the list below; by default the file is of another tool and is read."""
     output: str | None = None
-    """Circuit file to write; by default the name of the file that is read, with .safetensors."""
+    """File to write, for mib a folder; by default the name of the file that is read, with another ending."""
     ablation: AblationName = "interchange"
     """Ablation that the circuit was found under, which these files do not hold. Edge-Pruning, and `patching` of EAP-IG, are
     `interchange`."""
     config: str | None = None
     """Config file whose section `model` names the model; --model.* override it."""
     model: ModelConfig = ModelConfig()
+
+    @property
+    def names_model(self) -> bool:
+        """Whether a model is named; files that hold circuits say the widths of theirs."""
+        return "model" in self.model_fields_set
 
 
 def conversion_settings(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Path, ConversionSettings]:

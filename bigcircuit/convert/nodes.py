@@ -2,12 +2,15 @@
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bigcircuit.gates.discretise import Masks
 
 
@@ -36,6 +39,10 @@ class KeptNodes(NamedTuple):
     nodes: set[Node]
     notes: Sequence[str] = ()
     """Notes about the file for the user, a sentence each."""
+    extra: "Mapping[str, Tensor]" = MappingProxyType({})
+    """Scores of nodes and edges that the circuit file keeps, see `graph.py`."""
+    leaves: "Mapping[str, Tensor] | None" = None
+    """Masks of single neurons, bool [L, n] by granularity, where the file has them; else all neurons of the nodes are kept."""
 
 
 _NAME = re.compile(r"a(\d{1,9})\.h(\d{1,9})|m(\d{1,9})")

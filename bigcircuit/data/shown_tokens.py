@@ -22,7 +22,7 @@ def token_lines(example: Example, tokenizer: Any | None, width: int) -> Iterator
 
     width: columns of the terminal; longer prompts are broken. tokenizer: None shows token ids.
     """
-    above, below = (_pieces(tokenizer, (), ids) for ids in (example.clean, example.corrupted))
+    above, below = (token_texts(tokenizer, (), ids) for ids in (example.clean, example.corrupted))
     widths = [max(map(cell_len, pieces)) for pieces in zip(above, below, strict=True)]
     columns = [
         (_padded(one, width), _padded(other, width), left != right)
@@ -42,7 +42,7 @@ def token_lines(example: Example, tokenizer: Any | None, width: int) -> Iterator
         if marks.strip():
             yield _line("", marks.rstrip())
     for label, group in (("answers", example.answers), ("wrong answers", example.wrong_answers)):
-        shown = ["|" + "|".join(_pieces(tokenizer, example.clean, ids)) + "|" for ids in group[:_ANSWERS]]
+        shown = ["|" + "|".join(token_texts(tokenizer, example.clean, ids)) + "|" for ids in group[:_ANSWERS]]
         more = [f"and {len(group) - _ANSWERS} more"] if len(group) > _ANSWERS else []
         yield _line(label, ", ".join([*shown, *more]))
 
@@ -69,7 +69,7 @@ def _broken(columns: Sequence[tuple[str, str, bool]], width: int) -> Iterator[li
     yield part
 
 
-def _pieces(tokenizer: Any | None, before: TokenIds, ids: TokenIds) -> list[str]:
+def token_texts(tokenizer: Any | None, before: TokenIds, ids: TokenIds) -> list[str]:
     """Return the text that each token adds to those before, with escapes for characters that a terminal does not print.
 
     A token that is a part of a character adds no text of its own; its name in the vocabulary is shown.

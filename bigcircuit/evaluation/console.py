@@ -6,9 +6,10 @@ from rich import box
 from rich.table import Table
 
 from bigcircuit.attribution.baselines import METHOD_LABELS
+from bigcircuit.circuit.nodes import node_names
 from bigcircuit.metrics.numbers import terminal_score_text
 from bigcircuit.metrics.registry import SCORES, Score, Scores
-from bigcircuit.results.evaluation import Drawn, EvaluatedCircuit, Evaluation, Task, UnderAblation
+from bigcircuit.results.evaluation import CHECK_SIGNS, Drawn, EvaluatedCircuit, Evaluation, Task, UnderAblation
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.runtime.tables import first_that_fits
 
@@ -25,10 +26,13 @@ def show_evaluation(result: Evaluation, progress: ProgressDisplay) -> None:
             progress.print_table(_cross(result, ablation))
         if result.curves.get(ablation):
             progress.print_table(_curves(result, ablation))
+    head_dim = result.nodes["attention_neuron"] // result.nodes["head"]
     for circuit in result.circuits:
         for ablation, under in circuit.ablations.items():
             if under.minimality:
-                progress.print_table(_minimality(circuit, ablation, under))
+                progress.print_table(_minimality(circuit, ablation, under, head_dim))
+    for check in result.checks:
+        progress.print_line(f"{CHECK_SIGNS[check.answer]} {check.name}: {check.answer}; {check.evidence}")
     progress.print_line(result.verdict)
 
 
@@ -144,7 +148,7 @@ def _curves(result: Evaluation, ablation: str) -> Table:
     return shown
 
 
-def _minimality(circuit: EvaluatedCircuit, ablation: str, under: UnderAblation) -> Table:
+def _minimality(circuit: EvaluatedCircuit, ablation: str, under: UnderAblation, head_dim: int) -> Table:
     """Make the table of unnecessary and of the most necessary nodes of a circuit."""
     shown = _table(
         f"{circuit.name}: what is necessary, {ablation} ablation",
@@ -152,14 +156,10 @@ def _minimality(circuit: EvaluatedCircuit, ablation: str, under: UnderAblation) 
     )
     for name, found in under.minimality.items():
         first = found.dropped[0]
-        place = f"{first.layer}.{_nodes(first.nodes)}, by {first.kl_change.mean:.3f}"
+        place = f"{node_names(name, first.layer, first.nodes, head_dim)}, by {first.kl_change.mean:.3f}"
         together = f"{found.together['kl'].mean:.3f}" if found.together else ""
         shown.add_row(name, str(found.kept), str(found.unnecessary), str(found.group), together, place)
     return shown
-
-
-def _nodes(nodes: Sequence[int]) -> str:
-    return str(nodes[0]) if len(nodes) == 1 else f"{nodes[0]}..{nodes[-1]}"
 
 
 def _table(title: str, headings: Sequence[str], caption: str | None = None) -> Table:

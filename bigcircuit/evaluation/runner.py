@@ -12,6 +12,7 @@ from bigcircuit.config.schema import TaskConfig
 from bigcircuit.data.dataset import TaskData
 from bigcircuit.evaluation.circuit_scores import HeldOut, circuit_scores
 from bigcircuit.evaluation.curves import measure_curves
+from bigcircuit.evaluation.inside import look_inside
 from bigcircuit.evaluation.open_circuits import LoadedCircuit
 from bigcircuit.evaluation.plan import EvaluationPlan
 from bigcircuit.evaluation.scorer import Scorer, ScoringContext, make_scorer
@@ -59,6 +60,8 @@ class EvaluationRunner:
     scores: dict[str, dict[str, UnderAblation]] = field(default_factory=dict)
     """By circuit and ablation."""
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By circuit."""
+    inside: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By circuit."""
     cross: dict[str, list[Cell]] = field(default_factory=dict)
     """By ablation."""
@@ -115,7 +118,7 @@ class EvaluationRunner:
         is_main = ablation == self.plan.main_ablation(loaded)
         if is_main:
             self.examples[loaded.name] = self._predictions(loaded, ablation, scorer, task.data)
-        return circuit_scores(
+        found = circuit_scores(
             dict(loaded.circuit.masks),
             self.frozen.shapes,
             scorer,
@@ -126,6 +129,10 @@ class EvaluationRunner:
             means=constants.source,
             print_line=self.progress.print_line,
         )
+        if is_main:
+            tokenizer = self.plan.model.tokenizer
+            self.inside[loaded.name] = look_inside(self.frozen, found.minimality, task.held_out.test, tokenizer)
+        return found
 
     def _predictions(
         self, loaded: LoadedCircuit, ablation: str, scorer: Scorer, data: TaskData
@@ -192,6 +199,7 @@ class EvaluationRunner:
             command=sys.argv,
             versions=versions(),
             seconds=round(seconds, 1),
+            inside={name: one for name, one in self.inside.items() if one.get("heads") or one.get("neurons")},
         )
 
     def _describe(self, loaded: LoadedCircuit) -> EvaluatedCircuit:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from bigcircuit.evaluation.checks import checks
 from bigcircuit.metrics.numbers import terminal_score_text
 from bigcircuit.metrics.registry import Scores
 from bigcircuit.model.granularity import NODE_NAMES
@@ -9,7 +10,7 @@ from bigcircuit.results.evaluation import EvaluatedCircuit, Evaluation, UnderAbl
 
 
 def with_verdict(result: Evaluation) -> Evaluation:
-    """Add the sentences about the first circuit to an evaluation."""
+    """Add the sentences and the four answers about the first circuit to an evaluation."""
     circuit = result.circuits[0]
     (ablation, under), *others = circuit.ablations.items()
     sentences = [
@@ -22,7 +23,7 @@ def with_verdict(result: Evaluation) -> Evaluation:
         *(_further(name, other) for name, other in others),
         _controls(result, circuit, ablation),
     ]
-    return replace(result, verdict=" ".join(filter(None, sentences)))
+    return replace(result, verdict=" ".join(filter(None, sentences)), checks=checks(circuit))
 
 
 def _kl(scores: Scores) -> str:

@@ -35,7 +35,7 @@ def plan_compact(request: ExportRequest) -> PreparedExport:
 def _smallest(cut: LayerCut, request: ExportRequest) -> LayerCut:
     if request.fixed_heads is None:
         cut = arranged(cut, next(arrangements([cut.groups()], cut.shape)))
-    return narrowed(cut)
+    return narrowed(cut, request.padded_width(int(cut.opened[MLP].sum())))
 
 
 def _closed(base: FrozenModel, cut: LayerCut, site: str) -> bool:

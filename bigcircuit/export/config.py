@@ -30,6 +30,8 @@ class ExportSettings(Section):
     """Most key/value heads of a layer, likewise."""
     heads_per_group: Limit = None
     """Most query heads that share a key/value head, likewise."""
+    multiple_of: Annotated[int, Field(ge=1)] = 1
+    """MLP widths are padded with zeros to a multiple of this (64 suits GPUs)."""
     verify: bool = True
     """Open the export in a fresh process by the loader of its format, and compare logits and greedy text with the masked model."""
     speed: bool = True

@@ -119,8 +119,8 @@ def arrangements(layers: Sequence[Sequence[Sequence[int]]], shape: LayerShape) -
     found = []
     for per_group in [largest] if shape.kv_heads == 1 else range(1, size + 1):
         needed = max((sum(-(-len(group) // per_group) for group in groups) for groups in layers), default=0)
-        kv_heads = range(max(needed, 1), max(needed, shape.kv_heads) + 1)
-        found += [HeadArrangement(kv, per_group) for kv in kv_heads if kv * per_group <= shape.heads]
+        kv_heads = range(max(needed, 1), shape.kv_heads + 1)  # more would need a larger cache than the base
+        found += [HeadArrangement(kv, per_group) for kv in kv_heads]
     return iter(sorted(found, key=lambda one: (one.heads + one.kv_heads, one.kv_heads)))
 
 

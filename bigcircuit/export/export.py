@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +79,9 @@ def export_circuit(
     _check_is_plain(opened.model)
     ablation = settings.ablation or opened.loaded.found_under
     # What the format cannot say is refused before weights are loaded: whether there are constants is known by now.
-    export_format.prepare(ExportRequest(opened.model, opened.masks, _stand_in(opened, ablation)))
+    asked = ExportRequest(opened.model, opened.masks, _stand_in(opened, ablation), settings.multiple_of)
+    asked.check_layers()
+    export_format.prepare(asked)
     check_writable(output.parent)
     scored: list[ScoredAs] = []
     if opened.plan is not None:
@@ -89,7 +92,7 @@ def export_circuit(
         del frozen
     else:
         value = opened.loaded.circuit.ablation or Ablation(ablation)
-    request = ExportRequest(opened.model, opened.masks, value)
+    request = replace(asked, ablation=value)
     prepared = export_format.prepare(request)
     with _aside(output) as folder:
         source = SourceWeights(opened.model.config, opened.model.skeleton.model)

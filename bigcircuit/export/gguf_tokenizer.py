@@ -54,11 +54,14 @@ def read_tokenizer(path: Path, vocabulary: int) -> GgufTokenizer | str:
                 types[number] = _BYTE
         # What is merged first has the highest score; pieces that nothing merges to come after all others.
         scores = [-float(places.get(token, len(merges))) for token in tokens]
-        return GgufTokenizer("llama", tokens, types, scores, [], "default", add_bos)
+        return GgufTokenizer(
+            model="llama", tokens=tokens, types=types, scores=scores, merges=[], pre="default", add_bos=add_bos
+        )
     pre = _pre_tokenizer(content["pre_tokenizer"])
     if pre is None:
         return "llama.cpp has no name for its pre-tokenizer"
-    return GgufTokenizer("gpt2", tokens, types, [], [" ".join(pair) for pair in merges], pre, add_bos)
+    spelled = [" ".join(pair) for pair in merges]
+    return GgufTokenizer(model="gpt2", tokens=tokens, types=types, scores=[], merges=spelled, pre=pre, add_bos=add_bos)
 
 
 def _marks_spaces(normalizer: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from bigcircuit.ablation.ablation import Ablation
+from bigcircuit.errors import UserError
 from bigcircuit.export.cut import LayerCut, cuts_in_place, with_all_heads
 from bigcircuit.export.source import SourceWeights
 from bigcircuit.export.tensors import LayerParts
@@ -26,6 +27,27 @@ class ExportRequest:
     """Granularity -> bool [L, n]."""
     ablation: Ablation
     """Zero, or constants that are the same at all positions."""
+    multiple_of: int = 1
+    """MLP widths are padded to a multiple of this."""
+
+    def check_layers(self) -> None:
+        """Raises UserError for a model whose layers are not all alike, or hold experts: their parts are not told apart here."""
+        if len(set(self.base.shapes)) > 1:
+            raise UserError(
+                f"model.path {self.model.config.path}: its layers have different widths, and only equal layers are exported"
+            )
+        for layer in self.base.layers:
+            for name, parameter in layer.module.named_parameters():
+                if parameter.ndim > 2 or ".experts." in name:
+                    raise UserError(
+                        f"model.path {self.model.config.path}: a layer holds {name}, and mixtures of experts are not exported; "
+                        "evaluate the circuit in place"
+                    )
+
+    def padded_width(self, neurons: int) -> int:
+        """Width of an MLP that keeps so many neurons; no more than that of the base."""
+        width = -(-max(neurons, 1) // self.multiple_of) * self.multiple_of
+        return max(min(width, self.base.shapes[0].intermediate), neurons)
 
     @property
     def base(self) -> FrozenModel:

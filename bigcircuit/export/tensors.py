@@ -19,7 +19,7 @@ GROUPED_QKV = ("falcon", "gpt_neox")
 Others have all queries, then all keys, then all values."""
 _HEAD_NORM = re.compile(r"\.?([qk])_(?:layer)?norm(?:\.norms\.(\d+))?$")
 """Norms of queries or keys, with the head where each head has its own module."""
-Read = Callable[[str], Tensor | None]
+ReadBase = Callable[[str], Tensor | None]
 """Name of a parameter within the base layer -> the tensor; None if the base layer has no such parameter."""
 
 
@@ -101,7 +101,7 @@ class LayerParts:
         groups = [queries.view(len(keys), -1), keys.unsqueeze(1), _moved(keys, 1).unsqueeze(1)]
         return torch.cat(groups, dim=1).flatten()
 
-    def written(self, name: str, cut: LayerCut, read: Read) -> Tensor | None:
+    def written(self, name: str, cut: LayerCut, read: ReadBase) -> Tensor | None:
         """Make a parameter of the written layer; None for a new bias that stays zero. read: reads the base layer's parameters."""
         module, _, leaf = name.rpartition(".")
         if leaf == "bias" and module in (self._row.attention, self._row.mlp):
@@ -112,17 +112,18 @@ class LayerParts:
         part = self.part(name, base.shape)
         if part is None:
             return base
-        made = _selected(base, self.places(part, cut, base.shape[part.axis]), part.axis)
+        places = self.places(part, cut, base.shape[part.axis])
+        zeros = places == PADDING
         site = {"attention_output": ATTENTION, "mlp_output": MLP}.get(part.kind)
         if site is not None:
-            places = self.places(part, cut, base.shape[part.axis])
-            closed = ~cut.opened[site][places.clamp(min=0)]
-            made = made.index_fill(part.axis, closed.nonzero().flatten(), 0) if closed.any() else made
+            zeros = zeros | ~cut.opened[site][places.clamp(min=0)]
+        made = _selected(base, places, part.axis)
+        made.index_fill_(part.axis, zeros.nonzero().flatten(), 0)
         if part.kind == "mlp_output" and MLP_OUTPUT in cut.opened:
-            made = made.index_fill(1 - part.axis, (~cut.opened[MLP_OUTPUT]).nonzero().flatten(), 0)
+            made.index_fill_(1 - part.axis, (~cut.opened[MLP_OUTPUT]).nonzero().flatten(), 0)
         return made
 
-    def _bias(self, module: str, cut: LayerCut, read: Read) -> Tensor | None:
+    def _bias(self, module: str, cut: LayerCut, read: ReadBase) -> Tensor | None:
         """Make the bias of an output projection: its own, and what the constants of closed neurons add; float32 where they do."""
         base, site = read(f"{module}.bias"), ATTENTION if module == self._row.attention else MLP
         masked = site == MLP and MLP_OUTPUT in cut.opened
@@ -153,9 +154,8 @@ def _moved(places: Tensor, by: int) -> Tensor:
 
 
 def _selected(tensor: Tensor, places: Tensor, axis: int) -> Tensor:
-    """Take rows or columns; zeros for PADDING."""
-    if torch.equal(places, torch.arange(tensor.shape[axis])):
-        return tensor
-    made = tensor.index_select(axis, places.clamp(min=0))
-    padding = (places == PADDING).nonzero().flatten()
-    return made.index_fill_(axis, padding, 0) if len(padding) else made
+    """Copy rows or columns; those in the places of PADDING are of any value."""
+    in_place = torch.arange(tensor.shape[axis])
+    if len(places) == len(in_place) and bool(((places == in_place) | (places == PADDING)).all()):
+        return tensor.clone()
+    return tensor.index_select(axis, places.clamp(min=0))

@@ -35,7 +35,7 @@ def uniform_cut(request: ExportRequest, flags: Mapping[str, bool], only: str | N
     if layers_can_go(hf_config):
         cuts = without_closed_blocks(cuts, projection_biases=has_projection_biases(request.base))
     layers, written = [cut.layer for cut in cuts], None
-    width = max(max(int(cut.opened[MLP].sum()) for cut in cuts), 1)
+    width = request.padded_width(max(int(cut.opened[MLP].sum()) for cut in cuts))
     if request.fixed_heads is None:
         for heads in arrangements([cut.groups() for cut in cuts], shape):
             written = sized_config(hf_config, shape, heads=heads, mlp=width, layers=layers, flags=flags, only=only)

@@ -1,9 +1,10 @@
-"""Write a Hugging Face folder tensor by tensor: only one tensor, and no shard, is in memory at a time."""
+"""Write a Hugging Face folder tensor by tensor: two tensors, and no shard, are in memory at a time."""
 
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,10 +97,14 @@ def _write_file(path: Path, tensors: Sequence[Planned], advance: Callable[[int],
         end += one.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with reporting_disk_errors(path), path.open("wb") as file:
+    # The next tensor is made while one is written: torch and the system release the interpreter's lock.
+    with reporting_disk_errors(path), path.open("wb") as file, ThreadPoolExecutor(1) as pool:
         file.write(len(text).to_bytes(8, "little") + text)
-        for one in ordered:
-            tensor = one.make().to(one.dtype).contiguous()
+        following = pool.submit(ordered[0].make)
+        for place, one in enumerate(ordered):
+            tensor = following.result().to(one.dtype).contiguous()
+            if place + 1 < len(ordered):
+                following = pool.submit(ordered[place + 1].make)
             assert tuple(tensor.shape) == one.size, f"{one.name} is {tuple(tensor.shape)}, not {one.size}"
             content: Any = tensor.flatten().view(torch.uint8).numpy()
             for start in range(0, len(content), _CHUNK):

@@ -28,6 +28,7 @@ def find(
     size: Any = None,
     folder: str | Path | None = None,
     config: str | Path | None = None,
+    preset: str | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> FoundCircuits:
@@ -38,7 +39,8 @@ def find(
     function that makes rows from (tokenizer, size, random generator), a path, or the name of a task builder; by default what
     `config` names. size: neurons to keep, as a share (0.1 or "10%") or a count (200), or sizes by granularity, such as
     {"head": 12}. folder: run folder; the same call with the same folder goes on after an interruption. By default a temporary one,
-    removed with the result. config: a YAML file to start from. quiet: print nothing.
+    removed with the result. config: a YAML file to start from. preset: name of settings that come with the
+    package, such as "paper", under those of the file. quiet: print nothing.
     settings: as in YAML, by section, `train={"steps": 300}`, or dotted, `**{"model.dtype": "bfloat16"}`.
 
     An object whose weights are not those of its files is written to the run folder first. Raises UserError, in one line, for what
@@ -53,7 +55,7 @@ def find(
     if pairs is not None:
         make = partial(_call, tokenizer=tokenizer, model=source.settings["model.path"], settings=wanted)
         wanted |= task_settings(pairs, run.inputs / "pairs.jsonl", make)
-    resolved = load(config, wanted)
+    resolved = load(config, wanted, preset=preset)
     with joined_ranks(resolved.model.device) as ranks, frozen_weights(source.frozen):
         if source.frozen is not None:
             if ranks.size > 1:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bigcircuit.config.schema import ModelConfig
+from bigcircuit.config.shipped import DEEPSPEED, shipped_file, shipped_names
 from bigcircuit.errors import UserError
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.model.weight_files import weight_files
@@ -34,16 +35,23 @@ _UNSUPPORTED_ZERO = {
 def read_deepspeed(path: str | None, device: str = "auto") -> DeepSpeedConfig | None:
     """Read and check a DeepSpeed config file; None unless it asks for stage 3. device: `model.device`.
 
+    path: a file, or the name of one that comes with the package, such as `zero3`.
+
     Below stage 3 ZeRO divides gradients and optimizer state, which frozen weights do not have. Raises UserError for a file that
     cannot be read, or that names all of its sections and values which bigcircuit replaces. A section with `"enabled": false` is
     left out, as if the file did not have it.
     """
     if path is None:
         return None
+    file = Path(path).expanduser()
     try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        named = None if file.exists() else shipped_file(DEEPSPEED, path, ".json")
+        settings = json.loads((named or file).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"deepspeed {path}: no such file; configs/deepspeed/ holds six to choose from") from error
+        known = ", ".join(shipped_names(DEEPSPEED, ".json"))
+        raise UserError(
+            f"deepspeed {path}: no such file; name yours, or one that comes with the package: {known}"
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"deepspeed {path}: not a JSON file ({error})") from error
     section = settings.get("zero_optimization") if isinstance(settings, dict) else None

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from bigcircuit.ablation.kinds import DEFAULT, KINDS
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.overlap import Stability, overlap, overlap_sentence, stability
 from bigcircuit.io.files import Json
@@ -14,7 +15,9 @@ from bigcircuit.report.circuits_table import Column, circuit_columns
 from bigcircuit.report.drawing import Drawing, draw_circuits
 from bigcircuit.report.facts import Fact
 from bigcircuit.report.figures import Chart
+from bigcircuit.report.heads_table import HeadsTable, heads_table
 from bigcircuit.report.score_tables import ScoreTables
+from bigcircuit.results.evaluation import CHECK_SIGNS
 from bigcircuit.results.locate import unique
 from bigcircuit.results.run import RunCircuit, RunSource, node_widths, nodes_of_model
 
@@ -50,6 +53,10 @@ class MeasuredRun(NamedTuple):
 
     name: str
     verdict: str
+    checks: Sequence[Json]
+    """Answers to four questions about the first circuit, each with its `sign`."""
+    inside: Mapping[str, Json]
+    """Circuit -> what its most needed heads and neurons do."""
     missing: Sequence[str]
     """One sentence for each part of the evaluation that was asked for and is missing."""
     scores: score_tables.ScoreTable | None
@@ -75,6 +82,10 @@ class Page:
     """One row per circuit: `name`, `anchor` (empty if the circuit is not drawn) and the keys of summary.json."""
     columns: Sequence[Column]
     shown: Sequence[ShownCircuit]
+    heads: HeadsTable | None
+    """Kept heads of all circuits; None if no head is kept or the circuits are of several models."""
+    snippet: str
+    """Python that opens the first circuit; empty without a file."""
     not_drawn: int
     gone: Sequence[str]
     """Names of circuits whose files are gone."""
@@ -117,6 +128,7 @@ def page_content(sources: Sequence[RunSource]) -> Page:
     compared = _recorded(first.comparison) if beside and first.comparison else compare(at_hand)
     listed = list(rows.values())
     verdict = first.evaluation["verdict"] if alone and first.evaluation else ""
+    evaluations = [source.evaluation for source in sources if source.evaluation]
     setups = {source.name: found for source in sources if (found := _setup(source))}
     return Page(
         title=headline.title(members, kind),
@@ -129,6 +141,8 @@ def page_content(sources: Sequence[RunSource]) -> Page:
         rows=listed,
         columns=circuit_columns(listed),
         shown=shown,
+        heads=heads_table(at_hand, evaluations) if at_hand and same_model(list(at_hand.values())) else None,
+        snippet=_snippet(first) if at_hand else "",
         not_drawn=left,
         gone=[name for name in members if name not in at_hand],
         training=charts.training_charts(members),
@@ -142,6 +156,23 @@ def page_content(sources: Sequence[RunSource]) -> Page:
         hashes=facts.hash_facts(members),
         versions=next((part["versions"] for found in setups.values() for part in found.values()), {}),
         settings=[(name, json.dumps(found, indent=2)) for name, found in setups.items()],
+    )
+
+
+def _snippet(source: RunSource) -> str:
+    """Write the Python that opens the first circuit of a page and runs text through it."""
+    member = source.members[0]
+    place = source.path / member.file if source.path.is_dir() else source.path
+    needs = KINDS[member.metadata.get("ablation", DEFAULT)].needs_corrupted
+    given = ', corrupted_ids=tokenizer(CORRUPTED, return_tensors="pt")' if needs else ""
+    model = str(member.about.get("model", "")) or "MODEL"
+    return (
+        "import bigcircuit\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"circuit = bigcircuit.Circuit.load({str(place)!r})\n"
+        f"path = {'bigcircuit.EMBEDDED' if model == 'embedded' else repr(model)}\n"
+        "model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)\n"
+        f"with circuit.applied(model{given}) as masked:\n"
+        '    masked.generate(**tokenizer(PROMPT, return_tensors="pt"))\n'
     )
 
 
@@ -164,7 +195,17 @@ def _measured(source: RunSource, rows: Sequence[Json], alone: bool) -> MeasuredR
         scores = score_tables.summary_table(source.summary, rows) if source.summary else None
         if not scores:
             return None
-        return MeasuredRun(name=source.name, verdict="", missing=(), scores=scores, tables=None, sizes=(), partial=())
+        return MeasuredRun(
+            name=source.name,
+            verdict="",
+            checks=(),
+            inside={},
+            missing=(),
+            scores=scores,
+            tables=None,
+            sizes=(),
+            partial=(),
+        )
     sizes, partial = charts.ranking_charts(evaluation), charts.partial_charts(evaluation)
     if not alone:  # so that files of figures have different names
         sizes, partial = (
@@ -175,6 +216,8 @@ def _measured(source: RunSource, rows: Sequence[Json], alone: bool) -> MeasuredR
     return MeasuredRun(
         name=source.name,
         verdict=evaluation["verdict"],
+        checks=[{**one, "sign": CHECK_SIGNS.get(one["answer"], "?")} for one in evaluation.get("checks", ())],
+        inside=evaluation.get("inside", {}),
         missing=missing,
         scores=None,
         tables=score_tables.score_tables(evaluation),

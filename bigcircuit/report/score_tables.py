@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bigcircuit.circuit.nodes import node_names
 from bigcircuit.io.files import Json
 from bigcircuit.metrics.registry import SCORES, page_scores
 from bigcircuit.model.granularity import GRANULARITIES
@@ -73,7 +74,7 @@ class ScoreTables(NamedTuple):
     minimality: Sequence[MinimalityRow]
     cross: Sequence[CrossTable]
     areas: Sequence[Json]
-    """Curves of evaluation.json, each with its ablation."""
+    """Curves of evaluation.json, each with its ablation and `best`."""
 
 
 def score_tables(evaluation: Json) -> ScoreTables:
@@ -84,8 +85,20 @@ def score_tables(evaluation: Json) -> ScoreTables:
         [found for ablation in ablations if (found := _off(evaluation, ablation)).rows],
         _minimality(evaluation),
         [_cross(ablation, cells) for ablation, cells in evaluation["cross"].items() if cells],
-        [{"ablation": ablation, **curve} for ablation, found in evaluation["curves"].items() for curve in found],
+        _areas(evaluation["curves"]),
     )
+
+
+def _areas(curves: Mapping[str, Sequence[Json]]) -> list[Json]:
+    """List the curves with their ablation, and with `best`: which of `cpr` and `cmd` is best for ablation, level and ranking."""
+    found: list[Json] = []
+    for ablation, every in curves.items():
+        for curve in every:
+            like = [one for one in every if (one["level"], one["ranking"]) == (curve["level"], curve["ranking"])]
+            ends = {"cpr": max(one["cpr"] for one in like), "cmd": min(one["cmd"] for one in like)}
+            best = [name for name, end in ends.items() if len(like) > 1 and curve[name] == end]
+            found.append({"ablation": ablation, **curve, "best": best})
+    return found
 
 
 def summary_table(summary: Json, rows: Sequence[Json]) -> ScoreTable:
@@ -180,7 +193,7 @@ def _minimality(evaluation: Json) -> list[MinimalityRow]:
             for level in filter(under["minimality"].__contains__, GRANULARITIES):
                 one = under["minimality"][level]
                 most = [
-                    (place_of(level, dropped, dimension), _cell(dropped["kl_change"], ()))
+                    (node_names(level, dropped["layer"], dropped["nodes"], dimension), _cell(dropped["kl_change"], ()))
                     for dropped in one["dropped"][:3]
                     if dropped["necessary"]
                 ]
@@ -197,15 +210,6 @@ def _minimality(evaluation: Json) -> list[MinimalityRow]:
                     )
                 )
     return found
-
-
-def place_of(level: str, dropped: Json, dimension: int) -> str:
-    """Name closed nodes as the drawing does: layer, then nodes, attention neurons as head.dimension; of many the first three."""
-    layer, nodes = f"layer {dropped['layer']}", dropped["nodes"]
-    if level in ("block", "attention", "mlp"):
-        return layer
-    named = [f"{n // dimension}.{n % dimension}" if level == "attention_neuron" else str(n) for n in nodes]
-    return f"{layer}: {', '.join(named[:3])}" + (f", … ({len(named)})" if len(named) > 3 else "")
 
 
 def _cross(ablation: str, cells: Sequence[Json]) -> CrossTable:

@@ -5,7 +5,7 @@ they were measured: `circuits[i].ablations["zero"].circuit["kl"]`. Names of scor
 granularities: those of model/granularity.py, and `total` for site neurons.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,22 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Answer to a question about a circuit."""
+
+    name: str
+    """`faithful`, `complete`, `better than random` or `minimal`."""
+    answer: str
+    """`yes`; `partly`: by the mean, but not by its 95% interval, or nearly; `no`; `not measured`."""
+    evidence: str
+    """The numbers that decide."""
+
+
+CHECK_SIGNS = {"yes": "✓", "partly": "~", "no": "✗", "not measured": "?"}
+"""Answer of a Check -> its sign."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Content of evaluation.json."""
 
@@ -279,6 +295,10 @@ class Evaluation:
     versions: dict[str, str]
     seconds: float
     format: str = EVALUATION
+    inside: dict[str, Any] = field(default_factory=dict)
+    """Circuit -> what its most needed heads and neurons do, see evaluation/inside.py; not with weights in pieces or in files."""
+    checks: list[Check] = field(default_factory=list)
+    """Four answers about the first circuit under its first ablation; empty in files of earlier versions."""
 
 
 def save_result(result: Any, path: Path) -> None:

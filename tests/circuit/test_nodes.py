@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bigcircuit.circuit.masks import complete_masks
-from bigcircuit.circuit.nodes import hook_masks, kept_nodes, node_name, to_frame
+from bigcircuit.circuit.nodes import hook_masks, kept_nodes, node_name, node_names, to_frame
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 
 SHAPES = [LayerShape(heads=4, kv_heads=2, head_dim=3, intermediate=5, hidden=12)] * 2
@@ -32,14 +32,12 @@ def masks():
     ],
 )
 def test_names(granularity, index, name):
-    assert node_name(granularity, 7, index, SHAPES[0]) == name
+    assert node_name(granularity, 7, index, 3) == name
 
 
 def test_every_granularity_has_names_of_its_own():
     names = [
-        node_name(name, 0, index, SHAPES[0])
-        for name, one in GRANULARITIES.items()
-        for index in range(one.width(SHAPES[0]))
+        node_name(name, 0, index, 3) for name, one in GRANULARITIES.items() for index in range(one.width(SHAPES[0]))
     ]
     assert len(set(names)) == len(names)
 
@@ -69,3 +67,8 @@ def test_masks_by_the_names_of_transformer_lens(masks):
     assert list(found) == [f"blocks.{layer}.{hook}" for layer in (0, 1) for hook in ("attn.hook_z", "mlp.hook_post")]
     assert found["blocks.0.attn.hook_z"].tolist()[1] == [True, False, True] and found["blocks.0.attn.hook_z"].sum() == 2
     assert found["blocks.1.mlp.hook_post"].nonzero().tolist() == [[4]]
+
+
+def test_of_many_nodes_the_first_three_are_named():
+    assert node_names("head", 4, [7], 16) == "L4H7"
+    assert node_names("attention_neuron", 4, [0, 17, 31, 32], 16) == "L4H0.0, L4H1.1, L4H1.15, … (4)"

@@ -278,7 +278,7 @@ def test_what_launchers_add_before_the_verb_is_ignored(run):
 def test_the_last_of_two_values_counts_and_values_may_begin_with_a_dash():
     command = parse_verb("prune", ["--output", "a", "--output", "-b c", "--gates.init", "-2", "--config", "-"])
     assert command.settings[Config] == {"output": "-b c", "gates.init": -2}
-    assert command.options == {"config": "-", "allow": None, "fresh": False}
+    assert command.options == {"config": "-", "preset": None, "allow": None, "fresh": False}
 
 
 def test_help_wins_over_unknown_words_and_exits(capsys):

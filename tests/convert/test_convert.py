@@ -133,8 +133,8 @@ MISTAKES = [
     ([["m1", "m0"]], "edge 1: m1 -> m0 is no edge"),
     ([["head.0.1", "m2"]], "edge 1: head.0.1 -> m2 is no edge"),
     ([], "keeps no head and no MLP"),
-    ({"original": []}, "JSON of no known format; convert reads EAP-IG graph and Edge-Pruning edges"),
-    (3, "JSON of no known format"),
+    ({"original": []}, "of no known format; convert reads CircuitKit artefact, EAP-IG graph"),
+    (3, "of no known format"),
 ]  # fmt: skip
 
 
@@ -153,8 +153,8 @@ def test_mistakes_are_one_line(models, tmp_path, capsys, content, message):
     [
         (b'{"cfg": {', "not readable as JSON (Expecting property name"),
         (b"\xff\xfe\x00", "not readable as JSON"),
-        (b"PK\x03\x04 and the rest", "a pickle of PyTorch, which may run code"),
-        (b"\x80\x02}q", "a pickle of PyTorch"),
+        (b"PK\x03\x04 and the rest", "holds more than tensors, lists and numbers, or is damaged"),
+        (b"\x80\x02}q", "such a pickle may run code and is not opened"),
         (None, "cannot be read (No such file"),
     ],
 )

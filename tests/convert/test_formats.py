@@ -54,7 +54,8 @@ def test_older_files_and_those_of_nodes_alone_are_read():
     old = graph()
     old["nodes"] = {name: entry["in_graph"] for name, entry in old["nodes"].items()}
     old["edges"] = {name: {"score": None, "in_graph": entry["in_graph"]} for name, entry in old["edges"].items()}
-    assert eap_ig.read(old, SHAPES, "x") == eap_ig.read(graph(), SHAPES, "x")
+    assert eap_ig.read(old, SHAPES, "x").nodes == eap_ig.read(graph(), SHAPES, "x").nodes
+    assert not eap_ig.read(old, SHAPES, "x").extra
     alone = graph(edges=set(), marked={"a0.h2", "m1"})
     alone["nodes"]["m1"] |= {"score": float("nan"), "neurons": [True] * 3 + [False] * (WIDTH - 3)}
     kept = eap_ig.read(alone, SHAPES, "x")
@@ -64,7 +65,7 @@ def test_older_files_and_those_of_nodes_alone_are_read():
 
 def format_of(name: str, recognises: Callable[[Any], bool]) -> ConvertFormat:
     """A format that reads nothing."""
-    return ConvertFormat(name, "", "", recognises, lambda *_: KeptNodes(set()))
+    return ConvertFormat(name=name, rule="", recognises=recognises, read=lambda *_: KeptNodes(set()))
 
 
 PRUNED_HEADS = format_of(
@@ -93,5 +94,5 @@ def test_a_file_that_two_formats_recognise_is_refused_with_both_names(monkeypatc
     "data", [[[0, 1], [0, 3]], ["a0.h1", "m0"], {"nodes": [], "edges": []}, {"nodes": {}}, 3, None]
 )
 def test_other_json_is_of_no_format(data):
-    with pytest.raises(UserError, match=r"JSON of no known format; convert reads EAP-IG graph and Edge-Pruning edges"):
+    with pytest.raises(UserError, match=r"of no known format; convert reads CircuitKit artefact, EAP-IG graph"):
         recognise(data, "x.json")

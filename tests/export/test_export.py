@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 import bigcircuit
@@ -15,6 +14,7 @@ from bigcircuit.export.verify import FreshResult
 from tests.helpers.short_runs import run
 
 QUIET = ["--speed", "false"]
+UNCHECKED = [*QUIET, "--verify", "false"]
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +81,18 @@ def test_an_interchange_circuit_is_frozen_under_another_ablation_and_scored_agai
 
 
 def test_learned_constants_of_the_file_are_taken_as_they_are(runs, tmp_path, capsys):
-    exported(capsys, runs / "optimal", "--format", "compact", "--output", tmp_path / "x", *QUIET)
+    exported(capsys, runs / "optimal", "--format", "compact", "--output", tmp_path / "x", *UNCHECKED)
     found = json.loads((tmp_path / "x/export.json").read_text())
     assert found["ablation"] == "optimal" and found["scores"] == []
 
 
 def test_limits_close_the_weakest_and_say_what_it_costs(runs, tmp_path, capsys):
-    words = ["--format", "uniform", "--mlp_neurons", 8, "--heads_per_group", 1, "--output", tmp_path / "x", *QUIET]
+    words = ["--format", "uniform", "--mlp_neurons", 8, "--heads_per_group", 1, "--output", tmp_path / "x", *UNCHECKED]
     exported(capsys, runs / "zero", *words)
     found = json.loads((tmp_path / "x/export.json").read_text())
     assert [row["what"] for row in found["scores"]] == ["zero ablation", "zero ablation, within the limits"]
     assert found["scores"][0]["kl"]["mean"] < found["scores"][1]["kl"]["mean"]
-    assert found["verification"]["same_tokens"] > 0
+    assert found["verification"] is None and found["not_done"] == "not opened again, as asked for"
     config = json.loads((tmp_path / "x/config.json").read_text())
     assert config["intermediate_size"] <= 8
     masks = Circuit.load(runs / "zero/circuit.safetensors")
@@ -141,11 +141,3 @@ def test_what_does_not_fit_is_told_as_not_done(runs, tmp_path, capsys, monkeypat
     assert "not compared with the masked model: that needs 0.0 GiB in float32 and not timed" in shown
     found = json.loads((tmp_path / "x/export.json").read_text())
     assert found["verification"] is None and found["speed"] == {} and found["not_done"]
-
-
-def test_an_adapter_export_is_loaded_on_its_base(runs, tmp_path, capsys):
-    exported(capsys, runs / "zero", "--format", "ia3", "--output", tmp_path / "x", *QUIET)
-    model = bigcircuit.load_exported(tmp_path / "x")
-    assert type(model).__name__ == "PeftModelForCausalLM"
-    prompt = torch.tensor([[5, 6, 7]])
-    assert model(prompt).logits.isfinite().all()

@@ -9,9 +9,9 @@ import torch
 from bigcircuit.ablation.ablation import ZERO
 from bigcircuit.errors import UserError
 from bigcircuit.export.formats import EXPORT_FORMATS
-from bigcircuit.export.verify import FreshRun, compare_outputs, random_prompts, run_fresh, run_masked
+from bigcircuit.export.verify import Prompts, compare_outputs, random_prompts, run_fresh, run_masked
 from bigcircuit.model.load import load_frozen
-from tests.helpers.exports import random_constants, request_of, saved_tiny, write_export
+from tests.helpers.exports import fresh_run, random_constants, request_of, saved_tiny, write_export
 from tests.helpers.tiny_models import TINY_CONFIGS
 
 FOLDERS = [name for name, known in EXPORT_FORMATS.items() if known.loader != "gguf"]
@@ -20,7 +20,7 @@ CASES = [
     for model, variants in sorted(TINY_CONFIGS.items())
     for variant in range(len(variants))
     for name in FOLDERS
-    for ablation in ("zero", "mean")
+    for ablation in (("zero",) if variant else ("zero", "mean"))
 ]
 WITH_BIAS = set("gpt2 gpt_neo gpt_neox granite llama nemotron opt phi seed_oss smollm3 starcoder2".split())
 """Model types whose stock class has, or can have, a bias behind both output projections."""
@@ -39,7 +39,7 @@ def exported(tmp_path_factory):
             for ablation, value in (("zero", ZERO), ("mean", random_constants(resolved.shapes))):
                 request = request_of(resolved, value)
                 outputs = run_masked(frozen, request.cuts, prompts)
-                for name in FOLDERS:
+                for name in FOLDERS if (model, variant, ablation, FOLDERS[0]) in CASES else ():
                     case = (model, variant, ablation, name)
                     output = folder / "-".join(map(str, case))
                     try:
@@ -48,7 +48,7 @@ def exported(tmp_path_factory):
                         refused[case] = str(error)
                         continue
                     expected[case] = outputs
-                    runs[case] = FreshRun(EXPORT_FORMATS[name].loader, output, "", "float32", prompts, None)
+                    runs[case] = fresh_run(EXPORT_FORMATS[name].loader, output, prompts)
     found = dict(zip(runs, run_fresh(list(runs.values())), strict=True))
     return {"refused": refused, "expected": expected, "found": found, "folder": folder}
 
@@ -97,4 +97,4 @@ def test_a_folder_that_cannot_be_opened_is_one_line(exported, tmp_path):
     broken.mkdir()
     (broken / "config.json").write_bytes(Path(exported["folder"] / "llama-0" / "config.json").read_bytes())
     with pytest.raises(UserError, match=r"broken: a fresh process could not open the export \(OSError"):
-        run_fresh([FreshRun("transformers", broken, "", "float32", None, {"prefill": 4, "decode": 2, "vocabulary": 9})])
+        run_fresh([fresh_run("transformers", broken, Prompts(torch.tensor([[1, 2]]), 1, 1))])

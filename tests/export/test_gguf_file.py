@@ -13,10 +13,10 @@ from bigcircuit.ablation.ablation import ZERO
 from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
-from bigcircuit.export.verify import FreshRun, Prompts, compare_outputs, run_fresh, run_masked
+from bigcircuit.export.verify import Prompts, compare_outputs, run_fresh, run_masked
 from bigcircuit.model.load import load_frozen
 from bigcircuit.model.resolve import resolve_model
-from tests.helpers.exports import random_constants, request_of, saved_tiny, write_export
+from tests.helpers.exports import fresh_run, random_constants, request_of, saved_tiny, write_export
 from tests.helpers.tiny_models import TINY, tiny_model
 
 PROMPTS = Prompts(torch.randint(3, 96, (2, 10), generator=torch.Generator().manual_seed(0)), 5, 4)
@@ -43,7 +43,7 @@ def test_llama_and_mistral_are_read_back_in_a_fresh_process(tmp_path):
     runs = []
     for name, request in requests.items():
         write_export("gguf", request, tmp_path / name / "out")
-        runs.append(FreshRun("gguf", tmp_path / name / "out", "", "float32", PROMPTS, None))
+        runs.append(fresh_run("gguf", tmp_path / name / "out", PROMPTS))
     for (name, request), result in zip(requests.items(), run_fresh(runs), strict=True):
         config = request.model.config.model_copy(update={"dtype": "float32"})
         compared = compare_outputs(run_masked(load_frozen(config), request.cuts, PROMPTS), result.outputs)

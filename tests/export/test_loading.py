@@ -64,6 +64,13 @@ def test_left_padded_batches_give_the_text_of_single_prompts(compact):
     assert torch.equal(together, torch.stack(alone))
 
 
+def test_an_adapter_is_loaded_on_its_base(tmp_path):
+    write_export("ia3", request_of(saved_tiny("llama", TINY, tmp_path / "base")), tmp_path / "out")
+    model = bigcircuit.load_exported(tmp_path / "out")
+    assert type(model).__name__ == "PeftModelForCausalLM"
+    assert model(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
+
+
 def test_mistakes_are_one_line(compact, tmp_path):
     with pytest.raises(UserError, match="holds no exported model"):
         bigcircuit.load_exported(tmp_path)

@@ -1,6 +1,7 @@
 """Weights as they are stored: several files, bfloat16, tied, without the prefix of the base model, with an adapter, damaged."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,6 +135,31 @@ def test_masks_behind_the_mlp_close_rows(tmp_path):
         assert_masked(request, tmp_path / ablation.name)
     with pytest.raises(UserError, match="--format ia3: the circuit closes outputs of MLPs"):
         write_export("ia3", request_of(model, ZERO, masks), tmp_path / "ia3")
+
+
+def test_widths_are_padded_to_a_multiple(tmp_path):
+    model = saved_tiny("llama", TINY, tmp_path / "base")
+    request = replace(request_of(model), multiple_of=16)
+    for name in ("uniform", "compact"):
+        write_export(name, request, tmp_path / name)
+        widths = {
+            tensor.shape[0]
+            for key, tensor in load_file(tmp_path / name / "model.safetensors").items()
+            if "up_proj" in key
+        }
+        assert all(width % 16 == 0 for width in widths) and max(widths) == 32
+        assert_masked(request, tmp_path / name)
+    assert replace(request, multiple_of=100).padded_width(3) == 48, "no more than the base"
+
+
+def test_layers_that_are_not_alike_are_refused(tmp_path):
+    request = request_of(saved_tiny("llama", TINY, tmp_path / "base"))
+    request.check_layers()
+    request.base.layers[1].module.mlp.gate_proj.weight = torch.nn.Parameter(torch.empty(2, 48, 32, device="meta"))
+    with pytest.raises(
+        UserError, match=r"a layer holds mlp.gate_proj.weight, and mixtures of experts are not exported"
+    ):
+        request.check_layers()
 
 
 def test_weights_that_cannot_be_cut_are_one_line(tmp_path):

@@ -11,6 +11,7 @@ from bigcircuit.config.schema import ModelConfig
 from bigcircuit.export.formats import EXPORT_FORMATS
 from bigcircuit.export.request import ExportRequest, PreparedExport
 from bigcircuit.export.source import SourceWeights
+from bigcircuit.export.verify import FreshRun, Prompts
 from bigcircuit.model.granularity import GRANULARITIES, SITE_WIDTH
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from tests.helpers.tiny_models import tiny_model
@@ -49,6 +50,11 @@ def random_constants(shapes, sites=("attention", "mlp")) -> Ablation:
 def request_of(model: ResolvedModel, ablation: Ablation = ZERO, masks=None) -> ExportRequest:
     """An export of a tiny model under uneven masks."""
     return ExportRequest(model, masks or uneven_masks(model.shapes), ablation)
+
+
+def fresh_run(loader: str, folder: Path, prompts: Prompts) -> FreshRun:
+    """Ask a fresh process for the outputs of an export."""
+    return FreshRun(loader=loader, folder=folder, base="", dtype="float32", prompts=prompts, speed=None)
 
 
 def write_export(name: str, request: ExportRequest, folder: Path) -> PreparedExport:

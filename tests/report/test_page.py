@@ -16,7 +16,7 @@ from bigcircuit.cli import answer, run_report
 from bigcircuit.report.page import visible_text
 from bigcircuit.report.render import render_run, write_report
 from tests.helpers.browser import CONTRAST, Opened
-from tests.helpers.short_reports import expected, listed
+from tests.helpers.short_reports import circuit_of, expected, listed
 
 HOSTILE = (
     "<script>window.hacked=1;alert(1)</script> \"'><img src=x onerror=window.hacked=1> שלום עולם 👩‍🔬 " + "x" * 3000
@@ -216,3 +216,23 @@ def test_mistakes_are_one_line(words, reason, reported, tmp_path, capsys):
     error = capsys.readouterr().err
     assert reason in error
     assert error.count("\n") == 1
+
+
+def test_the_first_screens_tell_which_heads_and_open_the_circuit(browser, reported):
+    opened = Opened(browser, reported.one.report, width=360)
+    page, kept = opened.page, circuit_of(reported.one.path / "circuit.safetensors")["head"]
+    names = page.locator("[aria-label='Kept heads'] tbody th").all_text_contents()
+    assert sorted(names) == sorted(f"L{layer}H{head}" for layer, head in kept.nonzero().tolist())
+    page.locator("[aria-label='Kept heads'] thead button").first.click()
+    names = page.locator("[aria-label='Kept heads'] tbody th").all_text_contents()
+    assert names == [f"L{layer}H{head}" for layer, head in kept.nonzero().tolist()]
+    box = page.locator("[aria-label='Kept heads']")
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")  # nothing is cut on a phone
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    snippet = page.locator("pre.copy").text_content()
+    assert "bigcircuit.Circuit.load(" in snippet and "circuit.applied(model, corrupted_ids=" in snippet
+    compile(snippet, "snippet", "exec")
+    signs = page.locator(".checks li").all_text_contents()
+    assert [text[0] in "✓~✗?" for text in signs] == [True] * 4 and "faithful" in signs[0]
+    assert not page.locator("#settings .facts").first.is_visible()  # folded
+    opened.assert_quiet()

@@ -23,7 +23,6 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.predictions import example_predictions
 from bigcircuit.report import charts, page_content
 from bigcircuit.report.render import write_report
-from bigcircuit.report.score_tables import place_of
 from bigcircuit.report.share import without_folders
 from bigcircuit.results.run import open_source
 from tests.helpers.browser import Opened
@@ -55,7 +54,7 @@ def test_pointing_at_a_neuron_names_it(browser, reported):
     columns, rows = (int(box.get_attribute(f"data-{name}")) for name in ("columns", "rows"))
     x, y = (neuron % columns + 0.5) / columns * place["width"], (neuron // columns + 0.5) / rows * place["height"]
     box.hover(position={"x": x, "y": y})
-    assert page.locator("output", has_text="MLP").text_content() == f"MLP neuron {layer}.{neuron}: kept"
+    assert page.locator("output", has_text="MLP").text_content() == f"L{layer}MLP.{neuron}: kept"
 
 
 def test_layers_open_by_keyboard_and_without_a_script(browser, reported):
@@ -223,17 +222,6 @@ def test_page_shows_the_evaluation(browser, reported):
     assert ("the rest without it (KL" in said) == no_worse
     levels = found["circuits"][0]["ablations"]["interchange"]["minimality"]
     assert page.locator("[aria-label=Minimality] tbody tr").count() == len(levels) > 3
-
-
-@pytest.mark.parametrize(("level", "nodes", "name"), [
-    ("block", [0], "layer 4"),
-    ("mlp", [0], "layer 4"),
-    ("head", [0, 2], "layer 4: 0, 2"),
-    ("attention_neuron", [17, 19, 20, 31], "layer 4: 1.1, 1.3, 1.4, … (4)"),
-    ("mlp_neuron", [7, 9], "layer 4: 7, 9"),
-])  # fmt: skip
-def test_nodes_that_were_closed_together_are_named_as_in_the_drawing(level, nodes, name):
-    assert place_of(level, {"layer": 4, "nodes": nodes}, dimension=16) == name
 
 
 def test_predictions_are_those_of_the_plain_model(embedded):

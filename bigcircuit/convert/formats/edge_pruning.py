@@ -5,14 +5,19 @@ heads `a0.h3`, MLPs `m0`. Readers: `a1.h2.q`, `a1.h2.k`, `a1.h2.v`, `m1`, `resid
 key/value heads.
 """
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from bigcircuit.convert.graph import GraphCircuit, reader_names, writer_names
 from bigcircuit.convert.nodes import END, START, Edge, KeptNodes, Node, known_names, nodes_on_paths, parse_node
 from bigcircuit.errors import UserError
+from bigcircuit.io.files import write_bytes
 from bigcircuit.model.granularity import LayerShape
 
+TO, SUFFIX = "edge-pruning", ".json"
 NAME = "Edge-Pruning edges"
 RULE = (
     "A head or MLP is kept if it lies on a path of kept edges from the embeddings to resid_post; in a file without embeddings, "
@@ -39,6 +44,34 @@ def read(data: Sequence[Any], shapes: Sequence[LayerShape], source: str) -> Kept
     if all(writer != START for writer, _ in edges):
         edges += [(START, writer) for writer in {writer for writer, _ in edges}]
     return KeptNodes(nodes_on_paths(edges))
+
+
+def write(graph: GraphCircuit, path: Path) -> list[str]:
+    """Write the kept edges; one into a key/value head where any query head of its group has it. Returns notes."""
+    embeddings = ("tok_embeds", "pos_embeds") if graph.model_type == "gpt2" else ("embeds",)
+    sources, places = (names(graph.layers, graph.heads_per_layer) for names in (writer_names, reader_names))
+    group = graph.heads_per_layer // graph.shapes[0].kv_heads
+    edges: dict[tuple[str, str], None] = {}
+    for row, column in graph.edge_kept.nonzero().tolist():
+        reader = _their_reader(places[column], group)
+        for writer in embeddings if row == 0 else (sources[row],):
+            edges[writer, reader] = None
+    write_bytes(path, (json.dumps([list(edge) for edge in edges]) + "\n").encode())
+    scores = (
+        ["its scores of nodes and edges have no place in this format"]
+        if graph.circuit.extra or graph.circuit.log_alpha
+        else []
+    )
+    return [*graph.notes(), *scores]
+
+
+def _their_reader(place: str, group: int) -> str:
+    """Name of a place as Edge-Pruning has it: `a1.h2<k>` is `a1.h1.k` with two query heads a key/value head."""
+    if not place.endswith(">"):
+        return place.replace("logits", "resid_post")
+    layer, head = place[:-3].split(".h")
+    letter = place[-2]
+    return f"{layer}.h{int(head) if letter == 'q' else int(head) // group}.{letter}"
 
 
 def _edges(entry: Any, shapes: Sequence[LayerShape], where: str) -> list[Edge]:

@@ -107,7 +107,7 @@ async function explain(box) {
     const place = box.getBoundingClientRect();
     const column = Math.min(columns - 1, Math.floor((event.clientX - place.left) / place.width * columns));
     const row = Math.min(rows - 1, Math.floor((event.clientY - place.top) / place.height * rows));
-    const at = row * columns + column, what = box.dataset.what === "head" ? `head ${layer}.${row}, dimension ${column}` : `${box.dataset.what} ${layer}.${at}`;
+    const at = row * columns + column, what = box.dataset.what === "head" ? `L${layer}H${row}.${column}` : `L${layer}${box.dataset.what === "MLP neuron" ? "MLP" : "OUT"}.${at}`;
     line.textContent = found[at] > 0 ? `${what}: ${names[found[at]]}` : "";
   });
   box.addEventListener("pointerleave", () => { line.textContent = ""; });
@@ -117,3 +117,14 @@ all(".layer").forEach(layer => layer.addEventListener("toggle", () => {
   layer.dataset.read = "yes";
   all(".pixels", layer).forEach(explain);
 }));
+
+// A button that copies a block of code; where the browser does not allow it, the code is selected.
+all("pre.copy").forEach(block => {
+  const button = document.createElement("button");
+  button.type = "button"; button.className = "copier"; button.textContent = "Copy";
+  button.addEventListener("click", () => {
+    getSelection().selectAllChildren(block);
+    navigator.clipboard?.writeText(block.textContent).then(() => { button.textContent = "Copied"; }, () => {});
+  });
+  block.before(button);
+});

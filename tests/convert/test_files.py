@@ -1,0 +1,228 @@
+"""Circuits in the formats of other tools: what is written is read back, and what has no place there is told."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.circuit.masks import complete_masks
+from bigcircuit.cli import answer, run_convert
+from bigcircuit.convert.formats import CONVERT_FORMATS
+from tests.helpers.foreign_circuits import (
+    FFN,
+    HEADS,
+    KEPT,
+    KEPT_NODES,
+    LAYERS,
+    SHAPES,
+    SIZES,
+    TOKENS,
+    graph,
+    pruned_edges,
+)
+
+BOTH_WAYS = [known.to for known in CONVERT_FORMATS.values() if known.read and known.write]
+SUFFIXES = {known.to: known.suffix for known in CONVERT_FORMATS.values()}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Config of a tiny Llama, without weights."""
+    from transformers import AutoConfig
+
+    folder = tmp_path_factory.mktemp("model")
+    AutoConfig.for_model("llama", **TOKENS, **SIZES["llama"]).save_pretrained(folder)
+    return folder
+
+
+def convert(*words) -> None:
+    assert answer(run_convert, [str(word) for word in words]) == 0
+
+
+def refused(capsys, *words) -> str:
+    assert answer(run_convert, [str(word) for word in words]) == 2
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 1
+    return shown
+
+
+@pytest.fixture
+def scored(model, tmp_path):
+    """A circuit that was converted from a graph with scores of nodes and edges."""
+    content = graph()
+    for place, (name, node) in enumerate(content["nodes"].items()):
+        if name not in ("input", "logits"):
+            node["score"] = place / 7 - 1
+    for place, edge in enumerate(content["edges"].values()):
+        edge["score"] = place / 64 - 1
+    (tmp_path / "graph.json").write_text(json.dumps(content))
+    convert(tmp_path / "graph.json", "--model.path", model, "--output", tmp_path / "ours.safetensors")
+    return tmp_path / "ours.safetensors"
+
+
+@pytest.mark.parametrize("to", BOTH_WAYS)
+def test_what_is_written_is_read_back(model, scored, tmp_path, to):
+    other, again = tmp_path / f"other{SUFFIXES[to]}", tmp_path / "again.safetensors"
+    convert(scored, "--to", to, "--model.path", model, "--output", other)
+    convert(other, "--model.path", model, "--output", again)
+    first, second = Circuit.load(scored), Circuit.load(again)
+    for name, mask in first.masks.items():
+        assert torch.equal(second.masks[name], mask), name
+    held = {"eap-ig": 4, "eap-ig-pt": 4, "circuitkit": 2, "csv": 2}.get(to, 0)
+    assert len(second.extra) == held
+    for name, values in second.extra.items():
+        assert torch.equal(values, first.extra[name]), name
+
+
+def test_the_graph_of_another_tool_comes_back_as_it_was(model, scored, tmp_path):
+    convert(scored, "--to", "eap-ig", "--model.path", model, "--output", tmp_path / "back.json")
+    before, after = (json.loads((tmp_path / name).read_text()) for name in ("graph.json", "back.json"))
+    assert after["cfg"] == before["cfg"] and after["edges"] == {
+        name: edge | {"score": torch.tensor(edge["score"]).item()} for name, edge in before["edges"].items()
+    }
+    kept = {name for name, node in after["nodes"].items() if node["in_graph"]}
+    assert kept == KEPT_NODES | {"input", "logits"}
+    assert all("score" in node for name, node in after["nodes"].items() if name not in ("input", "logits"))
+
+
+def test_edges_of_edge_pruning_are_the_same_list(model, tmp_path):
+    listed = pruned_edges(KEPT, 2, "embeds")
+    (tmp_path / "edges.json").write_text(json.dumps(listed))
+    content = graph(edges=KEPT)
+    (tmp_path / "graph.json").write_text(json.dumps(content))
+    convert(tmp_path / "graph.json", "--model.path", model)
+    convert(
+        tmp_path / "graph.safetensors",
+        "--to",
+        "edge-pruning",
+        "--model.path",
+        model,
+        "--output",
+        tmp_path / "again.json",
+    )
+    assert sorted(json.loads((tmp_path / "again.json").read_text())) == sorted(listed)
+
+
+def partly(tmp_path) -> Circuit:
+    """A circuit of single neurons, with trained gates."""
+    masks = {
+        "attention_neuron": torch.rand(LAYERS, HEADS * 4, generator=torch.Generator().manual_seed(0)) < 0.4,
+        "mlp_neuron": torch.rand(LAYERS, FFN, generator=torch.Generator().manual_seed(1)) < 0.4,
+    }
+    log_alpha = {
+        name: torch.randn(mask.shape, generator=torch.Generator().manual_seed(2)) for name, mask in masks.items()
+    }
+    made = complete_masks(masks, SHAPES)
+    widths = {name: [mask.shape[1]] * LAYERS for name, mask in made.items()}
+    metadata = {"ablation": "interchange", "widths": json.dumps(widths), "task": "ioi", "model": "tiny"}
+    Circuit(made, log_alpha, metadata).save(tmp_path / "partly.safetensors")
+    return Circuit.load(tmp_path / "partly.safetensors")
+
+
+def test_masks_of_single_neurons_come_back_from_transformer_lens(model, tmp_path, capsys):
+    first = partly(tmp_path)
+    convert(tmp_path / "partly.safetensors", "--to", "transformer-lens")
+    assert "what closed nodes output under interchange ablation is not in it" in capsys.readouterr().out
+    convert(tmp_path / "partly.json", "--model.path", model, "--output", tmp_path / "again.safetensors")
+    second = Circuit.load(tmp_path / "again.safetensors")
+    assert all(torch.equal(second.masks[name], mask) for name, mask in first.masks.items())
+    assert "All edges among kept" not in second.metadata["operation"]
+
+
+@pytest.mark.parametrize("to", ["eap-ig", "edge-pruning", "circuitkit", "circuit-tracer"])
+def test_what_a_graph_of_nodes_cannot_say_is_told(model, tmp_path, capsys, to):
+    made = partly(tmp_path)
+    convert(
+        tmp_path / "partly.safetensors", "--to", to, "--model.path", model, "--output", tmp_path / f"x{SUFFIXES[to]}"
+    )
+    heads = made.masks["attention_neuron"].view(LAYERS, HEADS, 4)
+    part = int((heads.any(2) & ~heads.all(2)).sum()) + int(
+        (made.masks["mlp_neuron"].any(1) & ~made.masks["mlp_neuron"].all(1)).sum()
+    )
+    assert (
+        f"note: {part} heads and MLPs are kept in part; in this format a node is kept whole" in capsys.readouterr().out
+    )
+
+
+def test_circuitkit_lists_what_is_removed(scored, tmp_path):
+    convert(scored, "--to", "circuitkit", "--output", tmp_path / "x.pt")
+    removed = torch.load(tmp_path / "x.pt", weights_only=True)
+    names = {f"A{n[1:].replace('.h', '.')}" if n[0] == "a" else f"MLP {n[1:]}" for n in KEPT_NODES}
+    scores = json.loads((tmp_path / "x_scores.json").read_text())["node_scores"]
+    assert set(scores) - set(removed) == names and set(removed) < set(scores)
+
+
+def test_a_submission_has_the_folders_and_says_what_is_evaluated(model, tmp_path, capsys):
+    made = partly(tmp_path)
+    convert(tmp_path / "partly.safetensors", "--to", "mib", "--model.path", model, "--output", tmp_path / "submission")
+    found = torch.load(tmp_path / "submission/bigcircuit_patching_node/ioi_tiny/importances.pt", weights_only=True)
+    assert found["nodes_scores"].shape == (1 + LAYERS * (HEADS + 1),) and found["nodes_scores"][1:].isfinite().all()
+    shown = capsys.readouterr().out
+    assert "0.5: " in shown and "the smallest sizes are empty: the model has 15 scored nodes" in shown
+    assert made.masks["head"].any()
+    message = refused(
+        capsys,
+        tmp_path / "partly.safetensors",
+        "--to",
+        "mib",
+        "--model.path",
+        model,
+        "--output",
+        tmp_path / "submission",
+    )
+    assert "ioi_tiny: exists already" in message
+
+
+def test_a_graph_for_the_viewer_links_what_it_has(scored, tmp_path):
+    convert(scored, "--to", "circuit-tracer", "--output", tmp_path / "mine.json")
+    content = json.loads((tmp_path / "mine.json").read_text())
+    ids = {node["node_id"] for node in content["nodes"]}
+    assert len(ids) == len(content["nodes"]) == len(KEPT_NODES) + 2
+    assert all(link["source"] in ids and link["target"] in ids for link in content["links"]) and content["links"]
+    [listed] = json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"]
+    assert listed == content["metadata"] and listed["slug"] == "mine"
+
+
+def test_a_table_counts_neurons(tmp_path):
+    made = partly(tmp_path)
+    convert(tmp_path / "partly.safetensors", "--to", "csv")
+    rows = list(csv.DictReader((tmp_path / "partly.csv").open()))
+    assert len(rows) == LAYERS * (HEADS + 1)
+    assert sum(int(row["neurons_kept"]) for row in rows) == made.sizes()["total"]
+
+
+def test_mistakes_are_one_line(model, scored, tmp_path, capsys):
+    assert "--to onnx: not a format; known: circuit-tracer, circuitkit" in refused(capsys, scored, "--to", "onnx")
+    assert "exists already" in refused(capsys, scored, "--to", "eap-ig", "--output", tmp_path / "graph.json")
+    assert "a circuit file of the format bigcircuit/1 already; evaluate" in refused(capsys, scored)
+    (tmp_path / "bad.csv").write_text("layer,kind,head,kept\n0,head,9,1\n")
+    assert "bad.csv: line 2 names no node of the model" in refused(capsys, tmp_path / "bad.csv", "--model.path", model)
+    torch.save(["A0.1", "A9.9"], tmp_path / "bad.pt")
+    assert "'A9.9' is no node; the model has A0.0 to A2.3 and MLP 0" in refused(
+        capsys, tmp_path / "bad.pt", "--model.path", model
+    )
+    convert(scored, "--to", "eap-ig-pt", "--model.path", model, "--output", tmp_path / "good.pt")
+    good = torch.load(tmp_path / "good.pt", weights_only=True)
+    for change, message in (
+        ({"edges_scores": torch.zeros(2, 2)}, "edges_scores is no tensor of 16 x 40"),
+        ({"src_nodes": ["input"]}, "src_nodes or dst_nodes are not in EAP-IG's order"),
+        ({"cfg": good["cfg"] | {"n_heads": 8}}, "cfg.n_heads is 8, of the model 4"),
+    ):
+        torch.save(good | change, tmp_path / "bad.pt")
+        assert message in refused(capsys, tmp_path / "bad.pt", "--model.path", model)
+    (tmp_path / "masks.json").write_text(json.dumps({"masks": {"blocks.0.attn.hook_z": [1, 0]}}))
+    assert "masks.blocks.0.attn.hook_z is not 0 or 1 for 4 x 4 neurons" in refused(
+        capsys, tmp_path / "masks.json", "--model.path", model
+    )
+
+
+def test_a_pickle_that_runs_code_is_not_opened(model, tmp_path, capsys):
+    class Code:
+        def __reduce__(self):
+            return print, ("run",)
+
+    torch.save({"cfg": Code()}, tmp_path / "evil.pt")
+    message = refused(capsys, tmp_path / "evil.pt", "--model.path", model)
+    assert "such a pickle may run code and is not opened" in message and "run\n" not in capsys.readouterr().out
