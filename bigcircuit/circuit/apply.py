@@ -12,7 +12,6 @@ from bigcircuit.circuit.model_check import check_hashes, check_widths
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.forward.applied import AppliedMasks, CorruptedPrompts
-from bigcircuit.gates.discretise import site_masks
 from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.model.sites import FrozenModel, find_sites
 from bigcircuit.model.weight_files import model_folder
@@ -63,13 +62,8 @@ def apply_circuit(
             f"corrupted_ids are given and {ablation.name} ablation runs no corrupted prompts; leave them out"
         )
     _check_devices(frozen, ablation)
-    layers = []
-    for index, layer in enumerate(frozen.layers):
-        like = next(layer.module.parameters())
-        folded = site_masks(masks, index, layer.shape)
-        layers.append({site: mask.to(like.device)[None, None] for site, mask in folded.items()})
     corrupted = CorruptedPrompts(corrupted_ids) if ablation.kind.needs_corrupted else None
-    with AppliedMasks(frozen, layers, ablation, corrupted):
+    with AppliedMasks.of(frozen, masks, ablation, corrupted):
         yield model
 
 

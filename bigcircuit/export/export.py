@@ -265,7 +265,7 @@ def _verified(
         return None, fresh, skipped
     with progress.phase("running the masked model"):
         whole_config = request.model.config.model_copy(update={"dtype": "float32", "weights": "resident"})
-        expected = run_masked(load_frozen(whole_config), request.cuts, prompts)
+        expected = run_masked(load_frozen(whole_config), request, prompts)
     found = compare_outputs(expected, fresh.outputs)
     if not found.is_equal:
         raise UserError(

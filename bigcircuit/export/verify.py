@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bigcircuit.errors import UserError
 from bigcircuit.export import fresh_process
-from bigcircuit.export.cut import LayerCut
-from bigcircuit.export.masked import masked
+from bigcircuit.export.request import ExportRequest
+from bigcircuit.forward.applied import AppliedMasks
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.seeding import mix
 
@@ -48,10 +48,10 @@ def random_prompts(hf_config: Any) -> Prompts:
     return Prompts(ids, prompt, min(_NEW, positions - prompt))
 
 
-def run_masked(frozen: FrozenModel, cuts: Sequence[LayerCut], prompts: Prompts) -> dict[str, Tensor]:
-    """Run the masked model on prompts: `logits` [R, T, V] and `text` [R, new tokens]."""
-    with masked(frozen, cuts) as model:
-        return fresh_process.run_prompts(model, prompts.ids, prompts.prompt_tokens, prompts.new_tokens)
+def run_masked(frozen: FrozenModel, request: ExportRequest, prompts: Prompts) -> dict[str, Tensor]:
+    """Run the model under the circuit that is exported on prompts: `logits` [R, T, V] and `text` [R, new tokens]."""
+    with AppliedMasks.of(frozen, request.masks, request.ablation):
+        return fresh_process.run_prompts(frozen.model, prompts.ids, prompts.prompt_tokens, prompts.new_tokens)
 
 
 class FreshRun(NamedTuple):

@@ -22,6 +22,7 @@ from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.errors import UserError
 from bigcircuit.forward.rows import TokenRows
 from bigcircuit.forward.streams import SiteMasks, Streams
+from bigcircuit.gates.discretise import site_masks
 from bigcircuit.model.sites import FrozenModel
 
 _ROW_METHODS = ("reorder_cache", "crop", "reset", "batch_repeat_interleave", "batch_select_indices")
@@ -178,6 +179,22 @@ class AppliedMasks:
     ablation: Ablation
     corrupted: CorruptedPrompts | None = None
     """Corrupted prompts, for interchange ablation."""
+
+    @classmethod
+    def of(
+        cls,
+        frozen: FrozenModel,
+        masks: Mapping[str, Tensor],
+        ablation: Ablation,
+        corrupted: CorruptedPrompts | None = None,
+    ) -> "AppliedMasks":
+        """Apply the masks of a circuit, [L, n] by granularity, each on the device of its layer."""
+        layers: list[SiteMasks] = []
+        for index, layer in enumerate(frozen.layers):
+            device = next(layer.module.parameters()).device
+            folded = site_masks(masks, index, layer.shape)
+            layers.append({site: mask.to(device)[None, None] for site, mask in folded.items()})
+        return cls(frozen, layers, ablation, corrupted)
 
     def __post_init__(self) -> None:
         self._streams = Streams(self.frozen, self.ablation)

@@ -8,7 +8,7 @@ import torch
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.convert.hooks import apply_in_trace, transformer_lens_hooks
 from bigcircuit.errors import UserError
-from bigcircuit.export.masked import masked
+from bigcircuit.forward.applied import AppliedMasks
 from bigcircuit.model.granularity import GRANULARITIES
 from tests.helpers.exports import random_constants, request_of, saved_tiny, uneven_masks
 from tests.helpers.tiny_models import TINY, tiny_model
@@ -102,7 +102,7 @@ def test_interventions_in_a_trace_give_the_masked_model(tmp_path):
     request = request_of(saved_tiny("gpt_neox", {**TINY, "num_key_value_heads": 4}, tmp_path / "base"))
     frozen, plain = (tiny_model("gpt_neox", {**TINY, "num_key_value_heads": 4}) for _ in range(2))
     prompt = torch.tensor([[5, 6, 7, 8]])
-    with masked(plain, request.cuts) as model:
-        expected = model(prompt).logits
+    with AppliedMasks.of(plain, request.masks, request.ablation):
+        expected = plain.model(prompt).logits
     apply_in_trace(circuit_of(frozen.shapes, "zero"), Traced(frozen.model))
     assert torch.allclose(frozen.model(prompt).logits, expected, atol=1e-6)

@@ -38,7 +38,7 @@ def exported(tmp_path_factory):
             prompts = prompts._replace(ids=prompts.ids[:2, :12], prompt_tokens=8)
             for ablation, value in (("zero", ZERO), ("mean", random_constants(resolved.shapes))):
                 request = request_of(resolved, value)
-                outputs = run_masked(frozen, request.cuts, prompts)
+                outputs = run_masked(frozen, request, prompts)
                 for name in FOLDERS if (model, variant, ablation, FOLDERS[0]) in CASES else ():
                     case = (model, variant, ablation, name)
                     output = folder / "-".join(map(str, case))

@@ -46,7 +46,7 @@ def test_llama_and_mistral_are_read_back_in_a_fresh_process(tmp_path):
         runs.append(fresh_run("gguf", tmp_path / name / "out", PROMPTS))
     for (name, request), result in zip(requests.items(), run_fresh(runs), strict=True):
         config = request.model.config.model_copy(update={"dtype": "float32"})
-        compared = compare_outputs(run_masked(load_frozen(config), request.cuts, PROMPTS), result.outputs)
+        compared = compare_outputs(run_masked(load_frozen(config), request, PROMPTS), result.outputs)
         assert compared.is_equal and compared.same_tokens == compared.tokens, (name, compared)
     reader = GGUFReader(tmp_path / "three/out/model.gguf")
     assert field(reader, "general.architecture") == "llama"

@@ -32,7 +32,7 @@ def outputs_of(folder, **settings):
 
 def assert_masked(request, folder) -> None:
     config = request.model.config.model_copy(update={"dtype": "float32"})
-    found = compare_outputs(run_masked(load_frozen(config), request.cuts, PROMPTS), outputs_of(folder))
+    found = compare_outputs(run_masked(load_frozen(config), request, PROMPTS), outputs_of(folder))
     assert found.is_equal and found.same_tokens == found.tokens, found
 
 
