@@ -23,7 +23,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from benchmarks.tiny_types import tiny_config
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.data.collate import Batch, collate
-from bigcircuit.data.pair import Example
 from bigcircuit.errors import UserError
 from bigcircuit.forward.model_check import check_loaded_model
 from bigcircuit.forward.streams import Streams
@@ -32,6 +31,7 @@ from bigcircuit.model.architectures import ARCHITECTURES, REFUSED
 from bigcircuit.model.granularity import MLP_OUTPUT, SITE_WIDTH, has_masks
 from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.model.sites import FrozenModel, find_sites
+from tests.helpers.tiny_models import tiny_examples
 
 WORKS, REFUSES, FAILS, ABSENT = "works", "refused", "FAILS", "not built"
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -165,7 +165,7 @@ def examine(model_type: str) -> Outcome:
 def faults(frozen: FrozenModel) -> Iterator[str]:
     """Yield what is wrong with gates on a model."""
     for padding in ("right", "left"):
-        batch = collate(_pairs(), full=True, padding=padding)
+        batch = collate(tiny_examples(), full=True, padding=padding)
         with torch.no_grad(), Streams(frozen, INTERCHANGE) as streams:
             clean, corrupted = _plain(frozen, batch.clean, batch), _plain(frozen, batch.corrupted, batch)
             if not torch.equal(streams.masked(batch, _constant(frozen, [1.0]), 1)[0], clean):
@@ -184,26 +184,6 @@ def faults(frozen: FrozenModel) -> Iterator[str]:
     )
     if whole.kept != whole.total or nothing.kept:
         yield "parameters of the full or the empty circuit are miscounted"
-
-
-def _pairs() -> list[Example]:
-    """Make pairs of several lengths that differ in the middle, so that the scored positions hold equal tokens."""
-    numbers = torch.Generator().manual_seed(1)
-    made = []
-    for index in range(3):
-        clean = torch.randint(3, 96, (7 + 2 * index,), generator=numbers).tolist()
-        corrupted = [*clean[:1], *(3 + (token + 7) % 90 for token in clean[1:4]), *clean[4:]]
-        made.append(
-            Example(
-                id=index,
-                clean=tuple(clean),
-                corrupted=tuple(corrupted),
-                answers=((5, 6),),
-                wrong_answers=((7,),),
-                source="",
-            )
-        )
-    return made
 
 
 def _plain(frozen: FrozenModel, tokens: Tensor, batch: Batch) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bigcircuit.io.files import reporting_disk_errors, sync_dir
+from bigcircuit.model.fingerprint import TOKENIZER_FILES
 from bigcircuit.model.weight_files import INDEX, WEIGHTS
 
 SHARD = 4 << 30
@@ -20,13 +21,7 @@ _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torc
 _CHUNK = 1 << 24
 """Bytes that are written by one call."""
 BESIDE_WEIGHTS = (
-    "tokenizer*",
-    "vocab*",
-    "merges*",
-    "*.model",
-    "*.tiktoken",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    *TOKENIZER_FILES,
     "chat_template*",
     "generation_config.json",
     "LICENSE*",

@@ -10,8 +10,7 @@ from torch import Tensor
 from bigcircuit.distributed.launcher_env import ranks_on_this_host, read_launcher_env
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.io.files import removing, reporting_disk_errors, temporary_path
-
-_GIB = 2**30
+from bigcircuit.runtime.host_memory import GIB
 
 
 def is_in_file(size: int, ranks: int, limit: float) -> bool:
@@ -19,7 +18,7 @@ def is_in_file(size: int, ranks: int, limit: float) -> bool:
 
     size: bytes; ranks: on one host, each of which would have a copy in memory; limit: `train.store_memory`, GiB.
     """
-    return size * ranks > limit * _GIB
+    return size * ranks > limit * GIB
 
 
 class StoreMemory(NamedTuple):

@@ -5,7 +5,7 @@ leave its site inputs behind, then on the masked hidden states of all members. T
 that under ZeRO-3 one gather of its weights serves both streams. Ablations that need no corrupted run have one stream: then
 what closed nodes output is nothing or constants.
 
-ArgumentShapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
+Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable, Collection, Iterator

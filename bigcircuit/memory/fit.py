@@ -1,6 +1,5 @@
 """Check whether a run fits into memory, and find settings with which it does."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from bigcircuit.config.load import flatten
+from bigcircuit.distributed.launcher_env import ranks_on_this_host
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory
 from bigcircuit.memory.estimate import Estimate, KnownPeaks, Workload, estimate, resting
@@ -170,9 +170,8 @@ def check_fits(run: ResolvedRun, ranks: Ranks) -> None:
     memory, work = FreeMemory.measure(ranks.device.type), Workload.of(run.data.splits, ranks.size)
     if memory.is_gpu:
         return
-    on_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks.size)
     found = needs(run, work, memory)
-    if (1 - _ERROR) * found.on_host(on_host) > memory.free:
+    if (1 - _ERROR) * found.on_host(ranks_on_this_host(ranks.size)) > memory.free:
         raise _out_of_memory(run, work, memory, "")
     if _KEPT not in found.allocated:
         return_freed_memory()

@@ -9,7 +9,7 @@ from bigcircuit.io.known_hashes import known_hashes, remember_hashes
 from bigcircuit.model.weight_files import model_folder
 from bigcircuit.runtime.progress import ProgressDisplay
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer*",
     "vocab*",
     "merges*",
@@ -32,7 +32,7 @@ def fingerprint(config: ModelConfig, progress: ProgressDisplay | None = None) ->
     files = {
         "config": _files(folder, "config.json"),
         "weights": _files(folder, "*.safetensors"),
-        "tokenizer": _files(folder, *_TOKENIZER_FILES),
+        "tokenizer": _files(folder, *TOKENIZER_FILES),
         "adapter": _files(adapter, "adapter_config.json", "*.safetensors"),
     }
     every = list(dict.fromkeys(path for paths in files.values() for path in paths))

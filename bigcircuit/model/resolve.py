@@ -124,7 +124,7 @@ def resolve_model(config: ModelConfig, deepspeed: str | None = None) -> Resolved
     others = other_parts(hf_config)
     unused: tuple[str, ...] = ()
     if not quantization.stored:
-        checked = check_weight_tensors(config, whole_skeleton(config, hf_config) if others else whole)
+        checked = check_weight_tensors(config, whole)
         unused = checked.unused
     not_loaded = [name for name in unused if name.startswith(tuple(f"{part}." for part in others))]
     unused = tuple(name for name in unused if name not in not_loaded)

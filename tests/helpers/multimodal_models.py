@@ -7,20 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from bigcircuit.model.text_part import MULTIMODAL
+from tests.helpers.tiny_models import TINY
 
-TEXT = {
-    "vocab_size": 160,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+TEXT = {key: value for key, value in TINY.items() if key != "use_cache"} | {"vocab_size": 160}
 """The language model, in proportions of those of 8B: grouped-query attention and an MLP half as wide again as the stream."""
 VISION = {
     "hidden_size": 32,
