@@ -3,6 +3,7 @@
 The public names are loaded on first use, so that a mistake on the command line is reported before torch is imported.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr_
     from bigcircuit.metrics.score import score
     from bigcircuit.model.load import load_frozen
     from bigcircuit.model.weight_files import EMBEDDED
+
+# By default MKL's products of one to three rows depend in the last bit on the address of the weights, which is another where they
+# are mapped from a file than where they are gathered. MKL reads the variable at its first product.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __all__ = [
     "EMBEDDED",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -168,25 +168,40 @@ def _divide(frozen: FrozenModel, device: torch.device, settings: DeepSpeedConfig
         read_ahead(frozen, "ds_tensor")
 
 
-class _FrozenLinear(torch.autograd.Function):
-    """Linear map that saves its parameter for the backward pass, in which the parameter is gathered again.
+class _ViewOfParameter(NamedTuple):
+    """A tensor that shows weights of a parameter."""
 
-    torch would save a view of the weights that were gathered for the forward pass; DeepSpeed's own version saves the input.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
-        return nn.functional.linear(value, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        return gradient.matmul(weight), None, None
+    parameter: Tensor
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+    """Elements behind the first one of the parameter."""
 
 
 def _frozen_linear(module: nn.Linear, value: Tensor) -> Tensor:
-    return _FrozenLinear.apply(value, module.weight, module.bias)
+    """Apply a linear map, keeping for the backward pass how it used its parameter, which is gathered again by then.
+
+    torch would keep a view of the weights that were gathered for the forward pass; DeepSpeed's own version keeps the input, and
+    multiplies in other shapes than torch where few rows are given, which changes last bits.
+    """
+    weight = module.weight
+    gathered_at = weight.untyped_storage().data_ptr()
+
+    def keep(saved: Tensor) -> Tensor | _ViewOfParameter:
+        if saved.untyped_storage().data_ptr() != gathered_at:
+            return saved
+        offset = int(saved.storage_offset() - weight.storage_offset())
+        return _ViewOfParameter(weight, saved.size(), saved.stride(), offset)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, _seen_again):
+        return nn.functional.linear(value, weight, module.bias)
+
+
+def _seen_again(saved: Tensor | _ViewOfParameter) -> Tensor:
+    if isinstance(saved, Tensor):
+        return saved
+    parameter = saved.parameter.detach()
+    return parameter.as_strided(saved.size, saved.stride, parameter.storage_offset() + saved.offset)
 
 
 @contextmanager

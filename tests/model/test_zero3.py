@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,12 +126,16 @@ def test_nvme_reads_the_files_of_the_checkpoint_and_writes_nothing(tmp_path, alo
     assert all(torch.equal(values, found[gate]) for gate, values in alone.items())
 
 
-def small_llama(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, str]:
+def small_llama(folder: Path, dtype: torch.dtype = torch.float32, **sizes: int) -> dict[str, Any]:
     """Save a small Llama with the tokenizer of the embedded model; returns settings of runs with it."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_key_value_heads": 2} | sizes
     config = LlamaConfig(
-        vocab_size=1030, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=1030,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        **sizes,
+    )
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -138,7 +143,7 @@ def small_llama(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, s
     return {**RUN, "model.path": str(folder), "target.total": 40}
 
 
-def stages_agree(folder: Path, shared: dict[str, str], names: list[str]) -> None:
+def stages_agree(folder: Path, shared: dict[str, Any], names: list[str]) -> None:
     """Run stages on two ranks and compare the gates of each with those of the first, to the bit."""
     runs = [{**shared, "output": str(folder / name), "deepspeed": str(DEEPSPEED_CONFIGS / f"{name}.json")}
             for name in names]  # fmt: skip
@@ -163,6 +168,31 @@ def test_an_adapter_is_divided_too(tmp_path):
 def test_weights_that_need_a_cast_are_divided_too(tmp_path):
     shared = small_llama(tmp_path / "model", torch.bfloat16) | {"model.dtype": "float32"}
     stages_agree(tmp_path, shared, ["zero0", "zero3", "zero3_offload_cpu"])
+
+
+def misaligned(path: Path) -> None:
+    """Write a safetensors file again with its tensors 8 bytes behind a multiple of 16."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip()
+    header += b" " * (-len(header) % 16)  # the data starts at 8 + this length
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+
+
+@pytest.mark.parametrize(("tokens", "differing", "micro_batch_size"), [(3, 1, 2), (4, 3, 1)])
+def test_products_of_few_rows_have_the_same_bits_in_pieces(tmp_path, tokens, differing, micro_batch_size):
+    """Two rows with a gradient that is not contiguous, and one row of weights at another address."""
+    shared = small_llama(tmp_path / "model", hidden_size=128, intermediate_size=256, num_key_value_heads=4)
+    misaligned(tmp_path / "model/model.safetensors")
+    prompts = [[10 + row, *range(6, 4 + tokens), 50 + row] for row in range(24)]
+    corrupted = [[90 if at == differing else token for at, token in enumerate(prompt)] for prompt in prompts]
+    lines = [{"clean": clean, "corrupted": other, "answers": [[9]], "wrong_answers": [[10]]}
+             for clean, other in zip(prompts, corrupted, strict=True)]  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    del shared["task.size"]
+    shared |= {"task.name": "pairs", "task.path": str(tmp_path / "pairs.jsonl"), "train.steps": 4, "train.save_every": 4,
+               "train.validate_every": 4, "train.micro_batch_size": micro_batch_size, "target.total": 100}  # fmt: skip
+    stages_agree(tmp_path, shared, ["zero0", "zero3"])
 
 
 def test_what_is_in_the_way_of_reading_from_files_is_one_line(tmp_path):
