@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigcircuit.config.extras import need
 from bigcircuit.config.load import load
 from bigcircuit.config.options import Command, parse_command
 from bigcircuit.config.own_code import allow
@@ -159,6 +160,7 @@ def run_report(words: Sequence[str]) -> None:
     """Run the verb `report`."""
     command, console = parse_verb("report", words), _console()
     output, figures = (Path(text) if text else None for text in map(command.options.get, ("output", "figures")))
+    need("bigcircuit report", "report")
     from bigcircuit.report.render import write_report
 
     for path in write_report(command.names, output, figures):
@@ -174,6 +176,8 @@ def run_sweep(words: Sequence[str]) -> None:
     command = parse_verb("sweep", words)
     config, address = command.options["config"], command.options["address"]
     sweep = load_sweep(config, {**command.settings[Config], **command.settings[SweepSettings]})
+    need("bigcircuit sweep", "sweep")
+    need("bigcircuit sweep", "report")
     if command.options["fresh"]:
         sweep = sweep.fresh()
     if command.options["dry_run"]:
