@@ -102,11 +102,12 @@ def run_evaluate(words: Sequence[str]) -> None:
     settings = validated(EvaluationSettings, command.settings[EvaluationSettings])
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.evaluation.evaluate import evaluate_circuits
+    from bigcircuit.metrics.own import named_metrics, own_scores
 
     # The config of a run folder does not say where the run is evaluated.
     source = None if any(Path(name).is_dir() for name in command.names) else command.options["config"]
     wanted = {name: value for name, value in command.settings[Config].items() if name == "model.device"}
-    with joined_ranks(load(source, wanted).model.device) as ranks:
+    with own_scores(named_metrics(settings.metrics)), joined_ranks(load(source, wanted).model.device) as ranks:
         evaluate_circuits(
             command.names, settings, ranks, config=command.options["config"], overrides=command.settings[Config]
         )
