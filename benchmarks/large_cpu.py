@@ -272,7 +272,7 @@ def killed(bench: Bench) -> list[str]:
 BLOCKS = [
     Block(
         "8B, one member: where the weights are",
-        "ranks|seconds in all|seconds an update|predicted anonymous MiB a rank|measured|predicted / measured|mapped MiB|gates".split(
+        "ranks|seconds in all|an update|predicted anonymous MiB a rank|measured|predicted / measured|mapped MiB|gates".split(
             "|"
         ),
         {name: placement(name) for name in PLACEMENTS},
