@@ -23,7 +23,14 @@ def sentences(text):
 
 
 def test_sentences_are_counted():
-    assert sentences("One two. Three four five!\n - A list\n - of two items: all.\n\nAnd `a.b` (one).") == [2, 3, 2, 3, 1, 3]
+    assert sentences("One two. Three four five!\n - A list\n - of two items: all.\n\nAnd `a.b` (one).") == [
+        2,
+        3,
+        2,
+        3,
+        1,
+        3,
+    ]
 
 
 def test_readme_has_700_to_900_words():
