@@ -37,11 +37,11 @@ def find(
 
     model: a Hugging Face causal language model, which is left as it was, or a folder or hub id. tokenizer: by default that of the
     model's files. pairs: rows (a list of mappings with clean, corrupted, answers and wrong_answers, a DataFrame, a data set), a
-    function that makes rows from (tokenizer, size, random generator), a path, or the name of a task builder, whose list,
-    if it needs one, is the setting `task.path`; by default what `config` names. size: neurons to keep, as a share (0.1 or "10%") or a count (200), or sizes by granularity, such as
-    {"head": 12}. folder: run folder; the same call with the same folder goes on after an interruption. By default a temporary one,
-    removed with the result. config: a YAML file to start from. preset: name of settings that come with the
-    package, such as "paper", under those of the file. quiet: print nothing.
+    function that makes rows from (tokenizer, size, random generator), a path, or the name of a task builder, whose list, if it
+    needs one, is the setting `task.path`; by default what `config` names. size: neurons to keep, as a share (0.1 or "10%") or a
+    count (200), or sizes by granularity, such as {"head": 12}. folder: run folder; the same call with the same folder goes on
+    after an interruption. By default a temporary one, removed with the result. config: a YAML file to start from. preset: name
+    of settings that come with the package, such as "paper", under those of the file. quiet: print nothing.
     settings: as in YAML, by section, `train={"steps": 300}`, or dotted, `**{"model.dtype": "bfloat16"}`.
 
     An object whose weights are not those of its files is written to the run folder first. Raises UserError, in one line, for what
