@@ -103,6 +103,8 @@ def introduce(context: RunContext, progress: ProgressDisplay) -> None:
         f"{config.task.path or config.task.name}: {sizes} pairs; {len(context.run.members)} member(s), "
         f"{config.ablation.name} ablation"
     )
+    if context.run.both_streams:
+        progress.print_line(context.run.both_streams)
 
 
 def start_or_resume(context: RunContext, folder: RunDir, progress: ProgressDisplay) -> TrainState:
@@ -178,7 +180,9 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
                     order = batch_indices(len(examples), settings.batch_size, state.step, config.task.seed)
                     chosen = [examples[i] for i in order]
                     logged = update(state, streams, training.references, chosen, micro_batches, training.store)
-                    seen = {"kl": logged["kl"].mean().item(), "neurons": logged["open.total"].mean().item()}
+                    seen = {"kl": logged["kl"].mean().item()}
+                    if "open.total" in logged:  # not where experts alone have gates
+                        seen["neurons"] = logged["open.total"].mean().item()
                     updates.advance(values=seen)
                     if due(settings.log_every) and record:
                         record(state, {name: values.tolist() for name, values in logged.items()})

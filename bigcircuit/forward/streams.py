@@ -335,7 +335,7 @@ class Streams:
             recorded=state.recorded,
             recording=state.recording,
             rows=len(state.batch.clean),
-            watch=None if state.watch is None else partial(state.watch, index, EXPERT),
+            watch=None if state.watch is None else partial(state.watch, index),
         )
 
     def _at_input(self, index: int, site: str, _module: nn.Module, args: tuple) -> tuple | None:
