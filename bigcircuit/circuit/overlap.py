@@ -7,7 +7,6 @@ from operator import and_, or_
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from bigcircuit.circuit.masks import complete_masks, leaves
@@ -86,6 +85,8 @@ def chance_of_two(nodes: int, first: int, second: int) -> float:
     if not first and not second:
         return 1.0
     shared = np.arange(max(0, first + second - nodes), min(first, second) + 1)
+    from scipy import stats  # loads in a second, and only two circuits need it
+
     return float((stats.hypergeom.pmf(shared, nodes, first, second) * shared / (first + second - shared)).sum())
 
 

@@ -48,7 +48,7 @@ def measure_curves(
     """
     measured, missing = [], []
     first = circuits[0][1]
-    with Streams(first.context.frozen, first.ablation) as streams:
+    with Streams(first.context.frozen, first.ablation, kept=first.context.kept) as streams:
         for ranked in _rankings(circuits, streams, settings):
             for level in settings.levels:
                 if level != "neuron" and level not in ranked.scores[0]:
