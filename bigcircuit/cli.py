@@ -81,7 +81,8 @@ def run_prune(words: Sequence[str]) -> None:
     if read_launcher_env().world_size == 1:  # several ranks must agree on what they find
         folder = choose_run_dir(config, command.options["fresh"])
         if folder.finished:
-            return _console().print(folder.nothing_to_do)
+            _console().print(folder.nothing_to_do)
+            return
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.prune import prune
 
