@@ -56,9 +56,7 @@ def prune(
     progress = progress or ProgressDisplay(ranks.is_first, ranks.set_status)
     folder = choose_run_dir(config, fresh)
     if folder.finished:
-        progress.print_line(
-            f"{folder.path} holds a finished run with these settings; nothing to do (--fresh starts another)"
-        )
+        progress.print_line(folder.nothing_to_do)
         return folder
     started = time.monotonic()
     watch_memory()
@@ -230,9 +228,9 @@ def finish(
     files = [str(path.relative_to(folder.path)) for path in paths]
     summary = closing.summary(files, time.monotonic() - started)
     write_json(folder.examples, {"members": closing.examples})
-    page = write_run_page(folder.path, summary)
-    shutil.rmtree(folder.references, ignore_errors=True)
-    write_json(folder.summary, summary)
     progress.print_table(closing_table(summary, progress.console.width))
     progress.print_line(closing_sentence(summary))
+    page = write_run_page(folder.path, summary)
+    shutil.rmtree(folder.references, ignore_errors=True)
+    write_json(folder.summary, summary)  # last, because with it the run is finished
     progress.print_line(f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; {page}")

@@ -12,7 +12,7 @@ from bigcircuit.data.dataset import TaskData
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example, Pair
 from bigcircuit.forward.streams import Streams
-from bigcircuit.metrics.score import mask_source
+from bigcircuit.metrics.distinct_circuits import mask_source
 
 _EXAMPLES, _TOP = 12, 3
 
