@@ -169,7 +169,7 @@ class _Probe:
 
     def scoring(self) -> float:
         """Measure one micro-batch of a validation, s."""
-        circuits = current_masks(self._state)
+        circuits = current_masks(self._state, self._streams.frozen)
         return self._timed(
             lambda: score(self._streams, self._examples, circuits, self._micro_batches, references=self._references)
         )
