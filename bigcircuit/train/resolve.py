@@ -15,6 +15,7 @@ from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.fingerprint import run_fingerprint
 from bigcircuit.train.layer_sizes import check_layer_sizes
+from bigcircuit.train.own_loss import try_loss
 from bigcircuit.train.targets import check_expert_neurons, count_targets
 
 
@@ -61,6 +62,8 @@ def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = Non
     check_expert_neurons(configs, model.skeleton)
     counted = count_targets(configs, model.nodes)
     check_layer_sizes(counted, model.skeleton)
+    if config.train.loss:
+        try_loss(config.train.loss, data.splits["train"], model.hf_config.vocab_size)
     return ResolvedRun(
         config=config,
         members=counted,
