@@ -44,6 +44,10 @@ def settings_of(name: str) -> Settings:
         from bigcircuit.export.config import ExportSettings
 
         return {ExportSettings: "", Config: ""}
+    if name == "recover":
+        from bigcircuit.recover.config import RecoverSettings
+
+        return {RecoverSettings: "recover.", Config: ""}
     if name == "convert":
         from bigcircuit.convert.config import ConversionSettings
 
@@ -149,6 +153,22 @@ def run_export(words: Sequence[str]) -> None:
         )
 
 
+def run_recover(words: Sequence[str]) -> None:
+    """Run the verb `recover`; also the whole of launchers/recover.py."""
+    from bigcircuit.evaluation.config import validated
+    from bigcircuit.recover.config import RecoverSettings
+
+    command = parse_verb("recover", words)
+    given = {key.removeprefix("recover."): value for key, value in command.settings[RecoverSettings].items()}
+    settings, overrides = validated(RecoverSettings, given, "recover."), command.settings[Config]
+    device = load(None, {k: v for k, v in overrides.items() if k == "model.device"}).model.device
+    from bigcircuit.distributed.ranks import joined_ranks
+    from bigcircuit.recover.recover import recover
+
+    with joined_ranks(device) as ranks:
+        recover(command.names, settings, ranks, overrides)
+
+
 def run_convert(words: Sequence[str]) -> None:
     """Run the verb `convert`."""
     from bigcircuit.convert.config import ConversionSettings, conversion_settings
@@ -233,6 +253,7 @@ RUNS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": run_evaluate,
     "compare": run_compare,
     "export": run_export,
+    "recover": run_recover,
     "convert": run_convert,
     "report": run_report,
     "sweep": run_sweep,
