@@ -1,4 +1,4 @@
-"""Fuzz by hand, and write the table: `python -m tests.fuzz --inputs 10000 [--only KIND] [--first SEED] [--write]`."""
+"""Fuzz by hand, and write the table: `python -m tests.fuzz --inputs 10000 [--only KIND] [--first SEED] [--base DIR] [--write]`."""
 
 import argparse
 import sys
@@ -21,11 +21,12 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=1000, help="inputs of each kind; fewer of those that take long")
     parser.add_argument("--only", choices=KINDS, help="one kind alone")
     parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--base", type=Path, help="folder in which what is damaged is kept for further calls")
     parser.add_argument("--write", action="store_true", help="write the table into benchmarks/reliability.md")
     given = parser.parse_args()
     rows = []
     with TemporaryDirectory() as folder:
-        prepare(Path(folder) / "base")
+        prepare(given.base or Path(folder) / "base")
         for name in [given.only] if given.only else KINDS:
             failures, start = [], time.process_time()
             inputs = max(1, given.inputs // COSTS.get(name, 1))
