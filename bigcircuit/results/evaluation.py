@@ -12,6 +12,8 @@ from bigcircuit.metrics.registry import Score, Scores
 
 EVALUATION = "bigcircuit-evaluation/1"
 COMPARISON = "bigcircuit-comparison/1"
+ADDED_LATER = {"added_later": True}
+"""Metadata of a field that files of earlier versions lack, and without which they are read."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ class Point:
     draws: int
     kl: float
     """Mean over draws and pairs, nats."""
-    kl_low: float
+    kl_low: float = field(metadata=ADDED_LATER)
     """Lower end of the 95% bootstrap interval of this mean over pairs."""
-    kl_high: float
+    kl_high: float = field(metadata=ADDED_LATER)
     kl_max: float
     """KL of the worst draw, nats."""
     logit_difference: float
@@ -191,9 +193,9 @@ class CurvePoint:
     neurons: int
     """Number of kept site neurons."""
     kl: float
-    kl_low: float
+    kl_low: float = field(metadata=ADDED_LATER)
     """Lower end of the 95% bootstrap interval over pairs."""
-    kl_high: float
+    kl_high: float = field(metadata=ADDED_LATER)
     logit_difference: float
     exact_match: float
     faithfulness: float

@@ -175,19 +175,16 @@ def check_shape(content: Any, shape: Any, source: str, remedy: str) -> None:
 def shape_of(kind: Any) -> Any:
     """Return the shape in which `write_json` writes values of a type: a dataclass as an object, and NaN as null.
 
-    kind: a dataclass, or an annotation of one of its fields. A field with a default may be missing.
+    kind: a dataclass, or an annotation of one of its fields. A field may be missing that has a default or was added later.
     """
     if kind is float:
         return float | None
     if is_dataclass(kind):
         hints = get_type_hints(kind)
-        made: dict[str, Any] = {
-            one.name: (
-                shape_of(hints[one.name]),
-                ... if one.default is MISSING and one.default_factory is MISSING else None,
-            )
-            for one in fields(kind)
-        }
+        made: dict[str, Any] = {}
+        for one in fields(kind):
+            has_default = one.default is not MISSING or one.default_factory is not MISSING
+            made[one.name] = shape_of(hints[one.name]), None if has_default or "added_later" in one.metadata else ...
         return create_model(getattr(kind, "__name__", "shape"), **made)
     inner, origin = get_args(kind), get_origin(kind)
     if origin in (Union, types.UnionType):

@@ -84,6 +84,20 @@ def test_a_damaged_comparison_is_refused_with_the_place(compared, tmp_path, plac
         read_result(changed(compared, place, value, tmp_path / "comparison.json"))
 
 
+def test_a_file_of_an_earlier_version_is_read(reported, tmp_path):
+    content = json.loads((reported.one.path / "evaluation.json").read_text())
+    for name in ("checks", "inside"):
+        del content[name]
+    points = content["circuits"][0]["ablations"]["interchange"]["partial"]
+    for curves in content["curves"].values():
+        points += [point for curve in curves for point in curve["points"]]
+    assert points
+    for point in points:
+        del point["kl_low"], point["kl_high"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    assert read_result(tmp_path / "evaluation.json")["format"] == content["format"]
+
+
 def test_scores_that_are_not_finite_are_null_and_are_read(reported, tmp_path):
     place = (*UNDER, "circuit", "kl")
     score = json.loads((reported.one.path / "evaluation.json").read_text())["circuits"][0]["ablations"]["interchange"]
