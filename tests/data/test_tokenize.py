@@ -292,7 +292,17 @@ class _Refuses:
 
 def test_a_text_on_which_a_foreign_tokenizer_raises_is_a_line_that_names_its_row():
     prompts = ["one day", "two days", "six days"]
-    pairs = [Pair(f"{text} a", f"{text} b", (" x",), (" y",), "", f"f:{row}") for row, text in enumerate(prompts, 1)]
+    pairs = [
+        Pair(
+            clean=f"{text} a",
+            corrupted=f"{text} b",
+            answers=(" x",),
+            wrong_answers=(" y",),
+            split="",
+            source=f"f:{row}",
+        )
+        for row, text in enumerate(prompts, 1)
+    ]
     with pytest.raises(
         UserError, match=r"^f:2: the model's tokenizer cannot read its texts \(KeyError: 'no such piece'\); reword"
     ):
