@@ -88,9 +88,8 @@ def test_a_file_of_an_earlier_version_is_read(reported, tmp_path):
     content = json.loads((reported.one.path / "evaluation.json").read_text())
     for name in ("checks", "inside"):
         del content[name]
-    points = content["circuits"][0]["ablations"]["interchange"]["partial"]
-    for curves in content["curves"].values():
-        points += [point for curve in curves for point in curve["points"]]
+    points = [*content["circuits"][0]["ablations"]["interchange"]["partial"]]
+    points += [point for curves in content["curves"].values() for curve in curves for point in curve["points"]]
     assert points
     for point in points:
         del point["kl_low"], point["kl_high"]
