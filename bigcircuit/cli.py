@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigcircuit.config.extras import need
 from bigcircuit.config.load import load
 from bigcircuit.config.options import Command, parse_command
 from bigcircuit.config.own_code import allow
@@ -101,11 +102,12 @@ def run_evaluate(words: Sequence[str]) -> None:
     settings = validated(EvaluationSettings, command.settings[EvaluationSettings])
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.evaluation.evaluate import evaluate_circuits
+    from bigcircuit.metrics.own import named_metrics, own_scores
 
     # The config of a run folder does not say where the run is evaluated.
     source = None if any(Path(name).is_dir() for name in command.names) else command.options["config"]
     wanted = {name: value for name, value in command.settings[Config].items() if name == "model.device"}
-    with joined_ranks(load(source, wanted).model.device) as ranks:
+    with own_scores(named_metrics(settings.metrics)), joined_ranks(load(source, wanted).model.device) as ranks:
         evaluate_circuits(
             command.names, settings, ranks, config=command.options["config"], overrides=command.settings[Config]
         )
@@ -159,6 +161,7 @@ def run_report(words: Sequence[str]) -> None:
     """Run the verb `report`."""
     command, console = parse_verb("report", words), _console()
     output, figures = (Path(text) if text else None for text in map(command.options.get, ("output", "figures")))
+    need("bigcircuit report", "report")
     from bigcircuit.report.render import write_report
 
     for path in write_report(command.names, output, figures):
@@ -174,6 +177,8 @@ def run_sweep(words: Sequence[str]) -> None:
     command = parse_verb("sweep", words)
     config, address = command.options["config"], command.options["address"]
     sweep = load_sweep(config, {**command.settings[Config], **command.settings[SweepSettings]})
+    need("bigcircuit sweep", "sweep")
+    need("bigcircuit sweep", "report")
     if command.options["fresh"]:
         sweep = sweep.fresh()
     if command.options["dry_run"]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from bigcircuit.config.extras import need
 from bigcircuit.errors import UserError
 from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT, LayerShape
 
@@ -68,10 +69,9 @@ def kept_nodes(masks: Mapping[str, Tensor], shapes: Sequence[LayerShape], granul
 
 def to_frame(rows: Sequence[NodeRow]) -> Any:
     """Make a pandas DataFrame of nodes. Raises UserError if pandas is not installed."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise UserError("to_pandas needs pandas; pip install pandas") from error
+    need("to_pandas", "data", "pandas")
+    import pandas
+
     return pandas.DataFrame(rows, columns=NodeRow._fields)
 
 

@@ -11,6 +11,7 @@ from bigcircuit.ablation.kinds import DEFAULT, KINDS, config_kinds, full_name, w
 from bigcircuit.config.chat import ChatConfig
 from bigcircuit.config.choices import OneOf, described
 from bigcircuit.config.section import Section
+from bigcircuit.config.tracking import TrackingConfig
 from bigcircuit.config.values import Size
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS, automatic
 from bigcircuit.model.granularity import GATED, GRANULARITIES, NODE_NAMES
@@ -272,6 +273,9 @@ class TrainConfig(Section):
     """Weight of max(0, margin - logit difference)."""
     margin: float = 1.0
     """Logit difference that the hinge asks for."""
+    loss: str | None = None
+    """Function of your own, `module:function`, added to the loss: of (logits of a circuit [S, V], batch, logits of the full
+    model [S, V]), one number a pair, [B]. Set train.kl to 0 to train on it alone."""
     dual_lr: Annotated[float, Field(gt=0)] = 0.005
     """Step of the dual variables of target mode, in nats of loss per whole open fraction."""
     dual_stiffness: Weight = 30.0
@@ -311,15 +315,6 @@ class PopulationConfig(Section):
                 f"population.seeds is {self.seeds} and population.members has {len(self.members)}; use one"
             )
         return self
-
-
-class TrackingConfig(Section):
-    """Experiment trackers besides metrics.jsonl, which is always written."""
-
-    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
-    """Trackers of accelerate that receive the same numbers."""
-    project: str = "bigcircuit"
-    """Project name there."""
 
 
 class Config(Section):

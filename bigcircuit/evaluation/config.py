@@ -49,6 +49,9 @@ class EvaluationSettings(Section):
     """Configs of other tasks, for the matrix of every circuit on every task."""
     control: Names = ()
     """Runs or circuits that ought not to work, such as one found on random labels (`task.labels random`)."""
+    metrics: Names = ()
+    """Scores of your own: `module:function`, of (logits of a circuit [S, V], batch), one number a pair, [B]; or names that
+    installed packages declare."""
     at_once: Positive = 16
     """Circuits that share one pass over the model; fewer need less memory."""
     any_model: bool = False

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
+from bigcircuit.config.extras import need
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.model.dequantised_linear import (
@@ -279,10 +280,8 @@ def _quieten() -> None:
 
 def _check_package(subject: str, name: str) -> None:
     package = WEIGHT_FORMATS[name].package
-    if package is not None and not is_installed(name):
-        raise UserError(
-            f"{subject}: reading this needs {package.replace('_', '-')}; pip install 'bigcircuit[quantization]'"
-        )
+    if package is not None:
+        need(f"{subject}: reading this", "quantization", package)
 
 
 def _check_is_whole(config: ModelConfig, subject: str, is_sharded: bool) -> None:

@@ -14,6 +14,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.fingerprint import run_fingerprint
+from bigcircuit.train.own_loss import try_loss
 from bigcircuit.train.targets import check_expert_neurons, count_targets
 
 
@@ -57,6 +58,8 @@ def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = Non
         ablation_data = load_ablation_data(config, model.tokenizer, model.hf_config)
     check_experts(config.ablation.name, sum(shape.experts for shape in model.shapes))
     check_expert_neurons(configs, model.skeleton)
+    if config.train.loss:
+        try_loss(config.train.loss, data.splits["train"], model.hf_config.vocab_size)
     return ResolvedRun(
         config=config,
         members=count_targets(configs, model.nodes),
