@@ -3,7 +3,8 @@
 import json
 import types
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -186,7 +187,8 @@ def shape_of(kind: Any) -> Any:
             has_default = one.default is not MISSING or one.default_factory is not MISSING
             made[one.name] = shape_of(hints[one.name]), None if has_default or "added_later" in one.metadata else ...
         return create_model(getattr(kind, "__name__", "shape"), **made)
-    inner, origin = get_args(kind), get_origin(kind)
+    origin: Any = get_origin(kind)
+    inner = list(map(shape_of, get_args(kind)))
     if origin in (Union, types.UnionType):
-        return Union[tuple(map(shape_of, inner))]  # noqa: UP007
-    return origin[tuple(map(shape_of, inner))] if origin in (list, dict) else kind
+        return reduce(or_, inner)
+    return origin[tuple(inner)] if origin in (list, dict) else kind
