@@ -25,9 +25,10 @@ from bigcircuit.memory.fit import check_fits, explain_out_of_memory
 from bigcircuit.model.granularity import node_counts
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.model.zero3 import explain_deepspeed
+from bigcircuit.report.run_page import write_run_page
 from bigcircuit.runtime.host_memory import watch_memory
 from bigcircuit.runtime.progress import ProgressDisplay
-from bigcircuit.runtime.trackers import Trackers
+from bigcircuit.runtime.trackers import Trackers, check_trackers
 from bigcircuit.train.final_circuits import final_circuits
 from bigcircuit.train.fingerprint import check_same_fingerprint
 from bigcircuit.train.pair_filters import count_solved
@@ -55,12 +56,11 @@ def prune(
     progress = progress or ProgressDisplay(ranks.is_first, ranks.set_status)
     folder = choose_run_dir(config, fresh)
     if folder.finished:
-        progress.print_line(
-            f"{folder.path} holds a finished run with these settings; nothing to do (--fresh starts another)"
-        )
+        progress.print_line(folder.nothing_to_do)
         return folder
     started = time.monotonic()
     watch_memory()
+    check_trackers(config)
     run = resolve(config, ranks, progress)
     check_asks_for_size(run.members)
     ranks.check_equal({**run.fingerprint, "settings": config.model_dump_json(), "versions": json.dumps(versions())})
@@ -228,13 +228,9 @@ def finish(
     files = [str(path.relative_to(folder.path)) for path in paths]
     summary = closing.summary(files, time.monotonic() - started)
     write_json(folder.examples, {"members": closing.examples})
-    from bigcircuit.report.render import render_run  # its figures take a second to load
-
-    render_run(folder.path, summary)
-    shutil.rmtree(folder.references, ignore_errors=True)
-    write_json(folder.summary, summary)
     progress.print_table(closing_table(summary, progress.console.width))
     progress.print_line(closing_sentence(summary))
-    progress.print_line(
-        f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; see {folder.report}"
-    )
+    page = write_run_page(folder.path, summary)
+    shutil.rmtree(folder.references, ignore_errors=True)
+    write_json(folder.summary, summary)  # last, because with it the run is finished
+    progress.print_line(f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; {page}")

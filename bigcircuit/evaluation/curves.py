@@ -55,7 +55,7 @@ def measure_curves(
     if "levels" in settings.model_fields_set:
         absent = (level for level in settings.levels if level not in there)
         missing += [f"The model has no {NODE_NAMES[level]}, so there is no curve of them." for level in absent]
-    with Streams(first.context.frozen, first.ablation) as streams:
+    with Streams(first.context.frozen, first.ablation, kept=first.context.kept) as streams:
         for ranked in _rankings(circuits, streams, settings, there):
             for level in there:
                 if ranked.only and level != ranked.only:

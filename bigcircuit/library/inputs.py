@@ -227,7 +227,9 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return None if value is None or value != value else value  # pandas writes NaN where a cell is empty
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    return None if value != value else value  # pandas writes NaN or NA where a cell is empty
 
 
 def _kind_of(value: Any) -> str:

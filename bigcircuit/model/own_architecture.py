@@ -1,7 +1,14 @@
-"""Architectures that the tables do not have, added from Python."""
+"""Architectures that the tables do not have: added from Python, or declared by installed packages."""
 
+from collections.abc import Mapping
+
+from bigcircuit.config.own_code import entry_point, load_entry_point
 from bigcircuit.errors import UserError
-from bigcircuit.model.architectures import ARCHITECTURES, LAYERS, PROJECTIONS
+from bigcircuit.model.architectures import ARCHITECTURES, LAYERS, PROJECTIONS, Architecture
+
+ENTRY_POINTS = "bigcircuit.architectures"
+"""Group of entry points in which packages declare architectures: model type -> mapping of the arguments of
+`register_architecture`."""
 
 
 def register_architecture(model_type: str, *, like: str = "llama", **paths: str) -> None:
@@ -22,3 +29,20 @@ def register_architecture(model_type: str, *, like: str = "llama", **paths: str)
         if path not in tables[name]:
             tables[name].append(path)
     ARCHITECTURES[model_type] = ARCHITECTURES[like]
+
+
+def declared_architecture(model_type: str) -> Architecture | None:
+    """Register what an installed package declares for a model type, and return its row; None if none does. Raises UserError."""
+    found = entry_point(ENTRY_POINTS, model_type)
+    if found is None:
+        return None
+    arguments = load_entry_point(found)
+    if not isinstance(arguments, Mapping) or not all(
+        isinstance(one, str) for pair in arguments.items() for one in pair
+    ):
+        raise UserError(
+            f"model type {model_type!r}: {found.value} of an installed package is no mapping of texts such as "
+            '{"like": "llama", "mlp": "feed_forward.w2"}; mend the package'
+        )
+    register_architecture(model_type, **arguments)
+    return ARCHITECTURES[model_type]
