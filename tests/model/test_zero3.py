@@ -17,6 +17,7 @@ from benchmarks.tiny_types import tiny_config
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.model.deepspeed_config import read_deepspeed, with_auto_values
+from bigcircuit.model.granularity import GATED
 from bigcircuit.model.load import skeleton
 from bigcircuit.model.resolve import resolve_model
 from tests.helpers.launch import DEEPSPEED_CONFIGS, ENVIRONMENT, ROOT, launch, option_words
@@ -266,6 +267,21 @@ def test_all_that_has_to_be_taken_out_is_named_at_once(tmp_path):
     assert "reduce_bucket_size" not in zero and zero["stage3_prefetch_bucket_size"] > 0
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"zero_optimization": {"stage": 3, "offload_param": "cpu"}}', "offload_param is 'cpu'; set it to "),
+        ('{"zero_optimization": {"stage": 3, "offload_param": [1]}}', "offload_param is .1.; set it to "),
+        ("[" * 100_000, "not a JSON file"),
+        ("[]", "zero_optimization.stage is None"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused(tmp_path, text, problem):
+    (tmp_path / "ds.json").write_text(text)
+    with pytest.raises(UserError, match=f"ds.json: {problem}"):
+        read_deepspeed(str(tmp_path / "ds.json"))
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in DEEPSPEED_CONFIGS.glob("*.json")))
 def test_every_config_that_comes_with_us_is_read(name):
     settings = read_deepspeed(str(DEEPSPEED_CONFIGS / f"{name}.json"))
@@ -296,9 +312,14 @@ def test_a_wrong_config_is_one_line(tmp_path, content, message):
         read_deepspeed(str(tmp_path / "missing.json"))
 
 
-def test_a_mixture_with_latent_attention_and_a_hybrid_are_divided_too(tmp_path):
+def test_mixtures_and_a_hybrid_are_divided_too(tmp_path):
     runs = []
-    for name, more in (("deepseek_v3", {"target.expert": 6}), ("falcon_h1", {})):
+    every = [*GATED, "expert_neuron"]
+    for name, more in (
+        ("deepseek_v3", {"target.expert": 6}),
+        ("qwen3_moe", {"target.expert": 6, "target.expert_neuron": 40, "gates.granularities": every}),
+        ("falcon_h1", {}),
+    ):
         shared = small_llama(tmp_path / name) | more | {"train.steps": 4}
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(tiny_config(name, vocab_size=1030)).save_pretrained(tmp_path / name)
