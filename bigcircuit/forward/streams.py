@@ -170,7 +170,9 @@ class Streams:
         alone; only for ablations that need the corrupted stream. branches: members that share layers, which `can_share` allows;
         for passes without a graph.
         """
-        tokens = batch.clean[:, 0 if corrupted is None else corrupted.cut :].repeat(members, 1)
+        tokens = batch.clean[:, 0 if corrupted is None else corrupted.cut :]
+        branches = None if tokens.numel() < _FEWEST else branches
+        tokens = tokens.repeat(members, 1)
         rows, division = Rows(len(tokens), 0), None
         if self.corrupted_stream and corrupted is None:
             rows = Rows(len(tokens), len(batch.corrupted))
@@ -392,5 +394,7 @@ def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
         module.forward = forward  # of Streams entered before these
 
 
+_FEWEST = 16
+"""Tokens of a pass in which members share layers. Products of fewer rows may have other last bits than those of more."""
 _PLACES: WeakKeyDictionary[Any, dict[tuple, int | None]] = WeakKeyDictionary()
 """Model -> dimension of the rows in arguments of layers whose names do not tell."""

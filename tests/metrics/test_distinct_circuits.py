@@ -1,5 +1,6 @@
 """Circuits of one scoring: equal ones are scored once, and every circuit gets the scores that it has alone, to the bit."""
 
+import pytest
 import torch
 
 from bigcircuit.ablation.ablation import INTERCHANGE
@@ -24,17 +25,17 @@ def circuits_of(shapes):
     return [*found, found[2], found[0]]
 
 
-def test_scores_do_not_depend_on_what_is_scored_together():
+@pytest.mark.parametrize("at_once", [None, 2, 4])
+def test_shared_layers_and_merged_circuits_change_no_bit(monkeypatch, at_once):
+    """Micro-batches of few tokens and of many."""
     frozen = tiny_model("llama", TINY_CONFIGS["llama"][0])
     circuits = circuits_of(frozen.shapes)
     with Streams(frozen, INTERCHANGE, kept=KeptPasses(1.0)) as streams:
-        for at_once in (None, 2):
-            found = score(streams, uneven_examples(), circuits, MicroBatches(2), at_once, full=True)
-            for index, masks in enumerate(circuits):
-                alone = score(streams, uneven_examples(), [masks], MicroBatches(2))
-                assert all(torch.equal(found[name][index], alone[name][0]) for name in found), index
-            full = score(streams, uneven_examples(), None, MicroBatches(2))
-            assert all(torch.equal(found.circuit(-1)[name], full[name]) for name in found)
+        found = score(streams, uneven_examples(), circuits, MicroBatches(2), at_once, full=True)
+        monkeypatch.setattr(Streams, "can_share", False)
+        plain = score(streams, uneven_examples(), circuits, MicroBatches(2), at_once, full=True)
+    for name, values in plain.items():
+        assert torch.equal(found[name], values), name
     assert len({*found["kl"].mean(1).tolist()[:-3]}) == len(circuits) - 2
 
 
