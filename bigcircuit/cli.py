@@ -44,6 +44,10 @@ def settings_of(name: str) -> Settings:
         from bigcircuit.export.config import ExportSettings
 
         return {ExportSettings: "", Config: ""}
+    if name == "recover":
+        from bigcircuit.recover.config import RecoverSettings
+
+        return {RecoverSettings: "recover.", Config: ""}
     if name == "convert":
         from bigcircuit.convert.config import ConversionSettings
 
@@ -76,6 +80,14 @@ def run_prune(words: Sequence[str]) -> None:
     """Run the verb `prune`; also the whole of launchers/prune.py."""
     command = parse_verb("prune", words)
     config = load(command.options["config"], command.settings[Config], preset=command.options["preset"])
+    from bigcircuit.distributed.launcher_env import read_launcher_env
+    from bigcircuit.io.run_dir import choose_run_dir
+
+    if read_launcher_env().world_size == 1:  # several ranks must agree on what they find
+        folder = choose_run_dir(config, command.options["fresh"])
+        if folder.finished:
+            _console().print(folder.nothing_to_do)
+            return
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.prune import prune
 
@@ -139,6 +151,22 @@ def run_export(words: Sequence[str]) -> None:
         export_circuit(
             command.names, settings, ranks, config=command.options["config"], overrides=command.settings[Config]
         )
+
+
+def run_recover(words: Sequence[str]) -> None:
+    """Run the verb `recover`; also the whole of launchers/recover.py."""
+    from bigcircuit.evaluation.config import validated
+    from bigcircuit.recover.config import RecoverSettings
+
+    command = parse_verb("recover", words)
+    given = {key.removeprefix("recover."): value for key, value in command.settings[RecoverSettings].items()}
+    settings, overrides = validated(RecoverSettings, given, "recover."), command.settings[Config]
+    device = load(None, {k: v for k, v in overrides.items() if k == "model.device"}).model.device
+    from bigcircuit.distributed.ranks import joined_ranks
+    from bigcircuit.recover.recover import recover
+
+    with joined_ranks(device) as ranks:
+        recover(command.names, settings, ranks, overrides)
 
 
 def run_convert(words: Sequence[str]) -> None:
@@ -225,6 +253,7 @@ RUNS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": run_evaluate,
     "compare": run_compare,
     "export": run_export,
+    "recover": run_recover,
     "convert": run_convert,
     "report": run_report,
     "sweep": run_sweep,

@@ -3,24 +3,23 @@
 Nothing heavy is imported here, so that a mistake in a config is reported before torch is even loaded.
 """
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, create_model, model_validator
+from pydantic import Field, model_validator
 
 from bigcircuit.ablation.kinds import DEFAULT, KINDS, config_kinds, full_name, with_moments
 from bigcircuit.config.chat import ChatConfig
 from bigcircuit.config.choices import OneOf, described
 from bigcircuit.config.section import Section
+from bigcircuit.config.sizes import PenaltyConfig, TargetConfig, Weight
 from bigcircuit.config.tracking import TrackingConfig
-from bigcircuit.config.values import Size
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS, automatic
-from bigcircuit.model.granularity import GATED, GRANULARITIES, NODE_NAMES
+from bigcircuit.model.granularity import GATED, GRANULARITIES
 
 GranularityName = Annotated[str, OneOf(GRANULARITIES)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class ModelConfig(Section):
@@ -208,35 +207,6 @@ class GatesConfig(Section):
                 f"gates.clamp {self.clamp:g}; lower one or raise the clamp"
             )
         return self
-
-
-class _Described(Section):
-    """Base of sections whose fields bring their descriptions: pydantic need not search for docstrings, which takes time."""
-
-    model_config = ConfigDict(use_attribute_docstrings=False)
-
-
-def _by_granularity(kind: Any, default: Any, **more: str) -> type[Section]:
-    """Base of a section with a field for every granularity, and some more with these descriptions, which come first."""
-    texts = {**more, **{name: NODE_NAMES[name] for name in GRANULARITIES}}
-    fields = {name: (kind, Field(default, description=f"{text[0].upper()}{text[1:]}.")) for name, text in texts.items()}
-    return cast(Any, create_model)("ByGranularity", __base__=_Described, **fields)
-
-
-class PenaltyConfig(_by_granularity(Weight, 0.0)):  # type: ignore[misc]
-    """Weight of the expected open fraction of each granularity in the loss."""
-
-
-_TOTAL = "site neurons (attention and MLP neurons together)"
-
-
-class TargetConfig(_by_granularity(Size, None, total=_TOTAL)):  # type: ignore[misc]
-    """Sizes to reach: nodes kept (200), or a share of those of the model (0.1 or 10%). A targeted granularity's fixed penalty is
-    off; with `total` all of them are."""
-
-    def sizes(self) -> dict[str, int]:
-        """The targets that are set; in the config of a member of a resolved run shares are numbers of nodes."""
-        return {name: size for name, size in self if size is not None}
 
 
 class TrainConfig(Section):

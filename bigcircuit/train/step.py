@@ -19,10 +19,12 @@ from bigcircuit.forward.corrupted import Corrupted
 from bigcircuit.forward.finite import check_corrupted
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
-from bigcircuit.gates.discretise import count, discretise
+from bigcircuit.gates.discretise import count
 from bigcircuit.gates.schedules import learning_rate
 from bigcircuit.metrics.logit_metrics import contrast, kl_divergence
 from bigcircuit.metrics.score import score
+from bigcircuit.model.sites import FrozenModel
+from bigcircuit.train.layer_sizes import sized_masks
 from bigcircuit.train.own_loss import loss_as_score, own_loss
 from bigcircuit.train.penalty import fixed_terms, total
 from bigcircuit.train.state import Best, TrainState
@@ -198,11 +200,11 @@ def _prepare(state: TrainState, logged: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(norms)
 
 
-def current_masks(state: TrainState) -> list[dict[str, Tensor]]:
-    """Discretise the current gates of every member."""
+def current_masks(state: TrainState, frozen: FrozenModel) -> list[dict[str, Tensor]]:
+    """Discretise the current gates of every member, in the sizes that it asks for."""
     population = state.population
     return [
-        discretise(population.decided(index), population.shapes, member.config.target.sizes())
+        sized_masks(population.decided(index), frozen, member.config.target)
         for index, member in enumerate(population.members)
     ]
 
@@ -211,7 +213,7 @@ def validate(
     state: TrainState, streams: Streams, targets: Targets, micro_batches: MicroBatches
 ) -> list[dict[str, float]]:
     """Score the discretised circuits of all members, and keep the gates of each member whose objective is its best so far."""
-    circuits, name = current_masks(state), state.population.members[0].config.train.loss
+    circuits, name = current_masks(state, streams.frozen), state.population.members[0].config.train.loss
     learned = state.population.learned()
     with streams.under(learned), loss_as_score(name) if name else nullcontext():
         scores = score(
