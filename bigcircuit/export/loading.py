@@ -41,7 +41,8 @@ def load_exported(folder: str | Path, **settings: Any) -> Any:
         )
     register_config()
     with opening:
-        model, info = AutoModelForCausalLM.from_pretrained(path, **settings, output_loading_info=True)
+        opened: Any = AutoModelForCausalLM.from_pretrained(path, **settings, output_loading_info=True)
+    model, info = opened
     _check_whole(path, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     return model
 

@@ -20,17 +20,17 @@ class PlainPass(NamedTuple):
     """A micro-batch with what the full model gives on it."""
 
     micro_batch: MicroBatch
-    reference: Tensor | None
-    """Logits on the clean prompts, [S, V]; None where the caller has them."""
+    reference: Tensor
+    """Logits on the clean prompts, [S, V]; empty where the caller has them."""
     corrupted: RecordedBatch | None
     """Activations of the corrupted run; None where masked passes do not run the suffix alone."""
 
     def to(self, device: torch.device | str) -> "PlainPass":
         """Return a copy on another device."""
-        reference, corrupted = self.reference, self.corrupted
+        corrupted = self.corrupted
         return PlainPass(
             self.micro_batch._replace(batch=self.micro_batch.batch.to(device)),
-            None if reference is None else reference.to(device),
+            self.reference.to(device),
             None if corrupted is None else corrupted.to(device),
         )
 
@@ -38,7 +38,7 @@ class PlainPass(NamedTuple):
     def bytes(self) -> int:
         """Size of logits and activations."""
         tensors = [] if self.corrupted is None else self.corrupted.tensors()
-        return sum(one.numel() * one.element_size() for one in [self.reference, *tensors] if one is not None)
+        return sum(one.numel() * one.element_size() for one in [self.reference, *tensors])
 
 
 class KeptPasses:

@@ -32,7 +32,8 @@ def plain_passes(
         for micro_batch in divided.iterate(examples, full=full):
             with torch.no_grad():
                 corrupted = streams.record(micro_batch.batch, sites) if over_suffix else None
-            yield PlainPass(micro_batch, None if references else streams.reference(micro_batch.batch), corrupted)
+            reference = torch.empty(0) if references else streams.reference(micro_batch.batch)
+            yield PlainPass(micro_batch, reference, corrupted)
 
     if streams.kept is None:
         found = make()

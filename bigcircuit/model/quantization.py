@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from bigcircuit.config.extras import need
+from bigcircuit.config.extras import missing, need
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.model.dequantised_linear import (
@@ -269,7 +268,7 @@ def _check_scales(config: ModelConfig, subject: str, name: str, block: Sequence[
 def is_installed(name: str) -> bool:
     """Whether the package that reads a format is there."""
     package = WEIGHT_FORMATS[name].package
-    return package is None or find_spec(package) is not None
+    return package is None or not missing("quantization", package)
 
 
 def _quieten() -> None:

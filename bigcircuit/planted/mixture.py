@@ -69,22 +69,27 @@ def make_mixture(seed: int, threshold: float = 0.1) -> Mixture:
 
 
 def _new() -> Any:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = Qwen3MoeConfig(
-        vocab_size=SYMBOLS + 1, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
+    config = AutoConfig.for_model(
+        "qwen3_moe", vocab_size=SYMBOLS + 1, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4,
         num_experts=_EXPERTS, num_experts_per_tok=_CHOSEN, moe_intermediate_size=8, norm_topk_prob=True,
         max_position_embeddings=8, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
-    model = Qwen3MoeForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     for layer in find_sites(model).layers:
         nn.init.normal_(_router(layer), std=_ROUTER_SCALE)
     return model
 
 
-def _router(layer: Layer) -> nn.Parameter:
+def _router(layer: Layer) -> Any:
     """Router weights of a layer, [E, D]."""
     return layer.owner(EXPERT).get_submodule("gate").weight
+
+
+def _experts(layer: Layer) -> Any:
+    return layer.sites[EXPERT]
 
 
 def _try(seed: int, threshold: float) -> Mixture | None:
@@ -103,7 +108,7 @@ def _try(seed: int, threshold: float) -> Mixture | None:
     ]
 
     def train(steps: int) -> None:
-        columns = [frozen.layers[index].sites[EXPERT].down_proj.data[expert] for _, index, expert in closed]
+        columns = [_experts(frozen.layers[index]).down_proj.data[expert] for _, index, expert in closed]
         learn(model, task, columns, steps, routers)
 
     train(STEPS)
@@ -125,12 +130,12 @@ def _try(seed: int, threshold: float) -> Mixture | None:
 @torch.no_grad()
 def plant_mixture(mixture: Mixture, folder: Path, seed: int) -> Planted:
     """Split the experts of a mixture and save the model, whose logits are those of `mixture.model`, with its truth."""
-    from transformers import Qwen3MoeForCausalLM
+    from transformers import AutoModelForCausalLM
 
     choose, draw = random.Random(seed), torch.Generator().manual_seed(seed)
     config = copy.deepcopy(mixture.model.config)
     config.num_experts, config.num_experts_per_tok = 2 * _EXPERTS, 2 * _CHOSEN
-    wide = Qwen3MoeForCausalLM(config).eval().requires_grad_(False)
+    wide = AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
     own = wide.state_dict()
     for name, value in mixture.model.state_dict().items():
         if own[name].shape == value.shape:
@@ -142,7 +147,7 @@ def plant_mixture(mixture: Mixture, folder: Path, seed: int) -> Planted:
         halves = [(expert, half) for expert in range(_EXPERTS) for half in range(2)]
         choose.shuffle(halves)
         sources = [expert for expert, _ in halves]
-        experts, original = layer.sites[EXPERT], base.sites[EXPERT]
+        experts, original = _experts(layer), _experts(base)
         _router(layer).copy_(_router(base)[sources])
         experts.gate_up_proj.copy_(original.gate_up_proj[sources])
         written = [

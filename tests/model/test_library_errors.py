@@ -99,7 +99,7 @@ def test_a_broken_config_is_one_line(tmp_path, change, message):
 
 @pytest.mark.parametrize(("change", "message"), QUANTISED.values(), ids=QUANTISED)
 def test_quantised_weights_whose_package_is_absent_are_refused(tmp_path, change, message, monkeypatch):
-    monkeypatch.setattr("bigcircuit.model.quantization.find_spec", lambda _: None)
+    monkeypatch.setattr("bigcircuit.config.extras.find_spec", lambda _: None)
     found = refusal(tmp_path, change)
     assert "its weights are quantised as " in found and message in found
 
