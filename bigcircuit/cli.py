@@ -80,6 +80,14 @@ def run_prune(words: Sequence[str]) -> None:
     """Run the verb `prune`; also the whole of launchers/prune.py."""
     command = parse_verb("prune", words)
     config = load(command.options["config"], command.settings[Config], preset=command.options["preset"])
+    from bigcircuit.distributed.launcher_env import read_launcher_env
+    from bigcircuit.io.run_dir import choose_run_dir
+
+    if read_launcher_env().world_size == 1:  # several ranks must agree on what they find
+        folder = choose_run_dir(config, command.options["fresh"])
+        if folder.finished:
+            _console().print(folder.nothing_to_do)
+            return
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.prune import prune
 

@@ -56,9 +56,7 @@ def prune(
     progress = progress or ProgressDisplay(ranks.is_first, ranks.set_status)
     folder = choose_run_dir(config, fresh)
     if folder.finished:
-        progress.print_line(
-            f"{folder.path} holds a finished run with these settings; nothing to do (--fresh starts another)"
-        )
+        progress.print_line(folder.nothing_to_do)
         return folder
     started = time.monotonic()
     watch_memory()
@@ -103,6 +101,8 @@ def introduce(context: RunContext, progress: ProgressDisplay) -> None:
         f"{config.task.path or config.task.name}: {sizes} pairs; {len(context.run.members)} member(s), "
         f"{config.ablation.name} ablation"
     )
+    if context.run.both_streams:
+        progress.print_line(context.run.both_streams)
 
 
 def start_or_resume(context: RunContext, folder: RunDir, progress: ProgressDisplay) -> TrainState:
@@ -178,7 +178,9 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
                     order = batch_indices(len(examples), settings.batch_size, state.step, config.task.seed)
                     chosen = [examples[i] for i in order]
                     logged = update(state, streams, training.references, chosen, micro_batches, training.store)
-                    seen = {"kl": logged["kl"].mean().item(), "neurons": logged["open.total"].mean().item()}
+                    seen = {"kl": logged["kl"].mean().item()}
+                    if "open.total" in logged:  # not where experts alone have gates
+                        seen["neurons"] = logged["open.total"].mean().item()
                     updates.advance(values=seen)
                     if due(settings.log_every) and record:
                         record(state, {name: values.tolist() for name, values in logged.items()})
@@ -226,9 +228,9 @@ def finish(
     files = [str(path.relative_to(folder.path)) for path in paths]
     summary = closing.summary(files, time.monotonic() - started)
     write_json(folder.examples, {"members": closing.examples})
-    page = write_run_page(folder.path, summary)
-    shutil.rmtree(folder.references, ignore_errors=True)
-    write_json(folder.summary, summary)
     progress.print_table(closing_table(summary, progress.console.width))
     progress.print_line(closing_sentence(summary))
+    page = write_run_page(folder.path, summary)
+    shutil.rmtree(folder.references, ignore_errors=True)
+    write_json(folder.summary, summary)  # last, because with it the run is finished
     progress.print_line(f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; {page}")

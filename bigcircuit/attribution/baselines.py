@@ -16,8 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bigcircuit.attribution.activations import watch_clean
+from bigcircuit.attribution.expert_baselines import by_expert_saliency, by_router_frequency
 from bigcircuit.attribution.mask_gradients import integrated_gradients, mask_gradients, zeros
-from bigcircuit.attribution.node_scores import NodeScores, aggregate, node_scores
+from bigcircuit.attribution.node_scores import NodeScores, aggregate, level_size, node_scores
 from bigcircuit.data.collate import Batch
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
@@ -31,6 +33,7 @@ from bigcircuit.model.granularity import (
     LEAVES,
     MLP,
     MLP_OUTPUT,
+    LayerShape,
     granularities_of,
     sites_of,
 )
@@ -128,22 +131,12 @@ def _mean_squares(
 ) -> dict[str, list[Tensor]]:
     """Average the squared inputs of the projections over tokens, and of what experts add: float64 [w] by site and layer."""
     total = {site: zeros(streams, LEAVES[site]) for site in sites_of(streams.frozen.shapes, ())}
-    tokens = torch.zeros(1, dtype=torch.float64, device=streams.frozen.device)
-    for micro_batch in micro_batches.iterate(examples, full=False, phase="activation magnitudes"):
-        micro_batches.ranks.stop_if_requested()
-        if micro_batch.batch.attention_mask is None:
-            real = torch.ones_like(micro_batch.batch.clean, dtype=torch.bool)
-        else:
-            real = micro_batch.batch.attention_mask.bool()
 
-        def add(
-            index: int, site: str, value: Tensor, real: Tensor = real, counts: bool = micro_batch.is_counted
-        ) -> None:
-            if site in total and counts:
-                total[site][index] += value[real].double().square().sum(0)
+    def add(index: int, site: str, value: Tensor) -> None:
+        if site in total:
+            total[site][index] += value.double().square().sum(0)
 
-        streams.watch(micro_batch.batch, micro_batch.batch.clean, add)
-        tokens += real.sum() * micro_batch.is_counted
+    tokens = watch_clean(streams, examples, micro_batches, add, "activation magnitudes")
     micro_batches.ranks.all_reduce([tokens, *(sums for layers in total.values() for sums in layers)])
     return {site: [sums / tokens for sums in layers] for site, layers in total.items()}
 
@@ -191,6 +184,12 @@ class Baseline(NamedTuple):
     scores. Random scores take the keyword `seed` as well."""
     is_random: bool = False
     """Whether the scores are drawn at random, so that results are means over several draws."""
+    only: str = ""
+    """The one granularity whose nodes it scores; empty where it scores all."""
+
+    def applies(self, shapes: Sequence[LayerShape]) -> bool:
+        """Whether a model has nodes that it scores."""
+        return not self.only or bool(level_size(self.only, shapes))
 
     def draw(
         self, streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, draws: int
@@ -227,6 +226,18 @@ BASELINES: dict[str, Baseline] = {
         label="activation magnitude",
         description="norm of a node's weights times the RMS of their inputs (Wanda)",
         score=by_activation_magnitude,
+    ),
+    "expert_saliency": Baseline(
+        label="expert saliency",
+        description="mean routing weight times norm of the output over the tokens routed to an expert (REAP)",
+        score=by_expert_saliency,
+        only=EXPERT,
+    ),
+    "router_frequency": Baseline(
+        label="router frequency",
+        description="share of tokens that the router sends to an expert",
+        score=by_router_frequency,
+        only=EXPERT,
     ),
     "random": Baseline(
         label="random order",

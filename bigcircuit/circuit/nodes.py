@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from bigcircuit.config.extras import need
+from bigcircuit.errors import UserError
 from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT, LayerShape
 
 _SUFFIX = {"block": "", "attention": "ATTN", "mlp": "MLP", "mlp_output": "OUT", "kv_group": "KV", "head": "H"}
@@ -75,7 +76,14 @@ def to_frame(rows: Sequence[NodeRow]) -> Any:
 
 
 def hook_masks(masks: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> dict[str, Tensor]:
-    """Masks by the names of TransformerLens' hooks: bool [heads, head width] at `attn.hook_z`, [neurons] elsewhere."""
+    """Masks by the names of TransformerLens' hooks: bool [heads, head width] at `attn.hook_z`, [neurons] elsewhere.
+
+    Raises UserError for a circuit of mixers or experts, which have no hook there.
+    """
+    if others := [leaf for site, leaf in LEAVES.items() if leaf in masks and site not in _HOOKS]:
+        raise UserError(
+            f"the circuit has masks of {GRANULARITIES[others[0]].nodes}, which TransformerLens has no hook for"
+        )
     found = {}
     for layer, shape in enumerate(shapes):
         for site, hook in _HOOKS.items():

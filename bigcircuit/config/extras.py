@@ -39,4 +39,4 @@ def install_command(extra: str) -> str:
 def need(subject: str, extra: str, *modules: str) -> None:
     """Raise UserError, with the command that installs the extra, where a module is missing. subject: what needs the modules."""
     if absent := missing(extra, *modules):
-        raise UserError(f"{subject} needs {', '.join(absent)}, not installed here; {install_command(extra)}")
+        raise UserError(f"{subject} needs {', '.join(absent)}; {install_command(extra)}")

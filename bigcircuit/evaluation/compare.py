@@ -21,8 +21,8 @@ from bigcircuit.io.provenance import versions
 from bigcircuit.model.granularity import COUNTED, GRANULARITIES, LEAVES, LayerShape, node_counts
 from bigcircuit.report.run_page import write_run_page
 from bigcircuit.results.comparison import ComparedCircuit, Comparison
-from bigcircuit.results.evaluation import save_result
 from bigcircuit.results.locate import circuit_files, name_of, run_of, unique
+from bigcircuit.results.result_files import save_result
 from bigcircuit.runtime.console import PlainConsole
 
 COMPARISON_FILE = "comparison.json"

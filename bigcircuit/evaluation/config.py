@@ -41,8 +41,8 @@ class EvaluationSettings(Section):
     methods: Names = ("all",)
     """Rankings whose curves are drawn: learned, baselines such as integrated_gradients or random (a name that is not known lists
     them), all, or none."""
-    levels: Names = ("neuron", "head")
-    """What the curves rank: neuron (all site neurons together) or granularities."""
+    levels: Names = ("neuron", "head", "expert")
+    """What the curves rank: neuron (all site neurons together) or granularities; the default as far as the model has them."""
     ranking: str = "signed"
     """`signed` ranks by score, `absolute` by its absolute value: name it beside every area."""
     tasks: Names = ()

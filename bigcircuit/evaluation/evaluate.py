@@ -16,7 +16,8 @@ from bigcircuit.evaluation.verdict import with_verdict
 from bigcircuit.forward.model_check import check_loaded_model
 from bigcircuit.model.zero3 import explain_deepspeed
 from bigcircuit.report.run_page import write_run_page
-from bigcircuit.results.evaluation import Evaluation, save_result
+from bigcircuit.results.evaluation import Evaluation
+from bigcircuit.results.result_files import save_result
 from bigcircuit.runtime.host_memory import is_out_of_memory, return_freed_memory, saves_memory
 from bigcircuit.runtime.progress import ProgressDisplay
 

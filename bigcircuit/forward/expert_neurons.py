@@ -21,6 +21,8 @@ from bigcircuit.forward.experts import Forward, of_tokens
 
 Change = Callable[[Tensor], Tensor]
 """Activations of all (token, expert) pairs, [S, F], to others. Pairs are in the order of `_order`."""
+_ORDERED = ("grouped_mm", "batched_mm")
+"""Implementations of experts whose activations come in a known order."""
 _THIN = 16
 """Rows of the matrix before the activation where its product is not used: rows of 16 numbers are aligned in every dtype."""
 
@@ -62,9 +64,13 @@ def _through(
     weights: Tensor,
     instead: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tensor:
-    """Run experts with other activations. instead: attributes of the module to use for this call."""
+    """Run experts with other activations.
+
+    instead: attributes of the module to use for this call, in which the activations do not depend on what is before them.
+    Raises UserError for an implementation whose activations are not reached, or come in another order.
+    """
     name, called = "_apply_gate" if module.has_gate else "act_fn", []
-    real = getattr(module, name)
+    real, implementation = getattr(module, name), module.config._experts_implementation
 
     def changed(inner: Tensor) -> Tensor:
         called.append(True)
@@ -73,15 +79,14 @@ def _through(
     own = {key: module.__dict__[key] for key in instead if key in module.__dict__}
     module.__dict__ |= {**instead, name: changed}
     try:
-        output = plain(hidden, experts, weights)
+        output = plain(hidden, experts, weights) if implementation in _ORDERED else hidden
     finally:
         for key in (*instead, name):
             del module.__dict__[key]
         module.__dict__ |= own
     if not called:
         raise UserError(
-            f"gates.granularities has expert_neuron, which {module.config._experts_implementation} experts do not "
-            "show; use expert in its place"
+            f"gates.granularities has expert_neuron, which {implementation} experts do not show; use expert in its place"
         )
     return output
 

@@ -49,6 +49,11 @@ class Added(NamedTuple):
         found = norms.new_zeros(len(norms), count).scatter_(1, self.experts, norms)
         return found.view(rows, -1, count)
 
+    def routed(self, rows: int, count: int) -> Tensor:
+        """Say which of `count` experts were chosen, 1 or 0: [R, T, E]."""
+        found = torch.zeros(len(self.experts), count, device=self.experts.device).scatter_(1, self.experts, 1.0)
+        return found.view(rows, -1, count)
+
 
 def by_expert(plain: Forward, hidden: Tensor, experts: Tensor, weights: Tensor) -> Added:
     """Run experts with every (token, expert) as a row of its own: as many rows as the implementations of transformers multiply."""

@@ -17,7 +17,7 @@ Metric = Callable[[Tensor, Batch], Tensor]
 """Function of the logits of one circuit at the scored positions, [S, V], and of the batch -> one number a pair, [B]."""
 
 
-ENTRY_POINTS = "bigcircuit.metrics"
+METRIC_ENTRY_POINTS = "bigcircuit.metrics"
 """Group of entry points in which packages declare metrics of their own."""
 
 
@@ -26,7 +26,7 @@ def named_metrics(names: Sequence[str]) -> dict[str, Metric]:
 
     Raises UserError.
     """
-    return {name.rpartition(":")[2]: find_function(name, ENTRY_POINTS, "metrics") for name in names}
+    return {name.rpartition(":")[2]: find_function(name, METRIC_ENTRY_POINTS, "metrics") for name in names}
 
 
 @contextmanager

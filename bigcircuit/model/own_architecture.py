@@ -6,7 +6,7 @@ from bigcircuit.config.own_code import entry_point, load_entry_point
 from bigcircuit.errors import UserError
 from bigcircuit.model.architectures import ARCHITECTURES, LAYERS, PROJECTIONS, Architecture
 
-ENTRY_POINTS = "bigcircuit.architectures"
+ARCHITECTURE_ENTRY_POINTS = "bigcircuit.architectures"
 """Group of entry points in which packages declare architectures: model type -> mapping of the arguments of
 `register_architecture`."""
 
@@ -33,7 +33,7 @@ def register_architecture(model_type: str, *, like: str = "llama", **paths: str)
 
 def declared_architecture(model_type: str) -> Architecture | None:
     """Register what an installed package declares for a model type, and return its row; None if none does. Raises UserError."""
-    found = entry_point(ENTRY_POINTS, model_type)
+    found = entry_point(ARCHITECTURE_ENTRY_POINTS, model_type)
     if found is None:
         return None
     arguments = load_entry_point(found)

@@ -124,7 +124,7 @@ def _with_lora(model: Any, inside: dict[str, nn.Module], settings: RecoverSettin
         wrapped = get_peft_model(model, config)
     base, trained = wrapped.get_base_model(), []
     for path, found in opened.items():
-        module = base.get_submodule(path)
+        module: Any = base.get_submodule(path)
         outputs, inputs = (found.columns, found.rows) if transposed else (found.rows, found.columns)
         first, second = module.lora_A["default"].weight, module.lora_B["default"].weight  # [r, inputs], [outputs, r]
         every = torch.ones(settings.rank, dtype=torch.bool, device=first.device)

@@ -19,8 +19,8 @@ from bigcircuit.data.pair import Example
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks
+from bigcircuit.metrics.distinct_circuits import mask_source
 from bigcircuit.metrics.logit_metrics import kl_divergence
-from bigcircuit.metrics.score import mask_source
 from bigcircuit.model.granularity import LEAVES
 from bigcircuit.train.state import TrainState
 

@@ -18,7 +18,7 @@ from bigcircuit.errors import ReportedError, UserError, first_line
 from bigcircuit.metrics.logit_metrics import LogitComparison
 from bigcircuit.metrics.registry import SCORES, ScoreKind
 
-ENTRY_POINTS = "bigcircuit.losses"
+LOSS_ENTRY_POINTS = "bigcircuit.losses"
 """Group of entry points in which packages declare losses of their own."""
 Loss = Callable[[Tensor, Batch, Tensor], Tensor]
 """Function of the logits of one circuit at the scored positions, [S, V], the batch, and the logits of the full model, [S, V] ->
@@ -27,7 +27,7 @@ one number a pair, [B], differentiable in the first."""
 
 def loss_function(name: str) -> Loss:
     """Find the function that `train.loss` names. Raises UserError."""
-    return find_function(name, ENTRY_POINTS, "train.loss")
+    return find_function(name, LOSS_ENTRY_POINTS, "train.loss")
 
 
 def loss_sha256(name: str) -> str:

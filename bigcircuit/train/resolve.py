@@ -43,6 +43,15 @@ class ResolvedRun:
         over_suffix = self.model.skeleton.architecture.suffix
         return self.config.train.store and over_suffix and KINDS[self.config.ablation.name].needs_corrupted
 
+    @property
+    def both_streams(self) -> str:
+        """Sentence on why updates run both prompts whole; empty where they run the suffix alone or no corrupted prompts."""
+        if self.stores_corrupted or not KINDS[self.config.ablation.name].needs_corrupted:
+            return ""
+        kind = self.model.skeleton.architecture.kind
+        why = f"a suffix can be run alone where layers keep keys and values and nothing else, and this model is: {kind}"
+        return f"updates run both prompts whole: {why if self.config.train.store else 'train.store is false'}"
+
     def changed(self, overrides: Mapping[str, Any], source: str) -> "ResolvedRun":
         """The same run with other settings, but for those that name files: model, pairs and DeepSpeed config stay as read."""
         config = override(self.config, overrides, source)

@@ -60,7 +60,7 @@ def test_what_is_missing_is_asked_for(monkeypatch):
     monkeypatch.setattr("bigcircuit.config.extras.find_spec", lambda name: None if name == "PIL" else name)
     with pytest.raises(UserError) as caught:
         need("bigcircuit report", "report")
-    assert str(caught.value) == ("bigcircuit report needs pillow, not installed here; pip install 'bigcircuit[report]'")
+    assert str(caught.value) == ("bigcircuit report needs pillow; pip install 'bigcircuit[report]'")
 
 
 def test_a_core_install_prunes_compares_and_exports_and_asks_for_the_rest(tmp_path):
