@@ -198,7 +198,7 @@ _TABLE = (
         examples={
             "small --recover.text stories.jsonl": "distil the base into the export, on a file of text",
             "small --recover.generate 400 --recover.train rows": "on the base's own samples, training the layers' own weights",
-            "small --recover.text my.txt --recover.loss next_token --output r": "on the text itself, into another folder",
+            "small --recover.text my.txt --recover.loss next_token": "on the text itself",
         },
         settings=(
             "recover.text recover.generate recover.train recover.loss recover.steps recover.lr recover.tokens recover.merge "
