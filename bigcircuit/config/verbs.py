@@ -194,11 +194,11 @@ _TABLE = (
         summary="fine-tune an exported model towards its base",
         about="Fine-tune an exported model with LoRA or by its own weights, so that it computes what its base does, on text or on "
         "the base's own samples. Scores before and after; writes a folder that loads as the export does. The same command resumes.",
-        usage="EXPORT (--recover.text FILE | --recover.generate WINDOWS) [--SETTING VALUE ...]",
+        usage="EXPORT --recover.text FILE [--SETTING VALUE ...]",
         examples={
             "small --recover.text stories.jsonl": "distil the base into the export, on a file of text",
             "small --recover.generate 400 --recover.train rows": "on the base's own samples, training the layers' own weights",
-            "small --recover.text my.txt --recover.loss next_token --output r": "on the text itself, into another folder",
+            "small --recover.text my.txt --recover.loss next_token": "on the text itself",
         },
         settings=(
             "recover.text recover.generate recover.train recover.loss recover.steps recover.lr recover.tokens recover.merge "

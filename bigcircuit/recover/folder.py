@@ -25,7 +25,7 @@ from bigcircuit.recover.trainable import TrainedModel
 from bigcircuit.runtime.progress import ProgressDisplay
 
 RECOVER_FILE = "recover.json"
-FORMATS = ("compact", "uniform", "zeroed")
+TRAINED_FORMATS = ("compact", "uniform", "zeroed")
 """Formats whose weights transformers trains."""
 _SHARE_OF_FREE = 0.8
 """Share of the free memory that the comparison in a fresh process may need."""
@@ -79,9 +79,9 @@ def open_export(path: Path) -> ExportFolder:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; {remedy}")
     result = read_json(path / EXPORT_FILE, remedy, "format", "model", "dtype", "adapter")
-    if result["format"] not in FORMATS:
+    if result["format"] not in TRAINED_FORMATS:
         raise UserError(
-            f"{path}: is of format {result['format']}, whose weights are not trained; export it as {', '.join(FORMATS)}"
+            f"{path}: is of format {result['format']}, whose weights are not trained; export it as {', '.join(TRAINED_FORMATS)}"
         )
     from transformers import AutoConfig
 

@@ -26,13 +26,13 @@ from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.folder import RECOVER_FILE, ExportFolder, open_export, write_recovered
 from bigcircuit.recover.memory import check_memory
-from bigcircuit.recover.step import Models, RecoverState, TextScores, score_windows, update
+from bigcircuit.recover.step import Models, RecoverState, TextScores, score_windows, update_export
 from bigcircuit.recover.trainable import TrainedModel, make_trainable
 from bigcircuit.recover.windows import check_ids, read_windows, sample_windows
 from bigcircuit.runtime.progress import ProgressDisplay
 
 _KEPT_CHECKPOINTS = 2
-CHANGEABLE_ON_RESUME = ("save_every",)
+_CHANGEABLE = ("save_every",)
 """Settings that do not affect the result."""
 
 
@@ -103,7 +103,7 @@ def _open(
     count = settings.generate if windows is None else len(windows)
     _held_out_count(count, settings)
     check_memory(export, base, settings)
-    plain = {key: value for key, value in settings.model_dump(mode="json").items() if key not in CHANGEABLE_ON_RESUME}
+    plain = {key: value for key, value in settings.model_dump(mode="json").items() if key not in _CHANGEABLE}
     known = {
         "settings": hashlib.sha256(json.dumps(plain | {"text": ""}, sort_keys=True).encode()).hexdigest(),
         "text": text_hash,
@@ -224,7 +224,7 @@ def _train(
             with progress.phase("recovering", settings.steps, "steps", done=state.step, lasting=True) as updates:
                 while state.step < settings.steps:
                     chosen = batch_indices(len(windows), settings.batch_size, state.step, settings.seed)
-                    state.losses.append(update(state, models, windows[chosen], settings, ranks))
+                    state.losses.append(update_export(state, models, windows[chosen], settings, ranks))
                     updates.advance(values={settings.loss: state.losses[-1]})
                     if state.step % settings.log_every == 0 or state.step == settings.steps:
                         if metrics:

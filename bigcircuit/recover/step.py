@@ -97,7 +97,7 @@ def losses_of(models: Models, windows: Tensor, loss: str) -> Tensor:
     return kl_to_base(expected, logits)
 
 
-def learning_rate(settings: RecoverSettings, step: int) -> float:
+def rate_at(settings: RecoverSettings, step: int) -> float:
     """Learning rate of an update: a linear rise, then half a cosine down to `lr_final` of the highest."""
     rise = max(round(settings.lr_warmup * settings.steps), 1)
     if step < rise:
@@ -106,7 +106,9 @@ def learning_rate(settings: RecoverSettings, step: int) -> float:
     return settings.lr * (settings.lr_final + (1 - settings.lr_final) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def update(state: RecoverState, models: Models, windows: Tensor, settings: RecoverSettings, ranks: Ranks) -> float:
+def update_export(
+    state: RecoverState, models: Models, windows: Tensor, settings: RecoverSettings, ranks: Ranks
+) -> float:
     """Update what is trained on the windows of a batch, int64 [N, T]. Returns the loss, the same on all ranks.
 
     Gradients are summed in float64, so that no float32 bit depends on how micro-batches are dealt to ranks. Raises DivergedError
@@ -134,7 +136,7 @@ def update(state: RecoverState, models: Models, windows: Tensor, settings: Recov
             f"lower recover.lr ({settings.lr:g})"
         )
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(settings, state.step)
+        group["lr"] = rate_at(settings, state.step)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1

@@ -11,7 +11,7 @@ from bigcircuit.cli import answer, run_export, run_recover
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.recover import recover as recover_module
 from bigcircuit.recover.config import RecoverSettings
-from bigcircuit.recover.step import kl_to_base, learning_rate, next_token_loss
+from bigcircuit.recover.step import kl_to_base, next_token_loss, rate_at
 from bigcircuit.recover.trainable import make_trainable
 from bigcircuit.recover.windows import sample_windows
 from tests.helpers.launch import launch
@@ -90,7 +90,7 @@ def test_two_processes_train_the_same_bits_as_one(exports, tmp_path, kind):
 def test_a_stopped_recovery_goes_on_to_the_same_bits(exports, tmp_path, monkeypatch, kind):
     words = [exports / "compact", *QUICK, "--recover.train", kind, "--recover.save_every", 2]
     assert recovered(*words, "--output", tmp_path / "whole") == 0
-    real, steps = recover_module.update, []
+    real, steps = recover_module.update_export, []
 
     def interrupted(state, *rest):
         steps.append(state.step)
@@ -98,10 +98,12 @@ def test_a_stopped_recovery_goes_on_to_the_same_bits(exports, tmp_path, monkeypa
             raise KeyboardInterrupt
         return real(state, *rest)
 
-    monkeypatch.setattr(recover_module, "update", interrupted)
+    monkeypatch.setattr(recover_module, "update_export", interrupted)
     assert recovered(*words, "--output", tmp_path / "parts") == 130
     assert not (tmp_path / "parts" / FILE).exists() and "after" not in content(tmp_path / "parts")
-    monkeypatch.setattr(recover_module, "update", lambda state, *rest: steps.append(state.step) or real(state, *rest))
+    monkeypatch.setattr(
+        recover_module, "update_export", lambda state, *rest: steps.append(state.step) or real(state, *rest)
+    )
     assert recovered(*words, "--output", tmp_path / "parts") == 0
     assert steps == [0, 1, 2, 3, 2, 3, 4, 5], "it goes on from the checkpoint of step 2"
     assert equal(tmp_path / "whole", tmp_path / "parts")
@@ -147,9 +149,8 @@ def test_matrices_that_are_not_merged_are_an_adapter_of_the_export(exports, tmp_
     ids = torch.arange(8).view(1, -1)
     found = bigcircuit.load_exported(out)(input_ids=ids).logits
     assert recovered(exports / "uniform", *QUICK, "--output", tmp_path / "merged") == 0
-    torch.testing.assert_close(
-        found, bigcircuit.load_exported(tmp_path / "merged")(input_ids=ids).logits, atol=1e-5, rtol=1e-5
-    )
+    merged = bigcircuit.load_exported(tmp_path / "merged")(input_ids=ids).logits
+    assert (found - merged).abs().max() <= 1e-5 * merged.abs().max()
 
 
 def test_losses_are_their_closed_forms():
@@ -159,7 +160,7 @@ def test_losses_are_their_closed_forms():
     windows = torch.tensor([[0, 1]])
     torch.testing.assert_close(next_token_loss(export, windows), -torch.log(torch.tensor([0.75])))
     settings = RecoverSettings(generate=1, steps=10, lr=1.0, lr_final=0.1, lr_warmup=0.2)
-    rates = [learning_rate(settings, step) for step in range(10)]
+    rates = [rate_at(settings, step) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.55) and rates[9] > 0.1
 
 
