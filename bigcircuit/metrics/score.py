@@ -56,7 +56,7 @@ def score(
     full = full or circuits is None
     kinds = example_scores()
     distinct = DistinctCircuits(circuits or (), streams.frozen.shapes, merge=streams.can_share)
-    found = torch.zeros(len(kinds), len(distinct) + (full or circuits is None), len(examples))
+    found = torch.zeros(len(kinds), len(distinct) + full, len(examples))
     place = {example.id: index for index, example in enumerate(examples)}
     chunks = distinct.chunks(at_once, streams.frozen.device)
     plain = plain_passes(streams, micro_batches, examples, distinct.sites, full=True, references=references)
@@ -65,7 +65,7 @@ def score(
             if references is None:
                 check_reference(streams.frozen, reference, micro_batch)
             columns = [place[example.id] for example in micro_batch.examples]
-            if found.shape[1] > len(distinct):
+            if full:
                 _keep(found, slice(-1, None), columns, reference, reference.unsqueeze(0), micro_batch)
             for chunk in chunks:
                 with streams.under(streams.ablation.of(chunk.rows)):
