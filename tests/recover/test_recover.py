@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import bigcircuit
 from bigcircuit.cli import answer, run_export, run_recover
@@ -197,6 +198,17 @@ def test_text_of_a_file_is_divided_into_windows(exports, tmp_path):
     assert recovered(*words, "--recover.steps", 10, "--output", tmp_path / "out") == 0
     found = content(tmp_path / "out")
     assert found["after"]["perplexity"][0] < found["before"]["perplexity"][0]
+
+
+def test_another_model_of_the_same_sizes_is_no_base(exports, tmp_path, capsys):
+    path = json.loads((exports / "compact" / "export.json").read_text())["model"]
+    model = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(-1)
+    model.save_pretrained(tmp_path / "other")
+    words = [exports / "compact", *QUICK, "--model.path", tmp_path / "other", "--output", tmp_path / "out"]
+    assert recovered(*words) == 2
+    assert "has other embeddings than" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
