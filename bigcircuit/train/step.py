@@ -213,9 +213,9 @@ def validate(
     state: TrainState, streams: Streams, targets: Targets, micro_batches: MicroBatches
 ) -> list[dict[str, float]]:
     """Score the discretised circuits of all members, and keep the gates of each member whose objective is its best so far."""
-    circuits, name = current_masks(state, streams.frozen), state.population.members[0].config.train.loss
+    circuits, own = current_masks(state, streams.frozen), state.population.members[0].config.train.loss
     learned = state.population.learned()
-    with streams.under(learned), loss_as_score(name) if name else nullcontext():
+    with streams.under(learned), loss_as_score(own) if own else nullcontext():
         scores = score(
             streams, targets.examples, circuits, micro_batches, references=targets.references, phase="validation"
         )
@@ -224,7 +224,7 @@ def validate(
         sizes, config = count(masks), member_state.member.config
         kl, difference = (float(scores[name][index].mean()) for name in ("kl", "logit_difference"))
         objective = _objective(config, kl, difference, sizes, member_state.duals.nodes)
-        objective += float(scores["loss"][index].mean()) if name else 0.0
+        objective += float(scores["loss"][index].mean()) if own else 0.0
         if objective < member_state.best.objective:
             gates = state.population.decided(index)
             member_state.best = Best(objective, member_state.member.step, gates, constants_of(learned, index))
