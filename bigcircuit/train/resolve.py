@@ -1,6 +1,6 @@
 """Resolve a run: everything that is known before weights are loaded, read once and checked once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,8 @@ from bigcircuit.config.load import members, override
 from bigcircuit.config.schema import Config
 from bigcircuit.data.dataset import AblationData, TaskData, load_ablation_data, load_task
 from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.data.pair import Example
+from bigcircuit.data.training_order import TrainingOrder
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.runtime.progress import ProgressDisplay
@@ -38,10 +40,20 @@ class ResolvedRun:
         return run_fingerprint(self.config, self.data, self.ablation_data, self.micro_batches.progress)
 
     @property
+    def over_suffix(self) -> bool:
+        """Whether updates can run the tokens behind the shared prefix alone."""
+        return self.model.skeleton.architecture.suffix and KINDS[self.config.ablation.name].needs_corrupted
+
+    @property
     def stores_corrupted(self) -> bool:
         """Whether updates use stored activations of the corrupted prompts."""
-        over_suffix = self.model.skeleton.architecture.suffix
-        return self.config.train.store and over_suffix and KINDS[self.config.ablation.name].needs_corrupted
+        return self.config.train.store and self.over_suffix
+
+    def training_order(self, examples: Sequence[Example]) -> TrainingOrder:
+        """Order in which updates see training examples."""
+        return TrainingOrder(
+            examples, self.config.train.batch_size, self.config.task.seed, over_suffix=self.over_suffix
+        )
 
     @property
     def both_streams(self) -> str:
