@@ -13,6 +13,7 @@ from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.data.training_order import TrainingOrder
 from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.errors import UserError
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.fingerprint import run_fingerprint
@@ -79,6 +80,7 @@ def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = Non
         model = resolve_model(config.model, config.deepspeed)
         data = load_task(config.task, model.tokenizer, model.hf_config)
         ablation_data = load_ablation_data(config, model.tokenizer, model.hf_config)
+    _check_saved(config, model)
     check_experts(config.ablation.name, sum(shape.experts for shape in model.shapes))
     check_expert_neurons(configs, model.skeleton)
     counted = count_targets(configs, model.nodes)
@@ -93,3 +95,16 @@ def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = Non
         ablation_data=ablation_data,
         micro_batches=MicroBatches.of(config, ranks, progress),
     )
+
+
+def _check_saved(config: Config, model: ResolvedModel) -> None:
+    """Raises UserError where few bits would change nothing, or where weights come and go within a graph."""
+    others = {
+        "train.checkpointing": bool(config.train.checkpointing),
+        "model.weights stream": config.model.weights == "stream",
+        "ZeRO-3": model.deepspeed is not None,
+    }
+    if config.train.saved != "exact" and (found := [name for name, is_set in others.items() if is_set]):
+        raise UserError(
+            f"train.saved is {config.train.saved}, which does not go with {found[0]}; set it to exact, or leave {found[0]} out"
+        )

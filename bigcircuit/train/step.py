@@ -16,6 +16,7 @@ from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.errors import DivergedError
 from bigcircuit.forward.corrupted import Corrupted
+from bigcircuit.forward.few_bits import few_bits
 from bigcircuit.forward.finite import check_corrupted
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
@@ -90,7 +91,8 @@ def _terms(
     population = state.population
     masks = population.draw([example.id for example in micro_batch.examples])
     # The seed of an ablation that draws noise: fresh in every update, and 0 where circuits are scored.
-    with streams.under(population.learned() or streams.ablation.reseeded(1 + state.step)):
+    learned, saved = population.learned(), population.members[0].config.train.saved
+    with streams.under(learned or streams.ablation.reseeded(1 + state.step)), few_bits(saved):
         logits = streams.masked(micro_batch.batch, masks, len(population), corrupted)
     reference, configs = references(micro_batch), [member.config for member in population.members]
     kl = kl_divergence(reference, logits, micro_batch.batch).sum(1)
