@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from bigcircuit.ablation.kinds import KINDS, check_experts
 from bigcircuit.config.load import load
 from bigcircuit.config.schema import Config, TaskConfig
+from bigcircuit.config.text import TEXT_TASK
 from bigcircuit.data.dataset import TaskData, load_task
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import Ranks
@@ -88,6 +89,7 @@ def plan_evaluation(
     )
     for name in ablations:
         check_experts(name, sum(shape.experts for shape in model.shapes))
+        _check_second_prompt(name, tasks)
     read = MeanDataReader(model.tokenizer, model.hf_config)
     constants = {
         (loaded.name, name): resolve_constants(loaded, name, read, data[_task_name(tasks, loaded)].sha256)
@@ -118,6 +120,16 @@ def plan_evaluation(
         micro_batches=MicroBatches.of(first, ranks, progress),
         folder=folder,
     )
+
+
+def _check_second_prompt(ablation: str, tasks: Mapping[str, TaskConfig]) -> None:
+    """Raises UserError for an ablation that takes a second prompt on general text, which has none."""
+    for name, task in tasks.items():
+        if KINDS[ablation].needs_corrupted and task.name == TEXT_TASK:
+            others = ", ".join(other for other, kind in KINDS.items() if not kind.needs_corrupted)
+            raise UserError(
+                f"--ablations {ablation}: task {name} is general text, without a second prompt; use any of {others}"
+            )
 
 
 def _check_one_model(circuits: Sequence[LoadedCircuit]) -> Config:

@@ -26,7 +26,7 @@ from bigcircuit.forward import experts
 from bigcircuit.forward.corrupted import Corrupted, PrefixCache, RecordedBatch, RecordingCache
 from bigcircuit.forward.expert_pass import run_experts
 from bigcircuit.forward.interpolate import Interpolate
-from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, tokens_of
+from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, replace_forward, tokens_of
 from bigcircuit.forward.rows import (
     ArgumentShapes,
     Division,
@@ -53,7 +53,8 @@ Watcher = Callable[[int, str, Tensor], None]
 class _Pass:
     """State that the hooks of one forward pass share. `recorded`: corrupted site inputs of the layer in progress.
 
-    store: activations of the corrupted run, for a pass over the suffix. shapes: where those of arguments are noted.
+    store: activations of the corrupted run, for a pass over the suffix. shapes: where those of arguments are noted. head_inputs: of
+    a pass over windows, [P, S, D].
     """
 
     batch: Batch | TokenRows | FewTokens
@@ -69,6 +70,7 @@ class _Pass:
     site_masks: SiteMasks = field(default_factory=dict)
     division: Division | None = None
     shapes: ArgumentShapes | None = None
+    head_inputs: Tensor | None = None
     layer: int = 0
 
 
@@ -107,8 +109,7 @@ class Streams:
             self._undo.pop()()
 
     def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        self._undo.append(partial(_put_back, module, module.__dict__.get("forward")))
-        module.forward = forward
+        self._undo.append(replace_forward(module, forward))
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
@@ -134,7 +135,9 @@ class Streams:
             self.ablation = before
 
     def reference(self, batch: Batch) -> Tensor:
-        """Compute logits of the full model on the clean prompts at the scored positions, [S, V], without a graph."""
+        """Compute logits of the full model on the clean prompts at the scored positions, [S, V], without a graph.
+
+        Of windows of general text: the inputs of the vocabulary projection in their place, [S, D], see `head.logits_of`."""
         with torch.no_grad():
             return self._forward(self._plain(batch), batch.clean)[0]
 
@@ -173,7 +176,7 @@ class Streams:
         return RecordedBatch(batch.shared, found, cache.found)
 
     def masked(self, batch: Batch, masks: MaskSource, members: int, corrupted: Corrupted | None = None) -> Tensor:
-        """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V].
+        """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]; as `reference`.
 
         corrupted: activations of the corrupted run of this batch. With them the pass runs the tokens behind the shared prefix
         alone; only for ablations that need the corrupted stream.
@@ -240,7 +243,7 @@ class Streams:
                 past_key_values=cache,
                 use_cache=False,
             )
-        return output.logits
+        return output.logits if state.head_inputs is None else state.head_inputs
 
     @contextmanager
     def _during(self, state: _Pass) -> Iterator[None]:
@@ -377,7 +380,11 @@ class Streams:
             return None
         hidden = args[0][: state.rows.masked].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
         positions = state.batch.score_position - (0 if state.store is None else state.store.cut)
-        return (hidden[:, state.batch.score_row, positions], *args[1:])
+        found = hidden[:, state.batch.score_row, positions]
+        if state.batch.logit_chunk is None:
+            return (found, *args[1:])
+        state.head_inputs = found
+        return (found[:, :1], *args[1:])
 
 
 @contextmanager
@@ -387,13 +394,6 @@ def _recording(state: _Pass) -> Iterator[None]:
         yield
     finally:
         state.recording = False
-
-
-def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward  # of Streams entered before these
 
 
 _PLACES: WeakKeyDictionary[Any, dict[tuple, int | None]] = WeakKeyDictionary()

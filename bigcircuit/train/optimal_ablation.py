@@ -19,7 +19,7 @@ from bigcircuit.data.pair import Example
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks
-from bigcircuit.metrics.logit_metrics import kl_divergence
+from bigcircuit.metrics.compare import compare_pass
 from bigcircuit.metrics.score import mask_source
 from bigcircuit.model.granularity import LEAVES
 from bigcircuit.train.state import TrainState
@@ -148,7 +148,5 @@ class _Fit(NamedTuple):
     def _kl(self, micro_batch: MicroBatch, ablation: Ablation) -> Tensor:
         self.micro_batches.ranks.stop_if_requested()
         with self.streams.under(ablation):
-            logits = self.streams.masked(
-                micro_batch.batch, mask_source(self.circuits, self.streams), len(self.circuits)
-            )
-        return kl_divergence(self.targets.references(micro_batch), logits, micro_batch.batch).sum(1)
+            masks, reference = mask_source(self.circuits, self.streams), self.targets.references(micro_batch)
+            return compare_pass(self.streams, micro_batch.batch, masks, len(self.circuits), reference).kl.sum(1)

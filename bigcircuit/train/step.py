@@ -20,7 +20,7 @@ from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import count, discretise
 from bigcircuit.gates.schedules import learning_rate
-from bigcircuit.metrics.logit_metrics import contrast, kl_divergence
+from bigcircuit.metrics.compare import compare_pass
 from bigcircuit.metrics.score import score
 from bigcircuit.train.penalty import fixed_terms, total
 from bigcircuit.train.state import Best, TrainState
@@ -54,11 +54,11 @@ def faithfulness_gradient(
                   for n in (sum(p.numel() for p in parameters), len(population), len(population))))  # fmt: skip
     divided = micro_batches if store is None else micro_batches.aligned()
     for micro_batch in divided.iterate(chosen, full=False, phase="update"):
-        kl, hinge = _terms(state, streams, references, micro_batch, None if store is None else store(micro_batch))
+        loss, kl, hinge = _terms(state, streams, references, micro_batch, None if store is None else store(micro_batch))
         weights = torch.tensor(
             [[m.config.train.kl, m.config.train.hinge] for m in population.members], device=kl.device
         )
-        loss = (weights[:, 0] * kl + weights[:, 1] * hinge).sum() / len(chosen)
+        loss = (weights[:, 0] * loss + weights[:, 1] * hinge).sum() / len(chosen)
         gradient = torch.autograd.grad(loss, parameters)
         streams.frozen.release_gathered()
         if micro_batch.is_counted:
@@ -75,19 +75,20 @@ def _terms(
     references: Callable[[MicroBatch], Tensor],
     micro_batch: MicroBatch,
     corrupted: Corrupted | None,
-) -> tuple[Tensor, Tensor]:
-    """Compute KL and hinge of every member, summed over the examples of a micro-batch, float32 [P] each, with graphs."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute loss, KL and hinge of every member, summed over the examples of a micro-batch, float32 [P] each, with graphs."""
     population = state.population
     masks = population.draw([example.id for example in micro_batch.examples])
     # The seed of an ablation that draws noise: fresh in every update, and 0 where circuits are scored.
     with streams.under(population.learned() or streams.ablation.reseeded(1 + state.step)):
-        logits = streams.masked(micro_batch.batch, masks, len(population), corrupted)
-    kl = kl_divergence(references(micro_batch), logits, micro_batch.batch).sum(1)
+        found = compare_pass(streams, micro_batch.batch, masks, len(population), references(micro_batch), corrupted)
     configs = [member.config for member in population.members]
+    kl = found.kl.sum(1)
+    loss = found.cross_entropy.sum(1) if configs[0].task.text.loss == "cross_entropy" else kl
     if not any(config.train.hinge for config in configs):
-        return kl, torch.zeros_like(kl)
+        return loss, kl, torch.zeros_like(kl)
     margins = torch.tensor([config.train.margin for config in configs], device=kl.device).unsqueeze(1)
-    return kl, (margins - contrast(logits, micro_batch.batch).logit_difference).clamp(min=0).sum(1)
+    return loss, kl, (margins - found.contrast.logit_difference).clamp(min=0).sum(1)
 
 
 class Price(NamedTuple):
@@ -208,12 +209,11 @@ def validate(
     rows = []
     for index, (member_state, masks) in enumerate(zip(state.member_states, circuits, strict=True)):
         sizes, config = count(masks), member_state.member.config
-        kl, difference = (float(scores[name][index].mean()) for name in ("kl", "logit_difference"))
-        objective = _objective(config, kl, difference, sizes, member_state.duals.nodes)
+        means = {name: float(values[index]) for name, values in scores.means().items()}
+        objective = _objective(config, means, sizes, member_state.duals.nodes)
         if objective < member_state.best.objective:
             gates = state.population.decided(index)
             member_state.best = Best(objective, member_state.member.step, gates, constants_of(learned, index))
-        means = {name: float(values[index].mean()) for name, values in scores.items()}
         rows.append({**means, "objective": objective, **{f"kept.{name}": size for name, size in sizes.items()}})
     state.validated = state.step
     return rows
@@ -225,7 +225,12 @@ def constants_of(learned: Ablation | None, member: int) -> dict[str, Tensor]:
     return {site: values[member, :, 0].detach().clone() for site, values in constants.items()}
 
 
-def _objective(config: Config, kl: float, difference: float, sizes: dict[str, int], nodes: dict[str, int]) -> float:
-    """Compute the training objective at full penalties and discretised sizes. Asked sizes hold by construction: no term."""
+def _objective(config: Config, means: Mapping[str, float], sizes: dict[str, int], nodes: dict[str, int]) -> float:
+    """Compute the training objective at full penalties and discretised sizes. Asked sizes hold by construction: no term.
+
+    means: scores of the circuit by name.
+    """
     price = fixed_terms(config, {name: torch.tensor(float(size)) for name, size in sizes.items()}, nodes, done=1.0)
-    return config.train.kl * kl + config.train.hinge * max(0.0, config.train.margin - difference) + float(total(price))
+    hinge = max(0.0, config.train.margin - means["logit_difference"]) if config.train.hinge else 0.0
+    loss = means[config.task.text.loss]
+    return config.train.kl * loss + config.train.hinge * hinge + float(total(price))
