@@ -39,7 +39,8 @@ def whole_terms(reference, logits, batch):
         (reference.argmax(-1) == logits.argmax(-1)).double(),
     )
     rows = [batch.example_of_score == index for index in range(len(batch.ids))]
-    return [torch.stack([one[:, mine].mean(1) for mine in rows], 1) for one in each]
+    weights = batch.kl_weight.double()
+    return [torch.stack([(one * weights)[:, mine].sum(1) for mine in rows], 1) for one in each]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -57,14 +58,14 @@ def test_loss_and_gradient_in_chunks_are_those_of_whole_logits(chunk):
         found = compare_pass(streams, batch, lambda _: weights, 2, streams.reference(batch))
         terms = whole_terms(streams.reference(pairs), streams.masked(pairs, lambda _: weights, 2), pairs)
         for mine, expected, tolerance in zip(
-            (found.kl, found.cross_entropy, found.agreement), terms, (1e-7, 1e-7, 1e-7), strict=True
+            (found.kl, found.cross_entropy, found.agreement), terms, (1e-12, 1e-12, 1e-12), strict=True
         ):
             torch.testing.assert_close(mine, expected, rtol=tolerance, atol=tolerance)
         for mine, expected in zip((found.kl, found.cross_entropy), terms[:2], strict=True):
             gradients = torch.autograd.grad(mine.sum(), list(weights.values()), retain_graph=True)
             closed = torch.autograd.grad(expected.sum(), list(weights.values()), retain_graph=True)
             for one, other in zip(gradients, closed, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 def test_no_more_logits_exist_than_a_chunk():
@@ -110,7 +111,7 @@ def test_scores_do_not_depend_on_batches_or_chunks():
             streams, collate(windows[:1], full=True), mask_source(circuits, streams), 3,
             streams.reference(collate(windows[:1], full=True)),
         )  # fmt: skip
-    assert list(first) == ["kl", "cross_entropy", "agreement"]
+    assert list(first) == ["kl", "cross_entropy", "log_likelihood", "agreement"]
     for name in first:
         torch.testing.assert_close(first[name], other[name], rtol=1e-4, atol=1e-5)
     assert alone.preference.shape == (3, 1)

@@ -42,7 +42,7 @@ def test_a_run_prints_perplexities_and_its_summary_and_page_have_them(corpus, tm
     folder = run(tmp_path / "run", **OVERRIDES, task__path=corpus)
     summary = json.loads(folder.summary.read_text())
     (member,), full = summary["members"], summary["full"]
-    assert set(full) == {"kl", "cross_entropy", "perplexity", "agreement"}
+    assert set(full) == {*("kl", "cross_entropy", "log_likelihood", "recovered_likelihood", "perplexity", "agreement")}
     assert 1 < full["perplexity"]["low"] < full["perplexity"]["mean"] < member["scores"]["perplexity"]["mean"]
     assert member["kept"]["total"] == 400 and member["scores"]["kl"]["mean"] > 0
     assert "perplexity" in folder.report.read_text()
