@@ -63,7 +63,7 @@ def corpus(tmp_path, rows, name="corpus.jsonl"):
 
 
 def text_task(path, **settings):
-    values = {"task.name": "text", "task.path": path, "ablation.kind": "zero", **settings}
+    values = {"task.name": "text", "task.path": path, "task.text.window": 16, "ablation.kind": "zero", **settings}
     config = load(None, values)
     return load_task(config.task, load_tokenizer(config.model), load_config(config.model))
 
