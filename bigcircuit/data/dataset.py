@@ -74,7 +74,10 @@ def text_data(task: TaskConfig, corpus: Corpus, hf_config: Any) -> TaskData:
         _check_one_side(examples, length)
     return TaskData(
         splits=split_windows(examples, corpus.splits, task.split.model_dump(), task.seed),
-        pairs=[Pair(*example[1:5], source=example.source) for example in examples],
+        pairs=[
+            Pair(clean=e.clean, corrupted=e.corrupted, answers=e.answers, wrong_answers=(), source=e.source)
+            for e in examples
+        ],
         sha256=corpus.sha256,
         tokens_sha256=_tokens_sha256(examples),
     )
