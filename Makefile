@@ -15,7 +15,7 @@ types:
 	$(PYTHON) -m mypy
 
 test:
-	$(PYTHON) -m pytest -n 2
+	$(PYTHON) -m pytest -n 2 --dist worksteal
 
 fuzz:
 	$(PYTHON) -m tests.fuzz --inputs 10000

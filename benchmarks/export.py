@@ -34,13 +34,15 @@ from bigcircuit.model.load import skeleton
 OUTPUT = Path(__file__).with_suffix(".md")
 SHARE = 0.25
 _EXPORT = """
-import json, sys, time
+import json, resource, sys, time
 from bigcircuit.runtime.host_memory import watch_memory, allocated_memory, _Watch
 watch_memory()
 from bigcircuit.cli import answer, run_export
 start, before = time.perf_counter(), allocated_memory()
 code = answer(run_export, sys.argv[2:])
-open(sys.argv[1], "w").write(json.dumps({"seconds": time.perf_counter() - start, "peak": _Watch.peak, "code": code}))
+found = {"seconds": time.perf_counter() - start, "peak": _Watch.peak, "code": code}
+found["resident"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+open(sys.argv[1], "w").write(json.dumps(found))
 """
 
 
@@ -65,7 +67,8 @@ def save_circuit(model: Path, path: Path) -> Masks:
 
 
 def export(scratch: Path, *words: str) -> dict[str, float]:
-    """Run `bigcircuit export` in a process of its own. Returns seconds, and the peak of allocated memory in bytes."""
+    """Run `bigcircuit export` in a process of its own. Returns seconds, and the peaks of allocated and of resident
+    memory in bytes; the resident includes pages of mapped weight files, which the system may drop."""
     report = scratch / "report.json"
     subprocess.run([sys.executable, "-c", _EXPORT, str(report), *words], check=True)
     found = json.loads(report.read_text())
@@ -114,8 +117,8 @@ def large(folder: Path, out: Path) -> list[str]:
     lines = [
         f"{folder.name}, {size / 1e9:.1f} GB in bfloat16; copying it took {copied:.0f} s.",
         "",
-        "| format | GB written | seconds | x the copy | peak allocated memory, GiB |",
-        "|---|---|---|---|---|",
+        "| format | GB written | seconds | x the copy | peak allocated memory, GiB | peak resident memory, GiB |",
+        "|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -130,7 +133,7 @@ def large(folder: Path, out: Path) -> list[str]:
             shutil.rmtree(target)
             lines.append(
                 f"| {one} | {written / 1e9:.1f} | {found['seconds']:.0f} | {found['seconds'] / copied:.2f} | "
-                f"{found['peak'] / 2**30:.2f} |"
+                f"{found['peak'] / 2**30:.2f} | {found['resident'] / 2**30:.2f} |"
             )
     return lines
 
@@ -157,12 +160,15 @@ def forget(files: list[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def put(part: str, lines: list[str]) -> None:
-    """Replace the part of the table file."""
-    title = {"speed": "## Size and speed", "large": "## Writing a large model"}[part]
+TITLES = {"speed": "## Size and speed", "large": "## Writing a large model"}
+"""Part -> its title in the table file."""
+
+
+def put(command: str, title: str, lines: list[str]) -> None:
+    """Replace a part of the table file. command: words after `python -m`."""
     text = OUTPUT.read_text() if OUTPUT.exists() else "# Exports\n"
     found = re.split(r"(?m)^(?=## )", text)
-    head = f"{title}\n\n`python -m benchmarks.export {part}`, {date.today()}, {cpu_name()}, torch {torch.__version__}. "
+    head = f"{title}\n\n`python -m {command}`, {date.today()}, {cpu_name()}, torch {torch.__version__}. "
     kept = [one for one in found if not one.startswith(title)]
     OUTPUT.write_text("\n".join(one.rstrip() + "\n" for one in [*kept, head + "\n".join(lines)]))
     sys.stdout.write(head + "\n".join(lines) + "\n")
@@ -174,7 +180,8 @@ def main() -> None:
     parser.add_argument("part", choices=("speed", "large"))
     parser.add_argument("folders", nargs="*", type=Path)
     words = parser.parse_args()
-    put(words.part, speed() if words.part == "speed" else large(*words.folders))
+    lines = speed() if words.part == "speed" else large(*words.folders)
+    put(f"benchmarks.export {words.part}", TITLES[words.part], lines)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 Tables of families that are not measured again are kept.
 
-python -m benchmarks.ground_truth [--seeds 10] [--families gpt2,llama,induction] [--induction FOLDER]
+python -m benchmarks.ground_truth [--seeds 10] [--families gpt2,llama,induction,mixture] [--induction FOLDER]
 
 `gpt2` and `llama` are small models trained here and widened (see bigcircuit/planted); `induction` is the textbook induction model
 of two layers, whose second head of each layer is padding; it is widened as well, and its truth is known for heads only. The
+`mixture` is a mixture of experts whose experts are planted. The
 learned masks are those of the default preset with the true size as target, and once more with penalties in place of a target.
 """
 
@@ -35,7 +36,7 @@ from bigcircuit.gates.discretise import Masks
 from bigcircuit.metrics.mib import Ranking
 from bigcircuit.metrics.score import score
 from bigcircuit.model.sites import FrozenModel, find_sites
-from bigcircuit.planted import plant, recovery
+from bigcircuit.planted import make_mixture, plant, plant_mixture, recovery
 from bigcircuit.planted.base import FAMILIES, examples_of, knockouts, make_base
 from bigcircuit.planted.decoys import NEEDED
 from bigcircuit.planted.induction import induction_pairs
@@ -65,7 +66,7 @@ class Case(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Result of a method on a case at one level: neurons or heads."""
+    """Result of a method on a case at one level: neurons, heads or experts."""
 
     method: str
     level: str
@@ -82,7 +83,7 @@ def main() -> None:
     """Measure and write the page after every case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--families", default="gpt2,llama,induction")
+    parser.add_argument("--families", default="gpt2,llama,induction,mixture")
     parser.add_argument("--induction", type=Path, default=INDUCTION, help="folder of the induction model")
     parser.add_argument(
         "--steps", type=int, default=None, help="updates of the learned masks; those of the preset by default"
@@ -117,6 +118,9 @@ def make_case(family: str, seed: int, folder: Path, induction: Path) -> Case:
         base = make_base(family, seed)
         planted, pairs = plant(base.model, folder / "model", seed, needed=base.needed), base.pairs
         levels: tuple[str, ...] = ("neuron", "head")
+    elif family == "mixture":
+        mixture = make_mixture(seed)
+        planted, pairs, levels = plant_mixture(mixture, folder / "model", seed), mixture.pairs, ("expert",)
     else:
         needed = {
             name: torch.zeros(2, n, dtype=torch.bool) for name, n in (("attention_neuron", 128), ("mlp_neuron", 4))
@@ -147,6 +151,8 @@ def compare(case: Case, seed: int, folder: Path, steps: int | None) -> Iterator[
     kept: list[tuple[str, str, Ranking, NodeScores, Masks]] = []
     with Streams(case.frozen, INTERCHANGE) as streams:
         for method, baseline in BASELINES.items():
+            if not baseline.applies(shapes):
+                continue
             seeded = {"seed": seed} if baseline.is_random else {}
             scores = baseline.score(streams, split(case, "train"), MicroBatches(16), **seeded)
             for ranking in RANKINGS.get(method, ("signed",)):

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 
 from benchmarks.machine import cpu_name, disk_speed, layer_entries, matmul_speed, reading_seconds, update_flops
-from benchmarks.printed import MIB, digests_of, predicted_bytes, proposals, rows_of, tokens_at_once
+from benchmarks.printed import MIB, predicted_bytes, proposals, rows_of, tokens_at_once
 from benchmarks.watch import Seen, watch
 from bigcircuit.errors import OutOfMemory
 from bigcircuit.io.files import tensor_sha256
@@ -73,7 +73,6 @@ class Bench(NamedTuple):
     """Empty, for the runs."""
     disk: float
     """Bytes a second."""
-    digests: dict[str, str]
     """Row -> digest of the gates of its run, of earlier tables too."""
 
 
@@ -142,25 +141,20 @@ def _reason(output: str) -> str:
 
 
 def placement(name: str) -> Callable[[Bench], list[str]]:
-    """Return the measurement of where weights are: time, memory against the prediction, and gates against the first row's."""
+    """Return the measurement of where weights are: time, memory against the prediction, and a digest of the gates."""
 
     def measure(bench: Bench) -> list[str]:
         ranks, change = PLACEMENTS[name]
         settings = {**BASE, "model.path": str(bench.models[0]), **change}
         predicted = predicted_bytes(checked(bench, settings, ranks))
         seen = run(bench, name, settings, ranks)
-        digest = bench.digests[name] = gates_digest(bench.folder / name, 2)
         return [
             str(ranks), f"{seen.seconds:.0f}", f"{seconds_an_update(seen):.1f}", f"{predicted / MIB:,.0f}",
-            f"{seen.anonymous / MIB:,.0f}", f"{predicted / seen.anonymous:.2f}", f"{seen.mapped / MIB:,.0f}", f"`{digest}`",
-            _equal(digest, bench.digests.get("resident")),
+            f"{seen.anonymous / MIB:,.0f}", f"{predicted / seen.anonymous:.2f}", f"{seen.mapped / MIB:,.0f}",
+            f"`{gates_digest(bench.folder / name, 2)}`",
         ]  # fmt: skip
 
     return measure
-
-
-def _equal(digest: str, other: str | None) -> str:
-    return "not compared" if other is None else "yes" if digest == other else "NO"
 
 
 def members(bench: Bench) -> list[str]:
@@ -266,15 +260,21 @@ def killed(bench: Bench) -> list[str]:
     second = run(bench, "killed", settings)
     assert re.search("resuming .* at step 2", second.output), second.output
     seconds = first.seconds + second.seconds
-    equal = _equal(*(gates_digest(bench.folder / name, 4) for name in ("killed", "undisturbed")))
-    return [f"{whole.seconds:.0f}", f"{seconds:.0f}", f"{seconds / whole.seconds:.2f}", equal]
+    gates = {gates_digest(bench.folder / name, 4) for name in ("killed", "undisturbed")}
+    return [
+        f"{whole.seconds:.0f}",
+        f"{seconds:.0f}",
+        f"{seconds / whole.seconds:.2f}",
+        "yes" if len(gates) == 1 else "NO",
+    ]
 
 
 BLOCKS = [
     Block(
         "8B, one member: where the weights are",
-        "ranks|seconds in all|seconds an update|predicted anonymous MiB a rank|measured|predicted / measured|mapped MiB|gates"
-        "|equal to the first row's".split("|"),
+        "ranks|seconds in all|an update|predicted anonymous MiB a rank|measured|predicted / measured|mapped MiB|gates".split(
+            "|"
+        ),
         {name: placement(name) for name in PLACEMENTS},
     ),
     Block(
@@ -346,7 +346,7 @@ def main(words: Sequence[str] | None = None) -> int:
             f"`python -m benchmarks.large_cpu`, last on {date.today()}: {known}; {cpu_name()}; the disk reads "
             f"{disk / GB:.2f} GB/s. Memory is the largest of any rank, sampled every 50 ms; MiB are 2^20 bytes, GB 10^9."
         )
-        bench, failed = Bench(models, folder, disk, digests_of(rows)), 0
+        bench, failed = Bench(models, folder, disk), 0
         for name, measure in [
             (name, block.rows[name]) for block in BLOCKS for name in block.rows if name in options.only
         ]:

@@ -159,7 +159,7 @@ def baseline(name: str) -> Callable[[Setting, Path, int], list[Measured]]:
 
 
 METHODS: dict[str, Callable[[Setting, Path, int], list[Measured]]] = {
-    **{name.replace("_", " "): baseline(name) for name in BASELINES},
+    **{name.replace("_", " "): baseline(name) for name, one in BASELINES.items() if not one.only},
     "default": trained,
     "default, few heads": few_heads,
     "paper": published,

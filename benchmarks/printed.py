@@ -1,7 +1,7 @@
 """Read what `bigcircuit check` prints, and the rows of a table of Markdown."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 MIB = 2**20
 
@@ -30,8 +30,3 @@ def rows_of(text: str, names: Sequence[str]) -> dict[str, str]:
     """Read the rows of a table by the name in their first column."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     return {name: line for line in lines if (name := line.split("|")[1].strip()) in names}
-
-
-def digests_of(rows: Mapping[str, str]) -> dict[str, str]:
-    """Read the digests of gates from rows that have one."""
-    return {name: found[1] for name, line in rows.items() if (found := re.search(r"`([0-9a-f]{12})`", line))}

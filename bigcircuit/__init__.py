@@ -19,11 +19,11 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not call __getattr_
     from bigcircuit.export.loading import load_exported
     from bigcircuit.forward.streams import Streams
     from bigcircuit.gates.population import Population
-    from bigcircuit.library.architecture import register_architecture
     from bigcircuit.library.evaluate import evaluate
     from bigcircuit.library.find import find
     from bigcircuit.metrics.score import score
     from bigcircuit.model.load import load_frozen
+    from bigcircuit.model.own_architecture import register_architecture
     from bigcircuit.model.weight_files import EMBEDDED
 
 # By default MKL's products of one to three rows depend in the last bit on the address of the weights, which is another where they
@@ -62,7 +62,7 @@ _MODULES = {
     "load": "bigcircuit.config.load",
     "load_exported": "bigcircuit.export.loading",
     "load_frozen": "bigcircuit.model.load",
-    "register_architecture": "bigcircuit.library.architecture",
+    "register_architecture": "bigcircuit.model.own_architecture",
     "score": "bigcircuit.metrics.score",
 }
 """Public name -> module that defines the name."""

@@ -91,6 +91,8 @@ def _memory(run: ResolvedRun, work: Workload, memory: FreeMemory, found: Estimat
     console.print(
         f"{machine(work.ranks, memory)}: {run.config.train.micro_batch_size} x {tokens} tokens at once{suffix}"
     )
+    if run.both_streams:
+        console.print(run.both_streams)
     shown = Table(title="peak memory of a rank")
     shown.add_column("what")
     shown.add_column("MiB", justify="right")

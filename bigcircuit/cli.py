@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigcircuit.config.extras import need
 from bigcircuit.config.load import load
 from bigcircuit.config.options import Command, parse_command
 from bigcircuit.config.own_code import allow
@@ -43,6 +44,10 @@ def settings_of(name: str) -> Settings:
         from bigcircuit.export.config import ExportSettings
 
         return {ExportSettings: "", Config: ""}
+    if name == "recover":
+        from bigcircuit.recover.config import RecoverSettings
+
+        return {RecoverSettings: "recover.", Config: ""}
     if name == "convert":
         from bigcircuit.convert.config import ConversionSettings
 
@@ -75,6 +80,14 @@ def run_prune(words: Sequence[str]) -> None:
     """Run the verb `prune`; also the whole of launchers/prune.py."""
     command = parse_verb("prune", words)
     config = load(command.options["config"], command.settings[Config], preset=command.options["preset"])
+    from bigcircuit.distributed.launcher_env import read_launcher_env
+    from bigcircuit.io.run_dir import choose_run_dir
+
+    if read_launcher_env().world_size == 1:  # several ranks must agree on what they find
+        folder = choose_run_dir(config, command.options["fresh"])
+        if folder.finished:
+            _console().print(folder.nothing_to_do)
+            return
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.prune import prune
 
@@ -101,11 +114,12 @@ def run_evaluate(words: Sequence[str]) -> None:
     settings = validated(EvaluationSettings, command.settings[EvaluationSettings])
     from bigcircuit.distributed.ranks import joined_ranks
     from bigcircuit.evaluation.evaluate import evaluate_circuits
+    from bigcircuit.metrics.own import named_metrics, own_scores
 
     # The config of a run folder does not say where the run is evaluated.
     source = None if any(Path(name).is_dir() for name in command.names) else command.options["config"]
     wanted = {name: value for name, value in command.settings[Config].items() if name == "model.device"}
-    with joined_ranks(load(source, wanted).model.device) as ranks:
+    with own_scores(named_metrics(settings.metrics)), joined_ranks(load(source, wanted).model.device) as ranks:
         evaluate_circuits(
             command.names, settings, ranks, config=command.options["config"], overrides=command.settings[Config]
         )
@@ -139,6 +153,22 @@ def run_export(words: Sequence[str]) -> None:
         )
 
 
+def run_recover(words: Sequence[str]) -> None:
+    """Run the verb `recover`; also the whole of launchers/recover.py."""
+    from bigcircuit.evaluation.config import validated
+    from bigcircuit.recover.config import RecoverSettings
+
+    command = parse_verb("recover", words)
+    given = {key.removeprefix("recover."): value for key, value in command.settings[RecoverSettings].items()}
+    settings, overrides = validated(RecoverSettings, given, "recover."), command.settings[Config]
+    device = load(None, {k: v for k, v in overrides.items() if k == "model.device"}).model.device
+    from bigcircuit.distributed.ranks import joined_ranks
+    from bigcircuit.recover.recover import recover
+
+    with joined_ranks(device) as ranks:
+        recover(command.names, settings, ranks, overrides)
+
+
 def run_convert(words: Sequence[str]) -> None:
     """Run the verb `convert`."""
     from bigcircuit.convert.config import ConversionSettings, conversion_settings
@@ -159,6 +189,7 @@ def run_report(words: Sequence[str]) -> None:
     """Run the verb `report`."""
     command, console = parse_verb("report", words), _console()
     output, figures = (Path(text) if text else None for text in map(command.options.get, ("output", "figures")))
+    need("bigcircuit report", "report")
     from bigcircuit.report.render import write_report
 
     for path in write_report(command.names, output, figures):
@@ -174,6 +205,8 @@ def run_sweep(words: Sequence[str]) -> None:
     command = parse_verb("sweep", words)
     config, address = command.options["config"], command.options["address"]
     sweep = load_sweep(config, {**command.settings[Config], **command.settings[SweepSettings]})
+    need("bigcircuit sweep", "sweep")
+    need("bigcircuit sweep", "report")
     if command.options["fresh"]:
         sweep = sweep.fresh()
     if command.options["dry_run"]:
@@ -220,6 +253,7 @@ RUNS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": run_evaluate,
     "compare": run_compare,
     "export": run_export,
+    "recover": run_recover,
     "convert": run_convert,
     "report": run_report,
     "sweep": run_sweep,

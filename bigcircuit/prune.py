@@ -26,9 +26,10 @@ from bigcircuit.memory.fit import check_fits, explain_out_of_memory
 from bigcircuit.model.granularity import node_counts
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.model.zero3 import explain_deepspeed
+from bigcircuit.report.run_page import write_run_page
 from bigcircuit.runtime.host_memory import watch_memory
 from bigcircuit.runtime.progress import ProgressDisplay
-from bigcircuit.runtime.trackers import Trackers
+from bigcircuit.runtime.trackers import Trackers, check_trackers
 from bigcircuit.train.final_circuits import final_circuits
 from bigcircuit.train.fingerprint import check_same_fingerprint
 from bigcircuit.train.pair_filters import count_solved
@@ -56,12 +57,11 @@ def prune(
     progress = progress or ProgressDisplay(ranks.is_first, ranks.set_status)
     folder = choose_run_dir(config, fresh)
     if folder.finished:
-        progress.print_line(
-            f"{folder.path} holds a finished run with these settings; nothing to do (--fresh starts another)"
-        )
+        progress.print_line(folder.nothing_to_do)
         return folder
     started = time.monotonic()
     watch_memory()
+    check_trackers(config)
     run = resolve(config, ranks, progress)
     check_asks_for_size(run.members)
     ranks.check_equal({**run.fingerprint, "settings": config.model_dump_json(), "versions": json.dumps(versions())})
@@ -103,6 +103,8 @@ def introduce(context: RunContext, progress: ProgressDisplay) -> None:
         f"{config.task.path or config.task.name}: {sizes} {unit}; {len(context.run.members)} member(s), "
         f"{config.ablation.name} ablation"
     )
+    if context.run.both_streams:
+        progress.print_line(context.run.both_streams)
 
 
 def start_or_resume(context: RunContext, folder: RunDir, progress: ProgressDisplay) -> TrainState:
@@ -180,7 +182,9 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
                     order = batch_indices(len(examples), settings.batch_size, state.step, config.task.seed)
                     chosen = [examples[i] for i in order]
                     logged = update(state, streams, training.references, chosen, micro_batches, training.store)
-                    seen = {"kl": logged["kl"].mean().item(), "neurons": logged["open.total"].mean().item()}
+                    seen = {"kl": logged["kl"].mean().item()}
+                    if "open.total" in logged:  # not where experts alone have gates
+                        seen["neurons"] = logged["open.total"].mean().item()
                     updates.advance(values=seen)
                     if due(settings.log_every) and record:
                         record(state, {name: values.tolist() for name, values in logged.items()})
@@ -228,13 +232,9 @@ def finish(
     files = [str(path.relative_to(folder.path)) for path in paths]
     summary = closing.summary(files, time.monotonic() - started)
     write_json(folder.examples, {"members": closing.examples})
-    from bigcircuit.report.render import render_run  # its figures take a second to load
-
-    render_run(folder.path, summary)
-    shutil.rmtree(folder.references, ignore_errors=True)
-    write_json(folder.summary, summary)
     progress.print_table(closing_table(summary, progress.console.width))
     progress.print_line(closing_sentence(summary))
-    progress.print_line(
-        f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; see {folder.report}"
-    )
+    page = write_run_page(folder.path, summary)
+    shutil.rmtree(folder.references, ignore_errors=True)
+    write_json(folder.summary, summary)  # last, because with it the run is finished
+    progress.print_line(f"{summary['seconds']} s, peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB; {page}")

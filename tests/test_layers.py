@@ -10,7 +10,7 @@ import bigcircuit
 ROOT = Path(bigcircuit.__file__).parent
 ORDER = (
     "errors seeding config distributed io runtime model data ablation gates forward metrics circuit attribution train memory "
-    "results report evaluation export convert sweep planted check prune library cli __main__"
+    "results report evaluation export recover convert sweep planted check prune library cli __main__"
 ).split()
 """Packages and modules of the root, each above those that may import it."""
 TABLES = ("model.granularity", "ablation.kinds", "gates.parametrisation", "metrics.registry")

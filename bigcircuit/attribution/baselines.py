@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bigcircuit.attribution.expert_baselines import by_expert_saliency, by_router_frequency
 from bigcircuit.attribution.mask_gradients import Measure, integrated_gradients, mask_gradients, zeros
-from bigcircuit.attribution.node_scores import NodeScores, aggregate, node_scores
+from bigcircuit.attribution.node_scores import NodeScores, aggregate, level_size, node_scores
 from bigcircuit.attribution.pruning_scores import (
     by_activation_magnitude,
     by_block_influence,
@@ -29,10 +30,12 @@ from bigcircuit.data.pair import Example
 from bigcircuit.forward.streams import Streams
 from bigcircuit.model.granularity import (
     EVERYWHERE,
+    EXPERT,
     EXPERT_NEURON,
     GRANULARITIES,
     LEAVES,
     MLP_OUTPUT,
+    LayerShape,
     granularities_of,
     sites_of,
 )
@@ -141,6 +144,12 @@ class Baseline(NamedTuple):
     scores. Random scores take the keyword `seed` as well."""
     is_random: bool = False
     """Whether the scores are drawn at random, so that results are means over several draws."""
+    only: str = ""
+    """The one granularity whose nodes it scores; empty where it scores all."""
+
+    def applies(self, shapes: Sequence[LayerShape]) -> bool:
+        """Whether a model has nodes that it scores."""
+        return not self.only or bool(level_size(self.only, shapes))
 
     def draw(
         self, streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, draws: int
@@ -197,6 +206,18 @@ BASELINES: dict[str, Baseline] = {
         label="block influence",
         description="how far a whole layer turns the hidden state (ShortGPT)",
         score=by_block_influence,
+    ),
+    "expert_saliency": Baseline(
+        label="expert saliency",
+        description="mean routing weight times norm of the output over the tokens routed to an expert (REAP)",
+        score=by_expert_saliency,
+        only=EXPERT,
+    ),
+    "router_frequency": Baseline(
+        label="router frequency",
+        description="share of tokens that the router sends to an expert",
+        score=by_router_frequency,
+        only=EXPERT,
     ),
     "random": Baseline(
         label="random order",

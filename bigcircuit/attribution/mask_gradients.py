@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.forward.plain_passes import plain_passes
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.compare import compare_pass
 from bigcircuit.model.granularity import GRANULARITIES, LEAVES, SITE_WIDTH, sites_of
@@ -37,12 +38,8 @@ def mask_gradients(
     shown. Yields site -> one tensor [B, w] a layer.
     """
     shapes, device = streams.frozen.shapes, streams.frozen.device
-    divided = micro_batches.aligned() if streams.over_suffix else micro_batches
     with micro_batches.progress.phase(phase, micro_batches.count(len(examples)) * len(openings)) as passes:
-        for micro_batch in divided.iterate(examples, full=False):
-            micro_batches.ranks.stop_if_requested()
-            reference = streams.reference(micro_batch.batch)
-            corrupted = streams.record(micro_batch.batch, sites) if streams.over_suffix else None
+        for micro_batch, reference, corrupted in plain_passes(streams, micro_batches, examples, sites, full=False):
             for opening in openings:
                 masks = {
                     site: [

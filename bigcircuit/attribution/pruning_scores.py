@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigcircuit.attribution.activations import watch_clean
 from bigcircuit.attribution.mask_gradients import zeros
 from bigcircuit.attribution.node_scores import NodeScores, aggregate, node_scores
 from bigcircuit.data.micro_batches import MicroBatches
@@ -64,22 +65,12 @@ def _mean_squares(
 ) -> dict[str, list[Tensor]]:
     """Average the squared inputs of the projections over tokens, and of what experts add: float64 [w] by site and layer."""
     total = {site: zeros(streams, LEAVES[site]) for site in sites_of(streams.frozen.shapes, ())}
-    tokens = torch.zeros(1, dtype=torch.float64, device=streams.frozen.device)
-    for micro_batch in micro_batches.iterate(examples, full=False, phase="activation magnitudes"):
-        micro_batches.ranks.stop_if_requested()
-        if micro_batch.batch.attention_mask is None:
-            real = torch.ones_like(micro_batch.batch.clean, dtype=torch.bool)
-        else:
-            real = micro_batch.batch.attention_mask.bool()
 
-        def add(
-            index: int, site: str, value: Tensor, real: Tensor = real, counts: bool = micro_batch.is_counted
-        ) -> None:
-            if site in total and counts:
-                total[site][index] += value[real].double().square().sum(0)
+    def add(index: int, site: str, value: Tensor) -> None:
+        if site in total:
+            total[site][index] += value.double().square().sum(0)
 
-        streams.watch(micro_batch.batch, micro_batch.batch.clean, add)
-        tokens += real.sum() * micro_batch.is_counted
+    tokens = watch_clean(streams, examples, micro_batches, add, "activation magnitudes")
     micro_batches.ranks.all_reduce([tokens, *(sums for layers in total.values() for sums in layers)])
     return {site: [sums / tokens for sums in layers] for site, layers in total.items()}
 

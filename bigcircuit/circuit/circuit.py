@@ -30,6 +30,7 @@ from bigcircuit.circuit.folder import CIRCUIT_FILE, circuit_file
 from bigcircuit.circuit.hub import download, is_hub_id, upload
 from bigcircuit.circuit.masks import complete_masks, leaves
 from bigcircuit.circuit.metadata import HASH_KEYS
+from bigcircuit.circuit.model_check import check_ablation
 from bigcircuit.circuit.nodes import NodeRow, hook_masks, kept_nodes, to_frame
 from bigcircuit.circuit.picture import circuit_svg
 from bigcircuit.circuit.validate import check_tensors, shapes_of
@@ -37,7 +38,7 @@ from bigcircuit.errors import UserError, first_line
 from bigcircuit.gates.discretise import count
 from bigcircuit.io.files import tensor_sha256, write_bytes, write_tensors
 from bigcircuit.metrics.registry import Score, Scores
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.granularity import COUNTED, GRANULARITIES, LEAVES, LayerShape
 
 FORMAT = "bigcircuit/1"
 
@@ -222,6 +223,7 @@ class Circuit:
     def _asked(self, ablation: str | Ablation | None) -> Ablation:
         """The ablation that is meant. Raises UserError for one without its tensors."""
         if isinstance(ablation, Ablation):
+            check_ablation(ablation, self.masks, self.shapes)
             return ablation
         name = ablation or self.ablation_name
         if name not in KINDS:
@@ -236,9 +238,18 @@ class Circuit:
         return Ablation(name)
 
     def jaccard(self, other: "Circuit", granularity: str = "total") -> float:
-        """Nodes that both keep, divided by those that either keeps; `total` counts attention and MLP neurons."""
+        """Nodes that both keep, divided by those that either keeps; `total` counts the neurons of attention, mixers and MLPs.
+
+        Raises UserError for a granularity that one of them has no masks of, and for circuits of other models.
+        """
         self._check_other(other)
-        names = ("attention_neuron", "mlp_neuron") if granularity == "total" else (granularity,)
+        names = [granularity]
+        if granularity == "total":
+            names = [LEAVES[site] for site in COUNTED if LEAVES[site] in self.masks]
+        elif not all(granularity in one.masks for one in (self, other)):
+            raise UserError(
+                f"{granularity} is no granularity of both circuits; use total or any of {', '.join(self.masks)}"
+            )
         mine, others = (
             torch.cat([row for name in names for row in (circuit.masks[name].flatten(),)]) for circuit in (self, other)
         )

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.circuit.metadata import HASH_KEYS
 from bigcircuit.errors import UserError
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape, widest
+from bigcircuit.model.granularity import GRANULARITIES, LEAVES, LayerShape, has_masks, measured_sites, widest
 
 
 def check_widths(
@@ -39,6 +40,19 @@ def check_hashes(
                 f"{subject}: found in {metadata.get('model') or 'another model'}, whose {part} hash is {expected[:12]}, and "
                 f"{model[part]} has {now[part][:12]}; {remedy}"
             )
+
+
+def check_ablation(ablation: Ablation, masks: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> None:
+    """Raises UserError unless the tensors of an ablation, where it has any, are of all sites of a model and of its sizes."""
+    for part, found in ablation.tensors().items():
+        for site in (site for site in measured_sites(shapes) if has_masks(site, masks)):
+            size = (1, len(shapes), widest(shapes, LEAVES[site]))
+            shape = tuple(found[site].shape) if site in found else ()
+            if len(shape) != 4 or (*shape[:2], shape[3]) != size:
+                raise UserError(
+                    f"the {part} of this {ablation.name} ablation are {list(shape) or 'missing'} at {site}; give float32 "
+                    f"[1, {size[1]}, 1, {size[2]}] there, a row a layer, or by position [1, {size[1]}, positions, {size[2]}]"
+                )
 
 
 def _few(widths: Sequence[int]) -> str:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from bigcircuit.config.extras import need
+from bigcircuit.errors import UserError
 from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, MLP_OUTPUT, LayerShape
 
 _SUFFIX = {"block": "", "attention": "ATTN", "mlp": "MLP", "mlp_output": "OUT", "kv_group": "KV", "head": "H"}
@@ -67,17 +69,21 @@ def kept_nodes(masks: Mapping[str, Tensor], shapes: Sequence[LayerShape], granul
 
 def to_frame(rows: Sequence[NodeRow]) -> Any:
     """Make a pandas DataFrame of nodes. Raises UserError if pandas is not installed."""
-    from bigcircuit.errors import UserError
+    need("to_pandas", "data", "pandas")
+    import pandas
 
-    try:
-        import pandas
-    except ImportError as error:
-        raise UserError("to_pandas needs pandas; pip install pandas") from error
     return pandas.DataFrame(rows, columns=NodeRow._fields)
 
 
 def hook_masks(masks: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> dict[str, Tensor]:
-    """Masks by the names of TransformerLens' hooks: bool [heads, head width] at `attn.hook_z`, [neurons] elsewhere."""
+    """Masks by the names of TransformerLens' hooks: bool [heads, head width] at `attn.hook_z`, [neurons] elsewhere.
+
+    Raises UserError for a circuit of mixers or experts, which have no hook there.
+    """
+    if others := [leaf for site, leaf in LEAVES.items() if leaf in masks and site not in _HOOKS]:
+        raise UserError(
+            f"the circuit has masks of {GRANULARITIES[others[0]].nodes}, which TransformerLens has no hook for"
+        )
     found = {}
     for layer, shape in enumerate(shapes):
         for site, hook in _HOOKS.items():

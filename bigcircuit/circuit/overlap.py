@@ -7,7 +7,6 @@ from operator import and_, or_
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from bigcircuit.circuit.masks import complete_masks, leaves
@@ -85,8 +84,19 @@ def chance_of_two(nodes: int, first: int, second: int) -> float:
     """Compute the expected Jaccard index of two random sets of these sizes out of `nodes`: exact, hypergeometric distribution."""
     if not first and not second:
         return 1.0
-    shared = np.arange(max(0, first + second - nodes), min(first, second) + 1)
-    return float((stats.hypergeom.pmf(shared, nodes, first, second) * shared / (first + second - shared)).sum())
+    shared = torch.arange(max(0, first + second - nodes), min(first, second) + 1, dtype=torch.float64)
+    total = torch.tensor(float(nodes), dtype=torch.float64)
+    probability = (
+        _log_choose(torch.full_like(total, first), shared)
+        + _log_choose(total - first, second - shared)
+        - _log_choose(total, torch.full_like(total, second))
+    ).exp()
+    return float((probability * shared / (first + second - shared)).sum())
+
+
+def _log_choose(n: Tensor, k: Tensor) -> Tensor:
+    """Logarithm of the binomial coefficient, float64."""
+    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
 def chance(nodes: int, sizes: Sequence[int]) -> float:

@@ -12,7 +12,6 @@ from bigcircuit.config.schema import (
     SplitConfig,
     TargetConfig,
     TaskConfig,
-    TrackingConfig,
     TrainConfig,
 )
 

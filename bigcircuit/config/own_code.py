@@ -7,7 +7,8 @@ environment allows it, and a package is asked only for what it declares as an en
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -69,6 +70,57 @@ def load_function(reference: str, key: str) -> Any:
     if not callable(function):
         raise UserError(f"{key} {reference}: module {module} has no function {name}; mend the name")
     return function
+
+
+def find_function(name: str, group: str, key: str) -> Any:
+    """Find a function of the user: `module:function`, or a name that an installed package declares in a group of entry points.
+
+    key: dotted key of the setting, for messages. Raises UserError.
+    """
+    if name in _GIVEN:
+        return _GIVEN[name]
+    if is_reference(name):
+        return load_function(name, key)
+    found = entry_point(group, name)
+    if found is None:
+        raise UserError(
+            f"{key} {name}: is no function; write module:function, or a name that an installed package declares as an entry point "
+            f"of {group}"
+        )
+    function = load_entry_point(found)
+    if not callable(function):
+        raise UserError(f"{key} {name}: {found.value} of an installed package is not a function; mend the package")
+    return function
+
+
+_GIVEN: dict[str, Any] = {}
+"""Functions that the caller of the library has given, by the names under which configs have them."""
+
+
+@contextmanager
+def given_function(function: Any, key: str) -> Iterator[str]:
+    """Make a function of the caller known inside the context; yields its name.
+
+    Raises UserError for one without a name.
+    """
+    name = f"{getattr(function, '__module__', '')}:{getattr(function, '__name__', '')}"
+    if not callable(function) or not is_reference(name):
+        raise UserError(f"{key}: is of type {type(function).__name__} or has no name; give a function made by def")
+    _GIVEN[name] = function
+    try:
+        yield name
+    finally:
+        del _GIVEN[name]
+
+
+def load_entry_point(found: EntryPoint) -> Any:
+    """Import what a package declares. Raises UserError where the package cannot be imported."""
+    try:
+        return found.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"{found.name}: {found.value} of an installed package cannot be imported ({first_line(error)}); mend or remove it"
+        ) from error
 
 
 def entry_point(group: str, name: str) -> EntryPoint | None:

@@ -3,24 +3,24 @@
 Nothing heavy is imported here, so that a mistake in a config is reported before torch is even loaded.
 """
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, create_model, model_validator
+from pydantic import Field, model_validator
 
 from bigcircuit.ablation.kinds import DEFAULT, KINDS, config_kinds, full_name, with_moments
 from bigcircuit.config.chat import ChatConfig
 from bigcircuit.config.choices import OneOf, described
 from bigcircuit.config.section import Section
+from bigcircuit.config.sizes import PenaltyConfig, TargetConfig, Weight
 from bigcircuit.config.text import TextConfig, text_settings_problem
-from bigcircuit.config.values import Size
+from bigcircuit.config.tracking import TrackingConfig
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS, automatic
-from bigcircuit.model.granularity import GATED, GRANULARITIES, NODE_NAMES
+from bigcircuit.model.granularity import GATED, GRANULARITIES
 
 GranularityName = Annotated[str, OneOf(GRANULARITIES)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class ModelConfig(Section):
@@ -211,35 +211,6 @@ class GatesConfig(Section):
         return self
 
 
-class _Described(Section):
-    """Base of sections whose fields bring their descriptions: pydantic need not search for docstrings, which takes time."""
-
-    model_config = ConfigDict(use_attribute_docstrings=False)
-
-
-def _by_granularity(kind: Any, default: Any, **more: str) -> type[Section]:
-    """Base of a section with a field for every granularity, and some more with these descriptions, which come first."""
-    texts = {**more, **{name: NODE_NAMES[name] for name in GRANULARITIES}}
-    fields = {name: (kind, Field(default, description=f"{text[0].upper()}{text[1:]}.")) for name, text in texts.items()}
-    return cast(Any, create_model)("ByGranularity", __base__=_Described, **fields)
-
-
-class PenaltyConfig(_by_granularity(Weight, 0.0)):  # type: ignore[misc]
-    """Weight of the expected open fraction of each granularity in the loss."""
-
-
-_TOTAL = "site neurons (attention and MLP neurons together)"
-
-
-class TargetConfig(_by_granularity(Size, None, total=_TOTAL)):  # type: ignore[misc]
-    """Sizes to reach: nodes kept (200), or a share of those of the model (0.1 or 10%). A targeted granularity's fixed penalty is
-    off; with `total` all of them are."""
-
-    def sizes(self) -> dict[str, int]:
-        """The targets that are set; in the config of a member of a resolved run shares are numbers of nodes."""
-        return {name: size for name, size in self if size is not None}
-
-
 class TrainConfig(Section):
     """The optimisation of the gates."""
 
@@ -274,6 +245,9 @@ class TrainConfig(Section):
     """Weight of max(0, margin - logit difference)."""
     margin: float = 1.0
     """Logit difference that the hinge asks for."""
+    loss: str | None = None
+    """Function of your own, `module:function`, added to the loss: of (logits of a circuit [S, V], batch, logits of the full
+    model [S, V]), one number a pair, [B]. Set train.kl to 0 to train on it alone."""
     dual_lr: Annotated[float, Field(gt=0)] = 0.005
     """Step of the dual variables of target mode, in nats of loss per whole open fraction."""
     dual_stiffness: Weight = 30.0
@@ -313,15 +287,6 @@ class PopulationConfig(Section):
                 f"population.seeds is {self.seeds} and population.members has {len(self.members)}; use one"
             )
         return self
-
-
-class TrackingConfig(Section):
-    """Experiment trackers besides metrics.jsonl, which is always written."""
-
-    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
-    """Trackers of accelerate that receive the same numbers."""
-    project: str = "bigcircuit"
-    """Project name there."""
 
 
 class Config(Section):

@@ -78,6 +78,8 @@ def text_settings_problem(config: Any) -> str | None:
         return f"ablation.{name} is set but task.name is text, whose means are over the training windows; leave it out"
     if any([train.hinge, *(overrides.get("train.hinge", 0) for overrides in config.population.members)]):
         return "train.hinge is set but task.name is text, which has no wrong answers; leave it out"
+    if train.loss:
+        return f"train.loss is {train.loss} but task.name is text, whose logits never exist as a whole; leave it out"
     if task.split.by != "prompt":
         return f"task.split.by is {task.split.by} but task.name is text, which is split by document; leave it out"
     return None

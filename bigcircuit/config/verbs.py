@@ -190,6 +190,23 @@ _TABLE = (
         names=True,
     ),
     Verb(
+        name="recover",
+        summary="fine-tune an exported model towards its base",
+        about="Fine-tune an exported model with LoRA or by its own weights, so that it computes what its base does, on text or on "
+        "the base's own samples. Scores before and after; writes a folder that loads as the export does. The same command resumes.",
+        usage="EXPORT --recover.text FILE [--SETTING VALUE ...]",
+        examples={
+            "small --recover.text stories.jsonl": "distil the base into the export, on a file of text",
+            "small --recover.generate 400 --recover.train rows": "on the base's own samples, training the layers' own weights",
+            "small --recover.text my.txt --recover.loss next_token": "on the text itself",
+        },
+        settings=(
+            "recover.text recover.generate recover.train recover.loss recover.steps recover.lr recover.tokens recover.merge "
+            "model.path output"
+        ).split(),
+        names=True,
+    ),
+    Verb(
         name="convert",
         summary="circuits of other tools as circuit files, and the other way",
         about="Write a circuit that another tool has found as a circuit file, for evaluate, compare and report; with --to write a "

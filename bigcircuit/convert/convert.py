@@ -29,6 +29,9 @@ from bigcircuit.model.granularity import GRANULARITIES, LayerShape, node_counts
 from bigcircuit.model.load import skeleton
 from bigcircuit.runtime.progress import ProgressDisplay
 
+_WITH_EDGES = ("circuit-tracer", "eap-ig", "eap-ig-pt", "edge-pruning", "mib")
+"""Formats that hold edges."""
+
 
 class Converted(NamedTuple):
     """Result of a conversion: the written file, its circuit, and notes."""
@@ -111,7 +114,7 @@ def _write_other(path: Path, settings: ConversionSettings) -> Converted:
         source=str(path),
     )
     notes = chosen.write(graph, output)
-    if config is None and chosen.to in ("eap-ig", "eap-ig-pt", "mib"):
+    if config is None and chosen.to in _WITH_EDGES:
         notes = [*notes, "MLPs are taken to read the heads of their layer; --model.path tells where they do not"]
     size = f"{chosen.name}: {int(graph.heads.sum())} heads and {int(graph.mlps.sum())} MLPs are kept"
     return Converted(output, circuit, [size, *(f"note: {note}" for note in notes)])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bigcircuit.convert.nodes import END, START, Edge, Node, nodes_on_paths
 from bigcircuit.errors import UserError
-from bigcircuit.model.granularity import LayerShape
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,19 +132,25 @@ def graph_of(
     """Make the graph of a circuit: kept edges and scores of the file it was converted from where they belong to its nodes.
 
     Other circuits keep all edges among kept nodes. A score of an edge is then the smaller one of its two nodes'. A head or MLP is
-    kept if any of its neurons is. Raises UserError for layers with different numbers of heads.
+    kept if any of its neurons is. Raises UserError for layers without heads, with different numbers of them or with mixers that are
+    no attention, and for scores of nodes and edges that are not of this model.
     """
     import torch
 
     from bigcircuit.attribution.node_scores import strengths
 
     layers, heads = len(shapes), shapes[0].heads
-    if any(shape.heads != heads for shape in shapes):
+    if not heads or any(shape.heads != heads for shape in shapes):
         raise UserError(
-            f"{source}: its layers have different numbers of heads, and the graphs of other tools have one number"
+            f"{source}: its layers have no heads or different numbers of them, and the graphs of other tools have one number"
+        )
+    if any(shape.mixer_heads for shape in shapes):
+        raise UserError(
+            f"{source}: its model has mixers that are no attention (linear attention, state space models, convolutions), which the "
+            "formats of other tools do not hold"
         )
     kept_heads, kept_mlps = circuit.masks["head"], circuit.masks["mlp"]
-    extra = circuit.extra
+    extra = _checked_extra(circuit.extra, layers, heads, source)
     if {"head_score", "mlp_score"} <= extra.keys():
         head_scores, mlp_scores = extra["head_score"], extra["mlp_score"]
     elif circuit.log_alpha:
@@ -180,6 +186,22 @@ def graph_of(
     )
 
 
+def _checked_extra(extra: "Mapping[str, Tensor]", layers: int, heads: int, source: str) -> "Mapping[str, Tensor]":
+    """Return the scores and edges of a circuit file. Raises UserError for those of another size or type."""
+    import torch
+
+    edges = 1 + layers * (heads + 1), layers * (3 * heads + 1) + 1
+    sizes = {"head_score": (layers, heads), "mlp_score": (layers, 1), "edge_score": edges, "edge_kept": edges}
+    for name, size in sizes.items():
+        dtype = torch.bool if name == "edge_kept" else torch.float32
+        if name in extra and (tuple(extra[name].shape) != size or extra[name].dtype != dtype):
+            raise UserError(
+                f"{source}: tensor extra.{name} is no {str(dtype).removeprefix('torch.')} of {size[0]} x {size[1]}; convert the "
+                "other tool's file again"
+            )
+    return extra
+
+
 def _at_places(values: "Tensor", layers: int, heads: int, at_logits: float | bool) -> "Tensor":
     """Values of the nodes at the places they read at, [m]. values: [n], of the nodes that write."""
     import torch
@@ -195,8 +217,9 @@ def _in_part(circuit: "Circuit", shapes: Sequence[LayerShape]) -> int:
     for index, shape in enumerate(shapes):
         neurons = circuit.masks["attention_neuron"][index, : shape.heads * shape.head_dim].view(shape.heads, -1)
         count += int((neurons.any(1) & ~neurons.all(1)).sum())
-        mlp = circuit.masks["mlp_neuron"][index, : shape.intermediate]
-        count += int(mlp.any() and not mlp.all())
+        leaves = ("mlp_neuron", "mlp_output", "expert", "expert_neuron")
+        rows = [circuit.masks[n][index, : GRANULARITIES[n].width(shape)] for n in leaves if n in circuit.masks]
+        count += int(circuit.masks["mlp"][index].any() and not all(bool(row.all()) for row in rows))
     return count
 
 

@@ -16,7 +16,7 @@ from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.validate import shapes_of
 from bigcircuit.convert.hook_names import ALIASES, HEADS, NEURONS
 from bigcircuit.errors import UserError
-from bigcircuit.model.granularity import ATTENTION, LEAVES, MLP, MLP_OUTPUT, SITE_WIDTH, LayerShape
+from bigcircuit.model.granularity import ATTENTION, EVERYWHERE, GRANULARITIES, LEAVES, MLP, SITE_WIDTH, LayerShape
 from bigcircuit.model.sites import find_sites
 
 Hook = Callable[..., Tensor]
@@ -80,8 +80,12 @@ def _shapes(circuit: Circuit, has_corrupted: bool) -> list[LayerShape]:
         raise UserError(
             f"hooks hold no {circuit.ablation_name} ablation of this circuit; use one with constants in its file"
         )
-    if MLP_OUTPUT in circuit.masks:
-        raise UserError("the circuit closes outputs of MLPs, which hooks at the inputs of projections do not reach")
+    others = [name for name in circuit.masks if name not in EVERYWHERE]
+    if others:
+        raise UserError(
+            f"the circuit has masks of {GRANULARITIES[others[0]].nodes}, which hooks at the inputs of attention's and the MLP's "
+            "projections do not reach"
+        )
     return shapes_of(json.loads(circuit.metadata["widths"]))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from bigcircuit.config.schema import TaskConfig
 from bigcircuit.data.pair import Example, Pair
 from bigcircuit.data.tokenize import added_tokens
+from bigcircuit.model.library_errors import explain_library_errors
 
 _COMPLETE = re.compile(r"([^\W_]|[.,;:!?)\]}]|\s=)\Z")
 """End of a prompt after which the next word has a space before it."""
@@ -97,6 +98,10 @@ def _unspaced(pairs: Sequence[Pair], examples: Sequence[Example], tokenizer: Any
     if not lacking:
         return set()
     texts = [prompt + space + answer for space in ("", " ") for _, prompt, answer in lacking]
-    rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    subject = (
+        f"{pairs[lacking[0][0]].source}: the model's tokenizer cannot read its texts with a space before the answers"
+    )
+    with explain_library_errors(subject, None, "mend the tokenizer"):
+        rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     with_space = rows[len(lacking) :]
     return {one[0] for one, row, spaced in zip(lacking, rows, with_space, strict=False) if len(spaced) <= len(row)}

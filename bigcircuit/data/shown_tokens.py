@@ -72,7 +72,8 @@ def _broken(columns: Sequence[tuple[str, str, bool]], width: int) -> Iterator[li
 def token_texts(tokenizer: Any | None, before: TokenIds, ids: TokenIds) -> list[str]:
     """Return the text that each token adds to those before, with escapes for characters that a terminal does not print.
 
-    A token that is a part of a character adds no text of its own; its name in the vocabulary is shown.
+    A token that is a part of a character adds no text of its own; its name in the vocabulary is shown, or its id where the
+    vocabulary of the model has more tokens than that of the tokenizer.
     """
     if tokenizer is None:
         return list(map(str, ids))
@@ -81,8 +82,8 @@ def token_texts(tokenizer: Any | None, before: TokenIds, ids: TokenIds) -> list[
     )
     names = tokenizer.convert_ids_to_tokens(list(ids))
     return [
-        _printable(text[len(last) :] if text.startswith(last) and text != last else name)
-        for last, text, name in zip(texts, texts[1:], names, strict=False)
+        _printable(text[len(last) :] if text.startswith(last) and text != last else name or f"[{number}]")
+        for last, text, name, number in zip(texts, texts[1:], names, ids, strict=False)
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from bigcircuit.data.collate import count_rows
 from bigcircuit.data.pair import Example, Pair, Text, TokenIds
 from bigcircuit.errors import UserError
+from bigcircuit.model.library_errors import explain_library_errors
 
 _MOST_ROWS = 256
 """Rows of one pair, which all go through the model at once, whatever `train.micro_batch_size` is."""
@@ -48,13 +49,21 @@ def tokenize_pairs(
         with _collecting_errors(left_out):
             _check_text(pair, tokenizer)
             sound.append((index, pair))
-    # A rendered conversation has its special tokens in its text.
-    tokens = {
-        rendered: _tokenise(
-            [p for _, p in sound if bool(p.messages) == rendered], tokenizer, special_tokens and not rendered
-        )
-        for rendered in (False, True)
-    }
+    tokens = {}
+    for rendered in (False, True):
+        chosen = [pair for _, pair in sound if bool(pair.messages) == rendered]
+        # A rendered conversation has its special tokens in its text.
+        settings = tokenizer, special_tokens and not rendered
+        try:
+            tokens[rendered] = _tokenise(chosen, *settings)
+        except UserError:  # about one of the texts: the others are read without it
+            readable = []
+            for pair in chosen:
+                with _collecting_errors(left_out):
+                    _tokenise([pair], *settings)
+                    readable.append(pair)
+            tokens[rendered] = _tokenise(readable, *settings)
+            sound = [(index, pair) for index, pair in sound if bool(pair.messages) != rendered or pair in readable]
     examples: list[Example] = []
     seen: dict[tuple, str] = {}
     for index, pair in sound:
@@ -104,7 +113,7 @@ def _check_text(pair: Pair, tokenizer: Any | None) -> None:
 
 
 def _tokenise(pairs: Sequence[Pair], tokenizer: Any | None, special_tokens: bool) -> _Tokens:
-    """Tokenise each distinct text once, in batched calls."""
+    """Tokenise each distinct text once, in batched calls. Raises UserError, naming the first pair, if the tokenizer raises."""
     texts: dict[str, None] = {}
     answers: dict[str, None] = {}
     for pair in pairs:
@@ -116,11 +125,13 @@ def _tokenise(pairs: Sequence[Pair], tokenizer: Any | None, special_tokens: bool
     if not texts:
         return _Tokens({}, {})
     assert tokenizer is not None
-    rows = tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)["input_ids"]
-    # A tokenizer that ends every text with an end token would put that token between prompt and answer.
-    end = added_tokens(tokenizer, list(texts))[1] if special_tokens else ()
-    joined = {text: _without_end(tuple(row), end) for text, row in zip(texts, rows, strict=True)}
-    return _Tokens(joined, _own(list(answers), next(iter(joined.values())), tokenizer))
+    subject = f"{pairs[0].source}: the model's tokenizer cannot read its texts"
+    with explain_library_errors(subject, None, "reword them, or mend the tokenizer"):
+        rows = tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)["input_ids"]
+        # A tokenizer that ends every text with an end token would put that token between prompt and answer.
+        end = added_tokens(tokenizer, list(texts))[1] if special_tokens else ()
+        joined = {text: _without_end(tuple(row), end) for text, row in zip(texts, rows, strict=True)}
+        return _Tokens(joined, _own(list(answers), next(iter(joined.values())), tokenizer))
 
 
 def added_tokens(tokenizer: Any, texts: Sequence[str]) -> tuple[TokenIds, TokenIds]:

@@ -19,9 +19,10 @@ from bigcircuit.evaluation.config import ComparisonSettings
 from bigcircuit.io.files import file_sha256
 from bigcircuit.io.provenance import versions
 from bigcircuit.model.granularity import COUNTED, GRANULARITIES, LEAVES, LayerShape, node_counts
+from bigcircuit.report.run_page import write_run_page
 from bigcircuit.results.comparison import ComparedCircuit, Comparison
-from bigcircuit.results.evaluation import save_result
 from bigcircuit.results.locate import circuit_files, name_of, run_of, unique
+from bigcircuit.results.result_files import save_result
 from bigcircuit.runtime.console import PlainConsole
 
 COMPARISON_FILE = "comparison.json"
@@ -73,9 +74,7 @@ def compare_circuits(names: Sequence[str], settings: ComparisonSettings, console
     console.print(result.verdict)
     for name in saved.keys() - result.saved.keys():
         console.print(f"{name}: no node is left, so there is no circuit to save")
-    from bigcircuit.report.render import render_run  # its figures take a second to load
-
-    console.print("; ".join([str(folder / COMPARISON_FILE), *result.saved.values(), f"see {render_run(folder)}"]))
+    console.print("; ".join([str(folder / COMPARISON_FILE), *result.saved.values(), write_run_page(folder)]))
     return result
 
 

@@ -41,14 +41,17 @@ class EvaluationSettings(Section):
     methods: Names = ("all",)
     """Rankings whose curves are drawn: learned, baselines such as integrated_gradients or random (a name that is not known lists
     them), all, or none."""
-    levels: Names = ("neuron", "head")
-    """What the curves rank: neuron (all site neurons together) or granularities."""
+    levels: Names = ("neuron", "head", "expert")
+    """What the curves rank: neuron (all site neurons together) or granularities; the default as far as the model has them."""
     ranking: str = "signed"
     """`signed` ranks by score, `absolute` by its absolute value: name it beside every area."""
     tasks: Names = ()
     """Configs of other tasks, for the matrix of every circuit on every task."""
     control: Names = ()
     """Runs or circuits that ought not to work, such as one found on random labels (`task.labels random`)."""
+    metrics: Names = ()
+    """Scores of your own: `module:function`, of (logits of a circuit [S, V], batch), one number a pair, [B]; or names that
+    installed packages declare."""
     at_once: Positive = 16
     """Circuits that share one pass over the model; fewer need less memory."""
     any_model: bool = False
@@ -117,12 +120,12 @@ def some(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(known if "all" in names else names))
 
 
-def validated(settings: type[Section], options: Mapping[str, Any]) -> Any:
-    """The options as an object. Raises UserError naming the first that is wrong."""
+def validated(settings: type[Section], options: Mapping[str, Any], prefix: str = "") -> Any:
+    """The options as an object. prefix: of their names on the command line. Raises UserError naming the first that is wrong."""
     try:
         return settings.model_validate(options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
         reason += "" if first["type"] in ("value_error", "not_plain") else f", not {shown(first['input'])}"
-        raise UserError(f"--{'.'.join(map(str, first['loc'][:1]))}: {reason}") from error
+        raise UserError("".join(f"--{prefix}{key}: " for key in first["loc"][:1]) + reason) from error

@@ -33,6 +33,8 @@ class _Ranked(NamedTuple):
     scores: Sequence[NodeScores]
     """Several where the scores are drawn at random."""
     ablation: Ablation
+    only: str = ""
+    """The one level that it ranks; empty where it ranks all."""
 
 
 def measure_curves(
@@ -48,9 +50,16 @@ def measure_curves(
     """
     measured, missing = [], []
     first = circuits[0][1]
-    with Streams(first.context.frozen, first.ablation) as streams:
-        for ranked in _rankings(circuits, streams, settings):
-            for level in settings.levels:
+    shapes = first.context.frozen.shapes
+    there = [level for level in settings.levels if level_size(level, shapes)]
+    if "levels" in settings.model_fields_set:
+        absent = (level for level in settings.levels if level not in there)
+        missing += [f"The model has no {NODE_NAMES[level]}, so there is no curve of them." for level in absent]
+    with Streams(first.context.frozen, first.ablation, kept=first.context.kept) as streams:
+        for ranked in _rankings(circuits, streams, settings, there):
+            for level in there:
+                if ranked.only and level != ranked.only:
+                    continue
                 if level != "neuron" and level not in ranked.scores[0]:
                     missing.append(
                         f"{ranked.method} has no scores of {NODE_NAMES[level]}, so there is no curve of them."
@@ -73,9 +82,15 @@ def measure_curves(
 
 
 def _rankings(
-    circuits: Sequence[tuple[LoadedCircuit, Scorer]], streams: Streams, settings: EvaluationSettings
+    circuits: Sequence[tuple[LoadedCircuit, Scorer]],
+    streams: Streams,
+    settings: EvaluationSettings,
+    levels: Sequence[str],
 ) -> Iterator[_Ranked]:
-    """Yield the ranking of each circuit's gates, then that of each baseline, as far as the settings ask for them."""
+    """Yield the ranking of each circuit's gates, then that of each baseline, as far as the settings ask for them.
+
+    levels: those that the model has.
+    """
     first = circuits[0][1]
     context = first.context
     for loaded, scorer in circuits if LEARNED_GATES in settings.rankings else ():
@@ -83,9 +98,9 @@ def _rankings(
             gates = strengths(loaded.circuit.log_alpha, context.frozen.shapes)
             yield _Ranked(LEARNED_GATES, loaded.name, [gates], scorer.ablation)
     for method, baseline in BASELINES.items():
-        if method in settings.rankings:
+        if method in settings.rankings and (not baseline.only or baseline.only in levels):
             scores = baseline.draw(streams, context.train, context.micro_batches, _DRAWS)
-            yield _Ranked(method, None, scores, first.ablation)
+            yield _Ranked(method, None, scores, first.ablation, baseline.only)
 
 
 def _measure(

@@ -15,7 +15,9 @@ from bigcircuit.evaluation.runner import EvaluationRunner, score_full_model
 from bigcircuit.evaluation.verdict import with_verdict
 from bigcircuit.forward.model_check import check_loaded_model
 from bigcircuit.model.zero3 import explain_deepspeed
-from bigcircuit.results.evaluation import Evaluation, save_result
+from bigcircuit.report.run_page import write_run_page
+from bigcircuit.results.evaluation import Evaluation
+from bigcircuit.results.result_files import save_result
 from bigcircuit.runtime.host_memory import is_out_of_memory, return_freed_memory, saves_memory
 from bigcircuit.runtime.progress import ProgressDisplay
 
@@ -66,9 +68,7 @@ def evaluate_circuits(
                     save_result(result, plan.folder / EVALUATION_FILE)
     if ranks.is_first:
         show_evaluation(result, progress)
-        from bigcircuit.report.render import render_run  # its figures take a second to load
-
-        progress.print_line(f"{result.seconds} s; {plan.folder / EVALUATION_FILE}; see {render_run(plan.folder)}")
+        progress.print_line(f"{result.seconds} s; {plan.folder / EVALUATION_FILE}; {write_run_page(plan.folder)}")
     return result
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigcircuit.ablation.kinds import KINDS, check_experts
+from bigcircuit.attribution.baselines import BASELINES
 from bigcircuit.config.load import load
 from bigcircuit.config.schema import Config, TaskConfig
 from bigcircuit.config.text import TEXT_TASK
@@ -22,6 +23,7 @@ from bigcircuit.evaluation.open_circuits import (
     run_config,
 )
 from bigcircuit.io.files import check_writable
+from bigcircuit.model.granularity import NODE_NAMES, LayerShape
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.results.locate import run_of, unique
 from bigcircuit.runtime.progress import ProgressDisplay
@@ -78,6 +80,7 @@ def plan_evaluation(
     circuits = open_circuits(names, settings.control, config, overrides)
     first = _check_one_model(circuits)
     model = resolve_model(first.model, first.deepspeed)
+    check_methods(settings, model.shapes)
     for loaded in circuits:
         check_same_model(loaded, model.shapes, settings.any_model, progress)
     tasks = _tasks(circuits, settings.tasks)
@@ -129,6 +132,15 @@ def _check_second_prompt(ablation: str, tasks: Mapping[str, TaskConfig]) -> None
             others = ", ".join(other for other, kind in KINDS.items() if not kind.needs_corrupted)
             raise UserError(
                 f"--ablations {ablation}: task {name} is general text, without a second prompt; use any of {others}"
+            )
+
+
+def check_methods(settings: EvaluationSettings, shapes: Sequence[LayerShape]) -> None:
+    """Check that the model has what the asked methods rank, unless all are asked. Raises UserError."""
+    for name, baseline in BASELINES.items():
+        if name in settings.rankings and not set(BASELINES) <= set(settings.rankings) and not baseline.applies(shapes):
+            raise UserError(
+                f"--methods: {name} ranks {NODE_NAMES[baseline.only]}, of which the model has none; leave it out"
             )
 
 

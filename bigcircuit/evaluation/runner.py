@@ -17,6 +17,7 @@ from bigcircuit.evaluation.inside import look_inside
 from bigcircuit.evaluation.open_circuits import LoadedCircuit
 from bigcircuit.evaluation.plan import EvaluationPlan
 from bigcircuit.evaluation.scorer import Scorer, ScoringContext, make_scorer
+from bigcircuit.forward.kept_passes import KeptPasses
 from bigcircuit.forward.streams import Streams
 from bigcircuit.io.files import file_sha256
 from bigcircuit.io.provenance import versions
@@ -77,6 +78,10 @@ class EvaluationRunner:
     """By ablation."""
     no_curves: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        train = self.plan.config.train
+        self.kept = KeptPasses(train.store_memory) if train.store else None
+
     def evaluate_under(self, ablation: str) -> None:
         """Evaluate all circuits on all tasks under one ablation."""
         with self.progress.phase(f"{ablation} ablation", len(self.plan.circuits), "circuits") as done:
@@ -105,6 +110,7 @@ class EvaluationRunner:
             train=task.data.splits["train"],
             micro_batches=self.plan.micro_batches,
             at_once=self.plan.settings.at_once,
+            kept=self.kept,
         )
         made: dict[int, Scorer] = {}
 

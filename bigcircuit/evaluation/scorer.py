@@ -17,6 +17,7 @@ from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.evaluation.ablation_constants import CircuitConstants
 from bigcircuit.forward.activation_means import moments
+from bigcircuit.forward.kept_passes import KeptPasses
 from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks
@@ -34,6 +35,8 @@ class ScoringContext(NamedTuple):
     micro_batches: MicroBatches
     at_once: int
     """Circuits that share a pass."""
+    kept: KeptPasses | None = None
+    """Where plain passes are kept for the circuits scored next."""
 
 
 class ConstantFitter:
@@ -89,7 +92,7 @@ class Scorer:
         """
         context = self.context
         if isinstance(self.constants, Ablation):
-            with Streams(context.frozen, self.constants) as streams:
+            with Streams(context.frozen, self.constants, kept=context.kept) as streams:
                 return score(streams, examples, circuits, context.micro_batches, context.at_once, phase=phase)
         known = [*known, *[None] * (len(circuits) - len(known))]
         parts, starts = [], range(0, len(circuits), context.at_once)
@@ -99,7 +102,7 @@ class Scorer:
             for start in starts:
                 rows = slice(start, start + context.at_once)
                 constants = self._fill(self.constants, circuits[rows], known[rows])
-                with Streams(context.frozen, constants) as streams:
+                with Streams(context.frozen, constants, kept=context.kept) as streams:
                     parts.append(score(streams, examples, circuits[rows], context.micro_batches, phase=phase))
                 groups.advance()
         return ExampleScores({name: torch.cat([part[name] for part in parts]) for name in parts[0]})

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigcircuit.config.extras import need
 from bigcircuit.errors import UserError
 from bigcircuit.export.cut import LayerCut
 from bigcircuit.export.folder import CutTensors
@@ -59,10 +60,7 @@ def plan_gguf(request: ExportRequest) -> PreparedExport:
             f"--format gguf: rotary scaling {rope['rope_type']} is not written here; use --format uniform, and llama.cpp's own "
             "converter on that folder"
         )
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise UserError("--format gguf: needs the package gguf; pip install 'bigcircuit[gguf]'") from error
+    need("--format gguf", "gguf")
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:
         raise UserError(

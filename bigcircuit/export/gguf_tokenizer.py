@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 """Types of tokens in GGUF."""
 _SPACE = "\u2581"
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -38,14 +38,15 @@ def read_tokenizer(path: Path, vocabulary: int) -> GgufTokenizer | str:
         return f"its model is {model.get('type')}, and GGUF takes BPE"
     tokens = [f"[PAD{number}]" for number in range(vocabulary)]
     types = [_NORMAL] * vocabulary
-    added = {one["content"]: one["id"] for one in content["added_tokens"] if one["special"]}
-    for token, number in {**model["vocab"], **{one["content"]: one["id"] for one in content["added_tokens"]}}.items():
+    added = {one["content"]: (one["id"], one["special"]) for one in content["added_tokens"]}
+    for token, number in {**model["vocab"], **{token: number for token, (number, _) in added.items()}}.items():
         if number >= vocabulary:
             return f"token {token!r} has number {number}, beyond the {vocabulary} rows of the embeddings"
         tokens[number] = token
     merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
-    for token, number in added.items():
-        types[number] = _UNKNOWN if token == model.get("unk_token") else _CONTROL
+    for token, (number, special) in added.items():
+        # What is added and not special is found in texts before anything is merged.
+        types[number] = (_UNKNOWN if token == model.get("unk_token") else _CONTROL) if special else _USER_DEFINED
     add_bos = _adds_first_token(content)
     if content["pre_tokenizer"] is None and _marks_spaces(content["normalizer"]):
         places = {left + right: place for place, (left, right) in reversed(list(enumerate(merges)))}

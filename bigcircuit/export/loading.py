@@ -11,6 +11,7 @@ from typing import Any
 from bigcircuit.errors import UserError
 from bigcircuit.export.compact_config import MODEL_TYPE
 
+_AGAIN = "export the circuit again"
 _AUTO = "transformers.models.auto.configuration_auto"
 
 
@@ -18,21 +19,48 @@ def load_exported(folder: str | Path, **settings: Any) -> Any:
     """Load an exported model of any format that transformers or this project load.
 
     folder: what `bigcircuit export` wrote; settings: passed to `from_pretrained` of transformers, such as dtype and device_map.
-    Returns the Hugging Face model, for (IA)3 with its adapter on the base model. Raises UserError for another folder.
+    Returns the Hugging Face model, for (IA)3 with its adapter on the base model. Raises UserError for another folder, and for one
+    whose files are damaged or lack weights, which transformers would draw at random.
     """
     from transformers import AutoModelForCausalLM
 
-    path = Path(folder)
-    if (path / "adapter_config.json").exists():
-        from peft import AutoPeftModelForCausalLM
+    from bigcircuit.model.library_errors import explain_library_errors
 
-        return AutoPeftModelForCausalLM.from_pretrained(path, **settings)
+    path = Path(folder)
+    opening = explain_library_errors(f"{path}: cannot be loaded", path if path.is_dir() else None, _AGAIN)
+    if (path / "adapter_config.json").exists():
+        from peft import AutoPeftModelForCausalLM, get_peft_model_state_dict
+
+        with opening:
+            adapted = AutoPeftModelForCausalLM.from_pretrained(path, **settings)
+            _check_whole(path, set(get_peft_model_state_dict(adapted)) - _stored(path / "adapter_model.safetensors"))
+        return adapted
     if not (path / "config.json").exists():
         raise UserError(
             f"{path}: holds no exported model (no config.json); give the folder that `bigcircuit export` wrote"
         )
     register_config()
-    return AutoModelForCausalLM.from_pretrained(path, **settings)
+    with opening:
+        opened: Any = AutoModelForCausalLM.from_pretrained(path, **settings, output_loading_info=True)
+    model, info = opened
+    _check_whole(path, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    return model
+
+
+def _stored(path: Path) -> set[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return set(file.keys())
+
+
+def _check_whole(path: Path, missing: set[str]) -> None:
+    """Raises UserError for weights that the files lack or have in other shapes."""
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"{path}: its files have no {min(missing)}{more} of the shape that its config asks for; {_AGAIN}"
+        )
 
 
 def register_config() -> None:

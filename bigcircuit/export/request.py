@@ -31,16 +31,21 @@ class ExportRequest:
     """MLP widths are padded to a multiple of this."""
 
     def check_layers(self) -> None:
-        """Raises UserError for a model whose layers are not all alike, or hold experts: their parts are not told apart here."""
+        """Raises UserError for layers that are not all alike or have more than attention and an MLP, which are not told apart."""
+        subject = f"model.path {self.model.config.path}"
+        for shape in self.base.shapes:
+            if shape.mixer_heads or not shape.heads or not (shape.intermediate or shape.experts):
+                raise UserError(
+                    f"{subject}: has layers with a mixer that is no attention, or without attention or MLP, which is not "
+                    "exported; evaluate the circuit in place"
+                )
         if len(set(self.base.shapes)) > 1:
-            raise UserError(
-                f"model.path {self.model.config.path}: its layers have different widths, and only equal layers are exported"
-            )
+            raise UserError(f"{subject}: its layers have different widths, and only equal layers are exported")
         for layer in self.base.layers:
             for name, parameter in layer.module.named_parameters():
                 if parameter.ndim > 2 or ".experts." in name:
                     raise UserError(
-                        f"model.path {self.model.config.path}: a layer holds {name}, and mixtures of experts are not exported; "
+                        f"{subject}: a layer holds {name}, and mixtures of experts are not exported; "
                         "evaluate the circuit in place"
                     )
 

@@ -1,7 +1,7 @@
 """Weights of the base model as an export reads them: one tensor at a time, by the names of the model's parameters."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
@@ -15,7 +15,11 @@ from bigcircuit.model.weight_files import NOT_FLOATING, stored_tensors, weight_f
 
 
 class SourceWeights:
-    """Reads the base model's parameters. A context manager: files stay open, mapped into memory, until its exit."""
+    """Reads the base model's parameters. A context manager, to be entered before the first is read.
+
+    A file is opened for each tensor and stays mapped no longer than the tensor lives: the pages of a mapped file count as resident
+    memory of the process, which a limit on memory may include.
+    """
 
     def __init__(self, config: ModelConfig, skeleton: Any) -> None:
         """skeleton: the Hugging Face model on the meta device, for the names of its parameters.
@@ -23,7 +27,6 @@ class SourceWeights:
         Raises UserError if the weights are not on this machine, are quantised, or have other names than the model's parameters.
         """
         self._config = config
-        self._open = ExitStack()
         self._read: Callable[[str], Tensor]
         self._stored = _stored_names(config, skeleton)
         counted = [tensor.dtype for tensor in _shapes(config).values()]
@@ -35,15 +38,15 @@ class SourceWeights:
             state = self._merged().state_dict()
             self._read, self._stored = state.__getitem__, {name: name for name in state}
         else:
-            files: dict[str, Any] = {}
+            files: dict[str, Path] = {}
             for path in weight_files(self._config):
-                file = self._open.enter_context(safe_open(path, framework="pt"))
-                files |= dict.fromkeys(file.keys(), file)
-            self._read = lambda stored: files[stored].get_tensor(stored)
+                with safe_open(path, framework="pt") as file:
+                    files |= dict.fromkeys(file.keys(), path)
+            self._read = lambda stored: _read_tensor(files[stored], stored)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        del self._read
 
     def __call__(self, name: str) -> Tensor | None:
         """Read a parameter; None if the base model has none of this name."""
@@ -62,6 +65,11 @@ class SourceWeights:
                 "circuit of the merged model"
             )
         return model
+
+
+def _read_tensor(path: Path, name: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
 
 
 def _is_tied(model: Any) -> bool:

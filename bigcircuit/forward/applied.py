@@ -20,8 +20,9 @@ from transformers.cache_utils import Cache
 
 from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.errors import UserError
+from bigcircuit.forward.pass_state import SiteMasks
 from bigcircuit.forward.rows import TokenRows
-from bigcircuit.forward.streams import SiteMasks, Streams
+from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import site_masks
 from bigcircuit.model.sites import FrozenModel
 

@@ -47,6 +47,17 @@ class RecordedBatch(NamedTuple):
         """Return the recorded keys and values of the prefix."""
         return self.keys_and_values[layer]
 
+    def to(self, device: torch.device | str) -> "RecordedBatch":
+        """Return a copy on another device."""
+        sites = {key: values.to(device) for key, values in self.sites.items()}
+        return RecordedBatch(
+            self.cut, sites, {layer: (k.to(device), v.to(device)) for layer, (k, v) in self.keys_and_values.items()}
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """List all that is recorded."""
+        return [*self.sites.values(), *(values for pair in self.keys_and_values.values() for values in pair)]
+
 
 class RecordingCache(Cache):
     """Cache of a plain pass that keeps keys and values of the first columns, and changes nothing."""
@@ -68,16 +79,17 @@ class PrefixCache(Cache):
     So a layer can run again when it is recomputed.
     """
 
-    def __init__(self, corrupted: Corrupted, members: int) -> None:
+    def __init__(self, corrupted: Corrupted) -> None:
         super().__init__(layers=[])
-        self._corrupted, self._members = corrupted, members
+        self._corrupted = corrupted
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> KeysAndValues:
         """Return keys and values of all columns, [P * R, H, T, d]."""
         keys, values = self._corrupted.prefix(layer_idx)
+        members = len(key_states) // len(keys)
         return (
-            torch.cat([keys.repeat(self._members, 1, 1, 1), key_states], dim=2),
-            torch.cat([values.repeat(self._members, 1, 1, 1), value_states], dim=2),
+            torch.cat([keys.repeat(members, 1, 1, 1), key_states], dim=2),
+            torch.cat([values.repeat(members, 1, 1, 1), value_states], dim=2),
         )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 (all layers have the same)

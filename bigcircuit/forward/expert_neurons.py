@@ -3,30 +3,35 @@
 A node is a neuron of an expert at a token, its value routing weight x activation. All implementations of experts in transformers
 but the eager one send the activations through one function of the module, so they are reached by setting it for a call, without a
 copy of the model's code. Closed neurons add what they added for the corrupted token, with its experts and weights. The bias of an
-expert's down projection is added where any of its neurons is open.
+expert's down projection has the gate of the most open neuron of the expert.
 
 Shapes: P members, R rows, T tokens, N = R * T, k experts of a token, S = N * k, E experts, F neurons of an expert, D hidden size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bigcircuit.errors import UserError
-from bigcircuit.forward.experts import Forward
+from bigcircuit.forward.experts import Forward, of_tokens
 
 Change = Callable[[Tensor], Tensor]
-"""Activations of all (token, expert) pairs, [S, F], to others."""
+"""Activations of all (token, expert) pairs, [S, F], to others. Pairs are in the order of `_order`."""
+_ORDERED = ("grouped_mm", "batched_mm")
+"""Implementations of experts whose activations come in a known order."""
+_THIN = 16
+"""Rows of the matrix before the activation where its product is not used: rows of 16 numbers are aligned in every dtype."""
 
 
 class Activations(NamedTuple):
     """Activations of the experts of each token."""
 
     values: Tensor
-    """[S, F]"""
+    """[S, F], pairs in the order of `_order`."""
     experts: Tensor
     """int64 [N, k]"""
     weights: Tensor
@@ -42,30 +47,46 @@ def refusal(module: Any) -> str | None:
     return None
 
 
-def _through(module: Any, plain: Forward, change: Change, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-    """Run experts with other activations."""
+def _order(module: Any, experts: Tensor) -> Tensor:
+    """Places of the (token, expert) pairs, int64 [S], in the order in which an implementation runs them: grouped ones sort them."""
+    flat = experts.reshape(-1)
+    if module.config._experts_implementation == "grouped_mm" and not flat.is_meta:
+        return torch.sort(flat)[1]
+    return torch.arange(len(flat), device=flat.device)
+
+
+def _through(
+    module: Any,
+    plain: Forward,
+    change: Change,
+    hidden: Tensor,
+    experts: Tensor,
+    weights: Tensor,
+    instead: Mapping[str, Any] = MappingProxyType({}),
+) -> Tensor:
+    """Run experts with other activations.
+
+    instead: attributes of the module to use for this call, in which the activations do not depend on what is before them.
+    Raises UserError for an implementation whose activations are not reached, or come in another order.
+    """
     name, called = "_apply_gate" if module.has_gate else "act_fn", []
-    real = getattr(module, name)
-    # The grouped implementation sorts the pairs by expert, in the same way.
-    order = torch.sort(experts.reshape(-1))[1]
-    is_sorted = module.config._experts_implementation == "grouped_mm" and not hidden.is_meta
+    real, implementation = getattr(module, name), module.config._experts_implementation
 
-    def instead(inner: Tensor) -> Tensor:
+    def changed(inner: Tensor) -> Tensor:
         called.append(True)
-        found = real(inner)
-        if not is_sorted:
-            return change(found)
-        return change(torch.empty_like(found).index_copy(0, order, found))[order]
+        return change(inner) if instead else change(real(inner))
 
-    module.__dict__[name] = instead
+    own = {key: module.__dict__[key] for key in instead if key in module.__dict__}
+    module.__dict__ |= {**instead, name: changed}
     try:
-        output = plain(hidden, experts, weights)
+        output = plain(hidden, experts, weights) if implementation in _ORDERED else hidden
     finally:
-        del module.__dict__[name]
+        for key in (*instead, name):
+            del module.__dict__[key]
+        module.__dict__ |= own
     if not called:
         raise UserError(
-            f"gates.granularities has expert_neuron, which {module.config._experts_implementation} experts do not "
-            "show; use expert in its place"
+            f"gates.granularities has expert_neuron, which {implementation} experts do not show; use expert in its place"
         )
     return output
 
@@ -97,12 +118,15 @@ def masked_neurons(
     for mask, *part in zip(masks, *(t.chunk(len(masks)) for t in (hidden, experts, weights)), strict=True):
         x, own, weight = part
         by_expert = mask.view(len(mask), module.num_experts, -1)
-        gates = _of_pairs(by_expert, own, rows)
-        out = _through(module, plain, partial(_times, gates), x, own, weight)
-        out = out + _bias(module, gates - 1, own, weight)
+        most = by_expert.amax(-1) if module.has_bias else None  # gates of the biases
+        out = _through(module, plain, partial(_times, _of_pairs(module, by_expert, own, rows)), x, own, weight)
+        if most is not None:
+            out = out + _biases(module, of_tokens(most - 1, own, rows), own, weight)
         if closed is not None:
-            shut = 1 - _of_pairs(by_expert, closed.experts, rows)
-            out = out + _without_bias(module, plain, closed, shut, x[:1]) + _bias(module, shut, *closed[1:], least=True)
+            shut = 1 - _of_pairs(module, by_expert, closed.experts, rows)
+            out = out + _closed(module, plain, closed, shut, x[:1])
+            if most is not None:
+                out = out + _biases(module, of_tokens(1 - most, closed.experts, rows), closed.experts, closed.weights)
         outputs.append(out)
     return torch.cat(outputs)
 
@@ -111,27 +135,25 @@ def _times(gates: Tensor, values: Tensor) -> Tensor:
     return values * gates.to(values.dtype)
 
 
-def _of_pairs(masks: Tensor, experts: Tensor, rows: int) -> Tensor:
-    """Gates of the neurons of each (token, expert): masks [R or 1, E, F] -> [S, F]."""
-    ids = experts.reshape(rows, -1)
-    row = torch.arange(rows, device=ids.device).unsqueeze(1) if len(masks) > 1 else torch.zeros_like(ids)
-    return masks[row.expand_as(ids), ids].flatten(0, 1)
+def _of_pairs(module: Any, masks: Tensor, experts: Tensor, rows: int) -> Tensor:
+    """Gates of the neurons of each (token, expert): masks [R or 1, E, F] -> [S, F], pairs in the order of `_order`."""
+    order = _order(module, experts)
+    row = order // (len(order) // rows) if len(masks) > 1 else torch.zeros_like(order)
+    return masks[row, experts.reshape(-1)[order]]
 
 
-def _without_bias(module: Any, plain: Forward, closed: Activations, shut: Tensor, like: Tensor) -> Tensor:
+def _closed(module: Any, plain: Forward, closed: Activations, shut: Tensor, like: Tensor) -> Tensor:
     """Project what closed neurons had on the corrupted prompt, without biases."""
     values, experts, weights = closed
     nothing = like.detach().expand(len(experts), -1)
-    has_bias, module.has_bias = module.has_bias, False
-    try:
-        return _through(module, plain, lambda _: _times(shut, values), nothing, experts, weights)
-    finally:
-        module.has_bias = has_bias
+    name = "gate_up_proj" if module.has_gate else "up_proj"
+    # The activations are known, so next to nothing is computed before them.
+    weight, rows = getattr(module, name), 2 if module.is_transposed else 1
+    thin = weight.narrow(rows, 0, min(_THIN, weight.shape[rows]))
+    instead = {"has_bias": False, name: thin}
+    return _through(module, plain, lambda _: _times(shut, values), nothing, experts, weights, instead)
 
 
-def _bias(module: Any, gates: Tensor, experts: Tensor, weights: Tensor, least: bool = False) -> Tensor | int:
-    """Biases of down projections by the gate of the most open neuron of each expert. least: gates say how far they are closed."""
-    if not module.has_bias:
-        return 0
-    gate = (gates.amin(-1) if least else gates.amax(-1)).view(experts.shape) * weights
-    return torch.einsum("nk,nkd->nd", gate.to(weights.dtype), module.down_proj_bias[experts])
+def _biases(module: Any, gates: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    """Add up the biases of the down projections of each token's experts, by gates [N, k]: [N, D]."""
+    return torch.einsum("nk,nkd->nd", (gates * weights).to(weights.dtype), module.down_proj_bias[experts])

@@ -13,6 +13,9 @@ from bigcircuit.forward import expert_neurons, experts
 from bigcircuit.model.granularity import EXPERT, EXPERT_NEURON
 from bigcircuit.model.sites import expert_sizes
 
+ROUTED = "routed"
+"""Name under which a callback of plain passes gets 1 for each expert that the router chose for a token, else 0: [R, T, E]."""
+
 
 def run_experts(
     module: Any,
@@ -23,20 +26,23 @@ def run_experts(
     recorded: dict[str, Any],
     recording: bool,
     rows: int,
-    watch: Callable[[Tensor], None] | None,
+    watch: Callable[[str, Tensor], None] | None,
 ) -> Tensor:
     """Run a module of experts.
 
     plain: its own forward. inputs: hidden, and unless all experts see every token, the experts of each token and their weights.
     masks: of the layer by site. recorded: where the corrupted run leaves what closed nodes add, empty without one.
-    recording: whether this is the corrupted run. rows: R. watch: gets the norms of what experts add in a plain pass, [R, T, E].
+    recording: whether this is the corrupted run. rows: R. watch: gets the norms of what experts add in a plain
+    pass under EXPERT, and which experts were chosen under ROUTED, [R, T, E] each.
     """
     if len(inputs) == 1:
         return _every_expert(module, plain, inputs[0], masks, recorded, recording, rows, watch)
     hidden, chosen, weights = inputs
     flat, chosen = hidden.reshape(-1, hidden.shape[-1]), chosen.long()
     if watch is not None:
-        watch(experts.by_expert(plain, flat, chosen, weights).norms(rows, expert_sizes(module)[0]))
+        added, count = experts.by_expert(plain, flat, chosen, weights), expert_sizes(module)[0]
+        watch(EXPERT, added.norms(rows, count))
+        watch(ROUTED, added.routed(rows, count))
         return plain(*inputs)
     if recording and EXPERT_NEURON in masks:
         output, recorded[EXPERT_NEURON] = expert_neurons.record(module, plain, flat, chosen, weights)
@@ -59,7 +65,7 @@ def _every_expert(
     recorded: dict[str, Any],
     recording: bool,
     rows: int,
-    watch: Callable[[Tensor], None] | None,
+    watch: Callable[[str, Tensor], None] | None,
 ) -> Tensor:
     """Run experts that all see every token, see `experts.every_expert`."""
     if watch is None and not recording:
@@ -67,7 +73,8 @@ def _every_expert(
     output = plain(hidden)
     if watch is not None:
         norms = torch.linalg.vector_norm(output.float(), dim=-1)
-        watch(norms.view(expert_sizes(module)[0], rows, -1).permute(1, 2, 0))
+        for name, value in ((EXPERT, norms), (ROUTED, hidden.any(-1).to(norms))):  # a weight of 0 makes inputs of 0
+            watch(name, value.view(expert_sizes(module)[0], rows, -1).permute(1, 2, 0))
     else:
         recorded[EXPERT] = output
     return output

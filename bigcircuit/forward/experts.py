@@ -19,12 +19,11 @@ Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def without_data(module: Any) -> Forward:
     """Make experts for the meta device, of the same products and sizes: torch has no grouped product of float32 there."""
-    down = module.down_proj[0] if getattr(module, "is_transposed", False) else module.down_proj[0].T
-    up = getattr(module, "gate_up_proj", None)
-    up = module.up_proj if up is None else up
-    up = up[0] if getattr(module, "is_transposed", False) else up[0].T
 
     def run(hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        up, down = (module.gate_up_proj if module.has_gate else module.up_proj)[0], module.down_proj[0]
+        if not module.is_transposed:
+            up, down = up.T, down.T
         inner = hidden.repeat_interleave(experts.shape[1], dim=0) @ up
         inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
         return ((inner @ down) * weights.reshape(-1, 1)).view(*experts.shape, -1).sum(1).to(hidden.dtype)
@@ -50,6 +49,11 @@ class Added(NamedTuple):
         found = norms.new_zeros(len(norms), count).scatter_(1, self.experts, norms)
         return found.view(rows, -1, count)
 
+    def routed(self, rows: int, count: int) -> Tensor:
+        """Say which of `count` experts were chosen, 1 or 0: [R, T, E]."""
+        found = torch.zeros(len(self.experts), count, device=self.experts.device).scatter_(1, self.experts, 1.0)
+        return found.view(rows, -1, count)
+
 
 def by_expert(plain: Forward, hidden: Tensor, experts: Tensor, weights: Tensor) -> Added:
     """Run experts with every (token, expert) as a row of its own: as many rows as the implementations of transformers multiply."""
@@ -66,9 +70,9 @@ def masked_experts(
     # One call a member: which rows an expert multiplies at once decides their last bits, and these are then its own.
     for mask, *part in zip(masks, *(t.chunk(len(masks)) for t in (hidden, experts, weights)), strict=True):
         x, own, weight = part
-        out = plain(x, own, weight * _of_tokens(mask, own, rows).to(weight.dtype))
+        out = plain(x, own, weight * of_tokens(mask, own, rows).to(weight.dtype))
         if closed is not None:
-            shut = 1 - _of_tokens(mask, closed.experts, rows)
+            shut = 1 - of_tokens(mask, closed.experts, rows)
             out = out + torch.einsum("nk,nkd->nd", shut.to(out.dtype), closed.values.to(out.dtype))
         outputs.append(out)
     return torch.cat(outputs)
@@ -90,7 +94,7 @@ def every_expert(
     return torch.stack([out.flatten(1, 2) for out in outputs], 1).flatten(0, 2)
 
 
-def _of_tokens(mask: Tensor, experts: Tensor, rows: int) -> Tensor:
+def of_tokens(mask: Tensor, experts: Tensor, rows: int) -> Tensor:
     """Gates of the experts of each token: mask [R or 1, E] -> [N, k]."""
     places = experts.view(rows, -1)
     return mask.expand(rows, -1).gather(1, places).view(experts.shape)

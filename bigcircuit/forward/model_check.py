@@ -20,7 +20,8 @@ from bigcircuit.ablation.ablation import INTERCHANGE, ZERO
 from bigcircuit.data.collate import Batch, collate
 from bigcircuit.data.pair import Example
 from bigcircuit.errors import UserError
-from bigcircuit.forward.streams import MaskSource, Streams
+from bigcircuit.forward.pass_state import MaskSource
+from bigcircuit.forward.streams import Streams
 from bigcircuit.model.architectures import FUSED, KEYS, LATENT, QUERIES, VALUES
 from bigcircuit.model.granularity import EXPERT, MLP_OUTPUT, SITE_WIDTH, sites_of
 from bigcircuit.model.paths import in_features

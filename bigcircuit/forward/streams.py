@@ -10,7 +10,6 @@ Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,11 +25,12 @@ from bigcircuit.forward import experts
 from bigcircuit.forward.corrupted import Corrupted, PrefixCache, RecordedBatch, RecordingCache
 from bigcircuit.forward.expert_pass import run_experts
 from bigcircuit.forward.interpolate import Interpolate
+from bigcircuit.forward.kept_passes import KeptPasses
 from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, replace_forward, tokens_of
+from bigcircuit.forward.pass_state import MaskSource, Pass, Watcher
 from bigcircuit.forward.rows import (
     ArgumentShapes,
     Division,
-    FewTokens,
     Rows,
     TokenRows,
     few_tokens,
@@ -38,40 +38,9 @@ from bigcircuit.forward.rows import (
     note_shapes,
     places_of_rows,
 )
+from bigcircuit.forward.shared_layers import Branches
 from bigcircuit.model.granularity import EXPERT, EXPERT_NEURON, MLP, MLP_OUTPUT
 from bigcircuit.model.sites import FrozenModel
-
-SiteMasks = dict[str, Tensor]
-"""Effective masks of one layer by site, each [P, R or 1, n]; an absent site is open."""
-MaskSource = Callable[[int], SiteMasks]
-"""Layer index -> its effective masks. Called again when a layer is recomputed, and must return the same masks."""
-Watcher = Callable[[int, str, Tensor], None]
-"""Callback with layer index, site and activations [R, T, n]; must not keep a reference to the activations."""
-
-
-@dataclass
-class _Pass:
-    """State that the hooks of one forward pass share. `recorded`: corrupted site inputs of the layer in progress.
-
-    store: activations of the corrupted run, for a pass over the suffix. shapes: where those of arguments are noted. head_inputs: of
-    a pass over windows, [P, S, D].
-    """
-
-    batch: Batch | TokenRows | FewTokens
-    masks: MaskSource | None
-    members: int
-    rows: Rows
-    ablation: Ablation
-    watch: Watcher | None = None
-    store: Corrupted | None = None
-    corrupted: Tensor | None = None
-    recording: bool = False
-    recorded: dict[str, Any] = field(default_factory=dict)
-    site_masks: SiteMasks = field(default_factory=dict)
-    division: Division | None = None
-    shapes: ArgumentShapes | None = None
-    head_inputs: Tensor | None = None
-    layer: int = 0
 
 
 class Streams:
@@ -80,16 +49,23 @@ class Streams:
     With checkpointing the backward pass must happen before the exit, because it runs the layers again.
     """
 
-    def __init__(self, frozen: FrozenModel, ablation: Ablation, checkpointing: bool | str = False) -> None:
+    def __init__(
+        self,
+        frozen: FrozenModel,
+        ablation: Ablation,
+        checkpointing: bool | str = False,
+        kept: KeptPasses | None = None,
+    ) -> None:
         """ablation: what closed nodes output; checkpointing: keep only layer inputs and recompute each layer backward.
 
-        With checkpointing "cpu" the layer inputs are kept in the memory of the host.
+        With checkpointing "cpu" the layer inputs are kept in the memory of the host. kept: where `plain_passes` keeps passes.
         """
         self.frozen = frozen
         self.ablation = ablation.to(frozen.device)
         self.checkpointing = checkpointing
+        self.kept = kept
         self._undo: list[Callable[[], None]] = []
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
 
     def __enter__(self) -> "Streams":
         for index, layer in enumerate(self.frozen.layers):
@@ -124,6 +100,12 @@ class Streams:
         """Whether masked passes can run the tokens behind the shared prefix alone, against a recorded corrupted run."""
         return self.corrupted_stream and self.frozen.architecture.suffix
 
+    @property
+    def can_share(self) -> bool:
+        """Whether circuits with the same first masks can share these layers: what closed nodes output is the same for all."""
+        by_member = any(len(values) > 1 for found in self.ablation.tensors().values() for values in found.values())
+        return self.frozen.architecture.suffix and not by_member
+
     @contextmanager
     def under(self, ablation: Ablation | None) -> Iterator[None]:
         """Use another ablation for masked passes inside the context; None changes nothing. Its constants may carry a graph."""
@@ -149,8 +131,8 @@ class Streams:
         with torch.no_grad():
             self._forward(self._plain(batch, watcher), tokens)
 
-    def _plain(self, batch: Batch, watcher: Watcher | None = None) -> _Pass:
-        return _Pass(
+    def _plain(self, batch: Batch, watcher: Watcher | None = None) -> Pass:
+        return Pass(
             batch=batch,
             masks=None,
             members=1,
@@ -175,25 +157,38 @@ class Streams:
             self._forward(self._plain(batch, keep), batch.corrupted, cache)
         return RecordedBatch(batch.shared, found, cache.found)
 
-    def masked(self, batch: Batch, masks: MaskSource, members: int, corrupted: Corrupted | None = None) -> Tensor:
+    def masked(
+        self,
+        batch: Batch,
+        masks: MaskSource,
+        members: int,
+        corrupted: Corrupted | None = None,
+        branches: Branches | None = None,
+    ) -> Tensor:
         """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]; as `reference`.
 
         corrupted: activations of the corrupted run of this batch. With them the pass runs the tokens behind the shared prefix
-        alone; only for ablations that need the corrupted stream.
+        alone; only for ablations that need the corrupted stream. branches: members that share layers, which `can_share` allows;
+        for passes without a graph.
         """
-        if corrupted is not None:
-            assert self.corrupted_stream
-            tokens = batch.clean[:, corrupted.cut :].repeat(members, 1)
-            rows = Rows(len(tokens), 0)
-            state = _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation, store=corrupted)
-            return self._forward(state, tokens, PrefixCache(corrupted, members))
-        tokens = batch.clean.repeat(members, 1)
+        tokens = batch.clean[:, 0 if corrupted is None else corrupted.cut :]
+        branches = None if tokens.numel() < _FEWEST else branches
+        tokens = tokens.repeat(members, 1)
         rows, division = Rows(len(tokens), 0), None
-        if self.corrupted_stream:
+        if self.corrupted_stream and corrupted is None:
             rows = Rows(len(tokens), len(batch.corrupted))
             tokens, division = torch.cat([tokens, batch.corrupted]), Division(rows, self.places())
-        state = _Pass(batch=batch, masks=masks, members=members, rows=rows, ablation=self.ablation, division=division)
-        return self._forward(state, tokens)
+        state = Pass(
+            batch=batch,
+            masks=masks,
+            members=members,
+            rows=rows,
+            ablation=self.ablation,
+            store=corrupted,
+            branches=branches,
+            division=division,
+        )
+        return self._forward(state, tokens, None if corrupted is None else PrefixCache(corrupted))
 
     def places(self) -> dict[tuple, int | None]:
         """Find where arguments have their rows whose names do not tell: once for a model, by passes with 2 and 3 rows."""
@@ -206,7 +201,7 @@ class Streams:
     def _shapes(self, rows: int) -> ArgumentShapes:
         """Run a few tokens in so many rows, and note the shapes of arguments whose names do not tell where they have rows."""
         few, shapes = few_tokens(rows, self.frozen.device), ArgumentShapes()
-        state = _Pass(batch=few, masks=None, members=1, rows=Rows(rows, 0), ablation=self.ablation, shapes=shapes)
+        state = Pass(batch=few, masks=None, members=1, rows=Rows(rows, 0), ablation=self.ablation, shapes=shapes)
         with torch.no_grad():
             self._forward(state, few.clean)
         return shapes
@@ -225,10 +220,10 @@ class Streams:
         """
         rows = Rows(len(batch.clean), corrupted)
         division = Division(rows, _PLACES.get(self.frozen.model, {}), other_cache) if corrupted else None
-        state = _Pass(batch=batch, masks=masks, members=1, rows=rows, ablation=self.ablation, division=division)
+        state = Pass(batch=batch, masks=masks, members=1, rows=rows, ablation=self.ablation, division=division)
         return self._during(state)
 
-    def _forward(self, state: _Pass, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+    def _forward(self, state: Pass, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Run the model on tokens of all rows, the last columns of the batch or all. cache: of ours, which keeps no state."""
         assert self._undo, "enter the context manager first"
         assert not isinstance(state.batch, TokenRows)
@@ -246,7 +241,7 @@ class Streams:
         return output.logits if state.head_inputs is None else state.head_inputs
 
     @contextmanager
-    def _during(self, state: _Pass) -> Iterator[None]:
+    def _during(self, state: Pass) -> Iterator[None]:
         """Make the hooks act on this pass inside the context; outside any context they do nothing."""
         before, self._pass = self._pass, state
         try:
@@ -266,6 +261,8 @@ class Streams:
             key = (0, "hidden_states")
             state.corrupted = state.division.take(hidden, "corrupted", key)
             hidden = state.division.take(hidden, "masked", key)
+        if state.branches is not None:
+            hidden = self._branch(state, state.branches, index, hidden)
         run = partial(self._both, state, index, plain, args, kwargs)
         if self.checkpointing and torch.is_grad_enabled():
             with self._keeping(hidden):
@@ -283,6 +280,14 @@ class Streams:
             return (whole, *output[1:]) if isinstance(output, (tuple, list)) else whole
         return output
 
+    def _branch(self, state: Pass, branches: Branches, index: int, hidden: Tensor) -> Tensor:
+        """Enter a layer that members share: its hidden state, and from now on as many members as there are branches."""
+        assert not torch.is_grad_enabled() and state.corrupted is None
+        state.members, rows = len(branches.members[index]), len(state.batch.clean)
+        now = state.members * rows
+        state.division = Division(Rows(now, state.rows.masked - now), self.places())
+        return branches.enter(index, hidden, rows)
+
     def _keeping(self, hidden: Tensor) -> AbstractContextManager[Any]:
         """Choose where the inputs of a checkpointed layer are kept until the backward pass."""
         if self.checkpointing == "cpu" and hidden.is_cuda:
@@ -291,7 +296,7 @@ class Streams:
 
     def _both(
         self,
-        state: _Pass,
+        state: Pass,
         index: int,
         plain: Callable[..., Any],
         args: tuple,
@@ -302,10 +307,9 @@ class Streams:
         """One layer: the corrupted stream first (the other order keeps ZeRO-3 weights gathered), then the masked one."""
         with self._during(state):  # again, because a recomputation comes when the forward pass is long over
             state.layer = index
-            assert state.masks is not None  # else the layer's own forward runs
-            state.site_masks = state.masks(index)
+            state.site_masks = state.masks_of(index)
             if corrupted is not None:
-                with torch.no_grad(), _recording(state):
+                with torch.no_grad(), state.corrupted_run():
                     other = plain(corrupted, **self._side(state, index, "corrupted", args, kwargs))
                 corrupted = hidden_of(other)
             output = plain(masked, **self._side(state, index, "masked", args, kwargs))
@@ -317,7 +321,7 @@ class Streams:
     def _named(self, index: int, args: tuple, kwargs: dict) -> dict[str, Any]:
         return named_arguments(self.frozen.layers[index].module, args, kwargs)
 
-    def _side(self, state: _Pass, index: int, stream: str, args: tuple, kwargs: dict) -> dict[str, Any]:
+    def _side(self, state: Pass, index: int, stream: str, args: tuple, kwargs: dict) -> dict[str, Any]:
         """Arguments of a layer behind the hidden state for one stream, by name."""
         named, division = self._named(index, args, kwargs), state.division
         return named if division is None else {k: division.take(v, stream, (index, k)) for k, v in named.items()}
@@ -338,7 +342,7 @@ class Streams:
             recorded=state.recorded,
             recording=state.recording,
             rows=len(state.batch.clean),
-            watch=None if state.watch is None else partial(state.watch, index, EXPERT),
+            watch=None if state.watch is None else partial(state.watch, index),
         )
 
     def _at_input(self, index: int, site: str, _module: nn.Module, args: tuple) -> tuple | None:
@@ -381,20 +385,14 @@ class Streams:
         hidden = args[0][: state.rows.masked].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
         positions = state.batch.score_position - (0 if state.store is None else state.store.cut)
         found = hidden[:, state.batch.score_row, positions]
+        found = found if state.branches is None else found[state.branches.of_member]
         if state.batch.logit_chunk is None:
             return (found, *args[1:])
         state.head_inputs = found
         return (found[:, :1], *args[1:])
 
 
-@contextmanager
-def _recording(state: _Pass) -> Iterator[None]:
-    state.recording = True
-    try:
-        yield
-    finally:
-        state.recording = False
-
-
+_FEWEST = 16
+"""Tokens of a pass in which members share layers. Products of fewer rows may have other last bits than those of more."""
 _PLACES: WeakKeyDictionary[Any, dict[tuple, int | None]] = WeakKeyDictionary()
 """Model -> dimension of the rows in arguments of layers whose names do not tell."""

@@ -99,6 +99,11 @@ class RunDir(NamedTuple):
         """Whether the run is complete: the summary is the last file that a run writes."""
         return self.summary.exists()
 
+    @property
+    def nothing_to_do(self) -> str:
+        """Sentence on a finished run that is started again."""
+        return f"{self.path} holds a finished run with these settings; nothing to do (--fresh starts another)"
+
 
 def _lock(handle: int, path: Path) -> None:
     try:

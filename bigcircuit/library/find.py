@@ -1,15 +1,21 @@
 """`bigcircuit.find`: the run of `bigcircuit prune` on objects, top to bottom."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import Tensor
+
 from bigcircuit.config.load import dotted_keys, load
+from bigcircuit.config.own_code import given_function
 from bigcircuit.config.schema import ModelConfig
+from bigcircuit.data.builders import LIST_BUILDERS
+from bigcircuit.data.collate import Batch
 from bigcircuit.distributed.ranks import joined_ranks
 from bigcircuit.errors import UserError
 from bigcircuit.io.run_dir import RunDir
@@ -29,6 +35,7 @@ def find(
     folder: str | Path | None = None,
     config: str | Path | None = None,
     preset: str | None = None,
+    loss: Callable[[Tensor, Batch, Tensor], Tensor] | str | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> FoundCircuits:
@@ -36,11 +43,13 @@ def find(
 
     model: a Hugging Face causal language model, which is left as it was, or a folder or hub id. tokenizer: by default that of the
     model's files. pairs: rows (a list of mappings with clean, corrupted, answers and wrong_answers, a DataFrame, a data set), a
-    function that makes rows from (tokenizer, size, random generator), a path, or the name of a task builder; by default what
-    `config` names. size: neurons to keep, as a share (0.1 or "10%") or a count (200), or sizes by granularity, such as
-    {"head": 12}. folder: run folder; the same call with the same folder goes on after an interruption. By default a temporary one,
-    removed with the result. config: a YAML file to start from. preset: name of settings that come with the
-    package, such as "paper", under those of the file. quiet: print nothing.
+    function that makes rows from (tokenizer, size, random generator), a path, or the name of a task builder, whose list, if it
+    needs one, is the setting `task.path`; by default what `config` names. size: neurons to keep, as a share (0.1 or "10%") or a
+    count (200), or sizes by granularity, such as {"head": 12}. folder: run folder; the same call with the same folder goes on
+    after an interruption. By default a temporary one, removed with the result. config: a YAML file to start from. preset: name
+    of settings that come with the package, such as "paper", under those of the file. loss: function whose value is added to the
+    loss, as `train.loss`: of (logits of a circuit [S, V], batch, logits of the full model [S, V]), one number a pair, [B].
+    quiet: print nothing.
     settings: as in YAML, by section, `train={"steps": 300}`, or dotted, `**{"model.dtype": "bfloat16"}`.
 
     An object whose weights are not those of its files is written to the run folder first. Raises UserError, in one line, for what
@@ -50,13 +59,19 @@ def find(
     run = RunDir(Path(temporary.name) / "run" if temporary else Path(str(folder)).expanduser())
     given = dotted(settings)
     source = model_input(model, tokenizer, run.inputs / "model")
-    _check_free(given, source)
+    from_list = isinstance(pairs, str) and pairs in LIST_BUILDERS  # whose list is a setting
+    _check_free({key: value for key, value in given.items() if not (from_list and key == "task.path")}, source)
     wanted = {**source.settings, **_sizes(size), **given, "output": str(run.path)}
     if pairs is not None:
         make = partial(_call, tokenizer=tokenizer, model=source.settings["model.path"], settings=wanted)
         wanted |= task_settings(pairs, run.inputs / "pairs.jsonl", make)
-    resolved = load(config, wanted, preset=preset)
-    with joined_ranks(resolved.model.device) as ranks, frozen_weights(source.frozen):
+    with ExitStack() as stack:
+        if loss is not None:
+            named = loss if isinstance(loss, str) else stack.enter_context(given_function(loss, "loss"))
+            wanted["train.loss"] = named
+        resolved = load(config, wanted, preset=preset)
+        ranks = stack.enter_context(joined_ranks(resolved.model.device))
+        stack.enter_context(frozen_weights(source.frozen))
         if source.frozen is not None:
             if ranks.size > 1:
                 raise UserError("several ranks need the model's path: each of them loads its own part")
@@ -66,7 +81,13 @@ def find(
     return FoundCircuits(run.path, temporary)
 
 
-_ARGUMENTS = {"model.path": "model", "task.name": "pairs", "task.path": "pairs", "output": "folder"}
+_ARGUMENTS = {
+    "train.loss": "loss",
+    "model.path": "model",
+    "task.name": "pairs",
+    "task.path": "pairs",
+    "output": "folder",
+}
 """Setting -> the argument that gives it."""
 _ONLY_FILES = ("model.revision", "model.weights", "model.quantization", "model.adapter", "deepspeed")
 """Settings of loading, which a model that is loaded already cannot have."""

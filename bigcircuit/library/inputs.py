@@ -12,7 +12,7 @@ from safetensors import safe_open
 from bigcircuit.circuit.apply import base_model, remember_files
 from bigcircuit.config.own_code import entry_point, is_reference
 from bigcircuit.config.schema import ModelConfig
-from bigcircuit.data.builders import BUILDERS, ENTRY_POINTS
+from bigcircuit.data.builders import DESCRIPTIONS, ENTRY_POINTS
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import removing, temporary_path, write_bytes
 from bigcircuit.model.load import DTYPES, load_tokenizer
@@ -186,7 +186,7 @@ def task_settings(pairs: Any, file: Path, make: Callable[[Callable[..., Any]], I
     rows. file: where rows are written. make: calls the function. Raises UserError.
     """
     if isinstance(pairs, str | Path):
-        named = pairs in BUILDERS or is_reference(str(pairs)) or entry_point(ENTRY_POINTS, str(pairs)) is not None
+        named = pairs in DESCRIPTIONS or is_reference(str(pairs)) or entry_point(ENTRY_POINTS, str(pairs)) is not None
         return {"task.name": str(pairs)} if named else {"task.name": "pairs", "task.path": str(pairs)}
     content = "".join(
         json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(make(pairs) if callable(pairs) else pairs)
@@ -227,7 +227,9 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return None if value is None or value != value else value  # pandas writes NaN where a cell is empty
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    return None if value != value else value  # pandas writes NaN or NA where a cell is empty
 
 
 def _kind_of(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.folder import circuit_files
+from bigcircuit.config.extras import need
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import removing, temporary_path
 from bigcircuit.io.run_dir import RunDir
@@ -53,15 +54,20 @@ class FoundCircuits:
         return self.circuit.scores
 
     def report(self) -> ReportPage:
-        """Return the page of the run; a notebook shows the page."""
-        return ReportPage(RunDir(self.folder).report)
+        """Return the page of the run; a notebook shows the page. Raises UserError where its libraries are not installed."""
+        page = RunDir(self.folder).report
+        if not page.exists():
+            need("report()", "report")
+            from bigcircuit.report.render import render_run  # its figures take a second to load
+
+            render_run(self.folder)
+        return ReportPage(page)
 
     def to_pandas(self) -> Any:
         """Make a DataFrame with a row a circuit: seed, kept nodes and means of the held-out scores. Needs pandas."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise UserError("to_pandas needs pandas; pip install pandas") from error
+        need("to_pandas", "data", "pandas")
+        import pandas
+
         rows = [
             {"seed": row["seed"], **row["kept"], **{name: score["mean"] for name, score in row["scores"].items()}}
             for row in self.summary["members"]

@@ -170,7 +170,10 @@ class _Probe:
 
     def scoring(self) -> float:
         """Measure one micro-batch of a validation, s."""
-        circuits = current_masks(self._state)
+        circuits = current_masks(self._state, self._streams.frozen)
+        for index, masks in enumerate(circuits):  # blank members are equal, and equal circuits would be scored once
+            for mask in masks.values():
+                mask[:, index % max(mask.shape[1], 1) :][:, :1] ^= True
         return self._timed(
             lambda: score(self._streams, self._examples, circuits, self._micro_batches, references=self._references)
         )

@@ -31,7 +31,8 @@ def shortened(run: ResolvedRun, layers: int) -> ResolvedRun:
     members = []
     for member in run.members:
         sizes = {f"target.{name}": max(1, min(size, nodes[name] // 2)) for name, size in member.target.sizes().items()}
-        members.append(override(member, sizes, "fewer layers"))
+        free = {"target.per_layer": "free", "target.multiple_of": 1, "target.parameters": None}
+        members.append(override(member, sizes | free, "fewer layers"))
     return replace(run, members=tuple(members), model=replace(run.model, skeleton=frozen, deepspeed=None))
 
 

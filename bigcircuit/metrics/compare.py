@@ -15,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from bigcircuit.data.collate import Batch
 from bigcircuit.forward.corrupted import Corrupted
 from bigcircuit.forward.head import logits_of
-from bigcircuit.forward.streams import MaskSource, Streams
+from bigcircuit.forward.pass_state import MaskSource
+from bigcircuit.forward.shared_layers import Branches
+from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.logit_metrics import LogitComparison
 from bigcircuit.model.sites import FrozenModel
 
@@ -59,12 +61,13 @@ def compare_pass(
     members: int,
     reference: Tensor,
     corrupted: Corrupted | None = None,
+    branches: Branches | None = None,
 ) -> Any:
     """Run P = `members` circuits and compare them with the full model: a LogitComparison or, on windows, a TextComparison.
 
-    reference: as `Streams.reference` gives it for this batch. corrupted: see `Streams.masked`. The result carries a graph.
+    reference: as `Streams.reference` gives it for this batch. corrupted, branches: see `Streams.masked`. The result has a graph.
     """
-    return comparison_of(streams.frozen, batch, streams.masked(batch, masks, members, corrupted), reference)
+    return comparison_of(streams.frozen, batch, streams.masked(batch, masks, members, corrupted, branches), reference)
 
 
 def comparison_of(frozen: FrozenModel, batch: Batch, found: Tensor, reference: Tensor) -> Any:

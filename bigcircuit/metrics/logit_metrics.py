@@ -81,10 +81,11 @@ class Contrast(NamedTuple):
 
 def contrast(logits: Tensor, batch: Batch) -> Contrast:
     """Compare right and wrong continuations; logits [P, S, V]."""
-    log_p = continuation_log_probability(logits, batch)
+    # The last bit of an exponential depends on where in a tensor the number is, so on which circuits are scored together.
+    log_p = continuation_log_probability(logits, batch).double()
     right = _log_sum_by(log_p[:, batch.correct], batch.example_of_continuation[batch.correct], len(batch.ids))
     wrong = _log_sum_by(log_p[:, ~batch.correct], batch.example_of_continuation[~batch.correct], len(batch.ids))
-    return Contrast(right - wrong, right.exp() - wrong.exp(), -right)
+    return Contrast((right - wrong).float(), (right.exp() - wrong.exp()).float(), -right.float())
 
 
 def exact_match(reference: Tensor, logits: Tensor, batch: Batch) -> Tensor:

@@ -1,12 +1,13 @@
 """Scores of the caller's own, beside those of the table while an evaluation runs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bigcircuit.config.own_code import find_function
 from bigcircuit.data.collate import Batch
 from bigcircuit.errors import UserError
 from bigcircuit.metrics.logit_metrics import LogitComparison
@@ -14,6 +15,18 @@ from bigcircuit.metrics.registry import SCORES, ScoreKind
 
 Metric = Callable[[Tensor, Batch], Tensor]
 """Function of the logits of one circuit at the scored positions, [S, V], and of the batch -> one number a pair, [B]."""
+
+
+METRIC_ENTRY_POINTS = "bigcircuit.metrics"
+"""Group of entry points in which packages declare metrics of their own."""
+
+
+def named_metrics(names: Sequence[str]) -> dict[str, Metric]:
+    """Find metrics by `module:function` or the name of an entry point; the name of the function is that of the score.
+
+    Raises UserError.
+    """
+    return {name.rpartition(":")[2]: find_function(name, METRIC_ENTRY_POINTS, "metrics") for name in names}
 
 
 @contextmanager

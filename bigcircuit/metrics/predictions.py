@@ -12,7 +12,7 @@ from bigcircuit.data.dataset import TaskData
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example, Pair
 from bigcircuit.forward.streams import Streams
-from bigcircuit.metrics.score import mask_source
+from bigcircuit.metrics.distinct_circuits import mask_source
 
 _EXAMPLES, _TOP = 12, 3
 
@@ -37,24 +37,23 @@ def example_predictions(
     if chosen[0].is_window:
         return {"members": [[] for _ in circuits]}
     pieces = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-    members = []
-    with micro_batches.progress.phase("example predictions", len(circuits) * len(pieces)) as passes:
-        for index, masks in enumerate(circuits):
-            pair_of_masks = [masks, {name: ~mask for name, mask in masks.items()}]
-            rows: list[dict[str, Any]] = []
-            with streams.under(ablation.of([index, index])):
-                for piece in pieces:
-                    for example, best in zip(piece, _likeliest(streams, pair_of_masks, piece), strict=True):
-                        rows.append(_row(example, data.pairs[example.id], best, tokenizer))
-                    passes.advance()
-            members.append(rows)
+    both = [part for masks in circuits for part in (masks, {name: ~mask for name, mask in masks.items()})]
+    members: list[list[dict[str, Any]]] = [[] for _ in circuits]
+    owners = [index // 2 for index in range(len(both))]
+    with micro_batches.progress.phase("example predictions", len(pieces)) as passes, streams.under(ablation.of(owners)):
+        for piece in pieces:
+            for example, (full, *best) in zip(piece, _likeliest(streams, both, piece), strict=True):
+                for index, rows in enumerate(members):
+                    columns = (full, *best[2 * index : 2 * index + 2])
+                    rows.append(_row(example, data.pairs[example.id], columns, tokenizer))
+            passes.advance()
     return {"members": members}
 
 
 def _likeliest(
     streams: Streams, masks: Sequence[Mapping[str, Tensor]], piece: Sequence[Example]
 ) -> list[list[list[tuple[int, float]]]]:
-    """Find the likeliest first tokens with their probabilities, by example, then by full model, circuit and complement."""
+    """Find the likeliest first tokens with their probabilities, by example, then by full model and masks."""
     batch = collate(piece, full=False).to(streams.frozen.device)
     owners = batch.example_of_score.tolist()
     first = [owners.index(index) for index in range(len(piece))]

@@ -16,10 +16,11 @@ from bigcircuit.data.collate import Batch
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.finite import check_reference
-from bigcircuit.forward.streams import MaskSource, Streams
-from bigcircuit.gates.discretise import site_masks
+from bigcircuit.forward.plain_passes import plain_passes
+from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.bootstrap import intervals
 from bigcircuit.metrics.compare import TextComparison, compare_pass, comparison_of
+from bigcircuit.metrics.distinct_circuits import DistinctCircuits
 from bigcircuit.metrics.logit_metrics import LogitComparison
 from bigcircuit.metrics.mib import faithfulness
 from bigcircuit.metrics.registry import SCORES, Score, Scores, example_scores
@@ -76,17 +77,6 @@ class ExampleScores(dict[str, Tensor]):
         return ExampleScores({name: joined(values) for name, values in self.items()}, weights)
 
 
-def mask_source(circuits: Sequence[Mapping[str, Tensor]], streams: Streams) -> MaskSource:
-    """Make the effective masks of P circuits (granularity -> bool [L, n]) for a pass: [P, 1, n] by site."""
-    device = streams.frozen.device
-
-    def source(index: int) -> dict[str, Tensor]:
-        folded = [site_masks(masks, index, streams.frozen.shapes[index]) for masks in circuits]
-        return {site: torch.stack([f[site] for f in folded]).unsqueeze(1).to(device) for site in folded[0]}
-
-    return source
-
-
 @torch.no_grad()
 def score(
     streams: Streams,
@@ -108,40 +98,31 @@ def score(
     """
     full = full or circuits is None
     kinds = example_scores("text" if examples and examples[0].is_window else "pairs")
-    found = torch.zeros(len(kinds), len(circuits or ()) + full, len(examples))
+    distinct = DistinctCircuits(circuits or (), streams.frozen.shapes, merge=streams.can_share)
+    found = torch.zeros(len(kinds), len(distinct) + full, len(examples))
     place = {example.id: index for index, example in enumerate(examples)}
-    divided = micro_batches.aligned() if circuits and streams.over_suffix else micro_batches
-    chunks = _chunks(circuits or (), at_once or len(circuits or ()))
+    chunks = distinct.chunks(at_once, streams.frozen.device)
+    plain = plain_passes(streams, micro_batches, examples, distinct.sites, full=True, references=references)
     with micro_batches.progress.phase(phase, micro_batches.count(len(examples)) * (len(chunks) or 1)) as passes:
-        for micro_batch in divided.iterate(examples, full=True):
-            micro_batches.ranks.stop_if_requested()
+        for micro_batch, reference, corrupted in plain:
             if references is None:
-                reference = streams.reference(micro_batch.batch)
                 check_reference(streams.frozen, reference, micro_batch)
-            else:
-                reference = references(micro_batch)
             columns = [place[example.id] for example in micro_batch.examples]
             if full:
                 whole = comparison_of(streams.frozen, micro_batch.batch, reference.unsqueeze(0), reference)
                 _keep(found, slice(-1, None), columns, whole, micro_batch)
-            corrupted = None
-            if chunks and streams.over_suffix:
-                corrupted = streams.record(micro_batch.batch, mask_source(chunks[0][1], streams)(0))
-            for rows, chunk in chunks:
-                with streams.under(streams.ablation.of([*range(rows.start, rows.stop)])):
-                    masks = mask_source(chunk, streams)
-                    one = compare_pass(streams, micro_batch.batch, masks, len(chunk), reference, corrupted)
-                _keep(found, rows, columns, one, micro_batch)
+            for chunk in chunks:
+                with streams.under(streams.ablation.of(chunk.rows)):
+                    one = compare_pass(
+                        streams, micro_batch.batch, chunk.masks, len(chunk.rows), reference, corrupted, chunk.branches
+                    )
+                _keep(found, slice(chunk.rows[0], chunk.rows[-1] + 1), columns, one, micro_batch)
                 passes.advance()
             if not chunks:
                 passes.advance()
     micro_batches.ranks.all_reduce([found])
+    found = found[:, [*distinct.places, *range(len(distinct), found.shape[1])]]
     return ExampleScores(zip(kinds, found, strict=True)).by_document(examples)
-
-
-def _chunks(circuits: Sequence[Mapping[str, Tensor]], size: int) -> list[tuple[slice, Sequence[Mapping[str, Tensor]]]]:
-    parts = [(start, circuits[start : start + size]) for start in range(0, len(circuits), max(size, 1))]
-    return [(slice(start, start + len(part)), part) for start, part in parts]
 
 
 def _keep(found: Tensor, rows: slice, columns: list[int], compared: Any, micro_batch: MicroBatch) -> None:

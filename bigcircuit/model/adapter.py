@@ -54,8 +54,9 @@ def _put_on(model: Any, adapter: str) -> tuple[Any, AdaptedModel]:
         raise UserError(
             f"{subject}: holds the adapters {', '.join(others)}; set model.adapter to {adapter}/{others[0]} or another"
         )
+    absent = "there is no such folder here, and " if folder is None else ""
     opening = explain_library_errors(
-        f"{subject}: no PEFT adapter could be opened",
+        f"{subject}: {absent}no PEFT adapter could be opened",
         folder,
         f"give a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}",
     )

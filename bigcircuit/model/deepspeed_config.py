@@ -52,7 +52,7 @@ def read_deepspeed(path: str | None, device: str = "auto") -> DeepSpeedConfig | 
         raise UserError(
             f"deepspeed {path}: no such file; name yours, or one that comes with the package: {known}"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"deepspeed {path}: not a JSON file ({error})") from error
     section = settings.get("zero_optimization") if isinstance(settings, dict) else None
     zero: dict[str, Any] = section if isinstance(section, dict) else {}
@@ -71,6 +71,11 @@ def read_deepspeed(path: str | None, device: str = "auto") -> DeepSpeedConfig | 
         raise UserError(f"deepspeed {path}: take out {', '.join(f'{name} ({remedies[name]})' for name in unsupported)}")
     if stage != 3:
         return None
+    if not isinstance(offload := zero.get("offload_param"), (dict, type(None))):
+        raise UserError(
+            f'deepspeed {path}: offload_param is {offload!r:.60}; set it to {{"device": "cpu"}}, or take it out to keep the '
+            "weights on the accelerator"
+        )
     device = pieces_on(settings)
     if device not in ("none", "cpu", "nvme"):
         raise UserError(f"deepspeed {path}: offload_param.device is {device!r}; set it to none, cpu or nvme")

@@ -166,8 +166,17 @@ def _open(factory: Any, model: ModelConfig, what: str, try_out: Callable[[Any], 
     what: name of the part that is read. try_out: is called with what was opened, because some faults show at the first use.
     """
     path = resolve_path(model)
-    subject, folder = f"model.path {path}: {what} cannot be opened", model_folder(model.path, model.revision)
-    with explain_library_errors(subject, folder, "mend the file, or copy or download the model again"):
+    folder = model_folder(model.path, model.revision)
+    subject, remedy = (
+        f"model.path {path}: {what} cannot be opened",
+        "mend the file, or copy or download the model again",
+    )
+    if folder is None:
+        subject = (
+            f"model.path {path}: there is no such folder here, and {what} of a hub model of this name cannot be opened"
+        )
+        remedy = "name a folder with config.json as ./NAME or by its whole path, or a hub id as OWNER/NAME"
+    with explain_library_errors(subject, folder, remedy):
         opened = factory.from_pretrained(path, revision=model.revision, trust_remote_code=False)
         if try_out is not None:
             try_out(opened)

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
+from bigcircuit.config.extras import missing, need
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.model.dequantised_linear import (
@@ -48,6 +49,20 @@ WEIGHT_FORMATS = {
 """Name of a format -> how it is loaded. Every entry has a test that compares gradients with those of the dequantised model."""
 ON_LOADING = {"int8": "torchao Int8WeightOnlyConfig", "nf4": "bitsandbytes nf4"}
 """`model.quantization` -> format that plain weights are brought into when they are loaded."""
+
+
+class _Group(BaseModel):
+    weights: dict[str, Any] | None = None
+
+
+class _StoredSettings(BaseModel):
+    """What is read here of a `quantization_config`."""
+
+    config_groups: dict[str, _Group] | None = None
+    sparsity_config: dict[str, Any] | None = None
+    weight_block_size: list[int] | None = None
+    modules_to_not_convert: list[str] | None = None
+    llm_int8_skip_modules: list[str] | None = None
 
 
 class Quantization(NamedTuple):
@@ -104,6 +119,7 @@ def quantization_of(config: ModelConfig, hf_config: Any, is_sharded: bool = Fals
         _check_is_whole(config, f"model.quantization {asked}", is_sharded)
         _check_package(f"model.quantization {asked}", ON_LOADING[asked])
         return Quantization("", ON_LOADING[asked])
+    _check_settings(subject, settings)
     name = _format_of(settings)
     if name not in WEIGHT_FORMATS:
         raise UserError(
@@ -191,6 +207,18 @@ def _format_of(settings: Mapping[str, Any]) -> str:
     return method
 
 
+def _check_settings(subject: str, settings: Mapping[str, Any]) -> None:
+    """Raise UserError for a part of a `quantization_config` that is of another type than its format has it."""
+    try:
+        _StoredSettings.model_validate(settings)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(str(part)[:60] for part in ("quantization_config", *problem["loc"]))
+        raise UserError(
+            f"{subject}: {place} in config.json is not as it should be ({problem['msg'].lower()}); copy the model again"
+        ) from error
+
+
 def _check_schemes(subject: str, settings: Mapping[str, Any]) -> None:
     """Raise UserError for what is lost when compressed-tensors are dequantised: all but the first scheme, rotations, sparsity."""
     for key in ("transform_config", "sparsity_config"):
@@ -240,7 +268,7 @@ def _check_scales(config: ModelConfig, subject: str, name: str, block: Sequence[
 def is_installed(name: str) -> bool:
     """Whether the package that reads a format is there."""
     package = WEIGHT_FORMATS[name].package
-    return package is None or find_spec(package) is not None
+    return package is None or not missing("quantization", package)
 
 
 def _quieten() -> None:
@@ -251,10 +279,8 @@ def _quieten() -> None:
 
 def _check_package(subject: str, name: str) -> None:
     package = WEIGHT_FORMATS[name].package
-    if package is not None and not is_installed(name):
-        raise UserError(
-            f"{subject}: reading this needs {package.replace('_', '-')}; pip install 'bigcircuit[quantization]'"
-        )
+    if package is not None:
+        need(f"{subject}: reading this", "quantization", package)
 
 
 def _check_is_whole(config: ModelConfig, subject: str, is_sharded: bool) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from bigcircuit.errors import UserError
 from bigcircuit.model.architectures import ARCHITECTURES, LATENT, LAYERS, PROJECTIONS, RECURRENT, REFUSED, Architecture
 from bigcircuit.model.granularity import ATTENTION, EXPERT, MIXER, MLP, LayerShape
+from bigcircuit.model.own_architecture import declared_architecture
 from bigcircuit.model.paths import ModulePaths, in_features, module_paths, out_features
 
 
@@ -81,7 +82,8 @@ def architecture_of(config: Any, guess: bool = False) -> Architecture:
     guess: take a type that is not in the table for one whose sites have known names. Raises UserError, with the kind of the model,
     for a type that cannot be masked, or is not in the table and not to be guessed.
     """
-    if (row := ARCHITECTURES.get(config.model_type)) is not None:
+    row = ARCHITECTURES.get(config.model_type) or declared_architecture(config.model_type)
+    if row is not None:
         if row.needs and not getattr(config, row.needs, False):
             raise UserError(
                 f"model type {config.model_type!r} is an encoder, in which a token sees later ones; a decoder of this form has "

@@ -26,12 +26,16 @@ added up, so two open copies give twice what one gives; only a reader that is sa
 kind of backup has no single truth anyway: with either copy the smallest exact circuit has the same size, and recall would be
 arbitrary. The redundant copies here are therefore `shared`, which are needed together, and `opposed`, which cancel each other.
 
+**Mixtures.** `mixture.py` plants experts in the same way: all experts come in two halves with one router row, which a token gets
+together and with equal weights. Halves of needed experts are `shared`, the others write `opposed` matrices.
+
 Truth holds for heads and for neurons. The order of nodes within a layer is random. An attention neuron within an original head
 that the base does not need writes zero (`silent`).
 """
 
 from bigcircuit.planted.base import Base, make_base
+from bigcircuit.planted.mixture import make_mixture, plant_mixture
 from bigcircuit.planted.plant import Planted, plant
 from bigcircuit.planted.recovery import Recovery, recovery
 
-__all__ = ["Base", "Planted", "Recovery", "make_base", "plant", "recovery"]
+__all__ = ["Base", "Planted", "Recovery", "make_base", "make_mixture", "plant", "plant_mixture", "recovery"]

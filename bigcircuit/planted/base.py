@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bigcircuit.ablation.ablation import INTERCHANGE
@@ -20,12 +20,12 @@ from bigcircuit.data.pair import Example
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks
 from bigcircuit.metrics.score import score
-from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, MLP
+from bigcircuit.model.granularity import ATTENTION, EXPERT_NEURON, GRANULARITIES, LEAVES, MLP
 from bigcircuit.model.sites import FrozenModel, find_sites
 
-_SYMBOLS = 5
-_STEPS, _MORE_STEPS, _ROUNDS, _ATTEMPTS = 700, 200, 10, 10
-_WORKS = 0.99
+SYMBOLS = 5
+STEPS, MORE_STEPS, ROUNDS, ATTEMPTS = 700, 200, 10, 10
+WORKS = 0.99
 """Least share of all prompts that a base answers right."""
 _SPLITS = (("train", 0.5, 240), ("validation", 0.1, 40), ("test", 0.4, 160))
 """Name, share of the prompts, pairs."""
@@ -55,7 +55,7 @@ class Base(NamedTuple):
     """Nats: the smallest KL that closing a needed neuron alone costs, mean over pairs."""
 
 
-class _Lookup(NamedTuple):
+class LookupTask(NamedTuple):
     """All prompts of a task and their answers."""
 
     prompts: Tensor
@@ -69,12 +69,12 @@ def make_base(family: str, seed: int, threshold: float = 0.1) -> Base:
 
     Takes about ten seconds. Failed training is repeated with another seed. Raises RuntimeError if all attempts fail.
     """
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         base = _try(family, seed + 1000 * attempt, threshold)
         if base is not None:
             return base
     raise RuntimeError(
-        f"seed {seed}: no {family} model learned the task and needs all its nodes in {_ATTEMPTS} attempts"
+        f"seed {seed}: no {family} model learned the task and needs all its nodes in {ATTEMPTS} attempts"
     )
 
 
@@ -83,23 +83,23 @@ def _try(family: str, seed: int, threshold: float) -> Base | None:
         torch.manual_seed(seed)
         model = _new(family)
     rng = random.Random(seed)
-    task = _lookup(rng)
-    pairs = _pairs(task, rng)
+    task = lookup_task(rng)
+    pairs = pairs_of(task, rng)
     closed: list[tuple[str, int, int]] = []
-    _learn(model, task, closed, _STEPS)
-    for _ in range(_ROUNDS):
-        if _accuracy(model, task) < _WORKS:
+    learn(model, task, [], STEPS)
+    for _ in range(ROUNDS):
+        if accuracy(model, task) < WORKS:
             return None
         costs = knockouts(find_sites(model), examples_of(pairs[::2]), closed)
         low = [node for node, cost in costs.items() if cost < threshold]
         if not low:
             return Base(model, pairs, _needed(find_sites(model), closed), min(costs.values()))
         closed += low
-        _learn(model, task, closed, _MORE_STEPS)
+        learn(model, task, _columns(find_sites(model), closed), MORE_STEPS)
     return None
 
 
-def _accuracy(model: Any, task: _Lookup) -> float:
+def accuracy(model: Any, task: LookupTask) -> float:
     with torch.no_grad():
         predicted = model(input_ids=task.prompts, use_cache=False).logits[:, -1].argmax(-1)
     return float((predicted == task.answers).float().mean())
@@ -110,24 +110,24 @@ def _new(family: str) -> Any:
 
     no_tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     config = AutoConfig.for_model(
-        family, vocab_size=_SYMBOLS + 1, tie_word_embeddings=False, **no_tokens, **_SIZES[family]
+        family, vocab_size=SYMBOLS + 1, tie_word_embeddings=False, **no_tokens, **_SIZES[family]
     )
     return AutoModelForCausalLM.from_config(config)
 
 
-def _lookup(rng: random.Random) -> _Lookup:
+def lookup_task(rng: random.Random) -> LookupTask:
     first, second = _latin_square(rng), _latin_square(rng)
-    combinations = list(itertools.product(range(_SYMBOLS), repeat=3))
-    prompts = torch.tensor([[*symbols, _SYMBOLS] for symbols in combinations])
-    return _Lookup(prompts, torch.tensor([second[first[x][y]][c] for x, y, c in combinations]))
+    combinations = list(itertools.product(range(SYMBOLS), repeat=3))
+    prompts = torch.tensor([[*symbols, SYMBOLS] for symbols in combinations])
+    return LookupTask(prompts, torch.tensor([second[first[x][y]][c] for x, y, c in combinations]))
 
 
 def _latin_square(rng: random.Random) -> list[list[int]]:
-    rows, columns, names = (rng.sample(range(_SYMBOLS), _SYMBOLS) for _ in range(3))
-    return [[names[(row + column) % _SYMBOLS] for column in columns] for row in rows]
+    rows, columns, names = (rng.sample(range(SYMBOLS), SYMBOLS) for _ in range(3))
+    return [[names[(row + column) % SYMBOLS] for column in columns] for row in rows]
 
 
-def _pairs(task: _Lookup, rng: random.Random) -> list[dict[str, Any]]:
+def pairs_of(task: LookupTask, rng: random.Random) -> list[dict[str, Any]]:
     """Draw distinct pairs of prompts with different answers; no prompt is in two splits."""
     order = rng.sample(range(len(task.prompts)), len(task.prompts))
     rows = []
@@ -163,11 +163,19 @@ def examples_of(pairs: Sequence[dict[str, Any]]) -> list[Example]:
     ]
 
 
-def _learn(model: Any, task: _Lookup, closed: Sequence[tuple[str, int, int]], steps: int) -> None:
-    """Train on all prompts at once, with closed neurons writing zero. Smoothed answers keep the KL of mistakes moderate."""
+def learn(
+    model: Any, task: LookupTask, columns: Sequence[Tensor], steps: int, fixed: Sequence[nn.Parameter] = ()
+) -> None:
+    """Train on all prompts at once. Smoothed answers keep the KL of mistakes moderate.
+
+    columns: views of output weights that stay zero. fixed: parameters that are not trained.
+    """
     model.train().requires_grad_(True)
-    columns = _columns(find_sites(model), closed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.01, betas=(0.9, 0.98))
+    for parameter in fixed:
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        (p for p in model.parameters() if p.requires_grad), lr=_LR, weight_decay=0.01, betas=(0.9, 0.98)
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, steps)
     _silence(columns)
     for _ in range(steps):
@@ -196,16 +204,20 @@ def _silence(columns: Sequence[Tensor]) -> None:
 
 
 def knockouts(
-    frozen: FrozenModel, examples: Sequence[Example], without: Sequence[tuple[str, int, int]] = ()
+    frozen: FrozenModel,
+    examples: Sequence[Example],
+    without: Sequence[tuple[str, int, int]] = (),
+    names: Sequence[str] = ("attention_neuron", "mlp_neuron"),
 ) -> dict[tuple[str, int, int], float]:
-    """Measure the mean KL in nats that closing one neuron alone costs, by (granularity, layer, neuron), for all but `without`."""
+    """Measure the mean KL in nats that closing one node alone costs, by (granularity, layer, node), for all but `without`."""
     everything = {
         name: torch.ones(len(frozen.shapes), g.width(frozen.shapes[0]), dtype=torch.bool)
         for name, g in GRANULARITIES.items()
+        if name in names or name != LEAVES[EXPERT_NEURON]
     }
     nodes = [
         (name, layer, node)
-        for name in ("attention_neuron", "mlp_neuron")
+        for name in names
         for layer in range(len(frozen.shapes))
         for node in range(everything[name].shape[1])
         if (name, layer, node) not in set(without)

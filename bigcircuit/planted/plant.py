@@ -19,13 +19,13 @@ from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.gates.discretise import Masks
 from bigcircuit.model.fingerprint import fingerprint
-from bigcircuit.model.granularity import GRANULARITIES, LayerShape
+from bigcircuit.model.granularity import GRANULARITIES, LEAVES, LayerShape
 from bigcircuit.model.sites import find_sites
 from bigcircuit.planted.decoys import NEEDED, Sampler, fill, writes
 from bigcircuit.planted.weights import LayerWeights, build_wide_model, read_layers, repeat_hidden
 
 Kinds = dict[str, list[list[str]]]
-"""`head`, `attention_neuron` or `mlp_neuron` -> the kind of every node, [L][n]."""
+"""`head`, `attention_neuron` or `mlp_neuron`, of a mixture `expert` -> the kind of every node, [L][n]."""
 LayerKinds = dict[str, list[str]]
 """The same for one layer, [n]."""
 
@@ -69,7 +69,7 @@ def plant(
         weights, of_neurons = _widen_mlp(weights, mlp, times, sampler)
         layers.append(weights)
         kinds.append(of_heads | of_neurons)
-    return _write(build_wide_model(model, layers, repeats), kinds, folder, seed, tokenizer)
+    return save_planted(build_wide_model(model, layers, repeats), kinds, folder, seed, tokenizer)
 
 
 def _originals(needed: Mapping[str, Tensor] | None, index: int, shape: LayerShape) -> tuple[Tensor, Tensor]:
@@ -80,8 +80,8 @@ def _originals(needed: Mapping[str, Tensor] | None, index: int, shape: LayerShap
     return needed["attention_neuron"][index, :attention].cpu(), needed["mlp_neuron"][index, :mlp].cpu()
 
 
-def _write(model: Any, kinds: list[LayerKinds], folder: Path, seed: int, tokenizer: Any) -> Planted:
-    """Save the widened model and its truth. kinds: of the nodes of every layer."""
+def save_planted(model: Any, kinds: list[LayerKinds], folder: Path, seed: int, tokenizer: Any = None) -> Planted:
+    """Save a widened model and its truth. kinds: of the nodes of every layer."""
     shapes = find_sites(model).shapes
     by_name = {name: [layer[name] for layer in kinds] for name in kinds[0]}
     planted = Planted(folder, _truth(by_name, shapes), by_name)
@@ -165,7 +165,8 @@ def _check_silent(written: Tensor, what: str) -> None:
 def _truth(kinds: Kinds, shapes: tuple[LayerShape, ...]) -> Masks:
     neurons = {
         name: torch.tensor([[kind in NEEDED for kind in row] for row in kinds[name]])
-        for name in ("attention_neuron", "mlp_neuron")
+        for name in LEAVES.values()
+        if name in kinds
     }
     return complete_masks(neurons, shapes)
 
@@ -177,7 +178,7 @@ def _describe(planted: Planted, shapes: tuple[LayerShape, ...], seed: int) -> di
         "task": "the truth, as planted",
         "task_sha256": "",
         "ablation": "interchange",
-        "granularities": json.dumps(["head", "attention_neuron", "mlp_neuron"]),
+        "granularities": json.dumps(list(planted.kinds)),
         "seed": str(seed),
         "kinds": json.dumps(planted.kinds),
     }

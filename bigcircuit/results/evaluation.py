@@ -5,18 +5,15 @@ they were measured: `circuits[i].ablations["zero"].circuit["kl"]`. Names of scor
 granularities: those of model/granularity.py, and `total` for site neurons.
 """
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from bigcircuit.ablation.kinds import KINDS
-from bigcircuit.errors import UserError
-from bigcircuit.io.files import read_json, write_json
 from bigcircuit.metrics.registry import Score, Scores
-from bigcircuit.model.granularity import GRANULARITIES
 
 EVALUATION = "bigcircuit-evaluation/1"
 COMPARISON = "bigcircuit-comparison/1"
+ADDED_LATER = {"added_later": True}
+"""Metadata of a field that files of earlier versions lack, and without which they are read."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,9 @@ class Point:
     draws: int
     kl: float
     """Mean over draws and pairs, nats."""
-    kl_low: float
+    kl_low: float = field(metadata=ADDED_LATER)
     """Lower end of the 95% bootstrap interval of this mean over pairs."""
-    kl_high: float
+    kl_high: float = field(metadata=ADDED_LATER)
     kl_max: float
     """KL of the worst draw, nats."""
     logit_difference: float
@@ -196,9 +193,9 @@ class CurvePoint:
     neurons: int
     """Number of kept site neurons."""
     kl: float
-    kl_low: float
+    kl_low: float = field(metadata=ADDED_LATER)
     """Lower end of the 95% bootstrap interval over pairs."""
-    kl_high: float
+    kl_high: float = field(metadata=ADDED_LATER)
     logit_difference: float
     exact_match: float
     faithfulness: float
@@ -299,32 +296,3 @@ class Evaluation:
     """Circuit -> what its most needed heads and neurons do, see evaluation/inside.py; not with weights in pieces or in files."""
     checks: list[Check] = field(default_factory=list)
     """Four answers about the first circuit under its first ablation; empty in files of earlier versions."""
-
-
-def save_result(result: Any, path: Path) -> None:
-    """Write an Evaluation or a Comparison atomically."""
-    write_json(path, asdict(result))
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Read evaluation.json or comparison.json. Raises UserError if the file is neither."""
-    content = read_json(path, "evaluate or compare again")
-    if not isinstance(content, dict) or content.get("format") not in (EVALUATION, COMPARISON):
-        raise UserError(f"{path}: not written by `bigcircuit evaluate` or `compare`")
-    _check_names(content, path)
-    return content
-
-
-def _check_names(content: dict[str, Any], path: Path) -> None:
-    """Raises UserError for ablations and levels that there are not: pages and names of files are made of them."""
-    try:
-        curves, circuits = content.get("curves", {}), content.get("circuits", ())
-        named = {*curves, *content.get("cross", {}), *(name for one in circuits for name in one.get("ablations", {}))}
-        levels = {curve["level"] for found in curves.values() for curve in found}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not written by `bigcircuit evaluate` or `compare` ({error})") from error
-    for what, names, known in (("ablation", named, {*KINDS}), ("level", levels, {*GRANULARITIES, "neuron"})):
-        if unknown := sorted(map(str, names - known)):
-            raise UserError(
-                f"{path}: names the {what} {unknown[0]!r:.60}, which is none of this version; evaluate again"
-            )

@@ -14,8 +14,8 @@ from bigcircuit.io.files import Json
 from bigcircuit.io.run_dir import read_metrics
 from bigcircuit.model.granularity import GRANULARITIES, count_total
 from bigcircuit.results import recorded
-from bigcircuit.results.evaluation import read_result
 from bigcircuit.results.locate import name_of, run_of
+from bigcircuit.results.result_files import read_result
 from bigcircuit.results.shape import Examples, Setup, Summary, check_shape, read_shaped
 
 _REMEDY = "restore it from a copy or run again"

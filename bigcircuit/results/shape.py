@@ -1,10 +1,14 @@
 """Shapes of the JSON files of runs and sweeps, and the check that a file has its shape before a page is made of it."""
 
 import json
+import types
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, create_model
 
 from bigcircuit.circuit.validate import ScoreShape
 from bigcircuit.config.choices import OneOf
@@ -60,7 +64,9 @@ class _Token(BaseModel):
     right: bool
 
 
-class _Example(BaseModel):
+class ExampleShape(BaseModel):
+    """Predictions on one held-out pair, in examples.json and in evaluation.json."""
+
     prompt: str
     corrupted: str
     answers: list[str]
@@ -72,7 +78,26 @@ class _Example(BaseModel):
 class Examples(BaseModel):
     """examples.json of a run."""
 
-    members: list[list[_Example]]
+    members: list[list[ExampleShape]]
+
+
+class _Head(BaseModel):
+    name: str
+    weights: list[float | None]
+
+
+class _Neuron(BaseModel):
+    name: str
+    raises: list[str]
+    lowers: list[str]
+
+
+class InsideShape(BaseModel):
+    """What the most needed nodes of a circuit do, see evaluation/inside.py."""
+
+    tokens: list[str]
+    heads: list[_Head]
+    neurons: list[_Neuron]
 
 
 class _Population(BaseModel):
@@ -145,3 +170,25 @@ def check_shape(content: Any, shape: Any, source: str, remedy: str) -> None:
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(part)[:60] for part in problem["loc"])
         raise UserError(f"{source}: {place or 'it'}: {problem['msg'].lower()}; {remedy}") from error
+
+
+@cache
+def shape_of(kind: Any) -> Any:
+    """Return the shape in which `write_json` writes values of a type: a dataclass as an object, and NaN as null.
+
+    kind: a dataclass, or an annotation of one of its fields. A field may be missing that has a default or was added later.
+    """
+    if kind is float:
+        return float | None
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        made: dict[str, Any] = {}
+        for one in fields(kind):
+            has_default = one.default is not MISSING or one.default_factory is not MISSING
+            made[one.name] = shape_of(hints[one.name]), None if has_default or "added_later" in one.metadata else ...
+        return create_model(getattr(kind, "__name__", "shape"), **made)
+    origin: Any = get_origin(kind)
+    inner = list(map(shape_of, get_args(kind)))
+    if origin in (Union, types.UnionType):
+        return reduce(or_, inner)
+    return origin[tuple(inner)] if origin in (list, dict) else kind

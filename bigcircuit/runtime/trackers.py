@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bigcircuit.config.extras import EXTRAS, install_command
 from bigcircuit.config.load import flatten
 from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
@@ -13,7 +14,7 @@ class Trackers:
     """Trackers that the config names, none by default; only rank 0 opens them."""
 
     def __init__(self, config: Config, folder: RunDir) -> None:
-        """Open the trackers. Raises UserError naming the package to install if a tracker's library is missing."""
+        """Open the trackers; see `check_trackers`."""
         self._trackers = [_open(name, config, folder) for name in config.tracking.trackers]
         values = {key: value if isinstance(value, (int, float, str, bool)) else str(value)
                   for key, value in flatten(config.model_dump(mode="json"))}  # fmt: skip
@@ -34,12 +35,23 @@ class Trackers:
             tracker.finish()
 
 
+def check_trackers(config: Config) -> None:
+    """Raise UserError, with the command that installs it, where the library of a tracker is missing."""
+    if not config.tracking.trackers:
+        return
+    from accelerate.tracking import get_available_trackers
+
+    known = list(map(str, get_available_trackers()))
+    for name in config.tracking.trackers:
+        if name not in known:
+            command = install_command("tracking") if name in EXTRAS["tracking"] else f"pip install {name}"
+            raise UserError(f"tracking.trackers: {name} is not installed; {command}, or remove it")
+
+
 def _open(name: str, config: Config, folder: RunDir) -> Any:
     from accelerate import PartialState
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    if name not in [str(tracker) for tracker in get_available_trackers()]:
-        raise UserError(f"tracking.trackers: {name} is not installed; `pip install {name}` or remove it")
     PartialState(cpu=True)  # accelerate's trackers need an initialised state
     kind = LOGGER_TYPE_TO_CLASS[name]
     if kind.requires_logging_directory:

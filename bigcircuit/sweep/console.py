@@ -44,16 +44,23 @@ class LiveTable:
             screen.stop()
 
     def _watch(self, scheduler: Any, closed: threading.Event, screen: RichLive) -> None:
-        last_line, shown_losses = time.monotonic() - _LINE_SECONDS + _FIRST_LINE_SECONDS, 0
-        while not closed.wait(_REFRESH_SECONDS):
+        last_line, shown_losses, shown_notes = time.monotonic() - _LINE_SECONDS + _FIRST_LINE_SECONDS, 0, 0
+        is_last = False
+        while not is_last:
+            is_last = closed.wait(_REFRESH_SECONDS)
             try:
                 status: SweepStatus = ray.get(scheduler.status.remote(), timeout=30)
             except ray.exceptions.RayError:
                 return
             seconds = time.monotonic() - self._started
+            for note in status.notes[shown_notes:]:
+                self.console.print(note)
+            shown_notes = len(status.notes)
             for reason in status.loss_reasons[shown_losses:]:
                 self.console.print(f"a model worker was lost: {reason}; its trials go on from their last state")
             shown_losses = len(status.loss_reasons)
+            if is_last:
+                return
             if self.console.is_terminal:
                 screen.start()
                 parts: list[RenderableType] = [

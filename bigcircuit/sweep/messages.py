@@ -57,6 +57,8 @@ class Progress:
     """Final circuits of trials that have made their last update; the worker has removed them from their slots."""
     failures: dict[int, str] = field(default_factory=dict)
     """Error in one line of each trial that failed; the worker has removed it from its slot."""
+    notes: list[str] = field(default_factory=list)
+    """New lines for the user about model and pairs, the same from every worker."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +82,5 @@ class SweepStatus:
     """Why workers were lost, each reason once."""
     phases: Mapping[int, str] = field(default_factory=dict)
     """Number of a worker -> the phase that it is in, with the time left, where that takes long."""
+    notes: Sequence[str] = ()
+    """Lines about model and pairs, each once."""

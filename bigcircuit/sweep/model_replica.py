@@ -29,6 +29,7 @@ from bigcircuit.sweep.config import gate_settings, shared_settings
 from bigcircuit.sweep.messages import Assignment, Progress
 from bigcircuit.train.final_circuits import final_circuits
 from bigcircuit.train.fingerprint import check_same_fingerprint
+from bigcircuit.train.pair_filters import count_solved
 from bigcircuit.train.resolve import resolve
 from bigcircuit.train.setup import RunContext, set_up
 from bigcircuit.train.state import MemberState, TrainState, metric_rows
@@ -69,6 +70,8 @@ class Replica:
         self._progress = ProgressDisplay(enabled=False, on_status=ranks.set_status, send=on_phase)
         self._shared: dict[str, _SharedData] = {}
         self._slots: dict[int, _Slot] = {}
+        self._notes: list[str] = []
+        """Lines about model and pairs that no progress has brought to the scheduler yet."""
 
     def load(self, config: Config) -> None:
         """Load model and pairs ahead of the first trial. Raises UserError and OutOfMemory."""
@@ -96,6 +99,7 @@ class Replica:
         elif cohort:
             self._train(cohort, max_updates, progress)
         progress.seconds = time.monotonic() - started
+        progress.notes, self._notes = self._notes, []
         return progress if self._ranks.is_first else None
 
     @contextmanager
@@ -158,6 +162,7 @@ class Replica:
                     examples = context.training_examples()
                     training = context.training_targets(examples, config.train.steps)
                     validation = context.validation_targets()
+            self._notes += count_solved([validation, training], context.micro_batches).lines()
             self._shared[key] = _SharedData(context, examples, training, validation, config.train.steps)
         return self._shared[key]
 

@@ -59,6 +59,8 @@ class SchedulerActor:
         self._loss_reasons: list[str] = []
         self._phases: dict[int, tuple[str, float]] = {}
         """Number of a worker -> the last line about its phase, and when it came."""
+        self._notes: dict[str, None] = {}
+        """Lines of the workers about model and pairs, each once, in order."""
         self._empty_losses, self._updates = 0, 0
         """Losses of workers without a trial since the last successful call; updates since this start, summed over trials."""
 
@@ -156,6 +158,7 @@ class SchedulerActor:
                 for worker, (line, came) in sorted(self._phases.items())
                 if time.monotonic() - came < _PHASE_SECONDS
             },
+            notes=list(self._notes),
         )
 
     async def fatal_error(self) -> Exception | None:
@@ -271,6 +274,7 @@ class SchedulerActor:
     def _record(self, worker: WorkerGroup, progress: Progress) -> None:
         """Record the result of a call and reply to the requests that it answers."""
         self._updates += progress.updates * len(progress.steps)
+        self._notes.update(dict.fromkeys(progress.notes))
         self._policy.record(progress.seconds, progress.updates)
         self._trials.record(progress, self._assignment.trials_of(worker))
         self._assignment.discard(worker, [*progress.results, *progress.failures])

@@ -14,7 +14,7 @@ from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.metadata import model_metadata
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
-from bigcircuit.gates.discretise import count, discretise
+from bigcircuit.gates.discretise import count
 from bigcircuit.gates.members import trained_granularities
 from bigcircuit.io.provenance import versions
 from bigcircuit.metrics.predictions import example_predictions
@@ -25,6 +25,7 @@ from bigcircuit.model.load import attention_of
 from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.runtime.host_memory import peak_memory
 from bigcircuit.train.fingerprint import MODEL_PARTS
+from bigcircuit.train.layer_sizes import sized_masks
 from bigcircuit.train.optimal_ablation import final_ablation
 from bigcircuit.train.setup import RunContext
 from bigcircuit.train.state import MemberState, TrainState
@@ -60,10 +61,9 @@ def final_circuits(context: RunContext, state: TrainState, targets: tuple[Target
     constants are learned, it has those of that member.
     """
     config, data, streams, micro_batches = context.config, context.data, context.streams, context.micro_batches
-    population = state.population
     log_alpha = [dict(member_state.best.log_alpha) for member_state in state.member_states]
     masks = [
-        discretise(gates, population.shapes, member_state.member.config.target.sizes())
+        sized_masks(gates, streams.frozen, member_state.member.config.target)
         for gates, member_state in zip(log_alpha, state.member_states, strict=True)
     ]
     nothing = {name: torch.zeros_like(mask) for name, mask in masks[0].items()}
@@ -132,6 +132,7 @@ def describe(context: RunContext, member_state: MemberState, scores: Scores) -> 
         "seed": str(member.train.seed),
         "step": str(member_state.best.step),
         "targets": json.dumps(member.target.sizes()),
+        **({"layout": json.dumps(layout)} if (layout := member.target.layout()) else {}),
         "scores": json.dumps({config.ablation.name: _plain(scores)}),
         "versions": json.dumps(versions()),
         "threads": str(torch.get_num_threads()),
@@ -147,6 +148,7 @@ def _member(
         "member": index,
         "seed": config.train.seed,
         "targets": config.target.sizes(),
+        "layout": config.target.layout(),
         "penalties": {name: weight for name, weight in config.penalty if weight},
         "parametrisation": config.gates.parametrisation,
         "best_step": member_state.best.step,

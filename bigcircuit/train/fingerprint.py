@@ -8,6 +8,7 @@ from bigcircuit.data.dataset import AblationData, TaskData
 from bigcircuit.errors import UserError
 from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.runtime.progress import ProgressDisplay
+from bigcircuit.train.own_loss import loss_sha256
 
 MODEL_PARTS = {
     "config": "model config",
@@ -33,6 +34,8 @@ def run_fingerprint(
             "ablation data": reference.sha256,
             "token ids of the ablation data": reference.tokens_sha256,
         }
+    if config.train.loss:
+        pairs["source of train.loss"] = loss_sha256(config.train.loss)
     return {name: found.get(part, "") for part, name in MODEL_PARTS.items()} | pairs
 
 

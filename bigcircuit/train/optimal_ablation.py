@@ -20,7 +20,7 @@ from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks
 from bigcircuit.metrics.compare import compare_pass
-from bigcircuit.metrics.score import mask_source
+from bigcircuit.metrics.distinct_circuits import mask_source
 from bigcircuit.model.granularity import LEAVES
 from bigcircuit.train.state import TrainState
 

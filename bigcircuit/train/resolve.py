@@ -14,6 +14,8 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.fingerprint import run_fingerprint
+from bigcircuit.train.layer_sizes import check_layer_sizes
+from bigcircuit.train.own_loss import try_loss
 from bigcircuit.train.targets import check_expert_neurons, count_targets
 
 
@@ -41,10 +43,20 @@ class ResolvedRun:
         over_suffix = self.model.skeleton.architecture.suffix
         return self.config.train.store and over_suffix and KINDS[self.config.ablation.name].needs_corrupted
 
+    @property
+    def both_streams(self) -> str:
+        """Sentence on why updates run both prompts whole; empty where they run the suffix alone or no corrupted prompts."""
+        if self.stores_corrupted or not KINDS[self.config.ablation.name].needs_corrupted:
+            return ""
+        kind = self.model.skeleton.architecture.kind
+        why = f"a suffix can be run alone where layers keep keys and values and nothing else, and this model is: {kind}"
+        return f"updates run both prompts whole: {why if self.config.train.store else 'train.store is false'}"
+
     def changed(self, overrides: Mapping[str, Any], source: str) -> "ResolvedRun":
         """The same run with other settings, but for those that name files: model, pairs and DeepSpeed config stay as read."""
         config = override(self.config, overrides, source)
         counted = count_targets(members(config), self.model.nodes)
+        check_layer_sizes(counted, self.model.skeleton)
         return replace(self, config=config, members=counted, model=self.model.changed(config.model))
 
 
@@ -57,9 +69,13 @@ def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = Non
         ablation_data = load_ablation_data(config, model.tokenizer, model.hf_config)
     check_experts(config.ablation.name, sum(shape.experts for shape in model.shapes))
     check_expert_neurons(configs, model.skeleton)
+    counted = count_targets(configs, model.nodes)
+    check_layer_sizes(counted, model.skeleton)
+    if config.train.loss:
+        try_loss(config.train.loss, data.splits["train"], model.hf_config.vocab_size)
     return ResolvedRun(
         config=config,
-        members=count_targets(configs, model.nodes),
+        members=counted,
         model=model,
         data=data,
         ablation_data=ablation_data,

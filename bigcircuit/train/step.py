@@ -4,6 +4,7 @@ Shapes: P members, B examples, S scored positions, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,13 @@ from bigcircuit.forward.corrupted import Corrupted
 from bigcircuit.forward.finite import check_corrupted
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
-from bigcircuit.gates.discretise import count, discretise
+from bigcircuit.gates.discretise import count
 from bigcircuit.gates.schedules import learning_rate
 from bigcircuit.metrics.compare import compare_pass
 from bigcircuit.metrics.score import score
+from bigcircuit.model.sites import FrozenModel
+from bigcircuit.train.layer_sizes import sized_masks
+from bigcircuit.train.own_loss import loss_as_score, own_loss
 from bigcircuit.train.penalty import fixed_terms, total
 from bigcircuit.train.state import Best, TrainState
 
@@ -35,6 +39,8 @@ class Sums(NamedTuple):
     """float64 [P], nats; the mean over the batch."""
     hinge: Tensor
     """float64 [P]"""
+    own: Tensor
+    """float64 [P], of `train.loss`; 0 without."""
 
 
 def faithfulness_gradient(
@@ -51,22 +57,37 @@ def faithfulness_gradient(
     """
     population, parameters = state.population, state.parameters
     sums = Sums(*(torch.zeros(n, dtype=torch.float64, device=micro_batches.ranks.device)
-                  for n in (sum(p.numel() for p in parameters), len(population), len(population))))  # fmt: skip
+                  for n in (sum(p.numel() for p in parameters), *[len(population)] * 3)))  # fmt: skip
     divided = micro_batches if store is None else micro_batches.aligned()
     for micro_batch in divided.iterate(chosen, full=False, phase="update"):
-        loss, kl, hinge = _terms(state, streams, references, micro_batch, None if store is None else store(micro_batch))
+        terms = _terms(state, streams, references, micro_batch, None if store is None else store(micro_batch))
         weights = torch.tensor(
-            [[m.config.train.kl, m.config.train.hinge] for m in population.members], device=kl.device
+            [[m.config.train.kl, m.config.train.hinge] for m in population.members], device=terms.kl.device
         )
-        loss = (weights[:, 0] * loss + weights[:, 1] * hinge).sum() / len(chosen)
+        loss = (weights[:, 0] * terms.loss + weights[:, 1] * terms.hinge).sum() / len(chosen)
+        if terms.own is not None:
+            loss = loss + terms.own.sum() / len(chosen)
         gradient = torch.autograd.grad(loss, parameters)
         streams.frozen.release_gathered()
         if micro_batch.is_counted:
             sums.gradient.add_(torch.cat([g.reshape(-1) for g in gradient]))
-            sums.kl.add_(kl.detach() / len(chosen))
-            sums.hinge.add_(hinge.detach() / len(chosen))
+            sums.kl.add_(terms.kl.detach() / len(chosen))
+            sums.hinge.add_(terms.hinge.detach() / len(chosen))
+            if terms.own is not None:
+                sums.own.add_(terms.own.detach() / len(chosen))
     micro_batches.ranks.all_reduce(sums)
     return sums
+
+
+class _Terms(NamedTuple):
+    """Terms of every member, summed over the examples of a micro-batch, float32 [P] each."""
+
+    loss: Tensor
+    """What `train.kl` weighs: KL, or the cross-entropy of a text."""
+    kl: Tensor
+    hinge: Tensor
+    own: Tensor | None
+    """Of `train.loss`; None without."""
 
 
 def _terms(
@@ -75,20 +96,22 @@ def _terms(
     references: Callable[[MicroBatch], Tensor],
     micro_batch: MicroBatch,
     corrupted: Corrupted | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute loss, KL and hinge of every member, summed over the examples of a micro-batch, float32 [P] each, with graphs."""
+) -> _Terms:
+    """Compute the terms of every member, with graphs."""
     population = state.population
     masks = population.draw([example.id for example in micro_batch.examples])
     # The seed of an ablation that draws noise: fresh in every update, and 0 where circuits are scored.
     with streams.under(population.learned() or streams.ablation.reseeded(1 + state.step)):
-        found = compare_pass(streams, micro_batch.batch, masks, len(population), references(micro_batch), corrupted)
+        reference = references(micro_batch)
+        found = compare_pass(streams, micro_batch.batch, masks, len(population), reference, corrupted)
     configs = [member.config for member in population.members]
-    kl = found.kl.sum(1)
+    name, kl = configs[0].train.loss, found.kl.sum(1)  # one loss for all members
+    own = None if name is None else own_loss(name, found.logits, micro_batch.batch, reference).sum(1)
     loss = found.cross_entropy.sum(1) if configs[0].task.text.loss == "cross_entropy" else kl
     if not any(config.train.hinge for config in configs):
-        return loss, kl, torch.zeros_like(kl)
+        return _Terms(loss, kl, torch.zeros_like(kl), own)
     margins = torch.tensor([config.train.margin for config in configs], device=kl.device).unsqueeze(1)
-    return loss, kl, (margins - found.contrast.logit_difference).clamp(min=0).sum(1)
+    return _Terms(loss, kl, (margins - found.contrast.logit_difference).clamp(min=0).sum(1), own)
 
 
 class Price(NamedTuple):
@@ -143,6 +166,8 @@ def update(
     for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
     logged = {"kl": sums.kl.float(), "hinge": sums.hinge.float(), "penalty": cost.penalty}
+    if state.population.members[0].config.train.loss:
+        logged["loss"] = sums.own.float()
     try:
         logged["gradient_norm"] = _prepare(state, logged)
     except DivergedError:
@@ -187,11 +212,11 @@ def _prepare(state: TrainState, logged: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(norms)
 
 
-def current_masks(state: TrainState) -> list[dict[str, Tensor]]:
-    """Discretise the current gates of every member."""
+def current_masks(state: TrainState, frozen: FrozenModel) -> list[dict[str, Tensor]]:
+    """Discretise the current gates of every member, in the sizes that it asks for."""
     population = state.population
     return [
-        discretise(population.decided(index), population.shapes, member.config.target.sizes())
+        sized_masks(population.decided(index), frozen, member.config.target)
         for index, member in enumerate(population.members)
     ]
 
@@ -200,17 +225,18 @@ def validate(
     state: TrainState, streams: Streams, targets: Targets, micro_batches: MicroBatches
 ) -> list[dict[str, float]]:
     """Score the discretised circuits of all members, and keep the gates of each member whose objective is its best so far."""
-    circuits = current_masks(state)
+    circuits, name = current_masks(state, streams.frozen), state.population.members[0].config.train.loss
     learned = state.population.learned()
-    with streams.under(learned):
+    with streams.under(learned), loss_as_score(name) if name else nullcontext():
         scores = score(
             streams, targets.examples, circuits, micro_batches, references=targets.references, phase="validation"
         )
     rows = []
     for index, (member_state, masks) in enumerate(zip(state.member_states, circuits, strict=True)):
         sizes, config = count(masks), member_state.member.config
-        means = {name: float(values[index]) for name, values in scores.means().items()}
+        means = {score: float(values[index]) for score, values in scores.means().items()}
         objective = _objective(config, means, sizes, member_state.duals.nodes)
+        objective += means["loss"] if name else 0.0
         if objective < member_state.best.objective:
             gates = state.population.decided(index)
             member_state.best = Best(objective, member_state.member.step, gates, constants_of(learned, index))

@@ -18,6 +18,8 @@ def count_targets(members: Sequence[Config], nodes: Mapping[str, int]) -> tuple[
     """
     counted = []
     for member in members:
+        if member.target.parameters is not None and member.target.total is not None:
+            raise UserError("target.parameters and target.total are both set; leave one out")
         shares = {name: size for name, size in member.target.sizes().items() if isinstance(size, float)}
         counts: dict[str, Any] = {
             f"target.{name}": max(1, round(share * nodes.get(name, 0))) for name, share in shares.items()

@@ -36,7 +36,7 @@ from tests.helpers.tiny_models import TINY, TOKEN_IDS, tiny_examples, tiny_model
 
 DENSE = [*EVERYWHERE, "mlp_output"]
 """Granularities of a dense model."""
-NAMES = [name for name, baseline in BASELINES.items() if not baseline.is_random]
+NAMES = [name for name, baseline in BASELINES.items() if not baseline.is_random and not baseline.only]
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +231,8 @@ def test_every_method_scores_the_nodes_that_the_ablation_can_close(llama, name, 
     closable = MLP_OUTPUT in sites or not tensors
     with Streams(llama, Ablation(name, **tensors)) as streams:
         for method, baseline in BASELINES.items():
+            if baseline.only:
+                continue
             (found,) = baseline.draw(streams, tiny_examples(2), MicroBatches(2), 1)
             assert found.keys() >= set(EVERYWHERE), method
             assert ("mlp_output" in found) == (closable and method != "integrated_gradients"), method

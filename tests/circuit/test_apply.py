@@ -15,7 +15,8 @@ from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
 from bigcircuit.forward.streams import Streams
-from bigcircuit.metrics.score import mask_source, score
+from bigcircuit.metrics.distinct_circuits import mask_source
+from bigcircuit.metrics.score import score
 from bigcircuit.model.weight_files import EMBEDDED
 from tests.helpers.tiny_models import TINY, tiny_model
 

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.errors import UserError
@@ -139,3 +140,26 @@ def test_paths_are_text_too_and_a_folder_is_no_file(two, tmp_path, monkeypatch):
     assert Circuit.load("~/c.safetensors") == two[0]
     with pytest.raises(UserError, match="is a folder; name a file"):
         two[0].save(tmp_path)
+
+
+def test_the_overlap_of_all_neurons_counts_those_of_mixers_too(two):
+    """As `compare` and reports count it."""
+    mixer = {"mixer_neuron": torch.tensor([[True, True, False], [False, False, False]])}
+    first, second = (replace(one, masks={**one.masks, **mixer}) for one in two)
+    assert two[0].jaccard(two[1]) == pytest.approx(2 / 4) and first.jaccard(second) == pytest.approx(4 / 6)
+    with pytest.raises(UserError, match="expert is no granularity of both circuits; use total or any of block"):
+        two[0].jaccard(two[1], "expert")
+
+
+@pytest.mark.parametrize(
+    ("constants", "problem"),
+    [
+        ({"attention": torch.ones(1, 2, 1, 12)}, r"are missing at mlp; give float32 \[1, 2, 1, 5\]"),
+        ({"attention": torch.ones(1, 2, 1, 12), "mlp": torch.ones(1, 2, 1, 1)}, r"are \[1, 2, 1, 1\] at mlp"),
+        ({"attention": torch.ones(2, 12), "mlp": torch.ones(2, 5)}, r"are \[2, 12\] at attention"),
+        ({"attention": torch.ones(1, 3, 1, 12), "mlp": torch.ones(1, 3, 1, 5)}, r"are \[1, 3, 1, 12\] at attention"),
+    ],
+)
+def test_constants_that_would_be_spread_over_neurons_or_are_missing_are_refused(two, constants, problem):
+    with pytest.raises(UserError, match=problem):
+        two[0].under(Ablation("mean", constants))

@@ -5,6 +5,7 @@ import torch
 
 from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.circuit.nodes import hook_masks, kept_nodes, node_name, node_names, to_frame
+from bigcircuit.errors import UserError
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 
 SHAPES = [LayerShape(heads=4, kv_heads=2, head_dim=3, intermediate=5, hidden=12)] * 2
@@ -72,3 +73,12 @@ def test_masks_by_the_names_of_transformer_lens(masks):
 def test_of_many_nodes_the_first_three_are_named():
     assert node_names("head", 4, [7], 16) == "L4H7"
     assert node_names("attention_neuron", 4, [0, 17, 31, 32], 16) == "L4H0.0, L4H1.1, L4H1.15, … (4)"
+
+
+def test_a_circuit_with_experts_has_no_hooks_that_leave_them_out():
+    shapes = [LayerShape(heads=4, kv_heads=2, head_dim=3, intermediate=0, hidden=0, experts=4, expert_width=2)] * 2
+    made = complete_masks(
+        {"head": torch.ones(2, 4).bool(), "expert": torch.tensor([[True, False, True, True]] * 2)}, shapes
+    )
+    with pytest.raises(UserError, match="has masks of experts, which TransformerLens has no hook for"):
+        hook_masks(made, shapes)

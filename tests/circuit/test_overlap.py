@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.circuit.overlap import (
@@ -109,3 +110,10 @@ def test_three_circuits_by_hand():
     assert (pairs.mean, pairs.min, pairs.max) == pytest.approx(((1 / 3 + 2 / 3 + 2 / 3) / 3, 1 / 3, 2 / 3))
     # two of four twice: 1/6 share both (1), 4/6 share one (1/3), 1/6 none
     assert chance(4, [2, 2]) == pytest.approx(1 / 6 + 4 / 6 / 3)
+
+
+@pytest.mark.parametrize("nodes, first, second", [(5, 2, 3), (1792, 250, 300), (1_000_000, 5_000, 20_000)])
+def test_jaccard_by_chance_is_that_of_the_hypergeometric_distribution(nodes, first, second):
+    shared = np.arange(max(0, first + second - nodes), min(first, second) + 1)
+    expected = (stats.hypergeom.pmf(shared, nodes, first, second) * shared / (first + second - shared)).sum()
+    assert chance_of_two(nodes, first, second) == pytest.approx(expected, rel=1e-6)

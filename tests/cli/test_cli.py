@@ -10,10 +10,12 @@ import pytest
 from bigcircuit import cli
 from bigcircuit.cli import answer, parse_verb, settings_of
 from bigcircuit.config.help import help_sections, kind_name
+from bigcircuit.config.load import load
 from bigcircuit.config.schema import Config
 from bigcircuit.config.verbs import VERBS
 from bigcircuit.errors import UserError
 from bigcircuit.evaluation.config import EvaluationSettings
+from bigcircuit.io.run_dir import RunDir, write_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,6 +134,23 @@ print("torch" in sys.modules)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
     assert done.stderr.count("--nonsense is not a setting") == 3
+
+
+def test_a_second_start_of_a_finished_run_loads_no_torch(tmp_path):
+    """Its answer takes the time that reading a config takes."""
+    folder = tmp_path / "run"
+    config = load(None, {"target.total": 100, "output": str(folder)})
+    folder.mkdir()
+    write_config(RunDir(folder), config, [])
+    (folder / "summary.json").write_text("{}")
+    code = f"""
+import sys
+from bigcircuit.cli import answer, run_prune
+print(answer(run_prune, ["--config", {str(folder)!r}]), {{"torch", "transformers", "matplotlib", "scipy"}} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    note = f"{folder} holds a finished run with these settings; nothing to do (--fresh starts another)"
+    assert done.stdout == f"{note}\n0 set()\n", done.stderr
 
 
 def test_launchers_have_the_help_of_their_verb(run):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,8 @@ from bigcircuit.config.schema import TaskConfig
 from bigcircuit.data.dataset import make_pairs
 from bigcircuit.data.pair import Pair
 from bigcircuit.errors import UserError
+from bigcircuit.model.architectures import ARCHITECTURES
+from bigcircuit.model.sites import architecture_of
 from tests.helpers.short_runs import QUICK
 
 MODULE = """
@@ -138,3 +141,61 @@ def test_a_task_of_an_installed_package_is_found_by_name(tmp_path, monkeypatch, 
         make_pairs(TaskConfig(name="other_task"), None)
     assert not (tmp_path / "imported").exists()
     assert len(make_pairs(TaskConfig(name="their_task"), None)) == 90
+
+
+PACKAGE = """
+import torch
+from pathlib import Path
+Path("imported_parts").touch()
+TYPE = {"like": "llama", "mlp": "mlp.down_proj"}
+BROKEN = "llama"
+
+def highest(logits, batch):
+    first = [int((batch.example_of_score == pair).nonzero()[0]) for pair in range(len(batch.ids))]
+    return logits[first].softmax(-1).amax(-1)
+
+def entropy(logits, batch, reference):
+    values = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1) * batch.kl_weight
+    return torch.zeros(len(batch.ids)).index_add(0, batch.example_of_score, values)
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package that declares an architecture, a metric and a loss; its module leaves a file where it is imported."""
+    name = f"parts_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(PACKAGE)
+    info = tmp_path / "parts-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: parts\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[bigcircuit.architectures]\narcee = {name}:TYPE\nctrl9 = {name}:BROKEN\nlost = {name}:absent\n"
+        f"[bigcircuit.metrics]\nhighest = {name}:highest\n[bigcircuit.losses]\nentropy = {name}:entropy\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_parts_of_an_installed_package_are_imported_when_they_are_named(tmp_path, package, monkeypatch, capsys):
+    monkeypatch.delitem(ARCHITECTURES, "arcee")
+    run = tmp_path / "run"
+    words = [word for key, value in QUICK.items() for word in (f"--{key}", str(value))]
+    assert answer(RUNS["prune"], [*words, "--output", str(run)]) == 0
+    assert not (tmp_path / "imported_parts").exists()
+    fast = "--draws 0 --partial_draws 0 --groups 0 --methods none".split()
+    assert answer(RUNS["evaluate"], [str(run), *fast, "--metrics", "highest"]) == 0
+    assert (tmp_path / "imported_parts").exists() and "highest" in capsys.readouterr().out
+    [circuit] = json.loads((run / "evaluation.json").read_text())["circuits"]
+    assert 0 < circuit["ablations"]["interchange"]["circuit"]["highest"]["mean"] <= 1
+    assert answer(RUNS["evaluate"], [str(run), *fast, "--metrics", "lowest"]) == 2
+    assert "metrics lowest: is no function" in capsys.readouterr().err
+    assert answer(RUNS["prune"], [*words, "--train.loss", "entropy", "--output", str(tmp_path / "own")]) == 0
+    assert "validation.loss" in (tmp_path / "own/metrics.jsonl").read_text()
+    assert architecture_of(SimpleNamespace(model_type="arcee")).kind == ARCHITECTURES["llama"].kind
+    with pytest.raises(UserError, match=f"model type 'ctrl9': {package}:BROKEN of an installed package is no mapping"):
+        architecture_of(SimpleNamespace(model_type="ctrl9"))
+    with pytest.raises(UserError, match=f"lost: {package}:absent of an installed package cannot be imported"):
+        architecture_of(SimpleNamespace(model_type="lost"))

@@ -19,6 +19,31 @@ _LLAMA = {
     "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }
+_SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "image_size": 896,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 27,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+
+
+def _gemma3(**text):
+    """The multimodal checkpoints of Gemma 3; what their config.json leaves out are the defaults of transformers."""
+    return {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "image_token_index": 262144,
+        "mm_tokens_per_image": 256,
+        "text_config": {"model_type": "gemma3_text", "sliding_window": 1024, **text},
+        "vision_config": _SIGLIP,
+        "dtype": "bfloat16",
+    }
+
+
 MODELS = {
     "llama3_8b_ioi": _LLAMA
     | {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336},
@@ -46,6 +71,39 @@ MODELS = {
         "head_dim": 256,
         "intermediate_size": 6912,
         "dtype": "bfloat16",
+    },
+    "gemma3_4b_ioi": _gemma3(hidden_size=2560, num_hidden_layers=34, intermediate_size=10240),
+    "gemma3_12b_ioi": _gemma3(
+        hidden_size=3840,
+        num_hidden_layers=48,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        intermediate_size=15360,
+    ),
+    "gemma3_27b_ioi": _gemma3(
+        hidden_size=5376,
+        num_hidden_layers=62,
+        num_attention_heads=32,
+        num_key_value_heads=16,
+        head_dim=128,
+        query_pre_attn_scalar=168,
+        intermediate_size=21504,
+    ),
+    "qwen3_30b_a3b_ioi": _LLAMA
+    | {
+        "model_type": "qwen3_moe",
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
     },
 }
 """Name of a config -> the sizes in the config.json of its model."""

@@ -13,7 +13,7 @@ from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.cli import answer, run_compare, run_convert, run_evaluate, run_report
 from bigcircuit.convert.formats import eap_ig, edge_pruning
 from bigcircuit.planted.induction import induction_pairs
-from bigcircuit.results.evaluation import read_result
+from bigcircuit.results.result_files import read_result
 from tests.helpers.foreign_circuits import (
     FFN,
     HEAD_DIM,

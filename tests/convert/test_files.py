@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.cli import answer, run_convert
 from bigcircuit.convert.formats import CONVERT_FORMATS
+from bigcircuit.model.granularity import GRANULARITIES
 from tests.helpers.foreign_circuits import (
     FFN,
     HEADS,
@@ -212,6 +214,28 @@ def test_mistakes_are_one_line(model, scored, tmp_path, capsys):
     ):
         torch.save(good | change, tmp_path / "bad.pt")
         assert message in refused(capsys, tmp_path / "bad.pt", "--model.path", model)
+    (tmp_path / "bad.csv").write_text("layer,kind,head,kept\n0,head,1,1\n1,mlp,,1\n0,head,1,0\n")
+    assert "bad.csv: line 4 is of a node that line 2 is of" in refused(
+        capsys, tmp_path / "bad.csv", "--model.path", model
+    )
+    for change, message in (
+        (
+            {"edges_in_graph": torch.ones_like(good["edges_in_graph"])},
+            "edges_in_graph keeps a0.h0->a0.h0<q>, which is no edge",
+        ),
+        ({"src_nodes": 3}, "src_nodes or dst_nodes are not in EAP-IG's order"),
+        ({"edges_scores": good["edges_scores"].to_sparse()}, "edges_scores is no tensor of 16 x 40"),
+    ):
+        torch.save(good | change, tmp_path / "bad.pt")
+        assert message in refused(capsys, tmp_path / "bad.pt", "--model.path", model)
+    torch.save(["A0.1"], tmp_path / "scored.pt")
+    for scores, message in (({"A0.1": "x"}, "node_scores: A0.1: "), ([1], "node_scores: it: ")):
+        (tmp_path / "scored_scores.json").write_text(json.dumps({"node_scores": scores}))
+        assert f"scored_scores.json: {message}" in refused(capsys, tmp_path / "scored.pt", "--model.path", model)
+    (tmp_path / "graph-metadata.json").write_text('{"graphs": [3]}')
+    assert "graph-metadata.json: graphs: 0: " in refused(
+        capsys, scored, "--to", "circuit-tracer", "--output", tmp_path / "g.json"
+    )
     (tmp_path / "masks.json").write_text(json.dumps({"masks": {"blocks.0.attn.hook_z": [1, 0]}}))
     assert "masks.blocks.0.attn.hook_z is not 0 or 1 for 4 x 4 neurons" in refused(
         capsys, tmp_path / "masks.json", "--model.path", model
@@ -226,3 +250,62 @@ def test_a_pickle_that_runs_code_is_not_opened(model, tmp_path, capsys):
     torch.save({"cfg": Code()}, tmp_path / "evil.pt")
     message = refused(capsys, tmp_path / "evil.pt", "--model.path", model)
     assert "such a pickle may run code and is not opened" in message and "run\n" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            lambda masks: masks.pop("blocks.1.mlp.hook_post"),
+            "there is none for blocks.1.mlp.hook_post, and whether its neurons",
+        ),
+        (
+            lambda masks: masks.update({"blocks.0.attn.o.hook_in": masks["blocks.0.attn.hook_z"]}),
+            "blocks.0.attn.o.hook_in names a place that another mask is of",
+        ),
+    ],
+)
+def test_masks_that_do_not_say_what_is_kept_are_refused(model, tmp_path, capsys, change, problem):
+    """A hook that is not there leaves neurons open in TransformerLens, and would have closed them here."""
+    partly(tmp_path)
+    convert(tmp_path / "partly.safetensors", "--to", "transformer-lens")
+    content = json.loads((tmp_path / "partly.json").read_text())
+    change(content["masks"])
+    (tmp_path / "partly.json").write_text(json.dumps(content))
+    assert problem in refused(
+        capsys, tmp_path / "partly.json", "--model.path", model, "--output", tmp_path / "again.safetensors"
+    )
+
+
+def other_circuit(tmp_path, shapes, made, extra=None, **metadata):
+    widths = {name: [g.width(shape) for shape in shapes] for name, g in GRANULARITIES.items()}
+    known = {"ablation": "zero", "widths": json.dumps(widths), "task": "ioi", "model": "tiny", **metadata}
+    return Circuit(made, {}, known, extra=extra or {}).save(tmp_path / "other.safetensors")
+
+
+def test_what_other_tools_have_no_place_for_is_refused_or_told(tmp_path, capsys):
+    mixed = [SHAPES[0], replace(SHAPES[0], mixer_heads=2, mixer_dim=3)]
+    path = other_circuit(tmp_path, mixed, complete_masks({"head": torch.ones(2, HEADS).bool()}, mixed))
+    assert "has mixers that are no attention" in refused(capsys, path, "--to", "csv")
+    experts = [replace(SHAPES[0], intermediate=0, experts=4, expert_width=2, hidden=0)] * 2
+    chosen = {"head": torch.ones(2, HEADS).bool(), "expert": torch.tensor([[True] * 4, [True, False, True, True]])}
+    path = other_circuit(tmp_path, experts, complete_masks(chosen, experts))
+    assert "masks of experts, for which there is no hook" in refused(capsys, path, "--to", "transformer-lens")
+    convert(path, "--to", "csv")
+    assert "note: 1 heads and MLPs are kept in part" in capsys.readouterr().out
+
+
+def test_scores_of_another_size_and_a_model_that_is_a_path_elsewhere(model, tmp_path, capsys):
+    made = complete_masks({"head": torch.ones(LAYERS, HEADS).bool()}, SHAPES)
+    path = other_circuit(tmp_path, SHAPES, made, {"edge_kept": torch.ones(2, 2).bool()})
+    assert "tensor extra.edge_kept is no bool of 16 x 40" in refused(capsys, path, "--to", "edge-pruning")
+    path = other_circuit(tmp_path, SHAPES, made, model="../../../tiny")
+    convert(path, "--to", "mib", "--model.path", model, "--output", tmp_path / "sub")
+    assert [one.name for one in (tmp_path / "sub/bigcircuit_zero_node").iterdir()] == ["ioi_tiny"]
+
+
+def test_without_the_model_what_is_guessed_is_told(scored, tmp_path, capsys):
+    convert(scored, "--to", "edge-pruning", "--output", tmp_path / "edges.json")
+    shown = capsys.readouterr().out
+    assert "note: its embeddings are called embeds, as Llama's are; for GPT-2 name the model" in shown
+    assert "note: MLPs are taken to read the heads of their layer" in shown

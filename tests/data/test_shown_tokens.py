@@ -9,7 +9,7 @@ from bigcircuit.check import check_config
 from bigcircuit.config.load import load
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.data.pair import Example, Pair
-from bigcircuit.data.shown_tokens import token_lines
+from bigcircuit.data.shown_tokens import token_lines, token_texts
 from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.model.load import load_tokenizer
 from bigcircuit.runtime.console import PlainConsole
@@ -83,3 +83,9 @@ def test_check_shows_a_pair_of_each_split_and_the_notes_and_reads_no_markup_in_t
         assert f"| {name}" in text
     assert "[/INST] [b] Anna met" in text
     assert f"note: {path}: 3 of 3 pairs have an answer without a space" in text
+
+
+def test_an_id_that_only_the_model_has_is_shown_as_a_number():
+    """Models have vocabularies that are padded to a round number."""
+    tokenizer = load_tokenizer(ModelConfig())
+    assert token_texts(tokenizer, (), (len(tokenizer) + 3,)) == [f"[{len(tokenizer) + 3}]"]

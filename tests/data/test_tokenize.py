@@ -231,10 +231,10 @@ def test_ten_thousand_pairs_take_seconds(embedded_tokenizer):
                 source=f"f:{number}",
             )
         )
-    start = time.perf_counter()
+    start = time.process_time()
     examples = tokenize_pairs(pairs, embedded_tokenizer, 128, vocab_size=len(embedded_tokenizer))
     assert len(examples) == 10_000
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 few = st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple)
@@ -273,3 +273,41 @@ def test_real_pairs_keep_the_tokens_of_prompt_and_answer_together(shared, name):
                 (*pair.answers, *pair.wrong_answers), (*example.answers, *example.wrong_answers), strict=True
             ):
                 assert list(context + ids) == tokenizer(prompt + text)["input_ids"]
+
+
+class _Refuses:
+    """A tokenizer of another's, which raises on one text alone."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.own = text, load_tokenizer(ModelConfig())
+
+    def __getattr__(self, name):
+        return getattr(self.own, name)
+
+    def __call__(self, texts, **settings):
+        if any(self.text in text for text in ([texts] if isinstance(texts, str) else texts)):
+            raise KeyError("no such piece")
+        return self.own(texts, **settings)
+
+
+def test_a_text_on_which_a_foreign_tokenizer_raises_is_a_line_that_names_its_row():
+    prompts = ["one day", "two days", "six days"]
+    pairs = [
+        Pair(
+            clean=f"{text} a",
+            corrupted=f"{text} b",
+            answers=(" x",),
+            wrong_answers=(" y",),
+            split="",
+            source=f"f:{row}",
+        )
+        for row, text in enumerate(prompts, 1)
+    ]
+    with pytest.raises(
+        UserError, match=r"^f:2: the model's tokenizer cannot read its texts \(KeyError: 'no such piece'\); reword"
+    ):
+        tokenize_pairs(pairs, _Refuses("two"), 64)
+    left_out: list[str] = []
+    found = tokenize_pairs(pairs, _Refuses("two"), 64, left_out=left_out)
+    assert found == [one for one in tokenize_pairs(pairs, load_tokenizer(ModelConfig()), 64) if one.id != 1]
+    assert len(left_out) == 1 and left_out[0].startswith("f:2: ")

@@ -5,7 +5,7 @@ import pytest
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.evaluation.config import EvaluationSettings
 from bigcircuit.evaluation.evaluate import evaluate_circuits
-from bigcircuit.results.evaluation import read_result
+from bigcircuit.results.result_files import read_result
 from tests.helpers.short_runs import FAST, run
 
 

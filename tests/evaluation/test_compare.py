@@ -11,7 +11,7 @@ from bigcircuit.circuit.overlap import (
     jaccard,
 )
 from bigcircuit.cli import answer, run_compare
-from bigcircuit.results.evaluation import read_result
+from bigcircuit.results.result_files import read_result
 from tests.helpers.short_runs import run
 
 

@@ -8,7 +8,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.evaluation.config import EvaluationSettings
 from bigcircuit.evaluation.evaluate import evaluate_circuits
 from bigcircuit.evaluation.runner import EvaluationRunner
-from bigcircuit.results.evaluation import read_result
+from bigcircuit.results.result_files import read_result
 from tests.helpers.launch import DEEPSPEED_CONFIGS, ROOT, launch
 from tests.helpers.short_runs import FAST, run
 

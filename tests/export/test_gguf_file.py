@@ -13,6 +13,7 @@ from bigcircuit.ablation.ablation import ZERO
 from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
+from bigcircuit.export.gguf_tokenizer import read_tokenizer
 from bigcircuit.export.verify import Prompts, compare_outputs, run_fresh, run_masked
 from bigcircuit.model.load import load_frozen
 from bigcircuit.model.resolve import resolve_model
@@ -72,6 +73,16 @@ def test_the_tokenizer_of_the_model_goes_along(shared, tmp_path):
     )
     types = field(reader, "tokenizer.ggml.token_type")
     assert types[:4] == [2, 3, 3, 6] and field(reader, "tokenizer.ggml.add_bos_token") is True
+
+
+def test_added_tokens_that_are_not_special_are_of_a_type_that_is_found_before_merges(shared, tmp_path):
+    content = json.loads((shared / "models/stories260k/tokenizer.json").read_text())
+    name, size = "<tool>", len(content["model"]["vocab"])
+    flags = dict.fromkeys(("special", "single_word", "lstrip", "rstrip", "normalized"), False)
+    plain = {"id": size, "content": name, **flags}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "added_tokens": [*content["added_tokens"], plain]}))
+    found = read_tokenizer(tmp_path / "tokenizer.json", size + 1)
+    assert (found.tokens[size], found.types[size], found.types[:3]) == (name, 4, [2, 3, 3])
 
 
 def test_what_the_file_cannot_say_is_refused(tmp_path):

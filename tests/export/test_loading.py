@@ -1,11 +1,13 @@
 """Compact models: known to the Auto classes after `import bigcircuit`, which itself loads no library."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import bigcircuit
@@ -69,6 +71,37 @@ def test_an_adapter_is_loaded_on_its_base(tmp_path):
     model = bigcircuit.load_exported(tmp_path / "out")
     assert type(model).__name__ == "PeftModelForCausalLM"
     assert model(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
+
+
+def without(name, folder, target):
+    """Copy a folder with a tensor less in its file."""
+    shutil.copytree(folder, target)
+    [file] = target.glob("*.safetensors")
+    tensors = load_file(file)
+    assert tensors.pop(name) is not None
+    save_file(tensors, file, {"format": "pt"})
+    return target
+
+
+def test_weights_that_the_files_lack_are_not_drawn_at_random(compact, tmp_path):
+    name = "model.layers.1.self_attn.o_proj.weight"
+    with pytest.raises(UserError, match=f"its files have no {name} of the shape that its config asks for; export the"):
+        bigcircuit.load_exported(without(name, compact, tmp_path / "compact"))
+    write_export("ia3", request_of(saved_tiny("llama", TINY, tmp_path / "base")), tmp_path / "out")
+    name = "base_model.model.model.layers.0.mlp.down_proj.ia3_l"
+    with pytest.raises(UserError, match=f"its files have no {name} of the shape"):
+        bigcircuit.load_exported(without(name, tmp_path / "out", tmp_path / "ia3"))
+
+
+def test_damaged_folders_are_one_line(compact, tmp_path):
+    shutil.copytree(compact, tmp_path / "cut")
+    (tmp_path / "cut/model.safetensors").write_bytes((compact / "model.safetensors").read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"cut: cannot be loaded \(SafetensorError: .*; export the circuit again"):
+        bigcircuit.load_exported(tmp_path / "cut")
+    config = json.loads((compact / "config.json").read_text())
+    (tmp_path / "cut/config.json").write_text(json.dumps({**config, "layer_sizes": [{"heads": "x"}]}))
+    with pytest.raises(UserError, match="cut: cannot be loaded"):
+        bigcircuit.load_exported(tmp_path / "cut")
 
 
 def test_mistakes_are_one_line(compact, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bigcircuit.ablation.ablation import ZERO
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
+from bigcircuit.export.request import ExportRequest
 from bigcircuit.export.source import SourceWeights
 from bigcircuit.export.verify import Prompts, compare_outputs, run_masked
+from bigcircuit.model.granularity import LayerShape
 from bigcircuit.model.load import load_frozen
 from bigcircuit.model.resolve import resolve_model
 from tests.helpers.exports import random_constants, request_of, saved_tiny, write_export
@@ -160,6 +164,18 @@ def test_layers_that_are_not_alike_are_refused(tmp_path):
         UserError, match=r"a layer holds mlp.gate_proj.weight, and mixtures of experts are not exported"
     ):
         request.check_layers()
+
+
+@pytest.mark.parametrize("other", [{"mixer_heads": 2, "mixer_dim": 4}, {"heads": 0}, {"intermediate": 0}])
+def test_layers_of_more_or_less_than_attention_and_an_mlp_are_refused(other):
+    """Masks of a mixer would have been left out."""
+    shape = replace(LayerShape(heads=4, kv_heads=2, head_dim=8, intermediate=48, hidden=32), **other)
+    skeleton = SimpleNamespace(shapes=(shape, shape), layers=())
+    model: Any = SimpleNamespace(config=SimpleNamespace(path="m"), skeleton=skeleton)
+    with pytest.raises(
+        UserError, match="model.path m: has layers with a mixer that is no attention, or without attention or MLP"
+    ):
+        ExportRequest(model, {}, ZERO).check_layers()
 
 
 def test_weights_that_cannot_be_cut_are_one_line(tmp_path):

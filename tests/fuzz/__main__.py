@@ -1,4 +1,4 @@
-"""Fuzz by hand, and write the table: `python -m tests.fuzz --inputs 10000 [--only KIND] [--first SEED] [--write]`."""
+"""Fuzz by hand, and write the table: `python -m tests.fuzz --inputs 10000 [--only KIND] [--first SEED] [--base DIR] [--write]`."""
 
 import argparse
 import sys
@@ -21,11 +21,13 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=1000, help="inputs of each kind; fewer of those that take long")
     parser.add_argument("--only", choices=KINDS, help="one kind alone")
     parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/reliability.md")
+    parser.add_argument("--base", type=Path, help="folder in which what is damaged is kept for further calls")
+    parser.add_argument(
+        "--write", action="store_true", help="write rows into benchmarks/reliability.md; those of other kinds are kept"
+    )
     given = parser.parse_args()
-    rows = []
     with TemporaryDirectory() as folder:
-        prepare(Path(folder) / "base")
+        prepare(given.base or Path(folder) / "base")
         for name in [given.only] if given.only else KINDS:
             failures, start = [], time.process_time()
             inputs = max(1, given.inputs // COSTS.get(name, 1))
@@ -35,18 +37,25 @@ def main() -> None:
                     failures.append(failure)
                     sys.stdout.write(f"{failure.kind} {failure.seed}: {failure.what}\n")
                     sys.stdout.flush()
-            rows.append(f"| {name} | {inputs:,} | {len(failures):,} | {_common(failures)} |")
-            sys.stdout.write(f"{rows[-1]} {time.process_time() - start:.0f} s\n")
-    table = "\n".join(["| input | inputs | failures | the most frequent |", "|---|---|---|---|", *rows])
-    sys.stdout.write(table + "\n")
-    if given.write:
-        before = TABLE.read_text().partition(TITLE)[0].rstrip()
-        about = (
-            f"{TITLE}, {date.today()}\n\nRandom damage of valid files and random words, `python -m tests.fuzz --inputs "
-            f"{given.inputs} --write`. A failure is an error that is not the project's own, more than 5 s of CPU, more than 1 GiB "
-            "of memory, or a file written outside the folder of the input."
-        )
-        TABLE.write_text(f"{before}\n\n{about}\n\n{table}\n")
+            row = f"| {name} | {inputs:,} | {len(failures):,} | {_common(failures)} |"
+            sys.stdout.write(f"{row} {time.process_time() - start:.0f} s\n")
+            if given.write:
+                _write(name, row)
+
+
+def _write(name: str, row: str) -> None:
+    """Write the row of a kind, in the order of KINDS, and the sum of all inputs."""
+    before, _, old = TABLE.read_text().partition(TITLE)
+    rows = {line.split("|")[1].strip(): line for line in old.splitlines() if line.startswith("| ")} | {name: row}
+    kept = [rows[kind] for kind in KINDS if kind in rows]
+    inputs, failures = (sum(int(line.split("|")[column].replace(",", "")) for line in kept) for column in (2, 3))
+    about = (
+        f"{TITLE}, {date.today()}\n\nRandom damage of valid files and random words, `python -m tests.fuzz --only KIND --inputs N "
+        "--write`. A failure is an error that is not the project's own, more than 5 s of CPU, more than 1 GiB of memory, or a file "
+        f"written outside the folder of the input: {failures:,} of {inputs:,}."
+    )
+    table = "\n".join(["| input | inputs | failures | the most frequent |", "|---|---|---|---|", *kept])
+    TABLE.write_text(f"{before.rstrip()}\n\n{about}\n\n{table}\n")
 
 
 def _common(failures: list[Failure]) -> str:

@@ -1,7 +1,8 @@
 """Mutators: random damage and odd values, drawn from a generator that the caller seeds."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -88,9 +89,18 @@ def as_json(random: Random, value: Any) -> bytes:
     return damaged_bytes(random, content) if random.random() < 0.2 else content
 
 
-def pick(random: Random, *choices: Callable[[], Any]) -> Any:
-    """Call one of several functions."""
-    return random.choice(choices)()
+def damaged_one(random: Random, paths: Sequence[Path]) -> Path:
+    """Damage one of several files; JSON mostly as JSON. Returns its path."""
+    path = random.choice(sorted(paths))
+    content = path.read_bytes()
+    if path.suffix == ".json" and random.random() < 0.8:
+        path.write_bytes(as_json(random, damaged_json(random, json.loads(content))))
+    elif path.suffix == ".jsonl" and random.random() < 0.8:
+        lines = [json.loads(line) for line in content.splitlines()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in damaged_json(random, [lines])[:1] or [[]]))
+    else:
+        path.write_bytes(damaged_bytes(random, content))
+    return path
 
 
 def words_of(random: Random, options: Sequence[str], values: Sequence[str]) -> list[str]:

@@ -10,8 +10,24 @@ from tests.fuzz.harness import run_input
 from tests.fuzz.kinds import KINDS, prepare
 from tests.fuzz.mutate import damaged_bytes, damaged_json
 
-INPUTS = {"YAML": 300, "words": 300, "circuit files": 200, "pair files": 100, "files of convert": 200, "checkpoints": 30,
-          "run folders": 15, "sweep folders": 3, "model folders": 100}  # fmt: skip
+INPUTS = {
+    "YAML": 200,
+    "words": 200,
+    "circuit files": 150,
+    "pair files": 80,
+    "chat pair files": 60,
+    "files of convert": 100,
+    "convert --to": 60,
+    "checkpoints": 20,
+    "run folders": 10,
+    "evaluations": 10,
+    "sweep folders": 2,
+    "model folders": 60,
+    "weights and quantised weights": 20,
+    "adapters": 20,
+    "DeepSpeed files": 60,
+    "exported models": 15,
+}
 """Kind -> inputs of a test."""
 KEPT = {
     "pair files": (1709, 1998),
@@ -22,9 +38,15 @@ KEPT = {
 """Kind -> seeds of inputs that once broke a promise."""
 
 
-@pytest.mark.parametrize("name", INPUTS)
-def test_damaged_inputs_are_read_or_refused_in_one_line(tmp_path, finished_run, swept, name):
-    prepare(tmp_path / "base", finished_run.path, swept)
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, finished_run, swept):
+    """What is damaged, made once."""
+    prepare(tmp_path_factory.mktemp("fuzz") / "base", finished_run.path, swept)
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_inputs_are_read_or_refused_in_one_line(tmp_path, name):
     seeds = [*KEPT.get(name, ()), *range(1000, 1000 + INPUTS[name])]
     found = [run_input(name, KINDS[name], seed, tmp_path / "input") for seed in seeds]
     assert [failure for failure in found if failure] == []

@@ -84,7 +84,7 @@ def test_expected_open_equals_a_count_of_samples(frozen):
 )
 def test_asked_size_is_delivered_after_training(frozen, sizes):
     state = trained(frozen, [{f"target.{name}": size for name, size in sizes.items()}], steps=4)
-    masks = current_masks(state)[0]
+    masks = current_masks(state, frozen)[0]
     delivered = {name: int(mask.sum()) for name, mask in masks.items()}
     delivered["total"] = delivered["attention_neuron"] + delivered["mlp_neuron"]
     assert {name: delivered[name] for name in sizes} == sizes

@@ -160,4 +160,4 @@ def test_members_of_top_k_gates_together_are_what_they_are_alone(frozen, sampled
         for name, values in alone.population.members[0].log_alpha.items():
             mine = together.population.members[index].log_alpha[name]
             torch.testing.assert_close(mine, values, atol=1e-5, rtol=0)
-    assert [count(masks)["total"] for masks in current_masks(together)] == [40, 15, 40]
+    assert [count(masks)["total"] for masks in current_masks(together, frozen)] == [40, 15, 40]

@@ -195,3 +195,15 @@ def test_models_that_cannot_be_used_as_objects_are_refused(tokenizer, rows):
         bigcircuit.find(mixed, tokenizer, rows, size=200)
     with pytest.raises(UserError, match="is not a Hugging Face causal language model"):
         bigcircuit.find(torch.nn.Linear(1, 1), tokenizer, rows, size=200)
+
+
+def test_tasks_that_are_built_from_a_list(tmp_path):
+    with pytest.raises(
+        UserError, match="task.name refusal is built from a list; set task.path to a file with the columns"
+    ):
+        bigcircuit.find(str(EMBEDDED), pairs="refusal", size=10, quiet=True)
+    missing = str(tmp_path / "requests.jsonl")
+    with pytest.raises(UserError, match="requests.jsonl"):
+        bigcircuit.find(str(EMBEDDED), pairs="refusal", size=10, quiet=True, **{"task.path": missing})
+    with pytest.raises(UserError, match="task.path is given by the argument pairs"):
+        bigcircuit.find(str(EMBEDDED), pairs="ioi", size=10, quiet=True, **{"task.path": missing})

@@ -12,7 +12,8 @@ from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.forward.head import logits_of
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.compare import compare_pass
-from bigcircuit.metrics.score import mask_source, score, summarise
+from bigcircuit.metrics.distinct_circuits import mask_source
+from bigcircuit.metrics.score import score, summarise
 from tests.helpers.text_windows import random_windows
 from tests.helpers.tiny_models import TINY, TINY_CASES, tiny_model
 

@@ -44,6 +44,13 @@ CONFIGS = {
         "holds adapter_config.json, so it is an adapter; set model.adapter to it and model.path to the model",
     ),
 }  # fmt: skip
+BAD_QUANTISED = {
+    "config_groups": [],
+    "sparsity_config": 3,
+    "weight_block_size": "128",
+    "modules_to_not_convert": [1],
+}
+"""Part of a quantization_config -> a value of another type."""
 QUANTISED = {
     method: (json_values(CONFIG, quantization_config={"quant_method": method, **more}), message)
     for method, more, message in (
@@ -92,9 +99,15 @@ def test_a_broken_config_is_one_line(tmp_path, change, message):
 
 @pytest.mark.parametrize(("change", "message"), QUANTISED.values(), ids=QUANTISED)
 def test_quantised_weights_whose_package_is_absent_are_refused(tmp_path, change, message, monkeypatch):
-    monkeypatch.setattr("bigcircuit.model.quantization.find_spec", lambda _: None)
+    monkeypatch.setattr("bigcircuit.config.extras.find_spec", lambda _: None)
     found = refusal(tmp_path, change)
     assert "its weights are quantised as " in found and message in found
+
+
+@pytest.mark.parametrize(("part", "value"), BAD_QUANTISED.items())
+def test_a_quantisation_config_of_another_shape_is_one_line(tmp_path, part, value):
+    found = refusal(tmp_path, json_values(CONFIG, quantization_config={"quant_method": "fp8", part: value}))
+    assert f"quantization_config.{part}" in found and "in config.json is not as it should be" in found
 
 
 @pytest.mark.parametrize(("change", "message"), TOKENIZERS.values(), ids=TOKENIZERS)

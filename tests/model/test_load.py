@@ -123,8 +123,12 @@ def test_architecture_that_is_not_listed(tmp_path):
 
 
 def test_hub_model_without_network():
-    with pytest.raises(UserError, match="model.path nobody/nothing: "):
-        load_config(ModelConfig(path="nobody/nothing"))
+    problem = "there is no such folder here, and config.json of a hub model of this name cannot be opened"
+    for path in ("nobody/nothing", "nothing"):
+        with pytest.raises(
+            UserError, match=f"model.path {path}: {problem} .*; name a folder with config.json as ./NAME or"
+        ):
+            load_config(ModelConfig(path=path))
 
 
 def test_attention_that_a_model_does_not_have_is_eager_and_is_refused_if_it_is_asked_for(tmp_path):

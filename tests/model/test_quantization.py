@@ -275,7 +275,7 @@ def test_quantised_weights_are_neither_quantised_again_nor_divided_nor_streamed(
 
 
 def test_a_package_that_is_absent_is_asked_for(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr("bigcircuit.model.quantization.find_spec", lambda _: None)
+    monkeypatch.setattr("bigcircuit.config.extras.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"model.quantization int8: .*pip install 'bigcircuit\[quantization\]'"):
         resolved(plain, quantization="int8")
     with pytest.raises(

@@ -266,6 +266,21 @@ def test_all_that_has_to_be_taken_out_is_named_at_once(tmp_path):
     assert "reduce_bucket_size" not in zero and zero["stage3_prefetch_bucket_size"] > 0
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"zero_optimization": {"stage": 3, "offload_param": "cpu"}}', "offload_param is 'cpu'; set it to "),
+        ('{"zero_optimization": {"stage": 3, "offload_param": [1]}}', "offload_param is .1.; set it to "),
+        ("[" * 100_000, "not a JSON file"),
+        ("[]", "zero_optimization.stage is None"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused(tmp_path, text, problem):
+    (tmp_path / "ds.json").write_text(text)
+    with pytest.raises(UserError, match=f"ds.json: {problem}"):
+        read_deepspeed(str(tmp_path / "ds.json"))
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in DEEPSPEED_CONFIGS.glob("*.json")))
 def test_every_config_that_comes_with_us_is_read(name):
     settings = read_deepspeed(str(DEEPSPEED_CONFIGS / f"{name}.json"))

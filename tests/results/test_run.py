@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from bigcircuit.errors import UserError
-from bigcircuit.results.evaluation import read_result
+from bigcircuit.results.result_files import read_result
 from bigcircuit.results.run import node_widths, nodes_of_model, open_source
 
 

@@ -7,8 +7,7 @@ import pytest
 
 from bigcircuit.config.load import load
 from bigcircuit.errors import UserError
-from bigcircuit.io.run_dir import RunDir
-from bigcircuit.runtime.trackers import Trackers
+from bigcircuit.runtime.trackers import check_trackers
 from tests.helpers.short_runs import run
 
 
@@ -24,8 +23,8 @@ def test_tensorboard_receives_what_metrics_hold(tmp_path):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_tracker_that_is_not_installed(tmp_path):
+def test_tracker_that_is_not_installed():
     if find_spec("trackio"):
         pytest.skip("trackio is installed")
-    with pytest.raises(UserError, match="trackio is not installed; `pip install trackio` or remove it"):
-        Trackers(load(None, {"tracking.trackers": ["trackio"]}), RunDir(tmp_path))
+    with pytest.raises(UserError, match="trackio is not installed; pip install trackio, or remove it"):
+        check_trackers(load(None, {"tracking.trackers": ["trackio"]}))

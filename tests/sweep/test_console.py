@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from bigcircuit.sweep.messages import SweepStatus
 pytest.importorskip("ray", reason="sweeps need ray")
 
 from bigcircuit.sweep.console import (
+    LiveTable,
     failure_lines,
     phase_lines,
     print_trials,
@@ -86,3 +88,22 @@ def test_kl_on_validation_pairs_and_on_held_out_pairs_have_a_column_each():
     assert lines[0][-5:] == ["validation", "KL", "held-out", "KL", "neurons"]
     assert [line[-3:] for line in lines[1:3]] == [["0.200", "0.400", "101"], ["0.300", "0.250", "90"]]
     assert lines[3][-2:] == ["0.900", "80"], "a trial that was stopped has no held-out score"
+
+
+def test_notes_of_the_workers_are_printed_once_even_if_the_sweep_ends_at_once(monkeypatch):
+    status = SweepStatus(
+        records=[],
+        total=1,
+        assigned=[],
+        slots=1,
+        rate=0.0,
+        updates=0,
+        steps=1,
+        loss_reasons=[],
+        notes=["58 of 60 pairs"],
+    )
+    monkeypatch.setattr("bigcircuit.sweep.console.ray.get", lambda *_, **__: status)
+    scheduler, file = SimpleNamespace(status=SimpleNamespace(remote=lambda: None)), io.StringIO()
+    with LiveTable(PlainConsole(file=file)).watching(scheduler):
+        pass
+    assert file.getvalue().splitlines() == ["58 of 60 pairs"]

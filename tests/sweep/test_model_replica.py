@@ -66,8 +66,12 @@ def test_a_trial_that_joins_late_finds_what_prune_finds(tmp_path, gates):
     sweep, replica = settings(tmp_path / "sweep", gates__parametrisation=gates), Replica(Ranks())
     first = replica.advance([assigned(sweep, 0, train__seed=5), assigned(sweep, 1, target__total=90)], [], [0, 1], 4)
     assert first.steps == {0: 4, 1: 4}
+    assert len(first.notes) == 1 and first.notes[0].startswith("the full model prefers the right answer on "), (
+        "said once"
+    )
     late = assigned(sweep, 2, target__total=120, train__lr=0.05)
     caught_up = replica.advance([late], [], [0, 1, 2], EVERYTHING)
+    assert caught_up.notes == []
     assert caught_up.steps == {2: 4}, "a trial that is behind trains first, up to the step of the others"
     together = replica.advance([], [], [0, 1, 2], EVERYTHING)
     assert together.steps == {0: 6, 1: 6, 2: 6}

@@ -18,7 +18,8 @@ from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import discretise
 from bigcircuit.gates.population import Population
-from bigcircuit.metrics.score import mask_source, score
+from bigcircuit.metrics.distinct_circuits import mask_source
+from bigcircuit.metrics.score import score
 from bigcircuit.train.optimal_ablation import optimal_ablation
 from tests.helpers.edited_models import edited
 from tests.helpers.short_runs import run

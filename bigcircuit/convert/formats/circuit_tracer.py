@@ -15,6 +15,8 @@ _FEATURE, _EMBEDDING, _LOGIT = "cross layer transcoder", "embedding", "logit"
 
 def write(graph: GraphCircuit, path: Path) -> list[str]:
     """Write the graph, and add it to the list beside. Returns notes."""
+    from bigcircuit.results.shape import check_shape  # loads torch
+
     kept = graph.kept_nodes()
     scores = graph.node_scores()
     ids = {name: _identity(name, graph) for name in kept if kept[name]}
@@ -41,6 +43,7 @@ def write(graph: GraphCircuit, path: Path) -> list[str]:
     write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
     listed = path.with_name("graph-metadata.json")
     known = read_json(listed, "move it", "graphs")["graphs"] if listed.exists() else []
+    check_shape(known, list[dict[str, Any]], f"{listed}: graphs", "move it")
     write_json(listed, {"graphs": [*(one for one in known if one.get("slug") != path.stem), metadata]})
     return [
         *graph.notes(),

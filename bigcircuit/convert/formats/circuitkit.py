@@ -20,6 +20,7 @@ NAME = "CircuitKit artefact"
 RULE = "The file lists the nodes that are removed; a head or MLP is kept if it is not in the list."
 IF_EMPTY = "every head and MLP is in its list of removed nodes"
 TO, SUFFIX = "circuitkit", ".pt"
+_AGAIN = "write it again with CircuitKit"
 _NODE = re.compile(r"A(\d{1,9})\.(\d{1,9})|MLP (\d{1,9})")
 
 
@@ -41,8 +42,11 @@ def read(data: Any, shapes: Sequence[LayerShape], source: str) -> KeptNodes:
     beside = scores_path(Path(source))
     found: Mapping[str, Any] = {}
     if beside.exists():
-        found = read_json(beside, "write it again with CircuitKit", "node_scores")["node_scores"]
-    scores = {_node(name, shapes, str(beside)): float(score) for name, score in found.items()}
+        from bigcircuit.results.shape import check_shape  # loads torch
+
+        found = read_json(beside, _AGAIN, "node_scores")["node_scores"]
+        check_shape(found, dict[str, float | None], f"{beside}: node_scores", _AGAIN)
+    scores = {_node(name, shapes, str(beside)): score for name, score in found.items() if score is not None}
     notes = [] if scores else [f"{beside.name} is not there, so no scores are read"]
     return KeptNodes(every - removed, notes, node_extra(scores, shapes))
 

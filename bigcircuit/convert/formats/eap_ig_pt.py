@@ -10,7 +10,15 @@ from typing import Any
 
 from bigcircuit.convert.files import PtFile, write_pt
 from bigcircuit.convert.formats import eap_ig
-from bigcircuit.convert.graph import GraphCircuit, edges_of, node_extra, reader_names, writer_names, writers
+from bigcircuit.convert.graph import (
+    GraphCircuit,
+    edges_of,
+    node_extra,
+    reader_names,
+    real_edges,
+    writer_names,
+    writers,
+)
 from bigcircuit.convert.nodes import END, START, KeptNodes, nodes_on_paths
 from bigcircuit.errors import UserError
 from bigcircuit.model.granularity import LayerShape
@@ -31,7 +39,6 @@ def recognises(data: Any) -> bool:
 
 def read(data: Any, shapes: Sequence[LayerShape], source: str) -> KeptNodes:
     """Read the nodes that a graph keeps, and all scores. Raises UserError naming `source` for damage or another model's graph."""
-    import torch
 
     content = data.content
     if missing := [key for key in _KEYS if key not in content]:
@@ -41,7 +48,11 @@ def read(data: Any, shapes: Sequence[LayerShape], source: str) -> KeptNodes:
     eap_ig.check_model(content["cfg"], shapes, source)
     layers, heads = len(shapes), shapes[0].heads
     names = writer_names(layers, heads)
-    if list(content["src_nodes"]) != names or list(content["dst_nodes"]) != reader_names(layers, heads):
+    listed = [content[key] for key in ("src_nodes", "dst_nodes")]
+    if any(not isinstance(one, (list, tuple)) for one in listed) or [list(one) for one in listed] != [
+        names,
+        reader_names(layers, heads),
+    ]:
         raise UserError(f"{source}: src_nodes or dst_nodes are not in EAP-IG's order; write the file with graph.to_pt")
     sizes = {
         "edges_scores": (len(names), len(content["dst_nodes"])),
@@ -50,11 +61,18 @@ def read(data: Any, shapes: Sequence[LayerShape], source: str) -> KeptNodes:
         "nodes_scores": (len(names),),
     }
     for key, size in sizes.items():
-        if key in content and (not isinstance(content[key], torch.Tensor) or tuple(content[key].shape) != size):
+        if key in content and not _is_plain(content[key], size):
             raise UserError(
                 f"{source}: {key} is no tensor of {' x '.join(map(str, size))}; write the file with graph.to_pt"
             )
     kept_edges = content["edges_in_graph"].bool()
+    impossible = (kept_edges & ~real_edges(layers, heads, parallel=False)).nonzero().tolist()
+    if impossible:
+        row, column = impossible[0]
+        raise UserError(
+            f"{source}: edges_in_graph keeps {names[row]}->{content['dst_nodes'][column]}, which is no edge, for its reader comes "
+            "before its writer; write the file with graph.to_pt"
+        )
     places = writers(layers, heads)
     marked = {places[row] for row in content["nodes_in_graph"].bool().nonzero().flatten().tolist()} - {START, END}
     kept = nodes_on_paths(edges_of(kept_edges, layers, heads)) if kept_edges.any() else marked
@@ -63,6 +81,18 @@ def read(data: Any, shapes: Sequence[LayerShape], source: str) -> KeptNodes:
         extra |= node_extra(dict(zip(places, content["nodes_scores"].tolist(), strict=True)), shapes)
     has_neurons = "neurons_in_graph" in content or "neurons_scores" in content
     return KeptNodes(kept, eap_ig.notes_on(kept, marked, kept_edges.any(), has_neurons), extra)
+
+
+def _is_plain(value: Any, size: tuple[int, ...]) -> bool:
+    """Whether a value is an ordinary tensor of real numbers of a size."""
+    import torch
+
+    return (
+        isinstance(value, torch.Tensor)
+        and tuple(value.shape) == size
+        and value.layout == torch.strided
+        and not (value.is_complex() or value.is_quantized)
+    )
 
 
 def write(graph: GraphCircuit, path: Path) -> list[str]:

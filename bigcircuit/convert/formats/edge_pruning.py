@@ -62,7 +62,12 @@ def write(graph: GraphCircuit, path: Path) -> list[str]:
         if graph.circuit.extra or graph.circuit.log_alpha
         else []
     )
-    return [*graph.notes(), *scores]
+    guessed = (
+        ["its embeddings are called embeds, as Llama's are; for GPT-2 name the model with --model.path"]
+        if not graph.model_type
+        else []
+    )
+    return [*graph.notes(), *scores, *guessed]
 
 
 def _their_reader(place: str, group: int) -> str:

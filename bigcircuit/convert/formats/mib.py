@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigcircuit.config.plain import check_name
 from bigcircuit.convert.formats import eap_ig_pt
 from bigcircuit.convert.graph import GraphCircuit, real_edges
 from bigcircuit.errors import UserError
@@ -28,7 +29,9 @@ def write(graph: GraphCircuit, path: Path) -> list[str]:
         raise UserError(
             f"--to mib: {graph.circuit.ablation_name} ablation has no name there; use one of {', '.join(_ABLATIONS)}"
         )
-    task, model = (graph.task or "task").replace("_", "-"), graph.circuit.metadata.get("model", "") or "model"
+    task = (graph.task or "task").replace("_", "-")
+    model = Path(graph.circuit.metadata.get("model", "")).name or "model"  # of a path or a hub id the last part
+    check_name(f"{task}_{model}", f"--to mib: task and model of the circuit file, {task} and {model},")
     folder = path / f"bigcircuit_{ablation}_node" / f"{task}_{model}"
     if folder.exists():
         raise UserError(f"{folder}: exists already; move it, or name another folder with --output")

@@ -25,7 +25,9 @@ def recognises(data: Any) -> bool:
 
 def read(data: CsvFile, shapes: Sequence[LayerShape], source: str) -> KeptNodes:
     """Read the kept nodes and the scores. Raises UserError naming `source` and the row."""
-    kept, scores = set(), {}
+    kept: set[Node] = set()
+    scores: dict[Node, float] = {}
+    seen: dict[Node, int] = {}
     for number, row in enumerate(data.rows, 2):
         try:
             node = Node(int(row["layer"]), int(row["head"]) if row["kind"] == "head" else None)
@@ -33,12 +35,17 @@ def read(data: CsvFile, shapes: Sequence[LayerShape], source: str) -> KeptNodes:
                 raise ValueError
             if not 0 <= (node.head or 0) < shapes[node.layer].heads:
                 raise ValueError
+            if node in seen:
+                raise UserError(f"{source}: line {number} is of a node that line {seen[node]} is of; leave one out")
+            seen[node] = number
             if row["kept"].strip().lower() in ("1", "true"):
                 kept.add(node)
             elif row["kept"].strip().lower() not in ("0", "false"):
                 raise ValueError
             if row.get("score"):
                 scores[node] = float(row["score"])
+        except UserError:
+            raise
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(
                 f"{source}: line {number} names no node of the model; write layer (0 to {len(shapes) - 1}), kind (head or mlp), "

@@ -15,7 +15,7 @@ from bigcircuit.convert.hook_names import ALIASES, HEADS, NEURONS
 from bigcircuit.convert.nodes import KeptNodes, Node
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import write_bytes
-from bigcircuit.model.granularity import LayerShape
+from bigcircuit.model.granularity import GRANULARITIES, LayerShape
 
 NAME = "TransformerLens masks"
 RULE = "A neuron is kept if its number is 1."
@@ -42,7 +42,7 @@ def read(data: Any, shapes: Sequence[LayerShape], source: str) -> KeptNodes:
         leaf: torch.zeros(len(shapes), max(torch.Size(size).numel() for size in sizes[place]), dtype=torch.bool)
         for place, leaf in sites.items()
     }
-    nodes = set()
+    nodes, seen = set(), set()
     for name, values in data["masks"].items():
         found = _PLACE.fullmatch(name)
         place = ALIASES.get(found[2], found[2]) if found else ""
@@ -51,6 +51,9 @@ def read(data: Any, shapes: Sequence[LayerShape], source: str) -> KeptNodes:
                 f"{source}: masks: {name!r:.60} is no hook of the heads or MLP neurons of {len(shapes)} layers"
             )
         layer, size = int(found[1]), sizes[place][int(found[1])]
+        if (layer, place) in seen:
+            raise UserError(f"{source}: masks: {name} names a place that another mask is of; leave one out")
+        seen.add((layer, place))
         try:
             mask = torch.tensor(values)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -65,11 +68,20 @@ def read(data: Any, shapes: Sequence[LayerShape], source: str) -> KeptNodes:
             nodes.add(Node(layer, None))
         elif place == HEADS:
             nodes |= {Node(layer, head) for head in mask.any(1).nonzero().flatten().tolist()}
+    if left := [f"blocks.{i}.{place}" for i in range(len(shapes)) for place in sites if (i, place) not in seen]:
+        raise UserError(
+            f"{source}: masks: there is none for {left[0]}, and whether its neurons are kept is not said; write 1 for those that "
+            "stay as they are"
+        )
     return KeptNodes(nodes, leaves=leaves)
 
 
 def write(graph: GraphCircuit, path: Path) -> list[str]:
-    """Write the masks. Returns notes."""
+    """Write the masks. Returns notes. Raises UserError for circuits that close outputs of MLPs or experts, which have no hook."""
+    if others := [n for n in ("mlp_output", "expert", "expert_neuron") if n in graph.circuit.masks]:
+        raise UserError(
+            f"--to transformer-lens: the circuit has masks of {GRANULARITIES[others[0]].nodes}, for which there is no hook"
+        )
     masks = {}
     for layer, shape in enumerate(graph.shapes):
         heads = graph.circuit.masks["attention_neuron"][layer, : shape.heads * shape.head_dim]

@@ -11,7 +11,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
-from bigcircuit.config.own_code import entry_point, is_reference, load_function
+from bigcircuit.config.own_code import entry_point, is_reference, load_entry_point, load_function
 from bigcircuit.data.pair import Pair
 
 Builder = Callable[[Any, int, random.Random], list[Pair]]
@@ -57,4 +57,4 @@ def find_builder(name: str) -> Callable[..., Any] | None:
     if is_reference(name):
         return load_function(name, "task.name")
     found = entry_point(ENTRY_POINTS, name)
-    return None if found is None else found.load()
+    return None if found is None else load_entry_point(found)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+from bigcircuit.config.extras import need
 from bigcircuit.errors import UserError, first_line
 
 
@@ -47,8 +48,7 @@ def dataset_rows(path: str, data: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _library(path: str) -> ModuleType:
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"{path}: reading a data set needs datasets; pip install datasets, or write JSONL") from error
+    need(f"{path}: reading a data set", "data", "datasets")
+    import datasets
+
     return datasets

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bigcircuit.config.extras import need
 from bigcircuit.data.readers.cells import CsvList, are_ids, is_conversation
 from bigcircuit.data.readers.hugging_face import dataset_rows, open_hub, open_saved
 from bigcircuit.errors import UserError, first_line
@@ -175,11 +176,10 @@ def _cell(cell: str) -> Any:
 
 
 def _parquet(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UserError(f"{path}: reading Parquet needs pyarrow; pip install pyarrow, or write JSONL") from error
+    need(f"{path}: reading Parquet", "data", "pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         file = parquet.ParquetFile(io.BytesIO(content))
         if file.metadata.num_rows > _MOST_ROWS:

@@ -1,0 +1,1 @@
+"""Recover: fine-tune an exported model towards its base."""

@@ -1,0 +1,255 @@
+"""`bigcircuit recover`: fine-tune an exported model towards its base, top to bottom."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigcircuit.config.load import load
+from bigcircuit.data.collate import batch_indices
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.errors import Stopped, UserError
+from bigcircuit.export.loading import load_exported
+from bigcircuit.io import checkpoint
+from bigcircuit.io.files import file_sha256, read_json, write_json
+from bigcircuit.io.provenance import versions
+from bigcircuit.io.run_dir import MetricsFile, RunDir
+from bigcircuit.model.fingerprint import fingerprint
+from bigcircuit.model.load import DTYPES, load_frozen
+from bigcircuit.model.resolve import ResolvedModel, resolve_model
+from bigcircuit.recover.config import RecoverSettings
+from bigcircuit.recover.folder import RECOVER_FILE, ExportFolder, open_export, write_recovered
+from bigcircuit.recover.memory import check_memory
+from bigcircuit.recover.step import Models, RecoverState, TextScores, score_windows, update_export
+from bigcircuit.recover.trainable import TrainedModel, make_trainable
+from bigcircuit.recover.windows import check_ids, read_windows, sample_windows
+from bigcircuit.runtime.progress import ProgressDisplay
+
+_KEPT_CHECKPOINTS = 2
+_CHANGEABLE = ("save_every",)
+"""Settings that do not affect the result."""
+
+
+class _Opened(NamedTuple):
+    """Export and base, checked, before weights are loaded."""
+
+    export: ExportFolder
+    base: ResolvedModel
+    settings: RecoverSettings
+    windows: Tensor | None
+    """int64 [N, T]; None where the base samples them."""
+    fingerprint: dict[str, str]
+    """What a checkpoint is known by."""
+
+
+def recover(
+    names: Sequence[str], settings: RecoverSettings, ranks: Ranks, overrides: Mapping[str, Any] | None = None
+) -> Path:
+    """Fine-tune an exported model and write a folder that loads as the export does.
+
+    names: one folder that `bigcircuit export` wrote; overrides: dotted keys of `model` (of the base), `deepspeed` and `output`,
+    which is by default the export's name with `-recovered`. The same command resumes. Returns the folder. Raises UserError for
+    mistakes of the user, before weights are loaded wherever possible, and DivergedError if a loss is not finite.
+    """
+    progress = ProgressDisplay(ranks.is_first, ranks.set_status)
+    with progress.phase("reading the export"):
+        opened = _open(names, settings, overrides or {}, progress)
+    path = Path((overrides or {}).get("output") or f"{opened.export.path}-recovered")
+    if path.resolve() == opened.export.path.resolve():
+        raise UserError(f"--output {path}: is the export itself; name another folder")
+    ranks.check_equal({**opened.fingerprint, "versions": json.dumps(versions())})
+    folder = RunDir(path)
+    if _is_finished(path, opened):
+        progress.print_line(f"{path} holds a finished recovery with these settings; nothing to do")
+        return path
+    ranks.barrier()  # every rank has looked at the folder before the first writes to it
+    with folder.locked() if ranks.is_first else nullcontext():
+        if ranks.is_first:
+            write_json(path / RECOVER_FILE, _settings_content(opened))
+        _run(opened, folder, ranks, progress)
+    return path
+
+
+def _open(
+    names: Sequence[str], settings: RecoverSettings, overrides: Mapping[str, Any], progress: ProgressDisplay
+) -> _Opened:
+    """Read and check all but the weights. Raises UserError."""
+    if len(names) != 1:
+        raise UserError("recover needs one exported folder: bigcircuit recover small --recover.generate 200")
+    export = open_export(Path(names[0]))
+    config = load(None, {**{f"model.{key}": value for key, value in export.base.items()}, **overrides})
+    base = resolve_model(config.model, config.deepspeed)
+    if base.deepspeed is not None:
+        raise UserError(
+            f"deepspeed {config.deepspeed}: ZeRO stage 3 divides frozen weights, and recover trains weights that every rank holds; "
+            "give a config of a lower stage, such as zero2, or leave it out"
+        )
+    if base.hf_config.vocab_size != export.hf_config.vocab_size:
+        raise UserError(
+            f"model.path {config.model.path}: has {base.hf_config.vocab_size} tokens and {export.path} has "
+            f"{export.hf_config.vocab_size}; give the model that was exported"
+        )
+    windows, text_hash = None, ""
+    if settings.text:
+        windows = read_windows(Path(settings.text), settings.field, settings.tokens, base.tokenizer)
+        text_hash = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+        check_ids(windows, base.hf_config.vocab_size, _positions(base.hf_config))
+    count = settings.generate if windows is None else len(windows)
+    _held_out_count(count, settings)
+    check_memory(export, base, settings)
+    plain = {key: value for key, value in settings.model_dump(mode="json").items() if key not in _CHANGEABLE}
+    known = {
+        "settings": hashlib.sha256(json.dumps(plain | {"text": ""}, sort_keys=True).encode()).hexdigest(),
+        "text": text_hash,
+        "export": hashlib.sha256("".join(map(file_sha256, export.files)).encode()).hexdigest(),
+        **{f"base {part}": value for part, value in fingerprint(base.config, progress).items()},
+    }
+    return _Opened(export, base, settings, windows, known)
+
+
+def _positions(hf_config: Any) -> int | None:
+    return getattr(hf_config, "max_position_embeddings", None)
+
+
+def _held_out_count(count: int, settings: RecoverSettings) -> int:
+    """Windows that are held out, two at least. Raises UserError where none are left to train on."""
+    held = max(round(count * settings.held_out), 2)
+    if count - held < 1:
+        raise UserError(f"recover: {count} windows are too few to train on and to hold out two; give more text")
+    return held
+
+
+def _settings_content(opened: _Opened) -> dict[str, Any]:
+    return {
+        "export": str(opened.export.path),
+        "base": {key: value for key, value in opened.base.config.model_dump(mode="json").items() if value is not None},
+        "settings": opened.settings.model_dump(mode="json"),
+        "fingerprint": opened.fingerprint,
+        "command": sys.argv,
+        "versions": versions(),
+    }
+
+
+def _is_finished(path: Path, opened: _Opened) -> bool:
+    """Whether the output holds this recovery, complete. Raises UserError if it holds something else."""
+    file = path / RECOVER_FILE
+    if not file.exists():
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"--output {path}: holds other files and no recovery; name another folder")
+        return False
+    found = read_json(file, "name another folder with --output", "fingerprint")
+    before = found["fingerprint"]
+    if different := [key for key, value in opened.fingerprint.items() if before.get(key) != value]:
+        raise UserError(f"{path}: holds a recovery with another {different[0]}; name another folder with --output")
+    return "after" in found
+
+
+def _run(opened: _Opened, folder: RunDir, ranks: Ranks, progress: ProgressDisplay) -> None:
+    """Load, train, and write."""
+    settings, export = opened.settings, opened.export
+    with progress.phase("loading weights"):
+        base = load_frozen(opened.base.config, ranks.device).model
+        dtype = torch.float32 if settings.train == "rows" else DTYPES[export.dtype]
+        model = load_exported(export.path, dtype=dtype).eval().to(ranks.device)
+    if opened.windows is None:
+        with progress.phase("sampling windows from the base"):
+            opened = opened._replace(
+                windows=sample_windows(base, settings.generate, settings.tokens, settings.seed, ranks.device)
+            )
+    windows = opened.windows
+    assert windows is not None
+    ranks.check_equal({"sample of windows": hashlib.sha256(windows.numpy().tobytes()).hexdigest()})
+    held = _held_out_count(len(windows), settings)
+    training, held_out = windows[:-held], windows[-held:]
+    with progress.phase("scoring before"):
+        of_base = score_windows(base, base, held_out, settings, ranks)
+        before = score_windows(model, base, held_out, settings, ranks)
+    trained = make_trainable(model, opened.base.skeleton.path, settings)
+    count = sum(one.parameter.numel() for one in trained.trained)
+    progress.print_line(
+        f"{export.path}: {export.format}; {count:,} parameters are trained ({settings.train}), {len(training)} windows of "
+        f"{settings.tokens} tokens, {held} held out"
+    )
+    _train(trained, Models(trained.model, base), training, opened, folder, ranks, progress)
+    with progress.phase("merging and scoring after"):
+        done = export.rounded(trained.merged() if settings.merge else trained.model)
+        after = score_windows(done, base, held_out, settings, ranks)
+    scores = {name: one._asdict() for name, one in (("base", of_base), ("before", before), ("after", after))}
+    if not ranks.is_first:
+        return
+    compared = write_recovered(folder.path, export, trained, done, settings, scores, progress)
+    write_json(
+        folder.path / RECOVER_FILE, {**_settings_content(opened), **scores, "trained_parameters": count, **compared}
+    )
+    for line in _lines(folder.path, {"the base": of_base, "before": before, "after": after}):
+        progress.print_line(line)
+
+
+def _train(
+    trained: TrainedModel,
+    models: Models,
+    windows: Tensor,
+    opened: _Opened,
+    folder: RunDir,
+    ranks: Ranks,
+    progress: ProgressDisplay,
+) -> None:
+    """Run the loop: update, log and save when due. Raises Stopped, with the state saved."""
+    settings, state = opened.settings, RecoverState.new(trained.trained)
+    saved = checkpoint.load_newest(folder.checkpoints, progress.print_line)
+    if saved is not None:
+        if saved.base != opened.fingerprint:
+            raise UserError(f"{folder.checkpoints}: is of another recovery; name another folder with --output")
+        state.restore(saved)
+        progress.print_line(f"resuming {folder.path} at step {state.step}")
+        if (threads := saved.data["threads"]) != torch.get_num_threads():
+            progress.print_line(
+                f"note: torch used {threads} threads before, so numbers may differ from those of a run in one piece; set "
+                f"OMP_NUM_THREADS={threads} for the same bits"
+            )
+
+    def save() -> None:
+        if ranks.is_first:
+            checkpoint.save(folder.checkpoints, state.step, state.export(opened.fingerprint), _KEPT_CHECKPOINTS)
+
+    metrics = MetricsFile(folder, state.step, state.step) if ranks.is_first else None
+    with ranks.stop.handling_signals():
+        try:
+            with progress.phase("recovering", settings.steps, "steps", done=state.step, lasting=True) as updates:
+                while state.step < settings.steps:
+                    chosen = batch_indices(len(windows), settings.batch_size, state.step, settings.seed)
+                    state.losses.append(update_export(state, models, windows[chosen], settings, ranks))
+                    updates.advance(values={settings.loss: state.losses[-1]})
+                    if state.step % settings.log_every == 0 or state.step == settings.steps:
+                        if metrics:
+                            mean = sum(state.losses) / len(state.losses)
+                            metrics.write([{"step": state.step, "loss": mean}])
+                        state.losses = []
+                    if state.step % settings.save_every == 0 or state.step == settings.steps:
+                        save()
+                    ranks.stop_if_requested()
+        except Stopped:
+            save()
+            progress.print_line(f"{folder.path}: stopped at step {state.step}, which is saved")
+            raise
+
+
+def _lines(path: Path, scores: dict[str, TextScores]) -> list[str]:
+    """Describe the scores for the terminal."""
+
+    def shown(values: tuple[float, float, float], digits: int) -> str:
+        value, low, high = (f"{number:.{digits}f}" for number in values)
+        return f"{value} [{low}, {high}]"
+
+    lines = [
+        f"held-out text, {what}: perplexity {shown(one.perplexity, 3)}"
+        + (f", KL to the base {shown(one.kl, 4)} nats" if what != "the base" else "")
+        for what, one in scores.items()
+    ]
+    return [*lines, f"{path}: loads as the export does; all figures are in {path / RECOVER_FILE}"]

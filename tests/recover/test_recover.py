@@ -1,0 +1,222 @@
+"""The verb: an exported model is trained towards its base, on any number of ranks, and loads as before."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import bigcircuit
+from bigcircuit.cli import answer, run_export, run_recover
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.recover import recover as recover_module
+from bigcircuit.recover.config import RecoverSettings
+from bigcircuit.recover.step import kl_to_base, next_token_loss, rate_at
+from bigcircuit.recover.trainable import make_trainable
+from bigcircuit.recover.windows import sample_windows
+from tests.helpers.launch import launch
+from tests.helpers.short_runs import run
+
+QUICK = [
+    *"--recover.verify false --recover.tokens 12 --recover.steps 6 --recover.batch_size 8".split(),
+    *"--recover.micro_batch_size 4 --recover.generate 24".split(),
+]
+FILE = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """A circuit of the embedded model in three formats."""
+    folder = tmp_path_factory.mktemp("exports")
+    run(folder / "run", ablation__kind="zero", target__total=900)
+    for name in ("compact", "uniform", "zeroed", "ia3"):
+        words = [str(folder / "run"), "--format", name, "--output", str(folder / name), "--speed", "false"]
+        assert answer(run_export, [*words, "--verify", "false"]) == 0
+    return folder
+
+
+def recovered(*words) -> int:
+    return answer(run_recover, [str(word) for word in words])
+
+
+def content(path) -> dict:
+    return json.loads((path / "recover.json").read_text())
+
+
+def equal(one, other) -> bool:
+    first, second = load_file(one / FILE), load_file(other / FILE)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "verify"),
+    [("compact", "lora", True), ("compact", "rows", False), ("zeroed", "lora", False), ("zeroed", "rows", False)],
+)
+def test_an_export_comes_nearer_to_its_base_and_loads_as_before(exports, tmp_path, name, kind, verify):
+    out = tmp_path / "out"
+    more = ["--recover.lr", 0.003, "--recover.steps", 20, "--recover.verify", str(verify).lower()]
+    assert recovered(exports / name, *QUICK, "--recover.train", kind, *more, "--output", out) == 0
+    found = content(out)
+    assert found["after"]["kl"][0] < found["before"]["kl"][0] and found["after"]["perplexity"][0] > 1
+    low, high = found["before"]["kl"][1:]
+    assert found["base"]["kl"] == [0, 0, 0] and low <= found["before"]["kl"][0] <= high
+    if verify:
+        assert found["verification"]["largest_difference"] <= found["verification"]["tolerance"]
+    assert json.loads((out / "export.json").read_text())["recovered"]["after"] == found["after"]
+    before, after = load_file(exports / name / FILE), load_file(out / FILE)
+    assert before.keys() == after.keys()
+    changed = [key for key in before if not torch.equal(before[key], after[key])]
+    assert changed and all(".layers." in key for key in changed)
+    for key in changed:
+        if before[key].ndim == 2:
+            closed = ~before[key].any(1), ~before[key].any(0)
+            assert not after[key][closed[0]].any() and not after[key][:, closed[1]].any(), "closed rows stay zero"
+    if name == "zeroed":
+        assert any(not before[key].any(1).all() for key in before if before[key].ndim == 2), "there are closed rows"
+    model = bigcircuit.load_exported(out)
+    assert type(model).__name__ == type(bigcircuit.load_exported(exports / name)).__name__
+
+
+@pytest.mark.parametrize("kind", ["lora", "rows"])
+def test_two_processes_train_the_same_bits_as_one(exports, tmp_path, kind):
+    words = [str(exports / "uniform"), *QUICK, "--recover.train", kind]
+    assert recovered(*words, "--output", tmp_path / "one") == 0
+    launch(2, "launchers/recover.py", *words, "--deepspeed", "zero2", "--output", str(tmp_path / "two"))
+    assert equal(tmp_path / "one", tmp_path / "two")
+    assert content(tmp_path / "one")["after"] == content(tmp_path / "two")["after"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "rows"])
+def test_a_stopped_recovery_goes_on_to_the_same_bits(exports, tmp_path, monkeypatch, kind):
+    words = [exports / "compact", *QUICK, "--recover.train", kind, "--recover.save_every", 2]
+    assert recovered(*words, "--output", tmp_path / "whole") == 0
+    real, steps = recover_module.update_export, []
+
+    def interrupted(state, *rest):
+        steps.append(state.step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return real(state, *rest)
+
+    monkeypatch.setattr(recover_module, "update_export", interrupted)
+    assert recovered(*words, "--output", tmp_path / "parts") == 130
+    assert not (tmp_path / "parts" / FILE).exists() and "after" not in content(tmp_path / "parts")
+    monkeypatch.setattr(
+        recover_module, "update_export", lambda state, *rest: steps.append(state.step) or real(state, *rest)
+    )
+    assert recovered(*words, "--output", tmp_path / "parts") == 0
+    assert steps == [0, 1, 2, 3, 2, 3, 4, 5], "it goes on from the checkpoint of step 2"
+    assert equal(tmp_path / "whole", tmp_path / "parts")
+    assert content(tmp_path / "whole")["after"] == content(tmp_path / "parts")["after"]
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
+    assert lines[0] == lines[1] and '"step": 6' in lines[0]
+
+
+def test_a_finished_recovery_is_left_alone_and_another_is_refused(exports, tmp_path, capsys):
+    words = [exports / "compact", *QUICK, "--output", tmp_path / "out"]
+    assert recovered(*words) == 0
+    before = (tmp_path / "out" / FILE).stat().st_mtime_ns
+    assert recovered(*words) == 0 and "nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "out" / FILE).stat().st_mtime_ns == before
+    assert recovered(*words, "--recover.lr", 0.5) == 2
+    assert "holds a recovery with another settings" in capsys.readouterr().err
+
+
+def test_merged_weights_compute_what_the_matrices_do(exports):
+    model = bigcircuit.load_exported(exports / "compact").eval()
+    settings = RecoverSettings(generate=1)
+    plain = {name: value.clone() for name, value in model.state_dict().items()}
+    ids = torch.arange(12).view(1, -1)
+    first = model(input_ids=ids).logits
+    trained = make_trainable(model, "model.layers", settings)
+    torch.testing.assert_close(trained.model(input_ids=ids).logits, first, atol=0, rtol=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for one in trained.trained:
+            one.parameter.add_(0.05 * torch.randn(one.parameter.shape, generator=generator))
+            one.opened.keep_(one.parameter)
+        with_matrices = trained.model(input_ids=ids).logits
+        merged = trained.merged()
+        assert merged.state_dict().keys() == plain.keys()
+        torch.testing.assert_close(merged(input_ids=ids).logits, with_matrices, atol=1e-5, rtol=1e-5)
+    assert (with_matrices - first).abs().max() > 0.01
+
+
+def test_matrices_that_are_not_merged_are_an_adapter_of_the_export(exports, tmp_path):
+    out = tmp_path / "out"
+    assert recovered(exports / "uniform", *QUICK, "--recover.merge", "false", "--output", out) == 0
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in out.iterdir()}
+    ids = torch.arange(8).view(1, -1)
+    found = bigcircuit.load_exported(out)(input_ids=ids).logits
+    assert recovered(exports / "uniform", *QUICK, "--output", tmp_path / "merged") == 0
+    merged = bigcircuit.load_exported(tmp_path / "merged")(input_ids=ids).logits
+    assert (found - merged).abs().max() <= 1e-5 * merged.abs().max()
+
+
+def test_losses_are_their_closed_forms():
+    base, export = torch.log(torch.tensor([[[0.5, 0.5], [0.25, 0.75]]])), torch.log(torch.tensor([[[0.25, 0.75]] * 2]))
+    first = 0.5 * torch.log(torch.tensor(2.0)) + 0.5 * torch.log(torch.tensor(2 / 3))
+    torch.testing.assert_close(kl_to_base(base, export), (first / 2).view(1))
+    windows = torch.tensor([[0, 1]])
+    torch.testing.assert_close(next_token_loss(export, windows), -torch.log(torch.tensor([0.75])))
+    settings = RecoverSettings(generate=1, steps=10, lr=1.0, lr_final=0.1, lr_warmup=0.2)
+    rates = [rate_at(settings, step) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.55) and rates[9] > 0.1
+
+
+def test_samples_follow_the_probabilities_of_the_model():
+    class Coin(torch.nn.Module):
+        """Writes token 1 with probability .8, whatever came before."""
+
+        config = type("Config", (), {"bos_token_id": 0})
+
+        def forward(self, input_ids, **_):
+            logits = torch.log(torch.tensor([0.2, 0.8])).expand(*input_ids.shape, 2)
+            return type("Output", (), {"logits": logits, "past_key_values": None})
+
+    windows = sample_windows(Coin(), 200, 11, 3, Ranks().device)
+    assert windows.shape == (200, 11) and not windows[:, 0].any()
+    assert windows[:, 1:].float().mean() == pytest.approx(0.8, abs=0.03)
+    assert torch.equal(windows, sample_windows(Coin(), 200, 11, 3, Ranks().device))
+
+
+def test_text_of_a_file_is_divided_into_windows(exports, tmp_path):
+    text = tmp_path / "text.jsonl"
+    rows = [{"story": "When Mary and John went to the store, John gave a drink to Mary."}] * 12
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        exports / "compact",
+        *QUICK[:-2],
+        "--recover.text",
+        text,
+        "--recover.field",
+        "story",
+        "--recover.loss",
+        "next_token",
+    ]
+    assert recovered(*words, "--recover.steps", 10, "--output", tmp_path / "out") == 0
+    found = content(tmp_path / "out")
+    assert found["after"]["perplexity"][0] < found["before"]["perplexity"][0]
+
+
+def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
+    compact, out = exports / "compact", ["--output", tmp_path / "out"]
+    (tmp_path / "bad.jsonl").write_text('{"other": "x"}\n')
+    for words, message in (
+        ((*out,), "recover takes recover.text or recover.generate, and none is given"),
+        ((*QUICK, *out), "recover needs one exported folder"),
+        ((tmp_path / "no", *QUICK, *out), "no such folder"),
+        ((exports / "run", *QUICK, *out), "export.json"),
+        ((exports / "ia3", *QUICK, *out), "is of format ia3, whose weights are not trained"),
+        ((compact, *QUICK, "--deepspeed", "zero3", *out), "ZeRO stage 3 divides frozen weights"),
+        ((compact, *QUICK, "--output", exports / "run"), "holds other files and no recovery"),
+        ((compact, *QUICK, "--output", compact), "is the export itself"),
+        ((compact, "--recover.generate", 2, *out), "too few to train on"),
+        ((compact, "--recover.text", tmp_path / "bad.jsonl", *out), "line 1: has no text in 'text'"),
+        ((compact, "--recover.text", tmp_path / "none", *out), "cannot be read"),
+        ((compact, *QUICK, "--recover.train", "rows", "--recover.merge", "false", *out), "leave merge out"),
+    ):
+        assert recovered(*words) == 2
+        shown = capsys.readouterr().err
+        assert message in shown and len(shown.splitlines()) == 1, shown
+        assert not (tmp_path / "out").exists()
