@@ -24,6 +24,7 @@ from bigcircuit.export.formats import EXPORT_FORMATS
 from bigcircuit.export.verify import compare_outputs, random_prompts, run_fresh, run_masked
 from bigcircuit.model.load import load_frozen, load_tokenizer
 from tests.helpers.exports import fresh_run, request_of, saved_tiny, write_export
+from tests.helpers.lm_eval_task import choice_task
 from tests.helpers.tiny_models import TINY_CONFIGS
 
 
@@ -98,19 +99,7 @@ def _likelihoods(model: Any, tokenizer: Any, pairs: Path, scratch: Path) -> torc
 
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
     text = [{"text": r["clean"], "choices": [_first(r["answers"]), _first(r["wrong_answers"])]} for r in rows]
-    (scratch / "rows.json").write_text("\n".join(map(json.dumps, text)))
-    task = {
-        "task": "pairs",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(scratch / "rows.json")}, "cache_dir": str(scratch / "cache")},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{text}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": 0,
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc"}],
-    }
+    task = choice_task(text, scratch)
     run = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
     done = lm_eval.simple_evaluate(run, tasks=[task], log_samples=True, bootstrap_iters=0)["samples"]["pairs"]
     samples = sorted(done, key=lambda one: one["doc_id"])

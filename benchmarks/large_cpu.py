@@ -226,7 +226,7 @@ def memory_of(members: int) -> Callable[[Bench], list[str]]:
     def measure(bench: Bench) -> list[str]:
         if len(bench.models) < 2:
             raise Failed("the row needs FOLDER_32B")
-        own = {"population.seeds": members, "model.path": str(bench.models[1])}
+        own = {"population.seeds": members, "model.path": str(bench.models[1]), "task.size": 6}
         settings = {**BASE, **FEW, **STREAM, **own}
         predicted = predicted_bytes(checked(bench, settings))
         seen = run(bench, f"32b-{members}", settings)
@@ -290,7 +290,7 @@ BLOCKS = [
         {"32b": larger_than_memory},
     ),
     Block(
-        "32B, streamed, two updates: what is allocated",
+        "32B, streamed, two updates, two pairs of each split: what is allocated",
         "predicted anonymous MiB|measured|predicted / measured|seconds an update|seconds in all".split("|"),
         {f"32b_p{members}": memory_of(members) for members in (1, 8)},
     ),

@@ -261,7 +261,8 @@ class TrainConfig(Section):
     """Under interchange ablation, compute the corrupted run of every training pair once, keep its activations, and run only the
     tokens behind the prefix that both prompts share. Off: run the corrupted prompts in every update."""
     store_memory: Weight = 4.0
-    """GiB of a host for what `store` keeps, all ranks counted; more is in a file of the run folder, mapped once a host."""
+    """GiB of a host for what `store` keeps, all ranks counted; more is in a file of the run folder, mapped once a host.
+    `evaluate` keeps passes of the full model up to as much, and computes again what is more."""
     log_every: Positive = 20
     """Steps between two lines of metrics.jsonl."""
     validate_every: Positive = 100

@@ -1,9 +1,8 @@
 """The two-stream pass: a frozen model with the effective masks of P members interpolated at its sites.
 
-Each decoder layer runs twice before the next one starts: on the corrupted hidden state, unmasked and without a graph, to
-leave its site inputs behind, then on the masked hidden states of all members. The layer's own `forward` does both, so
-that under ZeRO-3 one gather of its weights serves both streams. Ablations that need no corrupted run have one stream: then
-what closed nodes output is nothing or constants.
+Each decoder layer runs twice before the next one starts: on the corrupted hidden state, unmasked and without a graph, to leave its
+site inputs behind, then on the masked hidden states of all members. The layer's own `forward` does both, so that under ZeRO-3 one
+gather of its weights serves both streams. Ablations that need no corrupted run have one stream: closed nodes output constants.
 
 Shapes: P members, R rows of a batch, T tokens, S scored positions, n width of a site, D hidden size, V vocabulary.
 """
@@ -168,11 +167,12 @@ class Streams:
         """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]; as `reference`.
 
         corrupted: activations of the corrupted run of this batch. With them the pass runs the tokens behind the shared prefix
-        alone; only for ablations that need the corrupted stream. branches: members that share layers, which `can_share` allows;
-        for passes without a graph.
+        alone; only for ablations that need the corrupted stream. branches: members that share layers (`can_share`); no graph.
         """
         tokens = batch.clean[:, 0 if corrupted is None else corrupted.cut :]
-        branches = None if tokens.numel() < _FEWEST else branches
+        if branches is not None:
+            self.places()  # found by a pass of all ranks together, whatever their micro-batches hold
+            branches = branches if tokens.numel() >= _FEWEST else None
         tokens = tokens.repeat(members, 1)
         rows, division = Rows(len(tokens), 0), None
         if self.corrupted_stream and corrupted is None:

@@ -24,9 +24,15 @@ METRIC_ENTRY_POINTS = "bigcircuit.metrics"
 def named_metrics(names: Sequence[str]) -> dict[str, Metric]:
     """Find metrics by `module:function` or the name of an entry point; the name of the function is that of the score.
 
-    Raises UserError.
+    Raises UserError, also for two of one name.
     """
-    return {name.rpartition(":")[2]: find_function(name, METRIC_ENTRY_POINTS, "metrics") for name in names}
+    found: dict[str, Metric] = {}
+    for name in dict.fromkeys(names):
+        short = name.rpartition(":")[2]
+        if short in found:
+            raise UserError(f"metrics {name}: another metric has the name {short}; rename the function")
+        found[short] = find_function(name, METRIC_ENTRY_POINTS, "metrics")
+    return found
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.distinct_circuits import mask_source
 
 _EXAMPLES, _TOP = 12, 3
+_AT_ONCE = 8
+"""Circuits and complements of one pass, which runs whole prompts: a large population must not run out of memory at its end."""
 
 
 @torch.no_grad()
@@ -39,10 +41,9 @@ def example_predictions(
     pieces = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     both = [part for masks in circuits for part in (masks, {name: ~mask for name, mask in masks.items()})]
     members: list[list[dict[str, Any]]] = [[] for _ in circuits]
-    owners = [index // 2 for index in range(len(both))]
-    with micro_batches.progress.phase("example predictions", len(pieces)) as passes, streams.under(ablation.of(owners)):
+    with micro_batches.progress.phase("example predictions", len(pieces)) as passes:
         for piece in pieces:
-            for example, (full, *best) in zip(piece, _likeliest(streams, both, piece), strict=True):
+            for example, (full, *best) in zip(piece, _likeliest(streams, both, ablation, piece), strict=True):
                 for index, rows in enumerate(members):
                     columns = (full, *best[2 * index : 2 * index + 2])
                     rows.append(_row(example, data.pairs[example.id], columns, tokenizer))
@@ -51,15 +52,21 @@ def example_predictions(
 
 
 def _likeliest(
-    streams: Streams, masks: Sequence[Mapping[str, Tensor]], piece: Sequence[Example]
+    streams: Streams, masks: Sequence[Mapping[str, Tensor]], ablation: Ablation, piece: Sequence[Example]
 ) -> list[list[list[tuple[int, float]]]]:
-    """Find the likeliest first tokens with their probabilities, by example, then by full model and masks."""
+    """Find the likeliest first tokens with their probabilities, by example, then by full model and masks.
+
+    masks: of each circuit and its complement in turn.
+    """
     batch = collate(piece, full=False).to(streams.frozen.device)
     owners = batch.example_of_score.tolist()
     first = [owners.index(index) for index in range(len(piece))]
-    reference = streams.reference(batch).unsqueeze(0)
-    logits = torch.cat([reference, streams.masked(batch, mask_source(masks, streams), len(masks))])[:, first]
-    found = logits.float().softmax(-1).topk(min(_TOP, logits.shape[-1]))
+    logits = [streams.reference(batch)[None, first]]
+    for start in range(0, len(masks), _AT_ONCE):
+        chosen = masks[start : start + _AT_ONCE]
+        with streams.under(ablation.of([(start + index) // 2 for index in range(len(chosen))])):
+            logits.append(streams.masked(batch, mask_source(chosen, streams), len(chosen))[:, first])
+    found = torch.cat(logits).float().softmax(-1).topk(min(_TOP, logits[0].shape[-1]))
     ids, shares = found.indices.transpose(0, 1).tolist(), found.values.transpose(0, 1).tolist()
     return [
         [list(zip(*column, strict=True)) for column in zip(*one, strict=True)] for one in zip(ids, shares, strict=True)

@@ -5,7 +5,7 @@ Shapes: P circuits, N examples.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -132,8 +132,8 @@ def _keep(found: Tensor, rows: slice, columns: list[int], compared: Any, micro_b
 
 def _scores(compared: Any) -> ExampleScores:
     """Compute all scores of single pairs or windows of a comparison."""
-    on = "text" if isinstance(compared, TextComparison) else "pairs"
-    return ExampleScores({name: kind.compute(compared) for name, kind in example_scores(on).items() if kind.compute})
+    kinds = example_scores("text" if isinstance(compared, TextComparison) else "pairs")
+    return ExampleScores({name: kind.compute(compared) for name, kind in kinds.items() if kind.compute})
 
 
 def score_logits(reference: Tensor, logits: Tensor, batch: Batch) -> ExampleScores:
@@ -178,7 +178,7 @@ def summarise_rows(values: np.ndarray, weights: np.ndarray | None = None) -> lis
 
 def _exponential(score: Score) -> Score:
     """Raise e to a mean and its interval, which a monotone function keeps; and to the tails."""
-    return Score(**{part: None if value is None else math.exp(value) for part, value in asdict(score).items()})
+    return replace(score, **{part: math.exp(value) for part, value in asdict(score).items() if value is not None})
 
 
 def _share(circuit: Tensor, empty: Tensor, full: Tensor, weights: np.ndarray | None) -> Score:

@@ -17,9 +17,11 @@ from bigcircuit.export.formats import EXPORT_FORMATS
 from bigcircuit.export.fresh_process import run_prompts
 from bigcircuit.export.loading import register_config
 from bigcircuit.export.result import EXPORT_FILE
+from bigcircuit.export.source import SourceWeights
 from bigcircuit.export.verify import FreshRun, compare_outputs, random_prompts, run_fresh
 from bigcircuit.export.writer import Planned, copy_beside, write_text, write_weights
 from bigcircuit.io.files import read_json, remove, reporting_disk_errors, sync_dir, temporary_path
+from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.trainable import TrainedModel
 from bigcircuit.runtime.progress import ProgressDisplay
@@ -98,6 +100,33 @@ def open_export(path: Path) -> ExportFolder:
     return ExportFolder(path, result, AutoConfig.from_pretrained(path), dtypes, sizes)
 
 
+def check_base(export: ExportFolder, base: ResolvedModel) -> None:
+    """Raises UserError for a base that the export was not made of: exports keep the embeddings of their base as they are.
+
+    An adapter or quantised weights, which may change them, are not compared.
+    """
+    model = base.skeleton.model
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    name = names.get(id(model.get_input_embeddings().weight))
+    if name is None or name not in export.sizes or base.config.adapter or base.quantization.bits is not None:
+        return
+    with SourceWeights(base.config, model) as weights:
+        of_base = weights(name)
+    for file in export.files[1:]:
+        with safe_open(file, framework="pt") as stored:
+            if of_base is not None and name in stored.keys():  # noqa: SIM118
+                first, second = of_base[:_COMPARED].float(), stored.get_slice(name)[:_COMPARED].float()
+                if first.shape != second.shape or (first - second).norm() > _ROUNDING * first.norm():
+                    raise UserError(
+                        f"model.path {base.config.path}: has other embeddings than {export.path}; give the model that was "
+                        "exported, with --model.path"
+                    )
+
+
+_COMPARED = 1024
+"""Tokens whose embeddings are compared."""
+_ROUNDING = 0.02
+"""Above the relative difference of embeddings that were rounded to bfloat16."""
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

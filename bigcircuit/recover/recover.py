@@ -24,7 +24,7 @@ from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.model.load import DTYPES, load_frozen
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.recover.config import RecoverSettings
-from bigcircuit.recover.folder import RECOVER_FILE, ExportFolder, open_export, write_recovered
+from bigcircuit.recover.folder import RECOVER_FILE, ExportFolder, check_base, open_export, write_recovered
 from bigcircuit.recover.memory import check_memory
 from bigcircuit.recover.step import Models, RecoverState, TextScores, score_windows, update_export
 from bigcircuit.recover.trainable import TrainedModel, make_trainable
@@ -95,6 +95,7 @@ def _open(
             f"model.path {config.model.path}: has {base.hf_config.vocab_size} tokens and {export.path} has "
             f"{export.hf_config.vocab_size}; give the model that was exported"
         )
+    check_base(export, base)
     windows, text_hash = None, ""
     if settings.text:
         windows = read_windows(Path(settings.text), settings.field, settings.tokens, base.tokenizer)

@@ -16,7 +16,7 @@ from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.config.schema import Config, TargetConfig
 from bigcircuit.errors import UserError
 from bigcircuit.gates.discretise import Masks, discretise
-from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, MLP, SITE_WIDTH, LayerShape, fold
+from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, MLP, MLP_OUTPUT, SITE_WIDTH, LayerShape, fold
 from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.model.sites import FrozenModel
 
@@ -63,7 +63,7 @@ def sized_masks(log_alpha: Mapping[str, Tensor], frozen: FrozenModel, target: Ta
 
 def check_layer_sizes(members: Sequence[Config], skeleton: FrozenModel) -> None:
     """Raises UserError for sizes that no circuit of the model can have. skeleton: the model without weights."""
-    for target in (member.target for member in members):
+    for target, gated in ((member.target, member.gates.granularities) for member in members):
         if not target.layout():
             continue
         narrowest, multiple = min(shape.intermediate for shape in skeleton.shapes), target.multiple_of
@@ -72,6 +72,10 @@ def check_layer_sizes(members: Sequence[Config], skeleton: FrozenModel) -> None:
                 f"target.multiple_of is {multiple} and an MLP of the model has {narrowest} neurons; lower target.multiple_of"
             )
         if target.per_layer == "uniform":
+            if "mlp_output" in gated:
+                raise UserError(
+                    "target.per_layer is uniform, which keeps MLP outputs whole; leave mlp_output out of gates.granularities"
+                )
             _check_uniform(target, skeleton)
         elif (asked := target.mlp_neuron) is not None and asked % multiple:
             raise _not_reachable("mlp_neuron", asked, multiple, "multiples of target.multiple_of")
@@ -94,6 +98,11 @@ def _check_uniform(target: TargetConfig, skeleton: FrozenModel) -> None:
     for name, unit in units.items():
         if name in sizes and sizes[name] % (blocks * unit):
             raise _not_reachable(name, sizes[name], blocks * unit, f"the same in {blocks} blocks")
+    widest = blocks * (shape.intermediate // target.multiple_of * target.multiple_of)
+    if (asked := sizes.get("mlp_neuron", 0)) > widest:
+        raise UserError(
+            f"target.mlp_neuron is {asked} and {blocks} blocks keep {widest} at most; lower it, or raise target.block"
+        )
     arrangements = list(_arrangements(target, shape, blocks))
     if not arrangements:
         raise UserError(
@@ -176,8 +185,10 @@ def _uniform(log_alpha: Mapping[str, Tensor], frozen: FrozenModel, target: Targe
     """Choose equal sizes for all kept blocks near those of the free choice, and the strongest nodes in them."""
     shapes, sizes = frozen.shapes, target.sizes()
     shape, strength = shapes[0], _Strengths.of(log_alpha, shapes)
-    blocks = free["block"].any(1) if "block" in sizes else torch.ones(len(shapes), dtype=torch.bool)
+    # By themselves: beside other sizes fewer blocks may be left, such as under a total below that of whole MLPs.
+    blocks = discretise(log_alpha, shapes, {"block": sizes.get("block", len(shapes))})["block"].any(1)
     count, multiple = int(blocks.sum()), target.multiple_of
+    room = sizes.get("total") if target.parameters is None else None
     most = shape.intermediate // multiple
     wanted = int(free["attention_neuron"].sum()) / (count * shape.head_dim)
 
@@ -193,11 +204,13 @@ def _uniform(log_alpha: Mapping[str, Tensor], frozen: FrozenModel, target: Targe
                     strength.masks(blocks, LayerSizes(groups, per_group, n * multiple)), frozen, target.parameters
                 ),
             )
-        elif "total" in sizes:
-            units = (sizes["total"] // count - heads * shape.head_dim) // multiple
+        elif room is not None:
+            units = (room // count - heads * shape.head_dim) // multiple
         else:
             units = max(round(int(free["mlp_neuron"].sum()) / count / multiple), 1)
         found = LayerSizes(groups, per_group, min(units, most) * multiple)
+        if room is not None and count * (heads * shape.head_dim + found.neurons) > room:
+            return None
         return found if units >= 1 and _fits(strength.masks(blocks, found), frozen, target.parameters) else None
 
     def rank(pair: tuple[int, int]) -> tuple[float, float]:
@@ -225,7 +238,7 @@ def _in_multiples(masks: Masks, log_alpha: Mapping[str, Tensor], shapes: Sequenc
     for index, shape in enumerate(shapes):  # open ones first: gates above others may have closed strong ones
         own = strength[index, : shape.intermediate].sigmoid() + 2 * masks["mlp_neuron"][index, : shape.intermediate]
         neurons[index, : shape.intermediate] = _strongest(own, int(units[index]) * multiple)
-    others = {name: mask for name, mask in masks.items() if GRANULARITIES[name].sites == (ATTENTION,)}
+    others = {name: mask for name, mask in masks.items() if GRANULARITIES[name].sites in ((ATTENTION,), (MLP_OUTPUT,))}
     return complete_masks({**others, "mlp_neuron": neurons}, shapes)
 
 

@@ -72,7 +72,7 @@ def own_loss(name: str, logits: Tensor, batch: Batch, reference: Tensor) -> Tens
 
 
 def try_loss(name: str, examples: Sequence[Example], vocabulary: int) -> None:
-    """Compute a loss and its gradient on two pairs and random logits, before weights are loaded. Raises UserError."""
+    """Compute a loss on two pairs and random logits, before weights are loaded. Raises UserError."""
     batch = collate(examples[:2], full=False)
     generator = torch.Generator().manual_seed(0)
     reference, circuit = torch.randn(2, len(batch.score_row), vocabulary, generator=generator)

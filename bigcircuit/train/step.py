@@ -225,9 +225,9 @@ def validate(
     state: TrainState, streams: Streams, targets: Targets, micro_batches: MicroBatches
 ) -> list[dict[str, float]]:
     """Score the discretised circuits of all members, and keep the gates of each member whose objective is its best so far."""
-    circuits, name = current_masks(state, streams.frozen), state.population.members[0].config.train.loss
+    circuits, own = current_masks(state, streams.frozen), state.population.members[0].config.train.loss
     learned = state.population.learned()
-    with streams.under(learned), loss_as_score(name) if name else nullcontext():
+    with streams.under(learned), loss_as_score(own) if own else nullcontext():
         scores = score(
             streams, targets.examples, circuits, micro_batches, references=targets.references, phase="validation"
         )
@@ -236,7 +236,7 @@ def validate(
         sizes, config = count(masks), member_state.member.config
         means = {score: float(values[index]) for score, values in scores.means().items()}
         objective = _objective(config, means, sizes, member_state.duals.nodes)
-        objective += means["loss"] if name else 0.0
+        objective += means["loss"] if own else 0.0
         if objective < member_state.best.objective:
             gates = state.population.decided(index)
             member_state.best = Best(objective, member_state.member.step, gates, constants_of(learned, index))

@@ -1,7 +1,5 @@
 """A circuit on a model object: what fits is checked, and the numbers are those of an evaluation."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -18,6 +16,7 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.distinct_circuits import mask_source
 from bigcircuit.metrics.score import score
 from bigcircuit.model.weight_files import EMBEDDED
+from tests.helpers.lm_eval_task import choice_task
 from tests.helpers.tiny_models import TINY, tiny_model
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -149,19 +148,7 @@ def test_lm_evaluation_harness_scores_the_circuit(circuit, model, embedded, task
 
     tokenizer, pairs = embedded[1], [task.pairs[example.id] for example in task.splits["test"][:6]]
     rows = [{"text": pair.clean, "choices": [pair.answers[0], pair.wrong_answers[0]]} for pair in pairs]
-    (tmp_path / "rows.json").write_text("\n".join(map(json.dumps, rows)))
-    local = {
-        "task": "pairs",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.json")}, "cache_dir": str(tmp_path / "cache")},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{text}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": 0,
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc"}],
-    }
+    local = choice_task(rows, tmp_path)
     with circuit.applied(model, ablation="zero") as masked:
         harness = HFLM(pretrained=masked, tokenizer=tokenizer, batch_size=4, add_bos_token=False)
         found = lm_eval.simple_evaluate(harness, tasks=[local], log_samples=True, bootstrap_iters=0)["samples"]["pairs"]

@@ -14,6 +14,7 @@ from bigcircuit.data.pair import Pair
 from bigcircuit.errors import UserError
 from bigcircuit.model.architectures import ARCHITECTURES
 from bigcircuit.model.sites import architecture_of
+from tests.helpers.own_module import module_in
 from tests.helpers.short_runs import QUICK
 
 MODULE = """
@@ -43,13 +44,7 @@ def worse(*_):
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """A module of a name that no other test has, in the current folder."""
-    name = f"their_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv(VARIABLE, raising=False)
-    yield name
-    sys.modules.pop(name, None)
+    yield from module_in(tmp_path, monkeypatch, "their", MODULE)
 
 
 def config_of_a_stranger(tmp_path, module):

@@ -47,3 +47,19 @@ def test_circuits_with_constants_of_their_own_share_nothing():
     one = torch.zeros(1, len(frozen.shapes), 1, 8)
     assert Streams(frozen, Ablation("mean", {"mlp": one})).can_share
     assert not Streams(frozen, Ablation("optimal", {"mlp": one.repeat(2, 1, 1, 1)})).can_share
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_ranks_run_the_model_as_often_whatever_their_micro_batches_hold(monkeypatch, few):
+    """Under ZeRO-3 every pass gathers weights on all ranks, so that one more on a rank hangs them."""
+    name, settings = TINY_CASES[0].values
+    frozen, order = tiny_model(name, settings), [[0] * 9, [0] * 8 + [1]]
+    layers = len(frozen.shapes)
+    drawn = random_masks(frozen, 2, 1)
+    monkeypatch.setattr("bigcircuit.forward.streams._FEWEST", 10**6 if few else 1)
+    passes = []
+    frozen.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    with Streams(frozen, ZERO) as streams, torch.no_grad():
+        batch = collate(uneven_examples(), full=True)
+        streams.masked(batch, lambda index: drawn[index], 2, None, Branches.of([keys[-layers:] for keys in order]))
+    assert len(passes) == 2, "one that finds where rows are, and the masked one"

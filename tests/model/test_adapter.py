@@ -93,7 +93,7 @@ def test_unused_tensors_of_an_adapter_are_told(tmp_path):
 
 
 def test_adapters_that_cannot_be_used(tmp_path):
-    with pytest.raises(UserError, match="model.adapter .*nowhere: no PEFT adapter could be opened"):
+    with pytest.raises(UserError, match="model.adapter .*nowhere: there is no such folder here, and no PEFT adapter"):
         load_frozen(ModelConfig(adapter=str(tmp_path / "nowhere")))
     prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     saved(tmp_path / "prompt", prompt)

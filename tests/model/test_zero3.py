@@ -17,6 +17,7 @@ from benchmarks.tiny_types import tiny_config
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.model.deepspeed_config import read_deepspeed, with_auto_values
+from bigcircuit.model.granularity import GATED
 from bigcircuit.model.load import skeleton
 from bigcircuit.model.resolve import resolve_model
 from tests.helpers.launch import DEEPSPEED_CONFIGS, ENVIRONMENT, ROOT, launch, option_words
@@ -311,9 +312,10 @@ def test_a_wrong_config_is_one_line(tmp_path, content, message):
         read_deepspeed(str(tmp_path / "missing.json"))
 
 
-def test_a_mixture_with_latent_attention_and_a_hybrid_are_divided_too(tmp_path):
+def test_mixtures_latent_attention_and_hybrids_are_divided_too(tmp_path):
     runs = []
-    for name, more in (("deepseek_v3", {"target.expert": 6}), ("falcon_h1", {})):
+    neurons = {"target.expert": 6, "target.expert_neuron": 40, "gates.granularities": [*GATED, "expert_neuron"]}
+    for name, more in (("deepseek_v3", {"target.expert": 6}), ("falcon_h1", {}), ("qwen3_moe", neurons)):
         shared = small_llama(tmp_path / name) | more | {"train.steps": 4}
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(tiny_config(name, vocab_size=1030)).save_pretrained(tmp_path / name)

@@ -1,10 +1,12 @@
 """The verb: an exported model is trained towards its base, on any number of ranks, and loads as before."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import bigcircuit
 from bigcircuit.cli import answer, run_export, run_recover
@@ -197,6 +199,15 @@ def test_text_of_a_file_is_divided_into_windows(exports, tmp_path):
     assert recovered(*words, "--recover.steps", 10, "--output", tmp_path / "out") == 0
     found = content(tmp_path / "out")
     assert found["after"]["perplexity"][0] < found["before"]["perplexity"][0]
+
+
+def test_another_model_of_the_same_sizes_is_no_base(exports, tmp_path, capsys):
+    other = shutil.copytree(Path(bigcircuit.__file__).parent / "embedded/model", tmp_path / "other")
+    weights = load_file(other / FILE)
+    save_file({name: -value for name, value in weights.items()}, other / FILE, {"format": "pt"})
+    words = [exports / "compact", *QUICK, "--model.path", tmp_path / "other", "--output", tmp_path / "out"]
+    assert recovered(*words) == 2
+    assert "has other embeddings than" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):

@@ -80,6 +80,24 @@ def test_kept_blocks_alone_are_equal(frozen):
     assert len(kept) == 2 and {sizes[1:] for sizes in kept} == {(2, 5)}
 
 
+def test_a_total_beside_neurons_holds_and_a_small_one_keeps_the_blocks(frozen):
+    """The free choice keeps whole MLPs, of which the total has room for one."""
+    target = TargetConfig(total=L * (D + 6) + 3, mlp_neuron=L * 6, per_layer="uniform")
+    assert count(sized_masks(gates(), frozen, target))["total"] == L * (D + 6)
+    whole = {"head": torch.full((L, H), -1.0), "mlp": torch.ones(L, 1)}
+    masks = sized_masks(whole, frozen, TargetConfig(block=2, total=2 * (D + 1), per_layer="uniform"))
+    assert sorted(per_layer(masks)) == [(0, 0, 0), (1, 1, 1), (1, 1, 1)]
+
+
+def test_multiples_leave_mlp_outputs_as_they_were_chosen(frozen):
+    log_alpha = gates() | {"mlp_output": torch.randn(L, H * D, generator=torch.Generator().manual_seed(5))}
+    free = sized_masks(log_alpha, frozen, TargetConfig())
+    masks = sized_masks(log_alpha, frozen, TargetConfig(multiple_of=2))
+    kept = masks["mlp_neuron"].any(1)
+    assert bool(kept.any()) and bool((~free["mlp_output"][kept]).any())
+    assert bool((masks["mlp_output"][kept] == free["mlp_output"][kept]).all())
+
+
 @pytest.mark.parametrize("share", [0.35, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("uniform", ["free", "uniform"])
 def test_a_share_of_the_parameters_is_never_exceeded_and_nearly_reached(frozen, share, uniform):
@@ -117,6 +135,10 @@ def test_multiples_without_equal_layers_lose_less_than_one_in_all(frozen):
         ({"total": 10, "per_layer": "uniform"}, "the smallest circuit of equal layers keeps 15"),
         ({"parameters": 0.01, "per_layer": "uniform"}, "the smallest circuit of equal layers keeps 0.26 of"),
         ({"mlp": 2, "per_layer": "uniform"}, "leave target.mlp out"),
+        (
+            {"block": 2, "mlp_neuron": 24, "per_layer": "uniform"},
+            "target.mlp_neuron is 24 and 2 blocks keep 20 at most",
+        ),
         ({"parameters": 0.5, "total": 10}, "target.parameters and target.total are both set"),
     ],
 )

@@ -9,13 +9,14 @@ import torch
 import bigcircuit
 from bigcircuit.cli import RUNS, answer
 from bigcircuit.config.load import load
-from bigcircuit.config.own_code import VARIABLE, allow
+from bigcircuit.config.own_code import allow
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
 from bigcircuit.model.weight_files import EMBEDDED
 from bigcircuit.train.fingerprint import check_same_fingerprint
 from bigcircuit.train.own_loss import loss_sha256
 from bigcircuit.train.resolve import resolve
+from tests.helpers.own_module import module_in
 from tests.helpers.short_runs import QUICK
 
 MODULE = """
@@ -46,13 +47,7 @@ def divergence(logits, batch, reference):
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """A module of a name that no other test has, in the current folder."""
-    name = f"loss_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv(VARIABLE, raising=False)
-    yield name
-    sys.modules.pop(name, None)
+    yield from module_in(tmp_path, monkeypatch, "loss", MODULE)
 
 
 def rows(folder):
