@@ -84,25 +84,34 @@ def comparison_of(frozen: FrozenModel, batch: Batch, found: Tensor, reference: T
     return TextComparison(*(_mean(torch.cat(columns, 1), batch) for columns in zip(*terms, strict=True)))
 
 
+def compare_logits(reference: Tensor, logits: Tensor, batch: Batch) -> TextComparison:
+    """Compare logits of windows, which exist as a whole: of the full model [S, V] and of P circuits [P, S, V]."""
+    terms = _token_terms(_log_probabilities(reference), _log_probabilities(logits), batch.token_id)
+    return TextComparison(*(_mean(one, batch) for one in terms))
+
+
 def _terms(frozen: FrozenModel, found: Tensor, reference: Tensor, targets: Tensor) -> Sequence[Tensor]:
     """Compute KL, cross-entropy and agreement of a chunk, [P, C] each; its logits are computed again in the backward pass."""
 
     def compute(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
-            expected = _log_probabilities(frozen, reference)
-        own = _log_probabilities(frozen, found)
-        kl = (expected.exp() * (expected - own)).sum(-1)
-        cross_entropy = -own.gather(-1, targets.expand(len(found), -1).unsqueeze(-1)).squeeze(-1)
-        return kl, cross_entropy, (own.argmax(-1) == expected.argmax(-1)).to(kl.dtype)
+            expected = _log_probabilities(logits_of(frozen, reference))
+        return _token_terms(expected, _log_probabilities(logits_of(frozen, found)), targets)
 
     if torch.is_grad_enabled() and found.requires_grad:
         return checkpoint(compute, found, use_reentrant=False, preserve_rng_state=False)
     return compute(found)
 
 
-def _log_probabilities(frozen: FrozenModel, inputs: Tensor) -> Tensor:
-    """Compute log-probabilities of tokens [..., V], in float32 at least, from inputs of the projection [..., D]."""
-    logits = logits_of(frozen, inputs)
+def _token_terms(expected: Tensor, found: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute KL, cross-entropy and agreement by position, [P, C] each, from log-probabilities [C, V] and [P, C, V]."""
+    kl = (expected.exp() * (expected - found)).sum(-1)
+    cross_entropy = -found.gather(-1, targets.expand(len(found), -1).unsqueeze(-1)).squeeze(-1)
+    return kl, cross_entropy, (found.argmax(-1) == expected.argmax(-1)).to(kl.dtype)
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Compute log-probabilities of tokens in float32 at least."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 

@@ -98,8 +98,8 @@ SCORES: dict[str, ScoreKind] = {
         page_rank=7,
     ),
     "recovered_likelihood": ScoreKind(
-        short="recov.",
-        long="recovered",
+        short="recov. lik.",
+        long="recovered likelihood",
         description="share of the full model's log-likelihood of a text, counted from that of the empty circuit",
         share_of="log_likelihood",
         on=("text",),

@@ -152,7 +152,7 @@ def summarise(scores: ExampleScores, full: ExampleScores, index: int, empty: Exa
     weights = None if scores.weights is None else scores.weights.numpy()
     found = dict(zip(scores, summarise_rows(values, weights), strict=True))
     for name, kind in SCORES.items():
-        if kind.exp_of in found:
+        if kind.exp_of in found and scores.weights is not None:
             found[name] = _exponential(found[kind.exp_of])
         if (of := kind.share_of) in scores:
             zero = torch.zeros_like(full[of][0]) if empty is None else empty[of][0]

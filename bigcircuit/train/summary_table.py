@@ -16,7 +16,8 @@ def closing_table(summary: Mapping[str, Any], width: int) -> Table:
 
     summary: content of summary.json. width: columns of the terminal; where there is room, means have their 95% intervals.
     """
-    brief = [name for name, kind in SCORES.items() if kind.in_brief and name in summary["full"]]
+    on = "text" if is_on_text(summary["full"]) else "pairs"
+    brief = [name for name, kind in SCORES.items() if kind.in_brief and on in kind.on]
     narrow = [name for name in brief if SCORES[name].in_narrow]
     choices: Sequence[tuple[Sequence[str], Sequence[str]]] = (
         (brief, brief),

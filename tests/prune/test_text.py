@@ -90,4 +90,9 @@ def test_two_ranks_with_weights_in_pieces_give_the_bits_of_one(tmp_path):
 
 def test_a_model_without_a_start_token_writes_no_samples(tmp_path, shared):
     with pytest.raises(UserError, match="neither a start nor an end token; set task.path to a corpus"):
-        run(tmp_path / "run", **OVERRIDES, task__text__generate=4, model__path=str(shared / "models/induction_2L1H"))
+        run(
+            tmp_path / "run",
+            **{**OVERRIDES, "task__text__window": 8},
+            task__text__generate=4,
+            model__path=str(shared / "models/induction_2L1H"),
+        )
