@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.saved_bytes import count_saved
 from bigcircuit.ablation.ablation import ZERO
 from bigcircuit.data.collate import collate
 from bigcircuit.data.micro_batches import MicroBatches
@@ -78,6 +79,24 @@ def test_no_more_logits_exist_than_a_chunk():
     with Streams(frozen, ZERO) as streams:
         compare_pass(streams, batch, lambda _: masks, 3, streams.reference(batch)).kl.sum().backward()
     assert max(seen) <= 6 and sum(seen) > 2 * 3 * len(batch.score_row)
+
+
+def test_the_backward_pass_keeps_no_logits():
+    """Bytes that autograd saves: with chunks they do not grow with the vocabulary, with whole logits they do."""
+
+    def saved(vocabulary, whole):
+        frozen = tiny_model("llama", {**TINY, "vocab_size": vocabulary})
+        windows = [example._replace(document=-1) for example in random_windows()] if whole else random_windows()
+        batch = collate(windows, full=False)
+        masks = {"mlp": torch.ones(2, 1, 48).requires_grad_()}
+        with Streams(frozen, ZERO) as streams, count_saved(frozen.model) as counted:
+            compare_pass(streams, batch, lambda _: masks, 2, streams.reference(batch)).kl.sum()
+        return counted.total, 4 * 2 * len(batch.score_row) * vocabulary
+
+    (small, _), (large, logits) = saved(96, False), saved(4096, False)
+    assert large == small and logits > large / 2
+    (small, _), (large, logits) = saved(96, True), saved(4096, True)
+    assert large - small > 0.9 * logits
 
 
 def test_perplexity_is_that_of_transformers_loss():
