@@ -1,8 +1,8 @@
 """Activations that the backward pass needs, kept in few bits: memory below that of the plain pass, for gradients with an error.
 
 After Few-Bit Backward (Novikov et al. 2022, arXiv 2202.00441), which rounds what nonlinearities keep. Here all activations but
-those within attention are rounded, each group of values to steps of its own largest; weights, gates and what is small stay as they
-are. The forward pass is exact. A value's rounding depends on its group alone, so that no bit depends on the members or examples of the same pass.
+those within attention are rounded, each group of values to steps of its own largest; weights, gates and what is small stay as
+they are. The forward pass is exact. A value is rounded by its group alone, so no bit depends on the members or examples of a pass.
 """
 
 import weakref

@@ -145,7 +145,8 @@ class _Probe:
 
     def __init__(self, run: ResolvedRun, work: Workload, ranks: Ranks, examples: list[Example]) -> None:
         self._run, self._examples = run, examples
-        self._micro_batches = MicroBatches(len(examples), ranks, run.config.task.padding)
+        task = run.config.task
+        self._micro_batches = MicroBatches(len(examples), ranks, task.padding, task.text.logit_chunk)
         self._state = blank_state(self._run, ranks.device)
         frozen = self._run.model.skeleton
         self._streams = Streams(frozen, blank_ablation(self._run, work, ranks.device), run.config.train.checkpointing)
@@ -184,7 +185,9 @@ class _Probe:
         return self._timed(lambda: self._streams.reference(micro_batch.batch))
 
     def _references(self, micro_batch: MicroBatch) -> Tensor:
-        return self._head.new_zeros(len(micro_batch.batch.score_row), self._head.shape[0])
+        vocabulary, hidden = self._head.shape
+        width = vocabulary if micro_batch.batch.logit_chunk is None else hidden
+        return self._head.new_zeros(len(micro_batch.batch.score_row), width)
 
     def _timed(self, run_pass: Callable[[], object]) -> float:
         with self._streams:

@@ -27,7 +27,7 @@ from bigcircuit.io.provenance import versions
 from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.runtime.host_memory import return_freed_memory, saves_memory
-from bigcircuit.train.pair_filters import keep_solved, swap_pairs
+from bigcircuit.train.pair_filters import complete_data, swap_pairs
 from bigcircuit.train.resolve import ResolvedRun
 
 
@@ -133,7 +133,7 @@ def set_up(run: ResolvedRun, frozen: FrozenModel | None = None) -> RunContext:
             frozen = run.model.load(micro_batches.ranks.device)
         with micro_batches.progress.phase("checking the model"):
             check_loaded_model(frozen, brief=run.model.is_read_from_disk)
-    data = keep_solved(config, frozen, run.data, micro_batches)
+    data = complete_data(config, frozen, run.data, micro_batches)
     measured_over = data.splits["train"] if run.ablation_data is None else run.ablation_data.examples
     ablation, moments = starting_ablation(config.ablation, frozen, measured_over, micro_batches)
     return RunContext(run, data, Streams(frozen, ablation, config.train.checkpointing), moments)
