@@ -1,19 +1,21 @@
-"""Order of the examples in training: every example once an epoch, in batches of like length.
+"""Order of the examples in training: every example once an epoch, in halves of batches of like length.
 
-What is padded to the longest of a batch is computed for nothing. So each epoch is a permutation that is cut into pools of a few
-batches, sorted by length within a pool, and cut again; the batches are then shuffled.
+What is padded to the longest is computed for nothing. So each epoch is a permutation that is cut into pools of a few batches,
+sorted by length within a pool, and cut into halves of batches; a batch is a half of shorter and one of longer examples, which go
+through the model apart where micro-batches are half a batch or less. The batches are then shuffled.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from bigcircuit.data.collate import computed_tokens
 from bigcircuit.data.pair import Example
 from bigcircuit.seeding import mix
 
-_BATCHES_A_POOL = 4
+_BATCHES_A_POOL = 8
 """Larger pools pad less, and bring the same examples together more often."""
 
 
@@ -48,9 +50,13 @@ class TrainingOrder:
         drawn = torch.randperm(count, generator=generator)
         first = min(-epoch * count % size, count)
         whole = (count - first) // size
-        batches = [
-            pool[self._lengths[pool].argsort(stable=True)]
-            for pool in drawn[first : first + whole * size].split(_BATCHES_A_POOL * size)
-        ]
-        middle = torch.cat([*batches, drawn[:0]]).view(whole, size)[torch.randperm(whole, generator=generator)]
+        pools = drawn[first : first + whole * size].split(_BATCHES_A_POOL * size) if whole else ()
+        batches = torch.cat([drawn.new_empty(0, size), *map(self._batches, pools)])
+        middle = batches[torch.randperm(whole, generator=generator)]
         return torch.cat([drawn[:first], middle.flatten(), drawn[first + whole * size :]]).tolist()
+
+    def _batches(self, pool: Tensor) -> Tensor:
+        """Divide the indices of a pool into batches, [batches, size]. Those of one length each gave worse circuits (LOG.md)."""
+        ordered = pool[self._lengths[pool].argsort(stable=True)]
+        count, half = len(pool) // self._batch_size, self._batch_size // 2
+        return torch.cat([ordered[: count * half].view(count, half), ordered[count * half :].view(count, -1)], 1)

@@ -63,11 +63,11 @@ def test_orders_differ_by_seed_and_by_epoch():
 
 @pytest.mark.parametrize("over_suffix", [False, True])
 def test_less_is_padded_than_in_batches_of_any_lengths(over_suffix):
-    """Of 160 pairs whose lengths are spread evenly, in batches of 8; what is computed is a matter of the suffix or of the whole."""
+    """Of 160 pairs whose lengths are spread evenly, in batches of 8 and micro-batches of 4; computed are the suffixes, or all."""
     generator = torch.Generator().manual_seed(0)
     prefix, suffix = (torch.randint(1, 41, (160,), generator=generator).tolist() for _ in range(2))
     examples = pairs([*zip(prefix, suffix, strict=True)])
-    micro_batches = MicroBatches(8).aligned() if over_suffix else MicroBatches(8)
+    micro_batches = MicroBatches(4).aligned() if over_suffix else MicroBatches(4)
 
     def padded(batches: list[list[Example]]) -> float:
         total = useful = 0
