@@ -13,7 +13,6 @@ import torch
 from bigcircuit.config.load import check_asks_for_size
 from bigcircuit.config.schema import Config
 from bigcircuit.config.text import TEXT_TASK
-from bigcircuit.data.collate import batch_indices
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import Stopped
 from bigcircuit.forward.reference_logits import Targets
@@ -144,10 +143,10 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
         context.micro_batches,
         context.streams,
     )
-    ranks, examples = micro_batches.ranks, context.training_examples()
+    ranks, order = micro_batches.ranks, context.training_order()
     is_text = config.task.name == TEXT_TASK
     if settings.both_ways and not is_text:
-        turned = len(examples) - len(context.data.splits["train"])
+        turned = len(order.examples) - len(context.data.splits["train"])
         progress.print_line(f"train.both_ways: {turned} pairs serve the other way round too")
     steps = max(member.config.train.steps for member in state.population.members)
 
@@ -164,7 +163,7 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
         try:
             kept = context.kept_logits(folder.references)
             sites = state.population.draw([0])(0).keys()
-            training = context.training_targets(examples, steps, kept, sites, folder.path)
+            training = context.training_targets(order, steps, kept, sites, folder.path)
             validation = context.validation_targets(kept)
             if ranks.is_first and not is_text:
                 for line in count_solved([validation, training], micro_batches).lines():
@@ -179,8 +178,7 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
                         save()
                     if state.step == steps:
                         break
-                    order = batch_indices(len(examples), settings.batch_size, state.step, config.task.seed)
-                    chosen = [examples[i] for i in order]
+                    chosen = order.batch(state.step)
                     logged = update(state, streams, training.references, chosen, micro_batches, training.store)
                     seen = {"kl": logged["kl"].mean().item()}
                     if "open.total" in logged:  # not where experts alone have gates

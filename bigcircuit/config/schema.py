@@ -257,6 +257,9 @@ class TrainConfig(Section):
     checkpointing: bool | Literal["cpu"] = False
     """Keep only layer inputs and run each layer again in the backward pass: less memory, about a third more time. `cpu`
     keeps them in the memory of the host."""
+    saved: Literal["exact", "8bit", "4bit"] = "exact"
+    """Bits of a value in which activations are kept for the backward pass; with few, less memory and gradients with an error
+    (docs/large-models.md)."""
     store: bool = True
     """Under interchange ablation, compute the corrupted run of every training pair once, keep its activations, and run only the
     tokens behind the prefix that both prompts share. Off: run the corrupted prompts in every update."""

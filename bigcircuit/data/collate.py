@@ -211,6 +211,16 @@ def shared_prefix(clean: TokenIds, corrupted: TokenIds) -> int:
     return next((i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b), len(clean) - 1)
 
 
+def computed_tokens(example: Example, *, over_suffix: bool) -> tuple[int, int]:
+    """Count the tokens of an example that a training pass computes, and those of the prefix that it takes from a store.
+
+    over_suffix: whether the pass runs the tokens behind the shared prefix alone.
+    """
+    length = len(example.clean) + len(example.answers[0])
+    prefix = shared_prefix(example.clean, example.corrupted) if over_suffix else 0
+    return length - prefix, prefix
+
+
 def count_scored_positions(example: Example, *, full: bool) -> int:
     """Count the scored positions of an example. full: see `collate`."""
     if example.is_window:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from bigcircuit.config.schema import Config
-from bigcircuit.data.collate import DEFAULT_CHUNK, Batch, collate, shared_prefix
+from bigcircuit.data.collate import DEFAULT_CHUNK, Batch, collate, computed_tokens
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
@@ -86,9 +86,5 @@ class MicroBatches:
             yield MicroBatch(chosen, batch.to(self.ranks.device), is_counted)
 
     def _order(self, example: Example) -> tuple[int, ...]:
-        """Sort examples such that little is padded: by length, where all of it is computed, or by what follows the prefix."""
-        length = len(example.clean) + len(example.answers[0])
-        if self.padding != "aligned":
-            return length, example.id
-        prefix = shared_prefix(example.clean, example.corrupted)
-        return length - prefix, prefix, example.id
+        """Sort examples such that little is padded."""
+        return *computed_tokens(example, over_suffix=self.padding == "aligned"), example.id

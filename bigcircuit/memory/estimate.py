@@ -23,6 +23,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.corrupted_store import Lengths, stored_values
 from bigcircuit.forward.store_memory import is_in_file
 from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.discretise import discretise
 from bigcircuit.gates.population import Population
 from bigcircuit.memory.shortened import from_few_layers
 from bigcircuit.metrics.compare import compare_pass
@@ -143,8 +144,13 @@ def estimate(run: ResolvedRun, work: Workload, is_gpu: bool, known: KnownPeaks |
     under other settings of the same run, so that none is computed twice.
     """
     found = resting(run, work, is_gpu)
-    peak = _activations(run, work, {} if known is None else known)
-    return found._replace(allocated={**found.allocated, "activations and gradients": peak})
+    allocated = {
+        **found.allocated,
+        "activations and gradients": _activations(run, work, {} if known is None else known),
+    }
+    if (more := ranking_peak(run) - allocated["activations and gradients"]) > 0:
+        allocated["ranking of neurons, above that"] = more  # an update is over when circuits are decided
+    return found._replace(allocated=allocated)
 
 
 def resting(run: ResolvedRun, work: Workload, is_gpu: bool) -> Estimate:
@@ -273,6 +279,17 @@ def meta_update(run: ResolvedRun, work: Workload) -> Callable[[], object]:
 def scoring_peak(run: ResolvedRun, work: Workload) -> int:
     """Compute the most bytes alive while all members and the empty circuit are scored."""
     return from_few_layers(run, lambda few: _peak(meta_scoring(few, work)), _FEW)
+
+
+def ranking_peak(run: ResolvedRun) -> int:
+    """Compute the most bytes alive while the circuit of a member is decided: it matters where a pass has a few tokens."""
+
+    def count(few: ResolvedRun) -> int:
+        member = few.members[0]
+        population = Population.new([member], few.model.shapes)
+        return _peak(lambda: discretise(population.decided(0), few.model.shapes, member.target.sizes()))
+
+    return from_few_layers(run, count, 1)
 
 
 def meta_scoring(run: ResolvedRun, work: Workload) -> Callable[[], object]:

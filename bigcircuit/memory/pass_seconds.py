@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bigcircuit.data.collate import batch_indices
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
@@ -33,6 +32,8 @@ _ONE_LAYER, _WHOLE = 0.6, 0.8
 """Seconds that an update of one layer, and of the whole model, may take in the measurement, as matrix products alone."""
 _WHOLE_BYTES = 1 << 30
 """Weights of a model that is measured whole."""
+_TYPICAL = 16
+"""Updates among whose micro-batches the one of median length is measured."""
 _REPEATED = 0.4
 """Seconds in which a pass is repeated; the median counts."""
 
@@ -101,10 +102,10 @@ def measure_passes(run: ResolvedRun, work: Workload, ranks: Ranks) -> PassSecond
 
 
 def typical_micro_batch(run: ResolvedRun, size: int) -> list[Example]:
-    """Choose the micro-batch of median length of the first update."""
-    examples, train = run.data.splits["train"], run.config.train
-    chosen = [examples[i] for i in batch_indices(len(examples), train.batch_size, 0, run.config.task.seed)]
-    parts = [micro.examples for micro in MicroBatches(size).iterate(chosen, full=False)]
+    """Choose the micro-batch of median length of the first updates."""
+    order = run.training_order(run.data.splits["train"])
+    updates = range(min(_TYPICAL, -(-len(order.examples) // run.config.train.batch_size)))
+    parts = [part.examples for step in updates for part in MicroBatches(size).iterate(order.batch(step), full=False)]
     parts.sort(key=lambda part: sum(len(example.clean) for example in part))
     return parts[len(parts) // 2]
 

@@ -16,12 +16,13 @@ from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.errors import DivergedError
 from bigcircuit.forward.corrupted import Corrupted
+from bigcircuit.forward.few_bits import few_bits
 from bigcircuit.forward.finite import check_corrupted
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import count
 from bigcircuit.gates.schedules import learning_rate
-from bigcircuit.metrics.compare import compare_pass
+from bigcircuit.metrics.compare import comparison_of
 from bigcircuit.metrics.score import score
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.train.layer_sizes import sized_masks
@@ -101,9 +102,12 @@ def _terms(
     population = state.population
     masks = population.draw([example.id for example in micro_batch.examples])
     # The seed of an ablation that draws noise: fresh in every update, and 0 where circuits are scored.
-    with streams.under(population.learned() or streams.ablation.reseeded(1 + state.step)):
+    learned, saved = population.learned(), population.members[0].config.train.saved
+    with streams.under(learned or streams.ablation.reseeded(1 + state.step)):
         reference = references(micro_batch)
-        found = compare_pass(streams, micro_batch.batch, masks, len(population), reference, corrupted)
+        with few_bits(saved):
+            passed = streams.masked(micro_batch.batch, masks, len(population), corrupted)
+        found = comparison_of(streams.frozen, micro_batch.batch, passed, reference)
     configs = [member.config for member in population.members]
     name, kl = configs[0].train.loss, found.kl.sum(1)  # one loss for all members
     own = None if name is None else own_loss(name, found.logits, micro_batch.batch, reference).sum(1)

@@ -74,7 +74,7 @@ def closing_sentence(summary: Mapping[str, Any]) -> str:
     kl = rows[0]["scores"]["kl"]
     interval = f", 95% interval {kl['low']:.3f} to {kl['high']:.3f}" if len(rows) == 1 else ""
     size = f"Keeping {kept('total')} neurons ({', '.join(kept(name) + f' {word}' for name, word in counted)}) "
-    if is_on_text(summary["full"]):
+    if is_on_text(rows[0]["scores"]):
         return (
             f"{size}{'the model has' if len(rows) == 1 else f'the {len(rows)} circuits have'} a perplexity of "
             f"{scored('perplexity', '.3f')} on held-out text, the full model {summary['full']['perplexity']['mean']:.3f} "
