@@ -22,7 +22,7 @@ from bigcircuit.model.sites import find_sites
 _COUNTS = ("num_heads", "num_attention_heads")
 _KV_COUNTS = ("num_key_value_heads", "num_kv_heads")
 """Names under which attention modules keep their numbers of heads."""
-_READS_CONFIG = ("phi3",)
+_READS_CONFIG = ("phi3", "phi4_multimodal")
 """Model types whose attention reads the number of heads from the config in each pass."""
 Sizes = Mapping[str, int | bool]
 """Entry of `layer_sizes`."""
@@ -146,11 +146,9 @@ def _resize_attention_counts(attention: Any, model_type: str, sizes: Sizes) -> N
 
 def _resize_parameter(layer: nn.Module, name: str, parameter: nn.Parameter, parts: LayerParts, kept: LayerCut) -> None:
     """Give a parameter the size that it has in the written layer, and its module the numbers that describe it."""
-    part = parts.part(name, parameter.shape)
-    if part is None:
+    size = parts.size(name, kept, parameter.shape)
+    if size == parameter.shape:
         return
-    size = list(parameter.shape)
-    size[part.axis] = len(parts.places(part, kept, size[part.axis]))
     path, _, leaf = name.rpartition(".")
     module: Any = layer.get_submodule(path)
     setattr(module, leaf, nn.Parameter(parameter.new_empty(size), requires_grad=parameter.requires_grad))

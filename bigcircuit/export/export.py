@@ -80,7 +80,6 @@ def export_circuit(
     ablation = settings.ablation or opened.loaded.found_under
     # What the format cannot say is refused before weights are loaded: whether there are constants is known by now.
     asked = ExportRequest(opened.model, opened.masks, _stand_in(opened, ablation), settings.multiple_of)
-    asked.check_layers()
     export_format.prepare(asked)
     check_writable(output.parent)
     scored: list[ScoredAs] = []

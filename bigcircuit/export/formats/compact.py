@@ -17,4 +17,5 @@ def prepare(request: "ExportRequest") -> "PreparedExport":
     """Plan the export; every circuit whose constants do not depend on the position has a place in this format."""
     from bigcircuit.export.compact_cut import plan_compact
 
+    request.check_layers(NAME)
     return plan_compact(request)
