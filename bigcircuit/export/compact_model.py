@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from bigcircuit.errors import UserError
 from bigcircuit.export.compact_config import compact_config_class
 from bigcircuit.export.cut import LayerCut
+from bigcircuit.export.expert_cut import resize_experts
 from bigcircuit.export.tensors import LayerParts
-from bigcircuit.model.granularity import LayerShape
+from bigcircuit.model.granularity import EXPERT, LayerShape
 from bigcircuit.model.sites import find_sites
 
 _COUNTS = ("num_heads", "num_attention_heads")
@@ -24,7 +25,7 @@ _KV_COUNTS = ("num_key_value_heads", "num_kv_heads")
 """Names under which attention modules keep their numbers of heads."""
 _READS_CONFIG = ("phi3", "phi4_multimodal")
 """Model types whose attention reads the number of heads from the config in each pass."""
-Sizes = Mapping[str, int | bool]
+Sizes = Mapping[str, Any]
 """Entry of `layer_sizes`."""
 
 
@@ -100,6 +101,11 @@ def register_model(base_type: str) -> Any:
 def resize(model: Any, layer_sizes: Sequence[Sizes]) -> None:
     """Give every layer of a model of the base's sizes its own. Weights are new, without values of the old ones."""
     frozen = find_sites(model)
+    if any(shape.experts for shape in frozen.shapes):
+        for layer, sizes in zip(frozen.layers, layer_sizes, strict=True):
+            if "experts" in sizes:
+                resize_experts(layer.sites[EXPERT], sizes["experts"], sizes["expert_neurons"])
+        return
     row, model_type = frozen.paths, model.config.model_type
     for layer, sizes in zip(frozen.layers, layer_sizes, strict=True):
         shape = layer.shape

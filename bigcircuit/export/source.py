@@ -63,6 +63,18 @@ class SourceWeights:
             return self._state.get(name)
         return self.layout.in_memory(name, self.read_stored) if name in self.layout else None
 
+    def whole(self, name: str) -> Tensor:
+        """Read a parameter that the base has."""
+        value = self(name)
+        assert value is not None, f"{name} is not in the base"
+        return value
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """The dtype that the files hold a parameter in; that of most where it is in none."""
+        if not self.has_files or name not in self.layout:
+            return self.dtype
+        return self.stored[self.layout.members(name)[0]].dtype
+
     def holds(self, name: str) -> bool:
         """Whether the base has a parameter or buffer of this name."""
         return name in self.layout

@@ -74,19 +74,14 @@ def _planned(closed: ClosedNodes, source: SourceWeights, base: Any, written: Any
         yield from _from_files(closed, source, state)
     else:
         for name in names.values():
-            made = closed.edits[name] if name in closed.edits else partial(_whole, name=name)
-            yield Planned(name, tuple(state[name].shape), closed.dtype(name, source.dtype), partial(made, source))
+            make = partial(closed.edits[name], source) if name in closed.edits else partial(source.whole, name)
+            yield Planned(name, tuple(state[name].shape), closed.dtype(name, source.dtype), make)
     for name, parameter in written.named_parameters():
         if name not in state:
-            zeros = partial(torch.zeros, parameter.shape)
-            make = partial(closed.edits[name], source) if name in closed.edits else zeros
+            make = (
+                partial(closed.edits[name], source) if name in closed.edits else partial(torch.zeros, parameter.shape)
+            )
             yield Planned(name, tuple(parameter.shape), closed.dtype(name, source.dtype), make)
-
-
-def _whole(source: SourceWeights, name: str) -> Tensor:
-    value = source(name)
-    assert value is not None, f"{name} is not in the base"
-    return value
 
 
 def _from_files(closed: ClosedNodes, source: SourceWeights, state: Any) -> Iterator[Planned]:

@@ -169,7 +169,6 @@ def test_layers_that_are_not_alike_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mixtral", r"mixtral \(mixture of experts\) has layers that are not one attention and one MLP"),
         ("olmo_hybrid", r"olmo_hybrid \(hybrid\) has layers that are not one attention and one MLP"),
         ("minicpm3", r"minicpm3 \(dense, latent attention\) has heads without rows of their own"),
         ("diffllama", r"diffllama \(dense\) cannot be cut, because its heads work in pairs; use --format zeroed"),
