@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,11 @@ def open_transformer_lens() -> dict[str, str]:
             worst.append(difference(bridge.run_with_hooks(TENSORS["clean"], fwd_hooks=hooks), "interchange"))
         masks = {name: torch.tensor(values).bool() for name, values in content["masks"].items()}
 
-        def times(value: torch.Tensor, hook: Any) -> torch.Tensor:
-            return value * masks[hook.name].view(value.shape[2:])
+        def times(mask: torch.Tensor, value: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001 - the library's signature
+            return value * mask.view(value.shape[2:])  # hook.name is the bridge's spelling, whichever name was given
 
-        by_file = bridge.run_with_hooks(TENSORS["clean"], fwd_hooks=[(name, times) for name in masks])
+        hooks = [(name, partial(times, mask)) for name, mask in masks.items()]
+        by_file = bridge.run_with_hooks(TENSORS["clean"], fwd_hooks=hooks)
         worst.append(difference(by_file, "zero"))
     return {
         "version": importlib.metadata.version("transformer-lens"),

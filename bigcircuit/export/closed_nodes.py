@@ -45,9 +45,10 @@ class ClosedInputs:
 
     def weight(self, base: Tensor) -> Tensor:
         """The weight with columns of closed inputs and rows of closed outputs zero."""
-        axis = 0 if self.transposed else 1
-        made = base.clone().index_fill_(axis, _closed(self.opened), 0)
-        return made if self.outputs is None else made.index_fill_(1 - axis, _closed(self.outputs), 0)
+        closed = ~self.opened.unsqueeze(1 if self.transposed else 0)
+        if self.outputs is not None:
+            closed = closed | ~self.outputs.unsqueeze(0 if self.transposed else 1)
+        return base.masked_fill(closed, 0)
 
     def bias(self, base: Tensor | None, weight: Tensor) -> Tensor:
         """The bias with what closed nodes add, float32 where they add something. weight: of the base."""
@@ -143,14 +144,13 @@ class ClosedNodes:
         def down(read: Read) -> Tensor:
             weight = _read(read, name)
             if neurons is None:
-                return weight.clone().index_fill_(0, _closed(experts), 0)
-            opened = neurons.view(len(weight), -1)
-            return weight * (opened.unsqueeze(2) if by_rows else opened.unsqueeze(1)).to(weight.dtype)
+                return weight.masked_fill(~experts.view(-1, 1, 1), 0)
+            return weight.masked_fill(~neurons.view(len(weight), -1).unsqueeze(2 if by_rows else 1), 0)
 
         self.edits[name] = down
         if getattr(module, "has_bias", False):
             bias = self._names[id(module.down_proj_bias)]
-            self.edits[bias] = lambda read: _read(read, bias).clone().index_fill_(0, _closed(experts), 0)
+            self.edits[bias] = lambda read: _read(read, bias).masked_fill(~experts.unsqueeze(1), 0)
 
     def _is_shared(self, name: str, closed: list[Tensor | None]) -> bool:
         """Whether a parameter of an earlier layer is met again. Raises UserError if other nodes are closed there."""

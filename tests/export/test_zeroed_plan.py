@@ -11,6 +11,7 @@ from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.export.closed_nodes import ClosedNodes
 from bigcircuit.export.fresh_process import run_prompts
+from bigcircuit.export.loading import load_exported
 from bigcircuit.export.verify import Prompts, compare_outputs, run_masked
 from bigcircuit.model.load import load_frozen
 from bigcircuit.model.resolve import resolve_model
@@ -40,6 +41,15 @@ def test_an_export_of_any_kind_is_the_masked_model_in_the_files_of_the_base(tmp_
         }
         changed = [key for key in before if not before[key].equal(after[key])]
         assert changed and all((before[key] - after[key])[after[key] != 0].eq(0).all() for key in changed), changed
+
+
+def test_latent_attention_is_closed_by_an_adapter(tmp_path):
+    build_tiny("minicpm3").save_pretrained(tmp_path / "base")
+    model = resolve_model(ModelConfig(path=str(tmp_path / "base")))
+    request = request_of(model, ZERO, leaf_masks(model.shapes))
+    write_export("ia3", request, tmp_path / "out")
+    outputs = run_prompts(load_exported(tmp_path / "out"), PROMPTS.ids, PROMPTS.prompt_tokens, PROMPTS.new_tokens)
+    assert compare_outputs(run_masked(load_frozen(model.config), request, PROMPTS), outputs).is_equal
 
 
 def test_constants_of_a_mixer_without_a_bias_are_refused(tmp_path):
