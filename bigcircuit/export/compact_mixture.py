@@ -25,7 +25,7 @@ def plan_mixture(request: ExportRequest) -> PreparedExport:
 
     base, hf_config = request.base, request.hf_config
     subject = f"--format compact: {hf_config.model_type} ({base.architecture.kind})"
-    cuts = expert_cuts(base, request.masks, subject)
+    cuts = expert_cuts(base, request.masks, subject, request.multiple_of)
     closed = ClosedNodes(base, request.masks, request.ablation, f"model.path {request.model.config.path}")
     if closed.new_biases:
         raise UserError(f"{subject} has projections without the biases that constants need; use --ablation zero")

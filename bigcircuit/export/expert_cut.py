@@ -6,6 +6,7 @@ is not there is sent to the first one with a weight of 0.
 Shapes: E experts, F neurons of each, E' and F' those of the written layer, N tokens, k experts of a token, D hidden size.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from bigcircuit.export.cut import PADDING
 from bigcircuit.model.granularity import EXPERT, EXPERT_NEURON, LEAVES
 from bigcircuit.model.sites import FrozenModel
 
+_ALIGNED = 8
+"""Rows of grouped products of torch begin at multiples of 16 bytes: 8 numbers in two bytes each."""
 _UP, _DOWN = ("gate_up_proj", "up_proj", "gate_up_proj_bias", "up_proj_bias"), ("down_proj", "down_proj_bias")
 
 
@@ -66,10 +69,13 @@ def _axis(module: Any, name: str) -> int | None:
     return inputs if name in _UP else 3 - inputs
 
 
-def expert_cuts(frozen: FrozenModel, masks: Mapping[str, Tensor], subject: str) -> list[ExpertCut | None]:
+def expert_cuts(
+    frozen: FrozenModel, masks: Mapping[str, Tensor], subject: str, multiple_of: int = 1
+) -> list[ExpertCut | None]:
     """Find what is kept of the experts of every layer; None for a layer without experts.
 
-    Raises UserError, which begins with `subject`, for experts of a form of their own.
+    multiple_of: the written widths are padded to a multiple of this, and of the numbers that grouped products take. Raises
+    UserError, which begins with `subject`, for experts of a form of their own.
     """
     found: list[ExpertCut | None] = []
     for index, layer in enumerate(frozen.layers):
@@ -88,7 +94,9 @@ def expert_cuts(frozen: FrozenModel, masks: Mapping[str, Tensor], subject: str) 
             neurons = flat.view(-1, width)
         kept = opened.nonzero().flatten().tolist() or [0]
         rows = [neurons[expert].nonzero().flatten() for expert in kept]
-        places = torch.full((len(kept), max(1, *(len(row) for row in rows))), PADDING)
+        multiple = math.lcm(_ALIGNED, multiple_of)
+        padded = -(-max(1, *(len(row) for row in rows)) // multiple) * multiple
+        places = torch.full((len(kept), max(min(padded, width), *(len(row) for row in rows))), PADDING)
         for place, row in enumerate(rows):
             places[place, : len(row)] = row
         found.append(ExpertCut(kept, places))

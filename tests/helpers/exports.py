@@ -41,7 +41,7 @@ def uneven_masks(shapes, seed: int = 3, closed: dict[str, list] = CLOSED):
 def leaf_masks(shapes, seed: int = 3, neurons: bool = False):
     """Draw masks of layers of any kind. neurons: whether those of experts have masks."""
     generator = torch.Generator().manual_seed(seed)
-    shares = SHARES | {"mixer_neuron": 0.7, "expert": 0.6} | ({"expert_neuron": 0.7} if neurons else {})
+    shares = SHARES | {"mixer_neuron": 0.7, "expert": 0.6} | ({"expert_neuron": 0.2} if neurons else {})
     names = [name for name in shares if any(GRANULARITIES[name].width(shape) for shape in shapes)]
     return complete_masks(
         {name: torch.rand(len(shapes), widest(shapes, name), generator=generator) < shares[name] for name in names},
