@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigcircuit.config.plain import text_problem
 from bigcircuit.errors import UserError
+from bigcircuit.model.library_errors import explain_library_errors
 from bigcircuit.seeding import mix
 
 _KEY = 0x7E87
 """Keeps the samples apart from other uses of a seed."""
+_MOST_BYTES = 2**26
+"""Bytes of a file of text: some fifteen million tokens."""
 _AT_ONCE = 64
 """Windows that are sampled together."""
 
@@ -28,8 +32,9 @@ def read_windows(path: Path, field: str, tokens: int, tokenizer: Any | None) -> 
     if tokenizer is None:
         raise UserError(f"recover.text {path}: the base has no tokenizer to read text with; use recover.generate")
     ids: list[int] = []
-    for text in _documents(path, field):
-        ids += tokenizer(text)["input_ids"]
+    with explain_library_errors(f"recover.text {path}: the base's tokenizer cannot read it", None, "give other text"):
+        for text in _documents(path, field):
+            ids += tokenizer(text)["input_ids"]
     count = len(ids) // tokens
     if count < 2:
         raise UserError(
@@ -40,6 +45,8 @@ def read_windows(path: Path, field: str, tokens: int, tokenizer: Any | None) -> 
 
 def _documents(path: Path, field: str) -> Iterator[str]:
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"recover.text {path}: has more than {_MOST_BYTES >> 20} MiB; give a part of it")
         content = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"recover.text {path}: cannot be read ({error.strerror}); name a file of text") from error
@@ -48,17 +55,20 @@ def _documents(path: Path, field: str) -> Iterator[str]:
     if path.suffix not in (".jsonl", ".ndjson"):
         yield content
         return
-    for number, line in enumerate(content.splitlines(), 1):
+    # Not splitlines, which also splits at characters that a JSON text may contain.
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"recover.text {path}, line {number}: not JSON ({error}); mend the line") from error
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             raise UserError(
                 f"recover.text {path}, line {number}: has no text in {field!r}; name the column with recover.field"
             )
+        if problem := text_problem(row[field]):
+            raise UserError(f"recover.text {path}, line {number}: its {field!r} {problem}; mend the line")
         yield row[field]
 
 
@@ -81,6 +91,10 @@ def sample_windows(model: Any, count: int, tokens: int, seed: int, device: torch
             output = model(input_ids=parts[-1].to(device), past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             shares = output.logits[:, -1].float().softmax(-1).cpu()
+            if not shares.isfinite().all():
+                raise UserError(
+                    "recover.generate: the logits of the base are not finite; give other weights or model.dtype float32"
+                )
             parts.append(torch.multinomial(shares, 1, generator=generator))
         found.append(torch.cat(parts, 1))
     return torch.cat(found)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from safetensors.torch import load_file, save_file
 import bigcircuit
 from bigcircuit.cli import answer, run_export, run_recover
 from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.io.run_dir import RunDir
 from bigcircuit.recover import recover as recover_module
 from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.step import kl_to_base, next_token_loss, rate_at
 from bigcircuit.recover.trainable import make_trainable
-from bigcircuit.recover.windows import sample_windows
+from bigcircuit.recover.windows import read_windows, sample_windows
 from tests.helpers.launch import launch
 from tests.helpers.short_runs import run
 
@@ -212,7 +214,8 @@ def test_another_model_of_the_same_sizes_is_no_base(exports, tmp_path, capsys):
 
 def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
     compact, out = exports / "compact", ["--output", tmp_path / "out"]
-    (tmp_path / "bad.jsonl").write_text('{"other": "x"}\n')
+    for name, text in (("bad", '{"other": "x"}'), ("deep", "[" * 9000), ("half", '{"text": "\\ud800"}')):
+        (tmp_path / f"{name}.jsonl").write_text(text + "\n")
     for words, message in (
         ((*out,), "recover takes recover.text or recover.generate, and none is given"),
         ((*QUICK, *out), "recover needs one exported folder"),
@@ -224,6 +227,8 @@ def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
         ((compact, *QUICK, "--output", compact), "is the export itself"),
         ((compact, "--recover.generate", 2, *out), "too few to train on"),
         ((compact, "--recover.text", tmp_path / "bad.jsonl", *out), "line 1: has no text in 'text'"),
+        ((compact, "--recover.text", tmp_path / "deep.jsonl", *out), "line 1: not JSON"),
+        ((compact, "--recover.text", tmp_path / "half.jsonl", *out), "line 1: its 'text' is not UTF-8 text"),
         ((compact, "--recover.text", tmp_path / "none", *out), "cannot be read"),
         ((compact, *QUICK, "--recover.train", "rows", "--recover.merge", "false", *out), "leave merge out"),
     ):
@@ -231,3 +236,39 @@ def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
         shown = capsys.readouterr().err
         assert message in shown and len(shown.splitlines()) == 1, shown
         assert not (tmp_path / "out").exists()
+
+
+def test_a_row_of_text_may_hold_what_ends_a_line_elsewhere(embedded, tmp_path):
+    text = tmp_path / "text.jsonl"
+    rows = [{"text": "When Mary\u2028and John\x85went to the store, John gave a drink to Mary"}] * 4
+    text.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    ids = embedded[1](rows[0]["text"])["input_ids"] * 4
+    windows = read_windows(text, "text", 8, embedded[1])
+    assert windows.flatten().tolist() == ids[: len(ids) // 8 * 8]
+
+
+def test_weights_that_are_not_finite_are_blamed_and_not_the_rate(exports, tmp_path, capsys):
+    other = shutil.copytree(exports / "compact", tmp_path / "other")
+    weights = load_file(other / FILE)
+    name = next(key for key in weights if "layers.1" in key and key.endswith("o_proj.weight"))
+    weights[name][0, 0] = float("nan")
+    save_file(weights, other / FILE, {"format": "pt"})
+    assert recovered(other, *QUICK, "--output", tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert "other: its logits are not finite on held-out text before any update; give other weights" in shown
+
+
+def test_a_recovery_that_another_process_has_finished_meanwhile_is_kept(exports, tmp_path, capsys, monkeypatch):
+    words, locked = [exports / "compact", *QUICK, "--output", tmp_path / "out"], RunDir.locked
+
+    @contextmanager
+    def after_another(folder):
+        monkeypatch.setattr(RunDir, "locked", locked)
+        assert recovered(*words) == 0
+        with folder.locked():
+            yield
+
+    monkeypatch.setattr(RunDir, "locked", after_another)
+    assert recovered(*words) == 2
+    assert "another process has finished this recovery meanwhile" in capsys.readouterr().err
+    assert "after" in content(tmp_path / "out")
