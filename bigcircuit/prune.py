@@ -18,6 +18,7 @@ from bigcircuit.errors import Stopped
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.gates.members import trained_granularities
 from bigcircuit.io import checkpoint
+from bigcircuit.io.checkpoint import SHARED_FOLDER
 from bigcircuit.io.files import write_json
 from bigcircuit.io.provenance import versions
 from bigcircuit.io.run_dir import MetricsFile, RunDir, choose_run_dir, claimed, settings_sha256
@@ -55,7 +56,9 @@ def prune(
     """
     progress = progress or ProgressDisplay(ranks.is_first, ranks.set_status)
     folder = choose_run_dir(config, fresh)
-    if folder.finished:
+    is_finished = folder.finished
+    ranks.check_equal({"state of the run folder": f"{folder.path.name} {is_finished}"}, SHARED_FOLDER)
+    if is_finished:
         progress.print_line(folder.nothing_to_do)
         return folder
     started = time.monotonic()
@@ -110,7 +113,7 @@ def start_or_resume(context: RunContext, folder: RunDir, progress: ProgressDispl
     """Make new gates (warm-started if asked) and learned constants, or load the state of the newest checkpoint."""
     population = context.population(context.run.members)
     state = TrainState.new(population, context.nodes)
-    saved = checkpoint.load_newest(folder.checkpoints, progress.print_line)
+    saved = checkpoint.load_on_all(folder.checkpoints, progress.print_line, context.micro_batches.ranks)
     if saved is None:
         context.warm_start(population)
         return state

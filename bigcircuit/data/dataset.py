@@ -4,10 +4,11 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from bigcircuit.config.chat import ChatConfig
-from bigcircuit.config.own_code import is_reference
+from bigcircuit.config.own_code import calling, is_reference
 from bigcircuit.config.schema import Config, TaskConfig
 from bigcircuit.config.text import TEXT_TASK
 from bigcircuit.data.builders import BUILDERS, LIST_BUILDERS, find_builder
@@ -194,7 +195,8 @@ def _built(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
         raise UserError(
             f"task.name {task.name} needs a tokenizer, and the model has none; use a pair file with token ids"
         )
-    return pairs_of_rows(task.name, builder(tokenizer, task.size, random.Random(task.seed)))
+    with calling(f"task.name {task.name}") if task.name not in BUILDERS else nullcontext():
+        return pairs_of_rows(task.name, builder(tokenizer, task.size, random.Random(task.seed)))
 
 
 def _rendered(pairs: Iterable[Pair], renderer: ChatRenderer, left_out: list[str] | None) -> Iterator[Pair]:

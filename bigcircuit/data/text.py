@@ -16,6 +16,7 @@ from bigcircuit.data.readers.cells import is_flat
 from bigcircuit.data.readers.rows import read_rows
 from bigcircuit.data.splits import SPLITS
 from bigcircuit.errors import UserError
+from bigcircuit.model.library_errors import explain_library_errors
 
 _END_OF_TEXT = "<|endoftext|>"
 """Line between documents of plain text, where there is any; else documents are between blank lines."""
@@ -198,11 +199,13 @@ def tokenize_documents(
     if texts and tokenizer is None:
         source = next(d.source for d in documents if isinstance(d.text, str))
         raise UserError(f"{source}: the row is text but the model has no tokenizer; write token ids instead")
-    rows = iter(
-        tokenizer(texts, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False)["input_ids"]
-        if texts and tokenizer is not None
-        else ()
-    )
+    subject = f"{documents[0].source if documents else 'the corpus'}: the model's tokenizer cannot read the corpus"
+    with explain_library_errors(subject, None, "reword it, or mend the tokenizer"):
+        rows = iter(
+            tokenizer(texts, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False)["input_ids"]
+            if texts and tokenizer is not None
+            else ()
+        )
     found = [tuple(next(rows)) if isinstance(document.text, str) else document.text for document in documents]
     for ids, document in zip(found, documents, strict=True):
         if ids and (max(ids) >= vocab_size or min(ids) < 0):

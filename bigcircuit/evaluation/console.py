@@ -33,6 +33,8 @@ def show_evaluation(result: Evaluation, progress: ProgressDisplay) -> None:
         for ablation, under in circuit.ablations.items():
             if under.minimality:
                 progress.print_table(_minimality(circuit, ablation, under, head_dim))
+    if result.checks and sum(not circuit.control for circuit in result.circuits) > 1:
+        progress.print_line(f"of {result.circuits[0].name}:")
     for check in result.checks:
         progress.print_line(f"{CHECK_SIGNS[check.answer]} {check.name}: {check.answer}; {check.evidence}")
     progress.print_line(result.verdict)

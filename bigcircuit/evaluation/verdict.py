@@ -14,6 +14,7 @@ def with_verdict(result: Evaluation) -> Evaluation:
     circuit = result.circuits[0]
     (ablation, under), *others = circuit.ablations.items()
     sentences = [
+        _which(result),
         _no_statement(circuit, under),
         _main(result, circuit, ablation, under),
         _chance(under),
@@ -24,6 +25,12 @@ def with_verdict(result: Evaluation) -> Evaluation:
         _controls(result, circuit, ablation),
     ]
     return replace(result, verdict=" ".join(filter(None, sentences)), checks=checks(circuit))
+
+
+def _which(result: Evaluation) -> str:
+    """Name the circuit that the sentences are about, where several were evaluated."""
+    own = [one.name for one in result.circuits if not one.control]
+    return f"Of the first of {len(own)} circuits, {own[0]}:" if len(own) > 1 else ""
 
 
 def _kl(scores: Scores) -> str:

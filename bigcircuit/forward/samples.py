@@ -7,6 +7,7 @@ import torch
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import TokenIds
 from bigcircuit.errors import UserError
+from bigcircuit.model.library_errors import explain_library_errors
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.seeding import mix
 
@@ -36,7 +37,12 @@ def sample_documents(
         for number, size in enumerate(sizes):
             micro_batches.ranks.stop_if_requested()
             prompt = torch.full((size, 1), start, dtype=torch.long, device=frozen.device)
-            with torch.random.fork_rng(devices):
+            cannot = explain_library_errors(
+                "task.text.generate: the model cannot write samples",
+                None,
+                "give other weights, or a corpus as task.path",
+            )
+            with torch.random.fork_rng(devices), cannot:
                 torch.manual_seed(mix(seed, _SAMPLES_KEY, number))
                 rows = frozen.model.generate(
                     prompt,
@@ -45,6 +51,8 @@ def sample_documents(
                     temperature=1.0,
                     top_k=0,
                     top_p=1.0,
+                    repetition_penalty=1.0,  # these two are what generation_config.json of a checkpoint often sets
+                    no_repeat_ngram_size=0,
                     max_length=length,
                     pad_token_id=start,
                 )

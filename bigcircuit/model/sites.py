@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from bigcircuit.errors import UserError
-from bigcircuit.model.architectures import ARCHITECTURES, LATENT, LAYERS, PROJECTIONS, RECURRENT, REFUSED, Architecture
+from bigcircuit.model.architectures import (
+    ARCHITECTURES,
+    GUESSED,
+    LATENT,
+    LAYERS,
+    PROJECTIONS,
+    RECURRENT,
+    REFUSED,
+    Architecture,
+)
 from bigcircuit.model.granularity import ATTENTION, EXPERT, MIXER, MLP, LayerShape
 from bigcircuit.model.own_architecture import declared_architecture
 from bigcircuit.model.paths import ModulePaths, in_features, module_paths, out_features
@@ -99,7 +108,7 @@ def architecture_of(config: Any, guess: bool = False) -> Architecture:
             f"model type {config.model_type!r} is not among the {len(ARCHITECTURES)} that are known to work (docs/models.md); set "
             "model.architecture to guess to find its layers by their names, which is checked when the weights are loaded"
         )
-    return Architecture("guessed")
+    return Architecture(GUESSED)
 
 
 def find_sites(model: Any, guess: bool = False) -> FrozenModel:

@@ -22,6 +22,7 @@ from bigcircuit.export.verify import FreshRun, compare_outputs, random_prompts, 
 from bigcircuit.export.writer import Planned, copy_beside, write_text, write_weights
 from bigcircuit.io.files import read_json, remove, reporting_disk_errors, sync_dir, temporary_path
 from bigcircuit.model.architectures import ARCHITECTURES
+from bigcircuit.model.library_errors import explain_library_errors
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.trainable import TrainedModel
@@ -98,7 +99,8 @@ def open_export(path: Path) -> ExportFolder:
                 dtypes[name], sizes[name] = _DTYPES[part.get_dtype()], torch.Size(part.get_shape())
     if not dtypes:
         raise UserError(f"{path}: holds no weights (*.safetensors); {remedy}")
-    hf_config = AutoConfig.from_pretrained(path)
+    with explain_library_errors(f"{path}: its config.json cannot be opened", path, remedy):
+        hf_config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     row = ARCHITECTURES.get(hf_config.model_type)
     if row is not None and row.kind.startswith(("mixture", "hybrid", "recurrent")):
         raise UserError(

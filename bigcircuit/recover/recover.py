@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import Stopped, UserError
 from bigcircuit.export.loading import load_exported
 from bigcircuit.io import checkpoint
+from bigcircuit.io.checkpoint import SHARED_FOLDER
 from bigcircuit.io.files import file_sha256, read_json, write_json
 from bigcircuit.io.provenance import versions
 from bigcircuit.io.run_dir import MetricsFile, RunDir
@@ -69,12 +71,16 @@ def recover(
         raise UserError(f"--output {path}: is the export itself; name another folder")
     ranks.check_equal({**opened.fingerprint, "versions": json.dumps(versions())})
     folder = RunDir(path)
-    if _is_finished(path, opened):
+    is_finished = _is_finished(path, opened)
+    ranks.check_equal({"state of the output folder": f"{path.name} {is_finished}"}, SHARED_FOLDER)
+    if is_finished:
         progress.print_line(f"{path} holds a finished recovery with these settings; nothing to do")
         return path
     ranks.barrier()  # every rank has looked at the folder before the first writes to it
     with folder.locked() if ranks.is_first else nullcontext():
         if ranks.is_first:
+            if _is_finished(path, opened):  # again: another process may have used the folder since
+                raise UserError(f"{path}: another process has finished this recovery meanwhile; nothing is left to do")
             write_json(path / RECOVER_FILE, _settings_content(opened))
         _run(opened, folder, ranks, progress)
     return path
@@ -152,6 +158,9 @@ def _run(opened: _Checked, folder: RunDir, ranks: Ranks, progress: ProgressDispl
     with progress.phase("scoring before"):
         of_base = score_windows(base, base, held_out, settings, ranks)
         before = score_windows(model, base, held_out, settings, ranks)
+    for name, found in ((f"model.path {opened.base.config.path}", of_base), (str(export.path), before)):
+        if not all(map(math.isfinite, (*found.perplexity, *found.kl))):
+            raise UserError(f"{name}: its logits are not finite on held-out text before any update; give other weights")
     trained = make_trainable(model, opened.base.skeleton.path, settings)
     count = sum(one.parameter.numel() for one in trained.trained)
     progress.print_line(
@@ -184,7 +193,7 @@ def _train(
 ) -> None:
     """Run the loop: update, log and save when due. Raises Stopped, with the state saved."""
     settings, state = opened.settings, RecoverState.new(trained.trained)
-    saved = checkpoint.load_newest(folder.checkpoints, progress.print_line)
+    saved = checkpoint.load_on_all(folder.checkpoints, progress.print_line, ranks)
     if saved is not None:
         if saved.base != opened.fingerprint:
             raise UserError(f"{folder.checkpoints}: is of another recovery; name another folder with --output")

@@ -42,7 +42,16 @@ def lead(rows: Sequence[Json], of: Mapping[str, int], verdict: str, shared: str)
     overlap of several circuits, or empty.
     """
     if len(rows) > 1:
-        return " ".join(filter(None, (_several(rows, of), shared, verdict and f"Of the first: {verdict}")))
+        return " ".join(
+            filter(
+                None,
+                (
+                    _several(rows, of),
+                    shared,
+                    verdict if verdict.startswith("Of the first") else verdict and f"Of the first: {verdict}",
+                ),
+            )
+        )
     if verdict:
         return verdict
     kept, scores = rows[0]["kept"], rows[0]["scores"]

@@ -131,8 +131,8 @@ def set_up(run: ResolvedRun, frozen: FrozenModel | None = None) -> RunContext:
     if frozen is None:
         with micro_batches.progress.phase("loading weights"):
             frozen = run.model.load(micro_batches.ranks.device)
-        with micro_batches.progress.phase("checking the model"):
-            check_loaded_model(frozen, brief=run.model.is_read_from_disk)
+    with micro_batches.progress.phase("checking the model"):
+        check_loaded_model(frozen, brief=run.model.is_read_from_disk)
     data = complete_data(config, frozen, run.data, micro_batches)
     measured_over = data.splits["train"] if run.ablation_data is None else run.ablation_data.examples
     ablation, moments = starting_ablation(config.ablation, frozen, measured_over, micro_batches)

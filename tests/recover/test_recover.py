@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bigcircuit.cli import answer, run_export, run_recover
 from bigcircuit.config.text import TextConfig
 from bigcircuit.data.collate import collate
 from bigcircuit.data.text import samples, windows_of_corpus
+from bigcircuit.io.run_dir import RunDir
 from bigcircuit.recover import recover as recover_module
 from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.step import compare_windows, rate_at
@@ -210,7 +212,8 @@ def test_another_model_of_the_same_sizes_is_no_base(exports, tmp_path, capsys):
 
 def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
     compact, out = exports / "compact", ["--output", tmp_path / "out"]
-    (tmp_path / "bad.jsonl").write_text('{"other": "x"}\n')
+    for name, text in (("bad", '{"other": "x"}'), ("deep", "[" * 9000), ("half", '{"text": "\\ud800"}')):
+        (tmp_path / f"{name}.jsonl").write_text(text + "\n")
     for words, message in (
         ((*out,), "recover takes recover.text or recover.generate, and none is given"),
         ((*QUICK, *out), "recover needs one exported folder"),
@@ -225,6 +228,8 @@ def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
             (compact, "--recover.text", tmp_path / "bad.jsonl", *out),
             "no column text; it has other; name yours in recover.field",
         ),
+        ((compact, "--recover.text", tmp_path / "deep.jsonl", *out), "deep.jsonl:1"),
+        ((compact, "--recover.text", tmp_path / "half.jsonl", *out), "the model's tokenizer cannot read the corpus"),
         ((compact, "--recover.text", tmp_path / "none.txt", *out), "no such file; set recover.text to a corpus"),
         ((compact, *QUICK, "--recover.tokens", 100000, *out), "recover.tokens is 100000 but the model has"),
         ((compact, *QUICK, "--recover.train", "rows", "--recover.merge", "false", *out), "leave merge out"),
@@ -233,3 +238,30 @@ def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
         shown = capsys.readouterr().err
         assert message in shown and len(shown.splitlines()) == 1, shown
         assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_are_blamed_and_not_the_rate(exports, tmp_path, capsys):
+    other = shutil.copytree(exports / "compact", tmp_path / "other")
+    weights = load_file(other / FILE)
+    name = next(key for key in weights if "layers.1" in key and key.endswith("o_proj.weight"))
+    weights[name][0, 0] = float("nan")
+    save_file(weights, other / FILE, {"format": "pt"})
+    assert recovered(other, *QUICK, "--output", tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert "other: its logits are not finite on held-out text before any update; give other weights" in shown
+
+
+def test_a_recovery_that_another_process_has_finished_meanwhile_is_kept(exports, tmp_path, capsys, monkeypatch):
+    words, locked = [exports / "compact", *QUICK, "--output", tmp_path / "out"], RunDir.locked
+
+    @contextmanager
+    def after_another(folder):
+        monkeypatch.setattr(RunDir, "locked", locked)
+        assert recovered(*words) == 0
+        with folder.locked():
+            yield
+
+    monkeypatch.setattr(RunDir, "locked", after_another)
+    assert recovered(*words) == 2
+    assert "another process has finished this recovery meanwhile" in capsys.readouterr().err
+    assert "after" in content(tmp_path / "out")
