@@ -1,6 +1,7 @@
 """Prune models on general text and compare held-out perplexities with methods of the literature, at equal parameters.
 
-python -m benchmarks.text MODEL [MODEL ...] [--output FOLDER] [--batch_size WINDOWS] [--steps UPDATES] [--recover UPDATES]
+python -m benchmarks.text MODEL [MODEL ...] [--output FOLDER] [--documents N] [--window TOKENS] [--batch_size WINDOWS]
+    [--steps UPDATES] [--recover UPDATES]
 
 Each model writes its own corpus (task.text.generate), half of whose documents are held out. One population, a circuit for each
 share of the parameters, learns masks of heads and MLP neurons and what closed ones output (optimal ablation). Every baseline scores
@@ -50,16 +51,7 @@ TABLE = Path(__file__).with_suffix(".md")
 REMOVED = (0.2, 0.35, 0.5)
 """Shares of the parameters of the layers that are removed."""
 METHODS = ("weight_magnitude", "activation_magnitude", "taylor", "fluctuation", "block_influence", "random")
-WINDOW = 128
-SETTINGS: dict[str, Any] = {
-    "task.name": "text",
-    "task.text.generate": 600,
-    "task.text.window": WINDOW,
-    "ablation.kind": "optimal",
-    "ablation.finish_steps": 40,
-    "gates.granularities": ["block", "attention", "mlp", "head", "mlp_neuron"],
-    "train.save_every": 20,
-}
+PRESET = Path(__file__).parents[1] / "configs/presets/text.yaml"
 
 
 class Candidate(NamedTuple):
@@ -72,12 +64,19 @@ class Candidate(NamedTuple):
     masks: Masks
 
 
-def run_settings(model: str, output: Path, steps: int, batch_size: int) -> dict[str, Any]:
+def run_settings(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Settings of the run of a model: one member a share, all in one pass."""
-    sizes = [{"target.parameters": round(1 - share, 4)} for share in REMOVED]
-    own = {"model.path": model, "population.members": sizes, "output": str(output / Path(model).name)}
-    length = {"train.steps": steps, "train.validate_every": max(steps // 4, 1), "train.batch_size": batch_size}
-    return {**SETTINGS, **own, **length}
+    return {
+        "model.path": model,
+        "task.name": "text",
+        "task.text.window": arguments.window,
+        "output": str(arguments.output / Path(model).name),
+        "population.members": [{"target.parameters": round(1 - share, 4)} for share in REMOVED],
+        "task.text.generate": arguments.documents,
+        "train.steps": arguments.steps,
+        "train.validate_every": max(arguments.steps // 4, 1),
+        "train.batch_size": arguments.batch_size,
+    }
 
 
 def unit_scores(scores: NodeScores, shapes: Sequence[LayerShape]) -> dict[str, Tensor]:
@@ -128,7 +127,7 @@ def structures(
 
 def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Train the circuits of a model, score them and the baselines. Returns perplexities by method and share."""
-    config = load(None, dict(settings))
+    config = load(PRESET, dict(settings))
     folder = prune(config, Ranks())
     run = resolve(config, Ranks())
     frozen = run.model.load(Ranks().device)
@@ -196,7 +195,7 @@ def write_corpus(path: Path, train: Sequence[Example], test: Sequence[Example]) 
     write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def recovered(model: str, output: Path, steps: int, batch_size: int) -> dict[str, Any]:
+def recovered(model: str, output: Path, steps: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Export and recover the learned circuits and the best baselines. Returns perplexities by method and share."""
     name, found = Path(model).name, {}
     source = output / f"{name}.model.json"
@@ -206,14 +205,14 @@ def recovered(model: str, output: Path, steps: int, batch_size: int) -> dict[str
         for kind, folder in circuits.items():
             small, done = output / f"{name}-{kind}-{index}", output / f"{name}-{kind}-{index}-recovered"
             if not small.exists():
-                settings = ExportSettings(format="compact", output=str(small), verify=False, speed=False)
-                export_circuit([str(folder / f"{index}.safetensors")], settings, Ranks(), config=str(source))
+                written = ExportSettings(format="compact", output=str(small), verify=False, speed=False)
+                export_circuit([str(folder / f"{index}.safetensors")], written, Ranks(), config=str(source))
             asked = RecoverSettings(
                 train="rows",
                 text=str(output / f"{name}.jsonl"),
-                tokens=WINDOW,
+                tokens=settings["task.text.window"],
                 steps=steps,
-                batch_size=batch_size,
+                batch_size=settings["train.batch_size"],
                 verify=False,
             )
             recover([str(small)], asked, Ranks(), {"output": str(done)})
@@ -237,7 +236,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
             "",
             f"Full model {_interval(full)}; {documents['train']} documents to train on, {documents['validation']} for choices, "
             f"{documents['test']} held out; {settings['train.steps']} updates of {settings['train.batch_size']} windows of "
-            f"{WINDOW} tokens.",
+            f"{settings['task.text.window']} tokens.",
             "",
             "| method | " + " | ".join(f"{share:.0%} removed" for share in REMOVED) + " |",
             "|---|" + "---|" * len(REMOVED),
@@ -284,19 +283,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", help="folders of causal language models")
     parser.add_argument("--output", type=Path, default=Path("runs/text"), help="folder of the runs")
+    parser.add_argument("--documents", type=int, default=600, help="documents that a model writes")
+    parser.add_argument("--window", type=int, default=64, help="tokens of a window")
     parser.add_argument("--batch_size", type=int, default=8, help="windows of an update")
-    parser.add_argument("--steps", type=int, default=300, help="updates of the gates")
+    parser.add_argument("--steps", type=int, default=600, help="updates of the gates")
     parser.add_argument("--recover", type=int, default=300, help="updates of the recovery; 0 leaves it out")
     arguments = parser.parse_args()
     results = []
     for model in arguments.models:
         file = arguments.output / f"{Path(model).name}.json"
         if not file.exists():
-            settings = run_settings(model, arguments.output, arguments.steps, arguments.batch_size)
-            write_json(file, measure(model, arguments.output, settings))
+            write_json(file, measure(model, arguments.output, run_settings(model, arguments)))
         result = json.loads(file.read_text())
         if arguments.recover and "recovered" not in result:
-            result["recovered"] = recovered(model, arguments.output, arguments.recover, arguments.batch_size)
+            result["recovered"] = recovered(model, arguments.output, arguments.recover, result["settings"])
             write_json(file, {**result, "recover_steps": arguments.recover})
         results.append(json.loads(file.read_text()))
         TABLE.write_text("\n".join(table(results)))

@@ -168,7 +168,7 @@ def wide_tuples() -> set[str]:
 
 def test_named_tuples_of_many_fields_are_built_by_keyword():
     wide, found = wide_tuples(), []
-    assert "Batch" in wide and "Baseline" not in wide
+    assert "Batch" in wide and "Corpus" not in wide
     for path in [*ROOT.rglob("*.py"), *TESTS.rglob("*.py"), *(TESTS.parent / "benchmarks").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if (

@@ -35,6 +35,7 @@ from bigcircuit.model.granularity import (
     GRANULARITIES,
     LEAVES,
     MLP_OUTPUT,
+    NODE_NAMES,
     LayerShape,
     granularities_of,
     sites_of,
@@ -146,10 +147,16 @@ class Baseline(NamedTuple):
     """Whether the scores are drawn at random, so that results are means over several draws."""
     only: str = ""
     """The one granularity whose nodes it scores; empty where it scores all."""
+    scores_experts: bool = True
+    """Whether it is defined for experts."""
 
-    def applies(self, shapes: Sequence[LayerShape]) -> bool:
-        """Whether a model has nodes that it scores."""
-        return not self.only or bool(level_size(self.only, shapes))
+    def refusal(self, shapes: Sequence[LayerShape]) -> str:
+        """Why it cannot rank the nodes of a model; empty where it can."""
+        if self.only and not level_size(self.only, shapes):
+            return f"ranks {NODE_NAMES[self.only]}, of which the model has none"
+        if not self.scores_experts and level_size(EXPERT, shapes):
+            return "is not defined for experts, which the model has"
+        return ""
 
     def draw(
         self, streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, draws: int
@@ -191,6 +198,7 @@ BASELINES: dict[str, Baseline] = {
         label="weight magnitude",
         description="norm of the weights by which a node writes, without data",
         score=by_weight_magnitude,
+        scores_experts=False,
     ),
     "taylor": Baseline(
         label="first-order Taylor",
@@ -201,6 +209,7 @@ BASELINES: dict[str, Baseline] = {
         label="fluctuation",
         description="variance of a neuron's activation times its squared weights, standardised by layer (FLAP)",
         score=by_fluctuation,
+        scores_experts=False,
     ),
     "block_influence": Baseline(
         label="block influence",

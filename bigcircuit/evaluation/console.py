@@ -8,13 +8,15 @@ from rich.table import Table
 from bigcircuit.attribution.baselines import METHOD_LABELS
 from bigcircuit.circuit.nodes import node_names
 from bigcircuit.metrics.numbers import terminal_score_text
-from bigcircuit.metrics.registry import SCORES, Score, Scores
+from bigcircuit.metrics.registry import SCORES, Score, Scores, is_on_text
 from bigcircuit.results.evaluation import CHECK_SIGNS, Drawn, EvaluatedCircuit, Evaluation, Task, UnderAblation
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.runtime.tables import first_that_fits
 
 _SIZES = {"total": "neurons", "head": "heads"}
-_CAPTION = "[] 95% interval over pairs; of random circuits of the same shape, the lowest and the highest"
+_CAPTION = (
+    "[] 95% interval over pairs, or documents of text; of random circuits of the same shape, the lowest and the highest"
+)
 
 
 def show_evaluation(result: Evaluation, progress: ProgressDisplay) -> None:
@@ -74,8 +76,11 @@ class _ScoreTable:
         sizes: Sequence[str],
     ) -> None:
         self._scores, self._intervals, self._tails, self._sizes = scores, intervals, tails, sizes
-        pairs = ", ".join(f"{task.pairs['test']} pairs of {key}" for key, task in result.tasks.items())
-        title = f"{ablation} ablation: scores on held-out pairs ({pairs})"
+        parts = ", ".join(
+            f"{task.pairs['test']} {'windows' if is_on_text(task.full) else 'pairs'} of {key}"
+            for key, task in result.tasks.items()
+        )
+        title = f"{ablation} ablation: held-out scores on {parts}"
         self.table = _table(title, ["", *(_SIZES[size] for size in sizes), *self._headings()], _CAPTION)
         several = len({circuit.task for circuit in result.circuits}) > 1
         for key, task in result.tasks.items():

@@ -24,7 +24,7 @@ from bigcircuit.evaluation.open_circuits import (
 )
 from bigcircuit.io.files import check_writable
 from bigcircuit.metrics.own import own_names
-from bigcircuit.model.granularity import NODE_NAMES, LayerShape
+from bigcircuit.model.granularity import LayerShape
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.results.locate import run_of, unique
 from bigcircuit.runtime.progress import ProgressDisplay
@@ -148,12 +148,14 @@ def _check_own_metrics(tasks: Mapping[str, TaskConfig]) -> None:
 
 
 def check_methods(settings: EvaluationSettings, shapes: Sequence[LayerShape]) -> None:
-    """Check that the model has what the asked methods rank, unless all are asked. Raises UserError."""
+    """Check that the asked methods can rank the nodes of the model, unless all are asked. Raises UserError."""
     for name, baseline in BASELINES.items():
-        if name in settings.rankings and not set(BASELINES) <= set(settings.rankings) and not baseline.applies(shapes):
-            raise UserError(
-                f"--methods: {name} ranks {NODE_NAMES[baseline.only]}, of which the model has none; leave it out"
-            )
+        if (
+            name in settings.rankings
+            and not set(BASELINES) <= set(settings.rankings)
+            and (why := baseline.refusal(shapes))
+        ):
+            raise UserError(f"--methods: {name} {why}; leave it out")
 
 
 def _check_one_model(circuits: Sequence[LoadedCircuit]) -> Config:

@@ -195,6 +195,11 @@ def is_on_text(scores: Collection[str]) -> bool:
     return "perplexity" in scores
 
 
+def unit_of(scores: Collection[str]) -> str:
+    """Name what scores, by name, are of, in the plural."""
+    return "tokens" if is_on_text(scores) else "pairs"
+
+
 def recovered_of(scores: Collection[str]) -> str:
     """Name the score, of those that there are, that is the share recovered of `preference_of`."""
     return "recovered_likelihood" if "recovered_likelihood" in scores else "recovered"

@@ -1,6 +1,5 @@
 """The terminal: text of prompts, paths and files is printed as it is, whatever it looks like to a terminal or to rich."""
 
-from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -20,10 +19,8 @@ class PlainConsole(Console):
 
     @property
     def can_redraw(self) -> bool:
-        """Whether what is drawn can be drawn again at its place: on a terminal, and in a notebook with ipywidgets."""
-        if self.is_jupyter:
-            return find_spec("ipywidgets") is not None
-        return self.is_terminal and not self.is_dumb_terminal
+        """Whether what is drawn can be drawn again at its place: on a terminal, and in a notebook."""
+        return self.is_jupyter or self.is_terminal and not self.is_dumb_terminal
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Make a Text of a string, without markup."""

@@ -1,7 +1,7 @@
 """Show the progress of a run: phases, each with what is done of it and the time left, inside each other.
 
-On a terminal every phase that lasts is a bar; elsewhere a line is printed at most every ten seconds, the first after ten
-seconds, so that short runs print none. Rank 0 prints; every rank tells its watchdog the phase it is in.
+On a terminal and in a notebook every phase that lasts is a bar; elsewhere a line is printed at most every ten seconds, the first
+after ten seconds, so that short runs print none. Rank 0 prints; every rank tells its watchdog the phase it is in.
 """
 
 import threading
@@ -13,14 +13,15 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from bigcircuit.runtime.cell_output import CellOutput
 from bigcircuit.runtime.console import PlainConsole
 
 _LINE_SECONDS = 10.0
 """Least time between two lines; phases inside another one are shown where they take longer than this."""
 _SHOWN_AFTER = 1.0
 """Age, in seconds, from which a phase is shown."""
-_POLL_SECONDS, _BAR_WIDTH, _REFRESHES = 0.5, 16, 2
-"""Seconds between two looks at the phases on a terminal; width of a bar; refreshes of the bars a second."""
+_POLL_SECONDS, _BAR_WIDTH = 0.5, 16
+"""Seconds between two looks at the phases where bars are drawn, which draw them again; width of a bar."""
 
 
 def duration(seconds: float) -> str:
@@ -123,7 +124,7 @@ class ProgressDisplay:
         # Guards the two below, and phases that end; re-entrant, because collecting garbage may end one. Nothing that holds a lock
         # of rich waits for it.
         self._lock = threading.RLock()
-        self._live: Live | None = None
+        self._live: Live | CellOutput | None = None
         self._watching = False
 
     def print_line(self, message: str) -> None:
@@ -224,23 +225,26 @@ class ProgressDisplay:
                     seconds = max(self._last_line + _LINE_SECONDS - now, _SHOWN_AFTER / 10)
                 else:
                     seconds = _POLL_SECONDS
-                    if self._shown(now):
+                    if self._live is not None:
+                        self._live.refresh()
+                    elif self._shown(now):
                         self._start_bars()
             time.sleep(seconds)
 
     def _start_bars(self) -> None:
-        """Start to draw the phases on the terminal; those of a lasting one stay there. Under the lock."""
+        """Start to draw the phases on the terminal or in the cell; those of a lasting one stay there. Under the lock."""
         if self._live is None and self._phases:
-            self._live = Live(
-                console=self.console,
-                get_renderable=self._draw,
-                refresh_per_second=_REFRESHES,
-                transient=not self._phases[0].lasting,
-            )
+            transient = not self._phases[0].lasting
+            if self.console.is_jupyter:
+                self._live = CellOutput(self._draw, transient=transient)
+            else:
+                self._live = Live(
+                    console=self.console, get_renderable=self._draw, auto_refresh=False, transient=transient
+                )
             self._live.start()
 
     def _draw(self) -> Table:
-        """Lay out a row for every phase that is shown. Called by rich, in a thread of its own."""
+        """Lay out a row for every phase that is shown. Called in any thread."""
         now, table = time.monotonic(), Table.grid(padding=(0, 1))
         for _ in range(5):
             table.add_column(no_wrap=True)

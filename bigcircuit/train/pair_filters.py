@@ -68,14 +68,14 @@ def _has_single_tokens(example: Example) -> bool:
 
 
 def complete_data(config: Config, frozen: FrozenModel, data: TaskData, micro_batches: MicroBatches) -> TaskData:
-    """Do what the data of a task needs the model for: write samples, or leave out pairs. Raises UserError."""
+    """Do what the data of a task needs the model for: write samples, each once, or leave out pairs. Raises UserError."""
     task = config.task
     if not task.text.generate:
         return keep_solved(config, frozen, data, micro_batches)
     start = data.pairs[0].clean[0]
     assert isinstance(start, int)
     written = sample_documents(frozen, start, task.text.generate, task.text.window, task.seed, micro_batches)
-    return text_data(task, samples(written), frozen.model.config.get_text_config(decoder=True))
+    return text_data(task, samples(list(dict.fromkeys(written))), frozen.model.config.get_text_config(decoder=True))
 
 
 def keep_solved(config: Config, frozen: FrozenModel, data: TaskData, micro_batches: MicroBatches) -> TaskData:

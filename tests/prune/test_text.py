@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import bigcircuit
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
@@ -47,6 +48,33 @@ def test_a_run_prints_perplexities_and_its_summary_and_page_have_them(corpus, tm
     assert member["kept"]["total"] == 400 and member["scores"]["kl"]["mean"] > 0
     assert "perplexity" in folder.report.read_text()
     assert "windows" in capsys.readouterr().out
+
+
+def test_a_run_is_evaluated_by_tokens_and_what_needs_pairs_is_refused(corpus, tmp_path):
+    folder = run(tmp_path / "run", **OVERRIDES, task__path=corpus)
+    quick = {"draws": 2, "partial_draws": 0, "groups": 2, "levels": ("neuron",), "quiet": True}
+    found = bigcircuit.evaluate(str(folder.path), methods=("learned", "fluctuation", "taylor"), **quick)
+    (circuit,) = found.circuits
+    under = circuit.ablations["mean"]
+    assert under.circuit["perplexity"].mean > found.tasks[circuit.task].full["perplexity"].mean > 1
+    summary = json.loads(folder.summary.read_text())["members"][0]["scores"]
+    assert under.circuit["perplexity"].mean == pytest.approx(summary["perplexity"]["mean"], rel=1e-6)
+    assert "of the held-out tokens" in found.verdict and "worst document" in found.verdict
+    assert {check.name: check.evidence for check in found.checks}["complete"].count("log-likelihood") == 1
+    assert "perplexity" in folder.report.read_text()
+    for settings, message in (
+        ({"ablations": ("interchange",)}, "is general text, without a second prompt; use any of zero, mean"),
+        ({"metrics": {"mine": lambda logits, _: logits}}, "mine take whole logits and task .* is general text"),
+    ):
+        with pytest.raises(UserError, match=message):
+            bigcircuit.evaluate(str(folder.path), quiet=True, **settings)
+
+
+def test_samples_that_are_alike_count_once(tmp_path):
+    """Else the same text could be trained on and held out."""
+    settings = {**OVERRIDES, "task__text__window": 2, "task__text__generate": 300, "train__steps": 2}
+    summary = json.loads(run(tmp_path / "run", **settings).summary.read_text())
+    assert 2 < sum(summary["pairs"].values()) < 300
 
 
 @pytest.mark.parametrize("loss", ["kl", "cross_entropy"])
