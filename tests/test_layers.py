@@ -19,7 +19,13 @@ LARGEST_FILE, IN_ROOT = 400, 6
 TESTS = Path(__file__).parent
 BESIDE_PACKAGES = ("helpers", "benchmarks", "configs", "docker", "docs", "examples", "fuzz", "scripts")
 """Folders of tests of other folders of the repository, and what several test files share."""
-TOPICS = ("ablation/test_runs.py", "distributed/test_hosts.py", "distributed/test_slurm.py", "model/test_siblings.py")
+TOPICS = (
+    "ablation/test_runs.py",
+    "circuit/test_by_hooks.py",
+    "distributed/test_hosts.py",
+    "distributed/test_slurm.py",
+    "model/test_siblings.py",
+)
 """Test files of more than one module. Those of `prune`, `check` and `cli`, which are no packages, are named by topic too."""
 
 
