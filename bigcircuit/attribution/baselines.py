@@ -23,6 +23,7 @@ from bigcircuit.attribution.node_scores import NodeScores, aggregate, level_size
 from bigcircuit.data.collate import Batch
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.forward.experts import Added
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.logit_metrics import contrast
 from bigcircuit.model.granularity import (
@@ -35,6 +36,7 @@ from bigcircuit.model.granularity import (
     MLP_OUTPUT,
     LayerShape,
     granularities_of,
+    has_masks,
     sites_of,
 )
 from bigcircuit.model.zero3 import gathered
@@ -103,8 +105,8 @@ def _gradients_at_full(
 def _closable(streams: Streams) -> list[str]:
     """List the granularities of the model whose nodes the ablation can close, but for neurons of experts."""
     names = [name for name in GRANULARITIES if name != LEAVES[EXPERT_NEURON]]
-    covers = streams.ablation.covers
-    return [n for n in granularities_of(streams.frozen.shapes, names) if any(map(covers, GRANULARITIES[n].sites))]
+    sites = {site for site in GRANULARITIES["block"].sites if has_masks(site, names) and streams.ablation.covers(site)}
+    return [name for name in granularities_of(streams.frozen.shapes, names) if sites & {*GRANULARITIES[name].sites}]
 
 
 def by_activation_magnitude(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> NodeScores:
@@ -136,7 +138,10 @@ def _mean_squares(
         if site in total:
             total[site][index] += value.double().square().sum(0)
 
-    tokens = watch_clean(streams, examples, micro_batches, add, "activation magnitudes")
+    def add_experts(index: int, found: Added) -> None:
+        total[EXPERT][index] += found.norms(len(total[EXPERT][index])).double().square().sum(0)
+
+    tokens = watch_clean(streams, examples, micro_batches, add, add_experts, "activation magnitudes")
     micro_batches.ranks.all_reduce([tokens, *(sums for layers in total.values() for sums in layers)])
     return {site: [sums / tokens for sums in layers] for site, layers in total.items()}
 

@@ -23,11 +23,12 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.corrupted_store import Lengths, stored_values
 from bigcircuit.forward.store_memory import is_in_file
 from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.members import trained_granularities
 from bigcircuit.gates.population import Population
 from bigcircuit.memory.shortened import from_few_layers
 from bigcircuit.metrics.logit_metrics import kl_divergence
 from bigcircuit.model.deepspeed_config import pieces_on, with_auto_values
-from bigcircuit.model.granularity import LEAVES, MLP_OUTPUT, SITE_WIDTH, measured_sites, sites_of, widest
+from bigcircuit.model.granularity import LEAVES, MLP_OUTPUT, SITE_WIDTH, measured_sites, sites_of, widest_values
 from bigcircuit.model.quantization import weight_bytes_as
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.model.sites import FrozenModel
@@ -304,7 +305,8 @@ def blank_state(run: ResolvedRun, device: torch.device) -> TrainState:
 
 def _moments(run: ResolvedRun, positions: int, device: torch.device) -> Moments:
     shapes = run.model.shapes
-    sizes = {site: (len(shapes), positions, widest(shapes, LEAVES[site])) for site in measured_sites(shapes)}
+    sites = measured_sites(shapes, trained_granularities(run.members[0]))
+    sizes = {site: (len(shapes), positions, widest_values(shapes, site)) for site in sites}
     mean = {site: torch.zeros(size, device=device) for site, size in sizes.items()}
     return Moments(mean, {site: values[:, 0] for site, values in mean.items()})
 

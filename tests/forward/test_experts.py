@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import build_tiny
-from bigcircuit.ablation.ablation import INTERCHANGE, ZERO, Ablation
+from bigcircuit.ablation.ablation import INTERCHANGE, ZERO
 from bigcircuit.config.load import load, members
 from bigcircuit.data.collate import collate
 from bigcircuit.errors import UserError
@@ -70,8 +70,9 @@ def test_gates_of_experts(module):
     expected = by_hand(module, masked, corrupted, gates[0].unsqueeze(-1).expand(-1, -1, width))
     assert torch.allclose(experts.masked_experts(module, gates, ROWS, closed, *masked), expected, atol=1e-5)
     assert torch.equal(experts.masked_experts(module, torch.ones(1, 1, COUNT), ROWS, closed, *masked), module(*masked))
-    norms = closed.norms(ROWS, COUNT)
-    assert norms.shape == (ROWS, TOKENS, COUNT) and (norms > 0).sum() == ROWS * TOKENS * CHOSEN
+    norms = closed.norms(COUNT)
+    assert norms.shape == (ROWS * TOKENS, COUNT) and (norms > 0).sum() == ROWS * TOKENS * CHOSEN
+    assert torch.equal(closed.routed(COUNT), (norms > 0).float())
 
 
 def test_gates_of_neurons(module):
@@ -147,17 +148,6 @@ def test_experts_do_nothing_under_zero_ablation_if_they_are_closed():
         streams.masked(batch, constant_masks(frozen, 0.0), 1)
     handle.remove()
     assert not outputs[0].any()
-
-
-def test_measured_ablations_are_refused_for_mixtures():
-    from bigcircuit.ablation.kinds import check_experts
-
-    check_experts("mean", 0)
-    check_experts(Ablation("zero").name, 8)
-    with pytest.raises(
-        UserError, match="ablation mean is not defined for a mixture of experts.* use interchange or zero"
-    ):
-        check_experts("mean", 8)
 
 
 def test_experts_without_reachable_neurons_are_named():
