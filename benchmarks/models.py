@@ -31,7 +31,7 @@ from bigcircuit.model.architectures import ARCHITECTURES, REFUSED
 from bigcircuit.model.granularity import MLP_OUTPUT, SITE_WIDTH, has_masks
 from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.model.sites import FrozenModel, find_sites
-from tests.helpers.tiny_models import tiny_examples
+from tests.helpers.tiny_models import random_masks, tiny_examples
 
 WORKS, REFUSES, FAILS, ABSENT = "works", "refused", "FAILS", "not built"
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -108,6 +108,10 @@ _NODES = """Mixers that are no attention have their own gates: `mixer`, `mixer_h
 alone (`train.store`) for {suffix} types, whose layers keep keys and values of earlier tokens and nothing else; for the others all
 tokens are run.
 """
+_EXACT = """A circuit has the same logits alone and beside others, to the last bit, in all types but: {others}.
+What these compute for a token depends in its last digits on how many tokens there are, so gates of a population differ there
+from those of one circuit.
+"""
 
 
 class Outcome(NamedTuple):
@@ -117,6 +121,8 @@ class Outcome(NamedTuple):
     """One of WORKS, REFUSES, FAILS, ABSENT."""
     kind: str
     reason: str = ""
+    exact: bool = True
+    """Whether a circuit has the same logits alone and beside others, to the last bit."""
 
 
 def build_tiny(model_type: str, **settings: Any) -> Any:
@@ -159,7 +165,21 @@ def examine(model_type: str) -> Outcome:
             return Outcome(FAILS, frozen.architecture.kind, fault)
     except Exception as error:  # a fault of ours or of the model is a result here
         return Outcome(FAILS, frozen.architecture.kind, f"{type(error).__name__}: {str(error)[:150]}")
-    return Outcome(WORKS, frozen.architecture.kind)
+    return Outcome(WORKS, frozen.architecture.kind, exact=is_exact(frozen))
+
+
+def is_exact(frozen: FrozenModel) -> bool:
+    """Compare the logits of three circuits with random masks that share a pass with those of each alone, to the last bit."""
+    examples = tiny_examples()
+    batch = collate(examples, full=True)
+    masks = random_masks(frozen, 3, len(batch.clean))
+    with torch.no_grad(), Streams(frozen, INTERCHANGE) as streams:
+        together = streams.masked(batch, masks.__getitem__, 3)
+        alone = [
+            streams.masked(batch, lambda index, own=own: {s: m[own : own + 1] for s, m in masks[index].items()}, 1)[0]
+            for own in range(3)
+        ]
+    return torch.equal(together, torch.stack(alone))
 
 
 def faults(frozen: FrozenModel) -> Iterator[str]:
@@ -234,6 +254,7 @@ def page(found: dict[str, Outcome]) -> str:
     lines += [
         "",
         _NODES.format(suffix=sum(row.suffix for row in ARCHITECTURES.values())),
+        _EXACT.format(others=_code(" ".join(name for name in working if not causal[name].exact)) or "none"),
         "These parts of layers have no gates and are always open:",
         "",
         *(
@@ -273,7 +294,9 @@ def main() -> None:
     found = {}
     for name in arguments.types or dict.fromkeys([*TYPES, *wanted]):
         found[name] = examine(name)
-        sys.stdout.write(f"{name}: {', '.join(filter(None, found[name]))}\n")
+        result, kind, reason, exact = found[name]
+        words = [result, kind, reason, "" if exact else "other bits beside other circuits"]
+        sys.stdout.write(f"{name}: {', '.join(filter(None, words))}\n")
         sys.stdout.flush()
     if arguments.output and not arguments.types:
         arguments.output.write_text(page(found), encoding="utf-8")
