@@ -107,6 +107,14 @@ _NODES = """Mixers that are no attention have their own gates: `mixer`, `mixer_h
 `expert` and, where it is asked for, `expert_neuron`; shared experts are the MLP of their layer. Updates run the suffix of a prompt
 alone (`train.store`) for {suffix} types, whose layers keep keys and values of earlier tokens and nothing else; for the others all
 tokens are run.
+
+The value of an expert at a token is routing weight x output, and 0 where the router chose others; that of a neuron of an expert
+is routing weight x activation. A closed one outputs what it had for the corrupted token, with the experts and weights of that
+token, under interchange ablation; nothing under zero ablation; and under mean, noise and optimal ablation its constant at every
+token. Means count the tokens that went to other experts, with 0, so closing all experts of a layer leaves the mean of what they
+add. A constant is a vector of the residual width for an expert and a number for a neuron; with the latter, a bias of an expert's
+down projection (`gpt_oss`) has the mean routing weight as its constant. In `llama4` and `llama4_text`, all of whose experts see
+every token, experts can be closed and their neurons cannot.
 """
 _EXACT = """A circuit has the same logits alone and beside others, to the last bit, in all types but: {others}.
 What these compute for a token depends in its last digits on how many tokens there are, so gates of a population differ there

@@ -141,7 +141,7 @@ def estimate(run: ResolvedRun, work: Workload, is_gpu: bool, known: KnownPeaks |
     under other settings of the same run, so that none is computed twice.
     """
     found = resting(run, work, is_gpu)
-    peak = _activations(run, work, {} if known is None else known)
+    peak = max(_activations(run, work, {} if known is None else known), _measuring(run, work))
     return found._replace(allocated={**found.allocated, "activations and gradients": peak})
 
 
@@ -323,6 +323,16 @@ def _constants(run: ResolvedRun, work: Workload) -> dict[str, int]:
     tensors = [one for found in ablation.tensors().values() for one in found.values()]
     copies = 3 if ablation.kind.learned else 1
     return {"ablation constants": 4 * copies * sum(map(Tensor.numel, tensors))} if tensors else {}
+
+
+def _measuring(run: ResolvedRun, work: Workload) -> int:
+    """Bytes of the sums from which constants are made, float64, beside the float32 results: before gates are trained."""
+    if not KINDS[run.config.ablation.name].needs_moments:
+        return 0
+    found = _moments(run, work.tokens if run.config.ablation.per_position else 1, META)
+    return sum(8 * mean.numel() for mean in found.mean.values()) + sum(
+        (8 + 4) * deviation.numel() for deviation in found.deviation.values()
+    )
 
 
 def _batch(frozen: FrozenModel, rows: int, work: Workload) -> Batch:

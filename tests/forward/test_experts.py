@@ -87,6 +87,36 @@ def test_gates_of_neurons(module):
     assert "act_fn" not in module.__dict__ and "_apply_gate" not in module.__dict__
 
 
+def test_gates_of_experts_that_all_see_every_token():
+    module = find_sites(build_tiny("llama4_text")).layers[0].sites[EXPERT]
+    masked, corrupted = ((hidden, weights * (weights > 0.5)) for hidden, weights in map(llama4_inputs, (0, 1)))
+    gates = torch.rand(1, ROWS, COUNT, generator=torch.Generator().manual_seed(2))
+
+    def of_one(hidden: Tensor, weight: Tensor, expert: int) -> Tensor:
+        gate, up = ((weight * hidden) @ module.gate_up_proj[expert]).chunk(2)
+        return (up * torch.nn.functional.silu(gate)) @ module.down_proj[expert]
+
+    expected = torch.stack([
+        sum(
+            gates[0, token // TOKENS, expert] * of_one(masked[0][token], masked[1][expert, token], expert)
+            + (1 - gates[0, token // TOKENS, expert]) * of_one(corrupted[0][token], corrupted[1][expert, token], expert)
+            for expert in range(COUNT)
+        )
+        for token in range(ROWS * TOKENS)
+    ])  # fmt: skip
+    scaled, other = ((hidden * weights.unsqueeze(-1)).flatten(0, 1) for hidden, weights in (masked, corrupted))
+    closed = module(other).view(1, COUNT, ROWS, TOKENS, -1)
+    found = experts.every_expert(module, gates, ROWS, closed, scaled)
+    assert torch.allclose(found.view(COUNT, ROWS * TOKENS, -1).sum(0), expected, atol=1e-5)
+    assert torch.equal(experts.every_expert(module, torch.ones(1, 1, COUNT), ROWS, closed, scaled), module(scaled))
+
+
+def llama4_inputs(seed: int) -> tuple[Tensor, Tensor]:
+    """Hidden states [N, D], and the weight of every expert for every token, [E, N]."""
+    numbers = torch.Generator().manual_seed(seed)
+    return torch.randn(ROWS * TOKENS, 32, generator=numbers), torch.rand(COUNT, ROWS * TOKENS, generator=numbers)
+
+
 @pytest.mark.parametrize("site", [EXPERT, EXPERT_NEURON])
 def test_gradients_equal_divided_differences(site):
     frozen = find_sites(build_tiny("qwen3_moe"))
