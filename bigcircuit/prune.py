@@ -12,7 +12,7 @@ import torch
 
 from bigcircuit.config.load import check_asks_for_size
 from bigcircuit.config.schema import Config
-from bigcircuit.data.collate import batch_indices
+from bigcircuit.config.text import TEXT_TASK
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import Stopped
 from bigcircuit.forward.reference_logits import Targets
@@ -97,8 +97,9 @@ def introduce(context: RunContext, progress: ProgressDisplay) -> None:
         )
     for note in data.notes:
         progress.print_line(f"note: {note}")
+    unit = "windows" if config.task.name == TEXT_TASK else "pairs"
     progress.print_line(
-        f"{config.task.path or config.task.name}: {sizes} pairs; {len(context.run.members)} member(s), "
+        f"{config.task.path or config.task.name}: {sizes} {unit}; {len(context.run.members)} member(s), "
         f"{config.ablation.name} ablation"
     )
     if context.run.both_streams:
@@ -127,7 +128,8 @@ def start_or_resume(context: RunContext, folder: RunDir, progress: ProgressDispl
 
 def fingerprint_of(context: RunContext) -> dict[str, str]:
     """Return what a checkpoint is known by: hashes of settings, model files and pairs, by name."""
-    return {"settings": settings_sha256(context.config), **context.run.fingerprint}
+    written = {"token ids of the samples": context.data.tokens_sha256} if context.config.task.text.generate else {}
+    return {"settings": settings_sha256(context.config), **context.run.fingerprint, **written}
 
 
 def train(context: RunContext, state: TrainState, folder: RunDir, progress: ProgressDisplay) -> tuple[Targets, Targets]:
@@ -141,9 +143,10 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
         context.micro_batches,
         context.streams,
     )
-    ranks, examples = micro_batches.ranks, context.training_examples()
-    if settings.both_ways:
-        turned = len(examples) - len(context.data.splits["train"])
+    ranks, order = micro_batches.ranks, context.training_order()
+    is_text = config.task.name == TEXT_TASK
+    if settings.both_ways and not is_text:
+        turned = len(order.examples) - len(context.data.splits["train"])
         progress.print_line(f"train.both_ways: {turned} pairs serve the other way round too")
     steps = max(member.config.train.steps for member in state.population.members)
 
@@ -160,9 +163,9 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
         try:
             kept = context.kept_logits(folder.references)
             sites = state.population.draw([0])(0).keys()
-            training = context.training_targets(examples, steps, kept, sites, folder.path)
+            training = context.training_targets(order, steps, kept, sites, folder.path)
             validation = context.validation_targets(kept)
-            if ranks.is_first:
+            if ranks.is_first and not is_text:
                 for line in count_solved([validation, training], micro_batches).lines():
                     progress.print_line(line)
             with progress.phase("pruning", steps, "steps", done=state.step, lasting=True) as updates:
@@ -175,8 +178,7 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
                         save()
                     if state.step == steps:
                         break
-                    order = batch_indices(len(examples), settings.batch_size, state.step, config.task.seed)
-                    chosen = [examples[i] for i in order]
+                    chosen = order.batch(state.step)
                     logged = update(state, streams, training.references, chosen, micro_batches, training.store)
                     seen = {"kl": logged["kl"].mean().item()}
                     if "open.total" in logged:  # not where experts alone have gates

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from math import isnan
 
 from bigcircuit.metrics.numbers import terminal_score_text
+from bigcircuit.metrics.registry import match_of, recovered_of
 from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.results.evaluation import Check, EvaluatedCircuit, UnderAblation
 
@@ -26,7 +27,7 @@ def _between(value: float, end: float, holds: Callable[[float], bool]) -> str:
 
 
 def _faithful(under: UnderAblation) -> tuple[str, str]:
-    match, kl = under.circuit["exact_match"], under.circuit["kl"]
+    match, kl = under.circuit[match_of(under.circuit)], under.circuit["kl"]
     text = (
         f"predicts what the full model predicts on {match.mean:.0%} of the pairs ({match.low:.0%} to {match.high:.0%})"
     )
@@ -35,7 +36,7 @@ def _faithful(under: UnderAblation) -> tuple[str, str]:
 
 
 def _complete(under: UnderAblation) -> tuple[str, str]:
-    rest = under.complement["recovered"]
+    rest = under.complement[recovered_of(under.complement)]
     answer = _between(rest.mean, rest.high, lambda share: share < _INCOMPLETE)
     if isnan(rest.mean):
         return answer, "closing everything changes no mean logit difference"

@@ -40,7 +40,9 @@ def score_table(result: Evaluation, ablation: str, width: int) -> Table:
 
     width: columns of the terminal; the table has as many scores and intervals as fit, always with the interval of KL.
     """
-    every, narrow = list(SCORES), [name for name, kind in SCORES.items() if kind.in_narrow]
+    known = {name for task in result.tasks.values() for name in task.full}
+    every = [name for name in SCORES if name in known]
+    narrow = [name for name in every if SCORES[name].in_narrow]
     tails = SCORES["kl"].tails
     return first_that_fits(
         (
@@ -123,7 +125,8 @@ class _ScoreTable:
 
 def _cross(result: Evaluation, ablation: str) -> Table:
     """Make the table of the headline scores of every circuit on every task."""
-    scores = {name: kind for name, kind in SCORES.items() if kind.headline}
+    known = {name for cell in result.cross[ablation] for name in cell.scores}
+    scores = {name: kind for name, kind in SCORES.items() if kind.headline and name in known}
     headings = " / ".join(kind.short for kind in scores.values())
     shown = _table(f"{ablation} ablation, circuits (rows) on tasks: {headings}", ["", *result.tasks])
     cells = {(cell.circuit, cell.task): cell for cell in result.cross[ablation]}
@@ -131,7 +134,8 @@ def _cross(result: Evaluation, ablation: str) -> Table:
         row = []
         for task in result.tasks:
             cell = cells[circuit.name, task]
-            text = " / ".join(format(cell.scores[name].mean, kind.headline) for name, kind in scores.items())
+            means = {name: cell.scores[name].mean for name in scores if name in cell.scores}
+            text = " / ".join(format(means[name], scores[name].headline) if name in means else "-" for name in scores)
             row.append(f"{text} *" if cell.own else text)
         shown.add_row(circuit.name, *row)
     return shown

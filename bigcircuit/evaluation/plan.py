@@ -8,6 +8,7 @@ from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.attribution.baselines import BASELINES
 from bigcircuit.config.load import load
 from bigcircuit.config.schema import Config, TaskConfig
+from bigcircuit.config.text import TEXT_TASK
 from bigcircuit.data.dataset import TaskData, load_task
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import Ranks
@@ -22,6 +23,7 @@ from bigcircuit.evaluation.open_circuits import (
     run_config,
 )
 from bigcircuit.io.files import check_writable
+from bigcircuit.metrics.own import own_names
 from bigcircuit.model.granularity import NODE_NAMES, LayerShape
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.results.locate import run_of, unique
@@ -89,6 +91,9 @@ def plan_evaluation(
     ablations = settings.ablations or tuple(
         dict.fromkeys(loaded.found_under for loaded in circuits if not loaded.control)
     )
+    for name in ablations:
+        _check_second_prompt(name, tasks)
+    _check_own_metrics(tasks)
     read = MeanDataReader(model.tokenizer, model.hf_config)
     constants = {
         (loaded.name, name): resolve_constants(loaded, name, read, data[_task_name(tasks, loaded)].sha256)
@@ -119,6 +124,26 @@ def plan_evaluation(
         micro_batches=MicroBatches.of(first, ranks, progress),
         folder=folder,
     )
+
+
+def _check_second_prompt(ablation: str, tasks: Mapping[str, TaskConfig]) -> None:
+    """Raises UserError for an ablation that takes a second prompt on general text, which has none."""
+    for name, task in tasks.items():
+        if KINDS[ablation].needs_corrupted and task.name == TEXT_TASK:
+            others = ", ".join(other for other, kind in KINDS.items() if not kind.needs_corrupted)
+            raise UserError(
+                f"--ablations {ablation}: task {name} is general text, without a second prompt; use any of {others}"
+            )
+
+
+def _check_own_metrics(tasks: Mapping[str, TaskConfig]) -> None:
+    """Raises UserError for metrics of the caller's own on general text, whose logits never exist as a whole."""
+    for name, task in tasks.items():
+        if own_names() and task.name == TEXT_TASK:
+            raise UserError(
+                f"metrics: {', '.join(own_names())} take whole logits and task {name} is general text, whose logits "
+                "exist in chunks alone; leave the metrics out"
+            )
 
 
 def check_methods(settings: EvaluationSettings, shapes: Sequence[LayerShape]) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from bigcircuit.evaluation.checks import checks
 from bigcircuit.metrics.numbers import terminal_score_text
-from bigcircuit.metrics.registry import Scores
+from bigcircuit.metrics.registry import Scores, match_of, recovered_of
 from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.results.evaluation import EvaluatedCircuit, Evaluation, UnderAblation
 
@@ -31,7 +31,7 @@ def _kl(scores: Scores) -> str:
 
 
 def _match(scores: Scores) -> str:
-    return format(scores["exact_match"].mean, ".0%")
+    return format(scores[match_of(scores)].mean, ".0%")
 
 
 def _no_worse(under: UnderAblation) -> bool:
@@ -42,7 +42,8 @@ def _no_worse(under: UnderAblation) -> bool:
 def _no_statement(circuit: EvaluatedCircuit, under: UnderAblation) -> str:
     """Name reasons why the scores say little."""
     sentences = [] if circuit.kept["total"] else ["This circuit keeps nothing."]
-    if under.circuit["recovered"].mean != under.circuit["recovered"].mean:
+    recovered = under.circuit[recovered_of(under.circuit)].mean
+    if recovered != recovered:
         sentences.append("Closing everything changes no mean logit difference, so no share of it can be recovered.")
     return " ".join(sentences)
 

@@ -21,7 +21,7 @@ class PlainPass(NamedTuple):
 
     micro_batch: MicroBatch
     reference: Tensor
-    """Logits on the clean prompts, [S, V]; empty where the caller has them."""
+    """Logits on the clean prompts, [S, V], or head inputs of windows, [S, D]; empty where the caller has them."""
     corrupted: RecordedBatch | None
     """Activations of the corrupted run; None where masked passes do not run the suffix alone."""
 

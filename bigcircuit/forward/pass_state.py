@@ -37,6 +37,7 @@ class Pass:
 
     members: P, of the layer in progress where members share layers. store: activations of the corrupted run, for a pass over the
     suffix. branches: members that share layers. shapes: where those of arguments are noted.
+    head_inputs: of a pass over windows, [P, S, D].
     """
 
     batch: Batch | TokenRows | FewTokens
@@ -54,6 +55,7 @@ class Pass:
     site_masks: SiteMasks = field(default_factory=dict)
     division: Division | None = None
     shapes: ArgumentShapes | None = None
+    head_inputs: Tensor | None = None
     layer: int = 0
 
     def masks_of(self, layer: int) -> SiteMasks:

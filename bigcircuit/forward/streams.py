@@ -25,7 +25,7 @@ from bigcircuit.forward.corrupted import Corrupted, PrefixCache, RecordedBatch, 
 from bigcircuit.forward.expert_pass import run_experts
 from bigcircuit.forward.interpolate import Interpolate
 from bigcircuit.forward.kept_passes import KeptPasses
-from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, tokens_of
+from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, replace_forward, tokens_of
 from bigcircuit.forward.pass_state import ExpertWatcher, MaskSource, Pass, Watcher
 from bigcircuit.forward.rows import (
     ArgumentShapes,
@@ -84,8 +84,7 @@ class Streams:
             self._undo.pop()()
 
     def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        self._undo.append(partial(_put_back, module, module.__dict__.get("forward")))
-        module.forward = forward
+        self._undo.append(replace_forward(module, forward))
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
@@ -117,7 +116,9 @@ class Streams:
             self.ablation = before
 
     def reference(self, batch: Batch) -> Tensor:
-        """Compute logits of the full model on the clean prompts at the scored positions, [S, V], without a graph."""
+        """Compute logits of the full model on the clean prompts at the scored positions, [S, V], without a graph.
+
+        Of windows of general text: the inputs of the vocabulary projection in their place, [S, D], see `head.logits_of`."""
         with torch.no_grad():
             return self._forward(self._plain(batch), batch.clean)[0]
 
@@ -164,7 +165,7 @@ class Streams:
         corrupted: Corrupted | None = None,
         branches: Branches | None = None,
     ) -> Tensor:
-        """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V].
+        """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]; as `reference`.
 
         corrupted: activations of the corrupted run of this batch. With them the pass runs the tokens behind the shared prefix
         alone; only for ablations that need the corrupted stream. branches: members that share layers (`can_share`); no graph.
@@ -238,7 +239,7 @@ class Streams:
                 past_key_values=cache,
                 use_cache=False,
             )
-        return output.logits
+        return output.logits if state.head_inputs is None else state.head_inputs
 
     @contextmanager
     def _during(self, state: Pass) -> Iterator[None]:
@@ -375,15 +376,12 @@ class Streams:
             return None
         hidden = args[0][: state.rows.masked].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
         positions = state.batch.score_position - (0 if state.store is None else state.store.cut)
-        scored = hidden[:, state.batch.score_row, positions]
-        return (scored if state.branches is None else scored[state.branches.of_member], *args[1:])
-
-
-def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward  # of Streams entered before these
+        found = hidden[:, state.batch.score_row, positions]
+        found = found if state.branches is None else found[state.branches.of_member]
+        if state.batch.logit_chunk is None:
+            return (found, *args[1:])
+        state.head_inputs = found
+        return (found[:, :1], *args[1:])
 
 
 _FEWEST = 16

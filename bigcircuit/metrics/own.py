@@ -19,6 +19,7 @@ Metric = Callable[[Tensor, Batch], Tensor]
 
 METRIC_ENTRY_POINTS = "bigcircuit.metrics"
 """Group of entry points in which packages declare metrics of their own."""
+_OF_THE_TABLE = frozenset(SCORES)
 
 
 def named_metrics(names: Sequence[str]) -> dict[str, Metric]:
@@ -55,6 +56,11 @@ def own_scores(metrics: Mapping[str, Metric]) -> Iterator[None]:
     finally:
         for name in metrics:
             SCORES.pop(name, None)
+
+
+def own_names() -> list[str]:
+    """Name the scores of the caller's own that are in the table now."""
+    return [name for name in SCORES if name not in _OF_THE_TABLE]
 
 
 def _computed(name: str, metric: Metric) -> Callable[[LogitComparison], Tensor]:

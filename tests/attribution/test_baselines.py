@@ -31,6 +31,7 @@ from bigcircuit.model.granularity import (
 )
 from bigcircuit.model.sites import find_sites
 from tests.helpers.launch import DEEPSPEED_CONFIGS, launch
+from tests.helpers.text_windows import random_windows
 from tests.helpers.tiny_models import TINY, TOKEN_IDS, tiny_examples, tiny_model
 
 DENSE = [*EVERYWHERE, "mlp_output"]
@@ -284,3 +285,70 @@ def test_every_baseline_has_a_label_and_only_random_ones_are_drawn_several_times
         )
         assert seeds == ([0, 1, 2] if name == "random" else [None])
         seeds.clear()
+
+
+def by_layer(frozen, examples, wanted):
+    """Inputs of projections, or inputs and outputs of layers, of single prompts through transformers alone, [tokens, width]."""
+    seen = {index: [] for index in range(len(frozen.layers))}
+    handles = [
+        (layer.module if wanted == "layer" else layer.sites[wanted]).register_forward_hook(
+            lambda _, args, output, index=index: seen[index].append((args[0], output)), with_kwargs=False
+        )
+        for index, layer in enumerate(frozen.layers)
+    ]
+    with torch.no_grad():
+        for example in examples:
+            frozen.model(input_ids=torch.tensor([example.clean + example.answers[0][:-1]]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return [tuple(torch.cat([one[part][0].double() for one in pairs]) for part in (0, 1)) for pairs in seen.values()]
+
+
+def test_fluctuation_and_weights_against_flap_by_hand(llama):
+    chosen = tiny_examples(3)
+    with Streams(llama, ZERO) as streams:
+        found, plain = (
+            BASELINES[n].score(streams, chosen, MicroBatches(2)) for n in ("fluctuation", "weight_magnitude")
+        )
+    for site, name in ((ATTENTION, "attention_neuron"), (MLP, "mlp_neuron")):
+        for index, (inputs, _) in enumerate(by_layer(llama, chosen, site)):
+            squares = llama.layers[index].sites[site].weight.double().square().sum(0)
+            scores = inputs.var(0, correction=0) * squares
+            expected = (scores - scores.mean()) / scores.std()
+            torch.testing.assert_close(found[name][index].double(), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(plain[name][index].double(), squares.sqrt(), rtol=1e-5, atol=1e-6)
+
+
+def test_block_influence_is_one_minus_the_cosine_of_input_and_output(llama):
+    chosen = tiny_examples(3)
+    with Streams(llama, ZERO) as streams:
+        found = BASELINES["block_influence"].score(streams, chosen, MicroBatches(2))
+    for index, (before, after) in enumerate(by_layer(llama, chosen, "layer")):
+        expected = (1 - torch.cosine_similarity(before, after, dim=-1)).mean().item()
+        assert found["block"][index].item() == pytest.approx(expected, abs=1e-6)
+        assert set(found["mlp_neuron"][index].tolist()) == {found["block"][index].item()}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "text"])
+def test_taylor_is_the_gradient_of_the_weights_times_the_weights(llama, kind):
+    """LLM-Pruner's definition, by autograd through transformers: |sum of gradient x weight| of a neuron's column."""
+    windows = (
+        random_windows() if kind == "text" else [e._replace(answers=(e.answers[0][:1],)) for e in tiny_examples(3)]
+    )
+    with Streams(llama, ZERO) as streams:
+        found = BASELINES["taylor"].score(streams, windows, MicroBatches(2))
+    weights = [layer.sites[MLP].weight.requires_grad_() for layer in llama.layers]
+    try:
+        loss = torch.zeros(())
+        for example in windows:
+            ids = example.clean + example.answers[0]
+            logits = llama.model(input_ids=torch.tensor([ids[:-1]]), use_cache=False).logits[0]
+            scored = logits[len(example.clean) - 1 :]
+            loss = loss + torch.nn.functional.cross_entropy(scored, torch.tensor(example.answers[0])) / len(windows)
+        gradients = torch.autograd.grad(loss, weights)
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+    for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+        expected = (weight * gradient).sum(0).abs().detach()
+        torch.testing.assert_close(found["mlp_neuron"][index], expected, rtol=1e-3, atol=1e-6)
