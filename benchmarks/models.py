@@ -117,8 +117,9 @@ down projection (`gpt_oss`) has the mean routing weight as its constant. In `lla
 every token, experts can be closed and their neurons cannot.
 """
 _EXACT = """A circuit has the same logits alone and beside others, to the last bit, in all types but: {others}.
-What these compute for a token depends in its last digits on how many tokens there are, so gates of a population differ there
-from those of one circuit.
+They have gates or weights of a few numbers a token (of a shared expert, a router or a recurrent mixer), and torch computes the last
+numbers of a tensor, those that fill no register, by other code: `softplus` of 108 numbers is not that of its three thirds. So a
+token's last digits depend there on how many tokens there are. Experts themselves are called once for each circuit.
 """
 
 
