@@ -38,6 +38,7 @@ from bigcircuit.model.granularity import (
     NODE_NAMES,
     LayerShape,
     granularities_of,
+    has_masks,
     sites_of,
 )
 
@@ -96,8 +97,8 @@ def _gradients_at_full(
 def _closable(streams: Streams) -> list[str]:
     """List the granularities of the model whose nodes the ablation can close, but for neurons of experts."""
     names = [name for name in GRANULARITIES if name != LEAVES[EXPERT_NEURON]]
-    covers = streams.ablation.covers
-    return [n for n in granularities_of(streams.frozen.shapes, names) if any(map(covers, GRANULARITIES[n].sites))]
+    sites = {site for site in GRANULARITIES["block"].sites if has_masks(site, names) and streams.ablation.covers(site)}
+    return [name for name in granularities_of(streams.frozen.shapes, names) if sites & {*GRANULARITIES[name].sites}]
 
 
 def by_taylor(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> NodeScores:

@@ -73,7 +73,7 @@ def integrated_gradients(
     masks go from 0 (everything ablated) to 1 (the full model) together. Units: nats a neuron, summing to the KL at 0.
     """
     openings = [(point + 0.5) / points for point in range(points)]
-    sites = sites_of(streams.frozen.shapes, ())
+    sites = [site for site in sites_of(streams.frozen.shapes, ()) if streams.ablation.covers(site)]
     total = {site: zeros(streams, LEAVES[site]) for site in sites}
     found = mask_gradients(
         streams, examples, micro_batches, lambda compared: compared.kl, openings, sites, phase="integrated gradients"

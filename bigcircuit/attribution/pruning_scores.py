@@ -17,6 +17,7 @@ from bigcircuit.attribution.node_scores import NodeScores, aggregate, node_score
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.activation_means import moments
+from bigcircuit.forward.experts import Added
 from bigcircuit.forward.pass_inputs import hidden_of
 from bigcircuit.forward.streams import Streams
 from bigcircuit.model.granularity import (
@@ -26,6 +27,7 @@ from bigcircuit.model.granularity import (
     MLP,
     MLP_OUTPUT,
     SITE_WIDTH,
+    VALUE_WIDTH,
     granularities_of,
     sites_of,
 )
@@ -70,7 +72,10 @@ def _mean_squares(
         if site in total:
             total[site][index] += value.double().square().sum(0)
 
-    tokens = watch_clean(streams, examples, micro_batches, add, "activation magnitudes")
+    def add_experts(index: int, found: Added) -> None:
+        total[EXPERT][index] += found.norms(len(total[EXPERT][index])).double().square().sum(0)
+
+    tokens = watch_clean(streams, examples, micro_batches, add, add_experts, "activation magnitudes")
     micro_batches.ranks.all_reduce([tokens, *(sums for layers in total.values() for sums in layers)])
     return {site: [sums / tokens for sums in layers] for site, layers in total.items()}
 
@@ -116,7 +121,12 @@ def by_fluctuation(streams: Streams, examples: Sequence[Example], micro_batches:
     shapes = streams.frozen.shapes
     variances = {
         site: [
-            found.deviation[site][index, : SITE_WIDTH[site](shape)].double().square()
+            # Of an expert the sum over all D values that it writes.
+            found.deviation[site][index, : VALUE_WIDTH[site](shape)]
+            .double()
+            .square()
+            .view(SITE_WIDTH[site](shape), -1 if VALUE_WIDTH[site](shape) else 0)
+            .sum(1)
             for index, shape in enumerate(shapes)
         ]
         for site in sites_of(shapes, ())

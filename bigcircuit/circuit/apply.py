@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import Tensor
 
 from bigcircuit.ablation.ablation import Ablation
-from bigcircuit.circuit.model_check import check_hashes, check_widths
+from bigcircuit.circuit.model_check import check_ablation, check_hashes, check_widths
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.forward.applied import AppliedMasks, CorruptedPrompts
@@ -54,6 +54,7 @@ def apply_circuit(
     """Mask every pass of a model inside the context; yields the model. See `Circuit.applied`."""
     frozen = find_sites(base_model(model), guess=True)
     check_widths(masks, metadata, frozen.shapes, "this circuit", _REMEDY)
+    check_ablation(ablation, masks, frozen.shapes)
     if not any_model:
         check_object(metadata, model)
     if ablation.kind.needs_corrupted and corrupted_ids is None:

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from bigcircuit.attribution.baselines import METHOD_LABELS
-from bigcircuit.circuit.nodes import node_names
+from bigcircuit.circuit.nodes import held_neurons, node_names
 from bigcircuit.metrics.numbers import terminal_score_text
 from bigcircuit.metrics.registry import SCORES, Score, Scores, is_on_text
 from bigcircuit.results.evaluation import CHECK_SIGNS, Drawn, EvaluatedCircuit, Evaluation, Task, UnderAblation
@@ -28,11 +28,10 @@ def show_evaluation(result: Evaluation, progress: ProgressDisplay) -> None:
             progress.print_table(_cross(result, ablation))
         if result.curves.get(ablation):
             progress.print_table(_curves(result, ablation))
-    head_dim = result.nodes["attention_neuron"] // result.nodes["head"]
     for circuit in result.circuits:
         for ablation, under in circuit.ablations.items():
             if under.minimality:
-                progress.print_table(_minimality(circuit, ablation, under, head_dim))
+                progress.print_table(_minimality(circuit, ablation, under, result.nodes))
     if result.checks and sum(not circuit.control for circuit in result.circuits) > 1:
         progress.print_line(f"of {result.circuits[0].name}:")
     for check in result.checks:
@@ -159,15 +158,16 @@ def _curves(result: Evaluation, ablation: str) -> Table:
     return shown
 
 
-def _minimality(circuit: EvaluatedCircuit, ablation: str, under: UnderAblation, head_dim: int) -> Table:
-    """Make the table of unnecessary and of the most necessary nodes of a circuit."""
+def _minimality(circuit: EvaluatedCircuit, ablation: str, under: UnderAblation, nodes: Mapping[str, int]) -> Table:
+    """Make the table of unnecessary and of the most necessary nodes of a circuit. nodes: of the model, by granularity."""
     shown = _table(
         f"{circuit.name}: what is necessary, {ablation} ablation",
         ["nodes", "kept", "spare", "at once", "KL without all spare", "KL rises most without"],
     )
     for name, found in under.minimality.items():
         first = found.dropped[0]
-        place = f"{node_names(name, first.layer, first.nodes, head_dim)}, by {first.kl_change.mean:.3f}"
+        names = node_names(name, first.layer, first.nodes, held_neurons(name, nodes))
+        place = f"{names}, by {first.kl_change.mean:.3f}"
         together = f"{found.together['kl'].mean:.3f}" if found.together else ""
         shown.add_row(name, str(found.kept), str(found.unnecessary), str(found.group), together, place)
     return shown

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigcircuit.ablation.kinds import KINDS, check_experts
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.attribution.baselines import BASELINES
 from bigcircuit.config.load import load
 from bigcircuit.config.schema import Config, TaskConfig
@@ -92,7 +92,6 @@ def plan_evaluation(
         dict.fromkeys(loaded.found_under for loaded in circuits if not loaded.control)
     )
     for name in ablations:
-        check_experts(name, sum(shape.experts for shape in model.shapes))
         _check_second_prompt(name, tasks)
     _check_own_metrics(tasks)
     read = MeanDataReader(model.tokenizer, model.hf_config)

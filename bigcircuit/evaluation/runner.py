@@ -111,6 +111,7 @@ class EvaluationRunner:
             micro_batches=self.plan.micro_batches,
             at_once=self.plan.settings.at_once,
             kept=self.kept,
+            names={name for loaded in self.plan.circuits for name in loaded.circuit.masks},
         )
         made: dict[int, Scorer] = {}
 

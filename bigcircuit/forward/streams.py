@@ -26,7 +26,7 @@ from bigcircuit.forward.expert_pass import run_experts
 from bigcircuit.forward.interpolate import Interpolate
 from bigcircuit.forward.kept_passes import KeptPasses
 from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, replace_forward, tokens_of
-from bigcircuit.forward.pass_state import MaskSource, Pass, Watcher
+from bigcircuit.forward.pass_state import ExpertWatcher, MaskSource, Pass, Watcher
 from bigcircuit.forward.rows import (
     ArgumentShapes,
     Division,
@@ -38,7 +38,7 @@ from bigcircuit.forward.rows import (
     places_of_rows,
 )
 from bigcircuit.forward.shared_layers import Branches
-from bigcircuit.model.granularity import EXPERT, EXPERT_NEURON, MLP, MLP_OUTPUT
+from bigcircuit.model.granularity import EXPERT, MLP, MLP_OUTPUT
 from bigcircuit.model.sites import FrozenModel
 
 
@@ -122,15 +122,15 @@ class Streams:
         with torch.no_grad():
             return self._forward(self._plain(batch), batch.clean)[0]
 
-    def watch(self, batch: Batch, tokens: Tensor, watcher: Watcher) -> None:
-        """Run the full model without a graph on prompts laid out as in `batch`, [R, T], and pass its activations to a callback.
+    def watch(self, batch: Batch, tokens: Tensor, watcher: Watcher, experts: ExpertWatcher | None = None) -> None:
+        """Run the full model without a graph on prompts laid out as in `batch`, [R, T], and pass its activations to callbacks.
 
-        The callback gets the inputs of both projections of every layer and the output of the MLP.
+        The first one gets the inputs of the projections of every layer and the output of the MLP, `experts` those of a mixture.
         """
         with torch.no_grad():
-            self._forward(self._plain(batch, watcher), tokens)
+            self._forward(self._plain(batch, watcher, experts), tokens)
 
-    def _plain(self, batch: Batch, watcher: Watcher | None = None) -> Pass:
+    def _plain(self, batch: Batch, watcher: Watcher | None = None, experts: ExpertWatcher | None = None) -> Pass:
         return Pass(
             batch=batch,
             masks=None,
@@ -138,6 +138,7 @@ class Streams:
             rows=Rows(len(batch.clean), 0),
             ablation=self.ablation,
             watch=watcher,
+            watch_experts=experts,
         )
 
     def record(self, batch: Batch, sites: Collection[str]) -> RecordedBatch:
@@ -328,22 +329,13 @@ class Streams:
 
     def _experts(self, index: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Experts of a layer under their gates."""
-        state, module = self._pass, self.frozen.layers[index].sites[EXPERT]
+        state, layer = self._pass, self.frozen.layers[index]
+        module = layer.sites[EXPERT]
         if hasattr(module, "is_concatenated") and args[0].is_meta:
             plain = experts.without_data(module)
-        here = state is not None and state.layer == index
-        if state is None or not here or (state.watch is None and not {EXPERT, EXPERT_NEURON} & state.site_masks.keys()):
+        if state is None or state.layer != index:
             return plain(*args, **kwargs)
-        return run_experts(
-            module,
-            plain,
-            (*args, *kwargs.values()),
-            masks=state.site_masks,
-            recorded=state.recorded,
-            recording=state.recording,
-            rows=len(state.batch.clean),
-            watch=None if state.watch is None else partial(state.watch, index),
-        )
+        return run_experts(state, module, layer.shape, plain, (*args, *kwargs.values()))
 
     def _at_input(self, index: int, site: str, _module: nn.Module, args: tuple) -> tuple | None:
         value = self._at_site(index, site, args[0])

@@ -24,11 +24,12 @@ from bigcircuit.forward.corrupted_store import Lengths, stored_values
 from bigcircuit.forward.store_memory import is_in_file
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import discretise
+from bigcircuit.gates.members import trained_granularities
 from bigcircuit.gates.population import Population
 from bigcircuit.memory.shortened import from_few_layers
 from bigcircuit.metrics.compare import compare_pass
 from bigcircuit.model.deepspeed_config import pieces_on, with_auto_values
-from bigcircuit.model.granularity import LEAVES, MLP_OUTPUT, SITE_WIDTH, measured_sites, sites_of, widest
+from bigcircuit.model.granularity import LEAVES, MLP_OUTPUT, SITE_WIDTH, measured_sites, sites_of, widest_values
 from bigcircuit.model.quantization import weight_bytes_as
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.model.sites import FrozenModel
@@ -144,10 +145,8 @@ def estimate(run: ResolvedRun, work: Workload, is_gpu: bool, known: KnownPeaks |
     under other settings of the same run, so that none is computed twice.
     """
     found = resting(run, work, is_gpu)
-    allocated = {
-        **found.allocated,
-        "activations and gradients": _activations(run, work, {} if known is None else known),
-    }
+    peak = max(_activations(run, work, {} if known is None else known), _measuring(run, work))
+    allocated = {**found.allocated, "activations and gradients": peak}
     if (more := ranking_peak(run) - allocated["activations and gradients"]) > 0:
         allocated["ranking of neurons, above that"] = more  # an update is over when circuits are decided
     return found._replace(allocated=allocated)
@@ -324,7 +323,8 @@ def blank_state(run: ResolvedRun, device: torch.device) -> TrainState:
 
 def _moments(run: ResolvedRun, positions: int, device: torch.device) -> Moments:
     shapes = run.model.shapes
-    sizes = {site: (len(shapes), positions, widest(shapes, LEAVES[site])) for site in measured_sites(shapes)}
+    sites = measured_sites(shapes, trained_granularities(run.members[0]))
+    sizes = {site: (len(shapes), positions, widest_values(shapes, site)) for site in sites}
     mean = {site: torch.zeros(size, device=device) for site, size in sizes.items()}
     return Moments(mean, {site: values[:, 0] for site, values in mean.items()})
 
@@ -341,6 +341,16 @@ def _constants(run: ResolvedRun, work: Workload) -> dict[str, int]:
     tensors = [one for found in ablation.tensors().values() for one in found.values()]
     copies = 3 if ablation.kind.learned else 1
     return {"ablation constants": 4 * copies * sum(map(Tensor.numel, tensors))} if tensors else {}
+
+
+def _measuring(run: ResolvedRun, work: Workload) -> int:
+    """Bytes of the sums from which constants are made, float64, beside the float32 results: before gates are trained."""
+    if not KINDS[run.config.ablation.name].needs_moments:
+        return 0
+    found = _moments(run, work.tokens if run.config.ablation.per_position else 1, META)
+    return sum(8 * mean.numel() for mean in found.mean.values()) + sum(
+        (8 + 4) * deviation.numel() for deviation in found.deviation.values()
+    )
 
 
 def _batch(run: ResolvedRun, rows: int, work: Workload) -> Batch:

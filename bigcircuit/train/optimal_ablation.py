@@ -21,7 +21,7 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks
 from bigcircuit.metrics.compare import compare_pass
 from bigcircuit.metrics.distinct_circuits import mask_source
-from bigcircuit.model.granularity import LEAVES
+from bigcircuit.model.granularity import learned_sites
 from bigcircuit.train.state import TrainState
 
 
@@ -83,8 +83,9 @@ def optimal_ablation(
     `held_out`, by default on `train`, was not lowered keeps the constants of the start. lr: of the first step, in the units of
     the start; it falls to 0 as a cosine. batch_size: examples a step. loss: as `task.text.loss`.
     """
+    shapes = streams.frozen.shapes
     offsets = [
-        {s: torch.zeros_like(start.unit[s]).requires_grad_() for s, leaf in LEAVES.items() if leaf in masks}
+        {site: torch.zeros_like(start.unit[site]).requires_grad_() for site in learned_sites(shapes, masks)}
         for masks in circuits
     ]
     judge = _Fit(streams, circuits, held_out or train, micro_batches, loss)

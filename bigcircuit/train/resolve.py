@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from bigcircuit.ablation.kinds import KINDS, check_experts
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.config.load import members, override
 from bigcircuit.config.schema import Config
 from bigcircuit.data.dataset import AblationData, TaskData, load_ablation_data, load_task
@@ -81,7 +81,6 @@ def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = Non
         data = load_task(config.task, model.tokenizer, model.hf_config)
         ablation_data = load_ablation_data(config, model.tokenizer, model.hf_config)
     _check_saved(config, model)
-    check_experts(config.ablation.name, sum(shape.experts for shape in model.shapes))
     check_expert_neurons(configs, model.skeleton)
     counted = count_targets(configs, model.nodes)
     check_layer_sizes(counted, model.skeleton)

@@ -22,6 +22,7 @@ from bigcircuit.forward.model_check import check_loaded_model
 from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
 from bigcircuit.forward.store_memory import StoreMemory
 from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.members import trained_granularities
 from bigcircuit.gates.population import Population
 from bigcircuit.io.provenance import versions
 from bigcircuit.model.granularity import SITE_WIDTH
@@ -135,5 +136,6 @@ def set_up(run: ResolvedRun, frozen: FrozenModel | None = None) -> RunContext:
         check_loaded_model(frozen, brief=run.model.is_read_from_disk)
     data = complete_data(config, frozen, run.data, micro_batches)
     measured_over = data.splits["train"] if run.ablation_data is None else run.ablation_data.examples
-    ablation, moments = starting_ablation(config.ablation, frozen, measured_over, micro_batches)
+    names = trained_granularities(run.members[0])  # the same for all members
+    ablation, moments = starting_ablation(config.ablation, frozen, measured_over, micro_batches, names)
     return RunContext(run, data, Streams(frozen, ablation, config.train.checkpointing), moments)
