@@ -92,6 +92,12 @@ class ClosedNodes:
         for index, layer in enumerate(frozen.layers):
             self._add_layer(layer, index, masks, ablation)
 
+    def close_places(self, parameter: Tensor, axis: int, closed: Tensor) -> None:
+        """Make rows or columns of a parameter zero as well. closed: bool, along the axis."""
+        name, places = self._names[id(parameter)], closed.nonzero().flatten()
+        if len(places):
+            self.edits[name] = lambda read: _read(read, name).index_fill(axis, places, 0)
+
     def dtype(self, name: str, of_base: torch.dtype) -> torch.dtype:
         """The dtype in which a parameter is written: that of the base, of biases that hold constants float32."""
         return torch.float32 if name in self._with_constants else of_base

@@ -71,6 +71,12 @@ class ExportRequest:
                 f"{subject} has heads without rows of their own in its query, key and value projections; {remedy}"
             )
 
+    @property
+    def has_rows_of_nodes(self) -> bool:
+        """Whether it is known which rows of the weights of a layer compute a head or an MLP neuron."""
+        known = self.is_dense and self.hf_config.model_type not in _NOT_CUT
+        return known and len(self.base.paths.qkv) in (1, 3)
+
     def padded_width(self, neurons: int) -> int:
         """Width of an MLP that keeps so many neurons; no more than that of the base."""
         width = -(-max(neurons, 1) // self.multiple_of) * self.multiple_of

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from bigcircuit.errors import UserError
 from bigcircuit.export.closed_nodes import ClosedNodes
+from bigcircuit.export.cut import PADDING
 from bigcircuit.export.folder import config_json, write_folder
 from bigcircuit.export.folder_plan import bias_settings
 from bigcircuit.export.request import ExportRequest, PreparedExport
 from bigcircuit.export.source import SourceWeights
 from bigcircuit.export.stock import changed_config, skeleton_of
+from bigcircuit.export.tensors import LayerParts
 from bigcircuit.export.writer import Planned
 from bigcircuit.gates.discretise import count
 from bigcircuit.model.granularity import ATTENTION, LEAVES, MLP, NODE_NAMES, has_masks, node_counts
@@ -27,6 +29,8 @@ def plan_zeroed(request: ExportRequest) -> PreparedExport:
     """Plan the export. Raises UserError where constants need a bias that the model's class has not, and for shared weights."""
     base = request.base.model
     closed = ClosedNodes(request.base, request.masks, request.ablation, f"model.path {request.model.config.path}")
+    if request.has_rows_of_nodes:
+        _close_rows(request, closed)
     flags = _bias_flags(request, closed)
     written = skeleton_of(changed_config(request.hf_config, flags)).model if flags else base
     stored = SourceWeights(request.model.config, base)
@@ -42,6 +46,22 @@ def plan_zeroed(request: ExportRequest) -> PreparedExport:
         sizes=list(_kept(request)),
         notes=["this export is as large and as slow as the base model; --format uniform or compact makes it smaller"],
     )
+
+
+def _close_rows(request: ExportRequest, closed: ClosedNodes) -> None:
+    """Make zero what computes closed heads and MLP neurons: keys and values where their whole group is closed.
+
+    Their columns of the output projections are zero already, so that no output depends on it.
+    """
+    for layer, cut in zip(request.base.layers, request.cuts, strict=True):
+        parts = LayerParts(
+            request.hf_config.model_type, request.base.paths, layer.shape, hasattr(layer.attention, "nx")
+        )
+        for name, parameter in layer.module.named_parameters():
+            part = parts.part(name, parameter.shape)
+            if part is not None and part.kind in ("query", "key", "value", "qkv", "mlp_input"):
+                places = parts.places(part, cut, parameter.shape[part.axis])
+                closed.close_places(parameter, part.axis, places == PADDING)
 
 
 def _bias_flags(request: ExportRequest, closed: ClosedNodes) -> dict[str, bool]:
