@@ -45,7 +45,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 FAMILIES = tuple(_SIZES)
 
 
-Node = tuple[str, int, int]
+NodePlace = tuple[str, int, int]
 """Granularity, layer and index in it."""
 
 
@@ -79,9 +79,9 @@ class Recipe(NamedTuple):
     """Make an untrained model, from torch's global random state."""
     names: tuple[str, ...]
     """Granularities of the nodes that have to be needed."""
-    columns: Callable[[FrozenModel, Sequence[Node]], list[Tensor]]
+    columns: Callable[[FrozenModel, Sequence[NodePlace]], list[Tensor]]
     """Collect views of the output weights of nodes."""
-    silent: Callable[[FrozenModel, random.Random], list[Node]] = lambda *_: []
+    silent: Callable[[FrozenModel, random.Random], list[NodePlace]] = lambda *_: []
     """Choose nodes that write zero from the start."""
     fixed: Callable[[FrozenModel], list[nn.Parameter]] = lambda _: []
     """Collect parameters that are not trained."""
@@ -218,7 +218,7 @@ def learn(
     model.eval().requires_grad_(False)
 
 
-def _columns(frozen: FrozenModel, closed: Sequence[Node]) -> list[Tensor]:
+def _columns(frozen: FrozenModel, closed: Sequence[NodePlace]) -> list[Tensor]:
     """Collect views of the output weights of neurons."""
     found = []
     for name, layer, node in closed:
@@ -236,9 +236,9 @@ def _silence(columns: Sequence[Tensor]) -> None:
 def knockouts(
     frozen: FrozenModel,
     examples: Sequence[Example],
-    without: Sequence[Node] = (),
+    without: Sequence[NodePlace] = (),
     names: Sequence[str] = ("attention_neuron", "mlp_neuron"),
-) -> dict[Node, float]:
+) -> dict[NodePlace, float]:
     """Measure the mean KL in nats that closing one node alone costs, for all but `without`."""
     everything = {
         name: torch.ones(len(frozen.shapes), g.width(frozen.shapes[0]), dtype=torch.bool)
@@ -262,7 +262,7 @@ def knockouts(
     return dict(zip(nodes, costs.tolist(), strict=True))
 
 
-def _needed(frozen: FrozenModel, names: Sequence[str], closed: Sequence[Node]) -> dict[str, Tensor]:
+def _needed(frozen: FrozenModel, names: Sequence[str], closed: Sequence[NodePlace]) -> dict[str, Tensor]:
     needed = {
         name: torch.ones(len(frozen.shapes), GRANULARITIES[name].width(frozen.shapes[0]), dtype=torch.bool)
         for name in names

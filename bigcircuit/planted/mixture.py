@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bigcircuit.model.granularity import EXPERT, LEAVES
 from bigcircuit.model.sites import FrozenModel, Layer, find_sites
-from bigcircuit.planted.base import SYMBOLS, Base, Node, Recipe, make_needed
+from bigcircuit.planted.base import SYMBOLS, Base, NodePlace, Recipe, make_needed
 from bigcircuit.planted.plant import Planted, save_planted
 
 _EXPERTS, _CHOSEN, _SILENT = 8, 4, 4
@@ -64,11 +64,11 @@ def _experts(layer: Layer) -> Any:
     return layer.sites[EXPERT]
 
 
-def _columns(frozen: FrozenModel, closed: Sequence[Node]) -> list[Tensor]:
+def _columns(frozen: FrozenModel, closed: Sequence[NodePlace]) -> list[Tensor]:
     return [_experts(frozen.layers[layer]).down_proj.data[expert] for _, layer, expert in closed]
 
 
-def _silent(frozen: FrozenModel, rng: random.Random) -> list[Node]:
+def _silent(frozen: FrozenModel, rng: random.Random) -> list[NodePlace]:
     return [
         (LEAVES[EXPERT], layer, expert)
         for layer in range(len(frozen.layers))
