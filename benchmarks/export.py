@@ -164,13 +164,13 @@ TITLES = {"speed": "## Size and speed", "large": "## Writing a large model"}
 """Part -> its title in the table file."""
 
 
-def put(command: str, title: str, lines: list[str]) -> None:
-    """Replace a part of the table file. command: words after `python -m`."""
-    text = OUTPUT.read_text() if OUTPUT.exists() else "# Exports\n"
+def put(command: str, title: str, lines: list[str], output: Path = OUTPUT, name: str = "Exports") -> None:
+    """Replace a part of a table file. command: words after `python -m`; name: headline of a new file."""
+    text = output.read_text() if output.exists() else f"# {name}\n"
     found = re.split(r"(?m)^(?=## )", text)
     head = f"{title}\n\n`python -m {command}`, {date.today()}, {cpu_name()}, torch {torch.__version__}. "
     kept = [one for one in found if not one.startswith(title)]
-    OUTPUT.write_text("\n".join(one.rstrip() + "\n" for one in [*kept, head + "\n".join(lines)]))
+    output.write_text("\n".join(one.rstrip() + "\n" for one in [*kept, head + "\n".join(lines)]))
     sys.stdout.write(head + "\n".join(lines) + "\n")
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.export_checks harness MODEL PAIRS      a model folder, and a JSONL file of pairs (needs lm-eval)
 
 `harness` scores base, exported model and masked model in memory on a multiple-choice task of the pairs: the log-likelihoods of
-exported and masked model are compared one by one. Each part replaces its table in benchmarks/export.md.
+exported and masked model are compared one by one. Each part replaces its table in benchmarks/export_checks.md.
 """
 
 import argparse
@@ -121,7 +121,9 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path)
     words = parser.parse_args()
     title = {"reload": "## Reload by the stock loader", "harness": "## lm-evaluation-harness"}[words.part]
-    put(f"benchmarks.export_checks {words.part}", title, reload() if words.part == "reload" else harness(*words.files))
+    lines = reload() if words.part == "reload" else harness(*words.files)
+    command = " ".join(["benchmarks.export_checks", words.part, *(path.name for path in words.files)])
+    put(command, title, lines, Path(__file__).with_suffix(".md"), "Checks of exports")
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def compare(case: Case, seed: int, folder: Path, steps: int | None) -> Iterator[
     kept: list[tuple[str, str, Ranking, NodeScores, Masks]] = []
     with Streams(case.frozen, INTERCHANGE) as streams:
         for method, baseline in BASELINES.items():
-            if not baseline.applies(shapes):
+            if baseline.refusal(shapes):
                 continue
             seeded = {"seed": seed} if baseline.is_random else {}
             scores = baseline.score(streams, split(case, "train"), MicroBatches(16), **seeded)

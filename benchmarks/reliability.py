@@ -71,7 +71,7 @@ class Bench:
         folder = self._new()
         arguments = {"folder": str(folder), "steps": list(range(1, 30)), "mixed": True}
         with Job(folder / "series", fault=("stops", arguments)) as job:
-            job.end(600)
+            job.end()
         seen = json.loads((folder / "stops.json").read_text())
         return [
             self._stops("the same, two ranks", [Stop(*one) for one in seen["stops"]]),
@@ -270,7 +270,7 @@ class Bench:
         fault = ("memory", {"steps": [steps // 10, steps], "folder": str(folder)})
         overrides = {"train__steps": steps, "train__save_every": 20, "train__validate_every": 100}
         with Job(folder / "run", fault=fault, **overrides) as job:
-            job.end(1200)
+            job.end()
         sizes = [json.loads((folder / f"rank-{rank}.json").read_text()).values() for rank in (0, 1)]
         shown = "; ".join("rank {}: {:.1f} and {:.1f} MiB".format(rank, *pair) for rank, pair in enumerate(sizes))
         outcome = f"resident memory after {steps // 10} and {steps:,} steps: {shown}"

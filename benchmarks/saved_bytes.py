@@ -1,23 +1,31 @@
-"""Count the bytes that autograd saves for the backward pass: GPT-2 small, float32, batch 8 x 32, parameters excluded.
+"""Count the bytes that autograd saves for the backward pass: GPT-2 small, float32, parameters excluded.
 
-python benchmarks/saved_bytes.py
+    python -m benchmarks.saved_bytes [PAIRS TOKENIZER]
+
+Two streams on random prompts of 8 x 32 tokens, and, on pairs of a file tokenised for the model, what updates over the suffix
+save in each precision of `train.saved`.
 """
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.config.load import load
 from bigcircuit.config.load import members as config_members
 from bigcircuit.data.collate import collate
+from bigcircuit.data.dataset import load_task
 from bigcircuit.data.pair import Example
+from bigcircuit.forward.few_bits import BITS, FewBitHooks, Packed
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
 from bigcircuit.model.sites import find_sites
@@ -33,6 +41,12 @@ class SavedBytes:
         self._known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         self._kept: list[Tensor] = []  # a meta storage must stay alive, or its address is used again
         self.total = 0
+
+    def packed(self, saved: Any) -> Any:
+        """Count what few bits make of a tensor."""
+        for tensor in (saved.codes, saved.scales) if isinstance(saved, Packed) else (saved,):
+            self(tensor)
+        return saved
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Count a tensor that is saved; the pack hook."""
@@ -85,6 +99,38 @@ def masked(layers: int, checkpointing: bool, members: int = 1) -> int:
     return saved.total
 
 
+def on_pairs(examples: list[Example]) -> dict[str, int]:
+    """Count for the plain model on the clean prompts of a batch, and for an update over the suffix, by `train.saved`."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=128_256)).eval().requires_grad_(False)  # ids of the answers
+    frozen, batch = find_sites(model), collate(examples, full=False, padding="aligned")
+    with count_saved(model) as saved:
+        embedded = model.transformer.wte(batch.clean).requires_grad_()
+        model(inputs_embeds=embedded, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=1)
+    found = {"plain model": saved.total}
+    population = Population.new(config_members(load(None)), frozen.shapes)
+    with Streams(frozen, INTERCHANGE) as streams:
+        recorded = streams.record(batch, ["attention", "mlp"])
+        for name in ("exact", *BITS):
+            counter = SavedBytes(model)
+            hooks = FewBitHooks(BITS[name]) if name in BITS else None
+            pack = counter if hooks is None else partial(_packed, counter, hooks)
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+                streams.masked(batch, population.draw(range(len(examples))), 1, recorded)
+            found[name] = counter.total
+    return found
+
+
+def _packed(counter: SavedBytes, hooks: FewBitHooks, tensor: Tensor) -> Any:
+    return counter.packed(hooks.pack(tensor))
+
+
+def read(pairs: str, tokenizer: str) -> list[Example]:
+    """Read the first eight training pairs of a file."""
+    task = load(None, {"task.name": "pairs", "task.path": pairs, "task.size": 200}).task
+    config = GPT2Config(vocab_size=128_256)
+    return load_task(task, AutoTokenizer.from_pretrained(tokenizer), config).splits["train"][:8]
+
+
 def main() -> None:
     """Count and write the table."""
     lines = [
@@ -101,6 +147,17 @@ def main() -> None:
             lines.append(
                 f"| {layers} | {'yes' if checkpointing else 'no'} | {base / 1e6:.1f} | {ours / 1e6:.1f} | {ours / base:.2f} |"
             )
+    if sys.argv[1:]:
+        counted = on_pairs(read(*sys.argv[1:]))
+        lines += [
+            "",
+            "Updates over the suffix, 8 pairs, 12 layers, one member:",
+            "",
+            "| | MB | of the plain model |",
+            "|---|---|---|",
+        ]
+        whole = counted["plain model"]
+        lines += [f"| {name} | {size / 1e6:.1f} | {size / whole:.2f} |" for name, size in counted.items()]
     OUTPUT.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))  # noqa: T201
 

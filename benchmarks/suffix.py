@@ -20,9 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from benchmarks.step_time import floor, make_model, seconds
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.config.load import load, members
+from bigcircuit.data.collate import batch_indices
 from bigcircuit.data.dataset import load_task
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.data.training_order import TrainingOrder
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.corrupted_store import CorruptedStore, Lengths
 from bigcircuit.forward.reference_logits import ReferenceLogits
@@ -93,15 +95,23 @@ def updates(streams: Streams, case: Case, count: int) -> tuple[Callable[[], None
     def make(store: CorruptedStore | None) -> Callable[[], None]:
         state = TrainState.new(Population.new(members(config), shapes), node_counts(shapes, config.gates.granularities))
         steps = iter(range(sys.maxsize))
+        order = TrainingOrder(case.examples, case.batch, 0, over_suffix=True)
 
         def run() -> None:
-            first = next(steps) * case.batch % (len(case.examples) - case.batch + 1)
-            chosen = case.examples[first : first + case.batch]
+            step = next(steps)
+            # Two streams as before there was a store: batches as drawn.
+            drawn = batch_indices(len(case.examples), case.batch, step, 0)
+            chosen = [case.examples[index] for index in drawn] if store is None else order.batch(step)
             update(state, streams, references, chosen, micro_batches, store)
 
         return run
 
     return make(None), make(store), store
+
+
+def _end_of_key(row: str) -> int:
+    """Place of the fifth bar of a row: before it are model, share, batch and members."""
+    return [place for place, letter in enumerate(row) if letter == "|"][4]
 
 
 def main() -> None:
@@ -110,19 +120,21 @@ def main() -> None:
     for name in ("pairs_gpt2", "tokenizer", "pairs_small", "model_small"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="part of the names of the models to measure; all when empty")
     parser.add_argument("--members", type=int, nargs="+", default=[1, 8])
     arguments = parser.parse_args()
     lines = [
         f"# Updates over the suffix, {date.today()}",
         "",
         f"`python -m benchmarks.suffix`: float32, {torch.get_num_threads()} thread(s), torch {torch.__version__}; medians of "
-        f"{arguments.rounds} alternating rounds. Floor: plain forward pass without a graph, and forward and backward, of the "
-        "first batch.",
+        "alternating rounds. Floor: plain forward pass without a graph, and forward and backward, of the "
+        "first batch. MB: of the store.",
         "",
-        "| pairs | shared | batch | members | two streams, s | suffix, s | suffix / two streams | suffix / floor | store, MB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| pairs | shared | batch | members | rounds | two streams, s | suffix, s | suffix / two streams | suffix / floor | MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for case in cases(arguments):
+    rows = {line[: 1 + _end_of_key(line)]: line for line in OUTPUT.read_text().splitlines()[len(lines) :]}
+    for case in (one for one in cases(arguments) if arguments.only in one.name):
         lengths = [Lengths.of(example) for example in case.examples]
         share = sum(one.prefix for one in lengths) / sum(map(sum, lengths))
         base = floor(case.frozen, case.examples[: case.batch])
@@ -133,12 +145,13 @@ def main() -> None:
                 times = [statistics.median(column) for column in zip(*rounds, strict=True)]
                 ratios = [statistics.median(b / x for x, b in zip(column, [r[1] for r in rounds], strict=True))
                           for column in ([r[0] for r in rounds], [r[2] for r in rounds])]  # fmt: skip
-                lines.append(
-                    f"| {case.name} | {share:.2f} | {case.batch} | {count} | {times[0]:.3f} | {times[1]:.3f} | {ratios[0]:.2f} | "
-                    f"{ratios[1]:.2f} | {store.bytes / 1e6:.1f} |"
+                key = f"| {case.name} | {share:.2f} | {case.batch} | {count} |"
+                rows[key] = (
+                    f"{key} {arguments.rounds} | {times[0]:.3f} | {times[1]:.3f} | {ratios[0]:.2f} | {ratios[1]:.2f} | "
+                    f"{store.bytes / 1e6:.1f} |"
                 )
-                OUTPUT.write_text("\n".join(lines) + "\n")
-                print(lines[-1], flush=True)  # noqa: T201
+                OUTPUT.write_text("\n".join([*lines, *rows.values()]) + "\n")
+                print(rows[key], flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -96,12 +97,7 @@ class Bench:
 
     def without_a_node(self) -> Ended:
         """Remove one of the two nodes of its cluster at a random time."""
-        from ray.cluster_utils import Cluster
-
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        try:
-            second = cluster.add_node(num_cpus=1)
-            cluster.wait_for_nodes()
+        with two_nodes() as (cluster, second):
             output = self.folder / f"node-{self.rng.random()}"
             began = time.monotonic()
             process = start_sweep(self.config, output, "--address", cluster.address)
@@ -110,8 +106,6 @@ class Bench:
             assert any(command_line(child).startswith(RANK) for child in raylet.children(recursive=True))
             cluster.remove_node(second, allow_graceful=False)
             return self.ended(output, self.wait_for_success(process, began))
-        finally:
-            cluster.shutdown()
 
     def wait(self, output: Path, process: "subprocess.Popen[str]") -> None:
         """Wait until a random share of all updates has been made. Fails if the process ends before."""
@@ -132,6 +126,20 @@ class Bench:
             whole
         )
         return Ended(equal, updates(output) / self.updates, seconds / self.seconds)
+
+
+@contextmanager
+def two_nodes() -> Iterator[tuple[Any, Any]]:
+    """Start a Ray cluster of two nodes with a CPU each; yields the cluster and the second node."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        yield cluster, second
+    finally:
+        cluster.shutdown()
 
 
 def updates(output: Path) -> int:

@@ -12,12 +12,13 @@ import torch
 
 from bigcircuit.config.load import check_asks_for_size
 from bigcircuit.config.schema import Config
-from bigcircuit.data.collate import batch_indices
+from bigcircuit.config.text import TEXT_TASK
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import Stopped
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.gates.members import trained_granularities
 from bigcircuit.io import checkpoint
+from bigcircuit.io.checkpoint import SHARED_FOLDER
 from bigcircuit.io.files import write_json
 from bigcircuit.io.provenance import versions
 from bigcircuit.io.run_dir import MetricsFile, RunDir, choose_run_dir, claimed, settings_sha256
@@ -55,7 +56,9 @@ def prune(
     """
     progress = progress or ProgressDisplay(ranks.is_first, ranks.set_status)
     folder = choose_run_dir(config, fresh)
-    if folder.finished:
+    is_finished = folder.finished
+    ranks.check_equal({"state of the run folder": f"{folder.path.name} {is_finished}"}, SHARED_FOLDER)
+    if is_finished:
         progress.print_line(folder.nothing_to_do)
         return folder
     started = time.monotonic()
@@ -97,8 +100,9 @@ def introduce(context: RunContext, progress: ProgressDisplay) -> None:
         )
     for note in data.notes:
         progress.print_line(f"note: {note}")
+    unit = "windows" if config.task.name == TEXT_TASK else "pairs"
     progress.print_line(
-        f"{config.task.path or config.task.name}: {sizes} pairs; {len(context.run.members)} member(s), "
+        f"{config.task.path or config.task.name}: {sizes} {unit}; {len(context.run.members)} member(s), "
         f"{config.ablation.name} ablation"
     )
     if context.run.both_streams:
@@ -109,7 +113,7 @@ def start_or_resume(context: RunContext, folder: RunDir, progress: ProgressDispl
     """Make new gates (warm-started if asked) and learned constants, or load the state of the newest checkpoint."""
     population = context.population(context.run.members)
     state = TrainState.new(population, context.nodes)
-    saved = checkpoint.load_newest(folder.checkpoints, progress.print_line)
+    saved = checkpoint.load_on_all(folder.checkpoints, progress.print_line, context.micro_batches.ranks)
     if saved is None:
         context.warm_start(population)
         return state
@@ -127,7 +131,8 @@ def start_or_resume(context: RunContext, folder: RunDir, progress: ProgressDispl
 
 def fingerprint_of(context: RunContext) -> dict[str, str]:
     """Return what a checkpoint is known by: hashes of settings, model files and pairs, by name."""
-    return {"settings": settings_sha256(context.config), **context.run.fingerprint}
+    written = {"token ids of the samples": context.data.tokens_sha256} if context.config.task.text.generate else {}
+    return {"settings": settings_sha256(context.config), **context.run.fingerprint, **written}
 
 
 def train(context: RunContext, state: TrainState, folder: RunDir, progress: ProgressDisplay) -> tuple[Targets, Targets]:
@@ -141,9 +146,10 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
         context.micro_batches,
         context.streams,
     )
-    ranks, examples = micro_batches.ranks, context.training_examples()
-    if settings.both_ways:
-        turned = len(examples) - len(context.data.splits["train"])
+    ranks, order = micro_batches.ranks, context.training_order()
+    is_text = config.task.name == TEXT_TASK
+    if settings.both_ways and not is_text:
+        turned = len(order.examples) - len(context.data.splits["train"])
         progress.print_line(f"train.both_ways: {turned} pairs serve the other way round too")
     steps = max(member.config.train.steps for member in state.population.members)
 
@@ -160,9 +166,9 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
         try:
             kept = context.kept_logits(folder.references)
             sites = state.population.draw([0])(0).keys()
-            training = context.training_targets(examples, steps, kept, sites, folder.path)
+            training = context.training_targets(order, steps, kept, sites, folder.path)
             validation = context.validation_targets(kept)
-            if ranks.is_first:
+            if ranks.is_first and not is_text:
                 for line in count_solved([validation, training], micro_batches).lines():
                     progress.print_line(line)
             with progress.phase("pruning", steps, "steps", done=state.step, lasting=True) as updates:
@@ -175,8 +181,7 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
                         save()
                     if state.step == steps:
                         break
-                    order = batch_indices(len(examples), settings.batch_size, state.step, config.task.seed)
-                    chosen = [examples[i] for i in order]
+                    chosen = order.batch(state.step)
                     logged = update(state, streams, training.references, chosen, micro_batches, training.store)
                     seen = {"kl": logged["kl"].mean().item()}
                     if "open.total" in logged:  # not where experts alone have gates

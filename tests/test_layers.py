@@ -19,7 +19,13 @@ LARGEST_FILE, IN_ROOT = 400, 6
 TESTS = Path(__file__).parent
 BESIDE_PACKAGES = ("helpers", "benchmarks", "configs", "docker", "docs", "examples", "fuzz", "scripts")
 """Folders of tests of other folders of the repository, and what several test files share."""
-TOPICS = ("ablation/test_runs.py", "distributed/test_hosts.py", "distributed/test_slurm.py", "model/test_siblings.py")
+TOPICS = (
+    "ablation/test_runs.py",
+    "circuit/test_by_hooks.py",
+    "distributed/test_hosts.py",
+    "distributed/test_slurm.py",
+    "model/test_siblings.py",
+)
 """Test files of more than one module. Those of `prune`, `check` and `cli`, which are no packages, are named by topic too."""
 
 
@@ -162,7 +168,7 @@ def wide_tuples() -> set[str]:
 
 def test_named_tuples_of_many_fields_are_built_by_keyword():
     wide, found = wide_tuples(), []
-    assert "Batch" in wide and "Baseline" not in wide
+    assert "Batch" in wide and "Corpus" not in wide
     for path in [*ROOT.rglob("*.py"), *TESTS.rglob("*.py"), *(TESTS.parent / "benchmarks").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if (

@@ -1,6 +1,6 @@
 """An ablation as a value: what closed nodes output instead, with the tensors that its kind needs.
 
-Shapes: P members, L layers, T positions, R rows of a batch, n width of a site in the widest layer, w in one layer.
+Shapes: P members, L layers, T positions, R rows of a batch, n values of a site in the widest layer, w in one layer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bigcircuit.ablation.gaussian import standard_normal
 from bigcircuit.ablation.kinds import KINDS, TENSORS, AblationKind
-from bigcircuit.model.granularity import SITE_WIDTH, LayerShape
+from bigcircuit.model.granularity import SITE_WIDTH, VALUE_WIDTH, LayerShape
 from bigcircuit.seeding import mix
 
 _NOISE_KEY = 0xAB1A
@@ -127,6 +127,6 @@ class Moments(NamedTuple):
         unit is at least a tenth of the root mean square of the layer.
         """
         mean, deviation = self.mean[site][:, -1], self.deviation[site]
-        widths = torch.tensor([max(SITE_WIDTH[site](shape), 1) for shape in shapes], device=mean.device)
+        widths = torch.tensor([max(VALUE_WIDTH[site](shape), 1) for shape in shapes], device=mean.device)
         power = (mean.square() + deviation.square()).sum(1, keepdim=True) / widths.unsqueeze(1)
         return mean, torch.maximum(deviation, 0.1 * power.sqrt())

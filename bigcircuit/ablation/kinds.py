@@ -7,8 +7,6 @@ plain data: none of our other modules and no torch are imported here.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from bigcircuit.errors import UserError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -78,15 +76,6 @@ KINDS: dict[str, AblationKind] = {
     ),
 }
 """Full name, as it stands beside scores and in circuit files -> kind. The first entry is the default."""
-
-
-def check_experts(name: str, experts: int) -> None:
-    """Check that an ablation can close nodes of a model with so many experts. Raises UserError if it is measured."""
-    if experts and KINDS[name].tensors:
-        known = " or ".join(other for other, kind in KINDS.items() if not kind.tensors)
-        raise UserError(
-            f"ablation {name} is not defined for a mixture of experts, whose tokens choose their experts; use {known}"
-        )
 
 
 DEFAULT = next(iter(KINDS))

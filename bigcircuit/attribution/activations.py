@@ -7,16 +7,26 @@ from torch import Tensor
 
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.forward.experts import Added
+from bigcircuit.forward.pass_state import ExpertWatcher
 from bigcircuit.forward.streams import Streams
+from bigcircuit.model.granularity import EXPERT
 
 AtTokens = Callable[[int, str, Tensor], None]
 """Layer index, site and activations [tokens, n]."""
+OfExperts = Callable[[int, Added], None]
+"""Layer index, and what the experts of each token add."""
 
 
 def watch_clean(
-    streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, add: AtTokens, phase: str
+    streams: Streams,
+    examples: Sequence[Example],
+    micro_batches: MicroBatches,
+    add: AtTokens,
+    add_experts: OfExperts,
+    phase: str,
 ) -> Tensor:
-    """Run the full model on the clean prompts of this rank and pass activations to a function, without those of padding.
+    """Run the full model on the clean prompts of this rank and pass activations to functions, without those of padding.
 
     Returns the number of tokens, float64 [1], of this rank; micro-batches that do not count are left out of both.
     """
@@ -30,6 +40,9 @@ def watch_clean(
         def watch(index: int, site: str, value: Tensor, real: Tensor = real) -> None:
             add(index, site, value[real])
 
-        streams.watch(batch, batch.clean, watch)
+        def watch_experts(index: int, _site: str, values: Added, real: Tensor = real) -> None:
+            add_experts(index, values.of(real.flatten()))
+
+        streams.watch(batch, batch.clean, watch, ExpertWatcher((EXPERT,), watch_experts))
         tokens += real.sum()
     return tokens

@@ -5,7 +5,7 @@ neurons, because that is exactly the gradient with respect to a gate above these
 that needs no path of its own and the ablation says what a closed output is: a circuit file has constants of gated sites only.
 
 KL(reference || circuit) has no gradient at the full model, where KL is smallest: methods that take gradients only there use the
-logit difference or the cross-entropy of the right answers.
+logit difference or the cross-entropy of the right answers; on general text the log-likelihood of its tokens stands for both.
 
 One more baseline is one more entry of BASELINES.
 """
@@ -14,33 +14,33 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bigcircuit.attribution.activations import watch_clean
 from bigcircuit.attribution.expert_baselines import by_expert_saliency, by_router_frequency
-from bigcircuit.attribution.mask_gradients import integrated_gradients, mask_gradients, zeros
+from bigcircuit.attribution.mask_gradients import Measure, integrated_gradients, mask_gradients, zeros
 from bigcircuit.attribution.node_scores import NodeScores, aggregate, level_size, node_scores
-from bigcircuit.data.collate import Batch
+from bigcircuit.attribution.pruning_scores import (
+    by_activation_magnitude,
+    by_block_influence,
+    by_fluctuation,
+    by_weight_magnitude,
+)
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.streams import Streams
-from bigcircuit.metrics.logit_metrics import contrast
 from bigcircuit.model.granularity import (
     EVERYWHERE,
     EXPERT,
     EXPERT_NEURON,
     GRANULARITIES,
     LEAVES,
-    MLP,
     MLP_OUTPUT,
+    NODE_NAMES,
     LayerShape,
     granularities_of,
+    has_masks,
     sites_of,
 )
-from bigcircuit.model.zero3 import gathered
-
-_ROWS = 1024
-"""Rows of the identity that pass a projection at once."""
 
 
 def by_integrated_gradients(
@@ -59,9 +59,7 @@ def by_attribution_patching(streams: Streams, examples: Sequence[Example], micro
 
     Nanda 2023 (Attribution Patching), Syed et al. 2023 (arXiv 2310.10348, eq. 1), with the gradient on the clean prompt.
     """
-    return _gradients_at_full(
-        streams, examples, micro_batches, lambda *a: _contrast(*a).logit_difference, lambda each: each
-    )
+    return _gradients_at_full(streams, examples, micro_batches, lambda compared: compared.preference, lambda each: each)
 
 
 def by_head_importance(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> NodeScores:
@@ -69,18 +67,14 @@ def by_head_importance(streams: Streams, examples: Sequence[Example], micro_batc
 
     HISP, Michel et al. 2019 (arXiv 1905.10650, eq. 2), for nodes of every kind and with the ablation's baseline.
     """
-    return _gradients_at_full(streams, examples, micro_batches, lambda *a: _contrast(*a).cross_entropy, torch.abs)
-
-
-def _contrast(_: Tensor, logits: Tensor, batch: Batch):
-    return contrast(logits, batch)
+    return _gradients_at_full(streams, examples, micro_batches, lambda compared: compared.cross_entropy, torch.abs)
 
 
 def _gradients_at_full(
     streams: Streams,
     examples: Sequence[Example],
     micro_batches: MicroBatches,
-    measure: Callable[[Tensor, Tensor, Batch], Tensor],
+    measure: Measure,
     each: Callable[[Tensor], Tensor],
 ) -> NodeScores:
     """Average a function of each node's gradient over examples.
@@ -103,63 +97,31 @@ def _gradients_at_full(
 def _closable(streams: Streams) -> list[str]:
     """List the granularities of the model whose nodes the ablation can close, but for neurons of experts."""
     names = [name for name in GRANULARITIES if name != LEAVES[EXPERT_NEURON]]
-    covers = streams.ablation.covers
-    return [n for n in granularities_of(streams.frozen.shapes, names) if any(map(covers, GRANULARITIES[n].sites))]
+    sites = {site for site in GRANULARITIES["block"].sites if has_masks(site, names) and streams.ablation.covers(site)}
+    return [name for name in granularities_of(streams.frozen.shapes, names) if sites & {*GRANULARITIES[name].sites}]
 
 
-def by_activation_magnitude(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> NodeScores:
-    """Score nodes by the size of what they write: Frobenius norm over a node's weights of |weight| x RMS of the weight's input.
+def by_taylor(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches) -> NodeScores:
+    """Score nodes by the sum over their neurons of |d loss / d mask|, of the loss on all examples together.
 
-    The score of a weight is that of Wanda (Sun et al. 2023, arXiv 2306.11695, eq. 1) up to the number of tokens, which are those
-    of the clean prompts; for a neuron this is the RMS of its activation times the norm of its column. Independent of the ablation.
+    LLM-Pruner, Ma et al. 2023 (arXiv 2305.11627, section 3.2, first order, by vector): |sum over weights of gradient x weight|,
+    which for the weights behind a neuron is the gradient of its mask. The loss is the cross-entropy of the right answers or of the
+    text, and what a closed node outputs is the ablation's.
     """
-    squares = _mean_squares(streams, examples, micro_batches)
-    written: dict[str, list[Tensor]] = {site: [] for site in (*squares, MLP_OUTPUT)}
-    for index, layer in enumerate(streams.frozen.layers):
-        for site, layers in squares.items():
-            by_neuron, by_output = layers[index], layers[index][:0]
-            if site in layer.sites and site != EXPERT:  # what experts add is measured behind their weights
-                by_neuron, by_output = _written(streams, layer.sites[site], layers[index])
-            written[site].append(by_neuron)
-            if site == MLP:
-                written[MLP_OUTPUT].append(by_output)
-    return node_scores(aggregate(written, streams.frozen.shapes, lambda neurons: neurons.sum(-1).sqrt()))
-
-
-def _mean_squares(
-    streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches
-) -> dict[str, list[Tensor]]:
-    """Average the squared inputs of the projections over tokens, and of what experts add: float64 [w] by site and layer."""
-    total = {site: zeros(streams, LEAVES[site]) for site in sites_of(streams.frozen.shapes, ())}
-
-    def add(index: int, site: str, value: Tensor) -> None:
-        if site in total:
-            total[site][index] += value.double().square().sum(0)
-
-    tokens = watch_clean(streams, examples, micro_batches, add, "activation magnitudes")
-    micro_batches.ranks.all_reduce([tokens, *(sums for layers in total.values() for sums in layers)])
-    return {site: [sums / tokens for sums in layers] for site, layers in total.items()}
-
-
-@torch.no_grad()
-def _written(streams: Streams, projection: nn.Module, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum weight^2 x mean square of the input over each column [w] and each row [D] of a projection, float64.
-
-    The weights are read from the projection's outputs for unit vectors, which includes the weights of an adapter.
-    """
-    like = {"dtype": streams.frozen.model.dtype, "device": streams.frozen.device}
-    columns = []
-    by_row = torch.zeros((), dtype=torch.float64, device=streams.frozen.device)
-    with gathered(streams.frozen, projection):
-        bias = projection(torch.zeros(1, len(squares), **like)).double()
-        for first in range(0, len(squares), _ROWS):
-            part = squares[first : first + _ROWS]
-            units = torch.zeros(len(part), len(squares), **like)
-            units[torch.arange(len(part)), first + torch.arange(len(part))] = 1
-            scores = (projection(units).double() - bias).square() * part.unsqueeze(1)
-            columns.append(scores.sum(1))
-            by_row = by_row + scores.sum(0)
-    return torch.cat(columns), by_row
+    shapes = streams.frozen.shapes
+    scored = sites_of(shapes, (LEAVES[MLP_OUTPUT],))
+    sites = [site for site in scored if streams.ablation.covers(site)]
+    total = {site: zeros(streams, LEAVES[site]) for site in sites}
+    found = mask_gradients(
+        streams, examples, micro_batches, lambda compared: compared.cross_entropy, [1.0], sites, phase="Taylor scores"
+    )
+    for micro_batch, gradients in found:
+        for site, layers in gradients.items():
+            for sums, gradient in zip(total[site], layers, strict=True):
+                sums += gradient.double().sum(0) * micro_batch.is_counted / len(examples)
+    micro_batches.ranks.all_reduce([sums for layers in total.values() for sums in layers])
+    sizes = {site: [sums.abs() for sums in layers] for site, layers in total.items()}
+    return node_scores(aggregate(sizes, shapes, lambda neurons: neurons.sum(-1)))
 
 
 def by_chance(streams: Streams, _: Sequence[Example], __: MicroBatches, *, seed: int = 0) -> NodeScores:
@@ -186,10 +148,16 @@ class Baseline(NamedTuple):
     """Whether the scores are drawn at random, so that results are means over several draws."""
     only: str = ""
     """The one granularity whose nodes it scores; empty where it scores all."""
+    scores_experts: bool = True
+    """Whether it is defined for experts."""
 
-    def applies(self, shapes: Sequence[LayerShape]) -> bool:
-        """Whether a model has nodes that it scores."""
-        return not self.only or bool(level_size(self.only, shapes))
+    def refusal(self, shapes: Sequence[LayerShape]) -> str:
+        """Why it cannot rank the nodes of a model; empty where it can."""
+        if self.only and not level_size(self.only, shapes):
+            return f"ranks {NODE_NAMES[self.only]}, of which the model has none"
+        if not self.scores_experts and level_size(EXPERT, shapes):
+            return "is not defined for experts, which the model has"
+        return ""
 
     def draw(
         self, streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, draws: int
@@ -226,6 +194,28 @@ BASELINES: dict[str, Baseline] = {
         label="activation magnitude",
         description="norm of a node's weights times the RMS of their inputs (Wanda)",
         score=by_activation_magnitude,
+    ),
+    "weight_magnitude": Baseline(
+        label="weight magnitude",
+        description="norm of the weights by which a node writes, without data",
+        score=by_weight_magnitude,
+        scores_experts=False,
+    ),
+    "taylor": Baseline(
+        label="first-order Taylor",
+        description="absolute gradient of the cross-entropy with respect to neurons' masks, of all examples together (LLM-Pruner)",
+        score=by_taylor,
+    ),
+    "fluctuation": Baseline(
+        label="fluctuation",
+        description="variance of a neuron's activation times its squared weights, standardised by layer (FLAP)",
+        score=by_fluctuation,
+        scores_experts=False,
+    ),
+    "block_influence": Baseline(
+        label="block influence",
+        description="how far a whole layer turns the hidden state (ShortGPT)",
+        score=by_block_influence,
     ),
     "expert_saliency": Baseline(
         label="expert saliency",

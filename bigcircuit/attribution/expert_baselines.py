@@ -13,7 +13,7 @@ from bigcircuit.attribution.mask_gradients import zeros
 from bigcircuit.attribution.node_scores import NodeScores, node_scores
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
-from bigcircuit.forward.expert_pass import ROUTED
+from bigcircuit.forward.experts import Added
 from bigcircuit.forward.streams import Streams
 from bigcircuit.model.granularity import EXPERT, LEAVES
 
@@ -47,12 +47,12 @@ def by_router_frequency(streams: Streams, examples: Sequence[Example], micro_bat
 
 def _traffic(streams: Streams, examples: Sequence[Example], micro_batches: MicroBatches, phase: str) -> _Traffic:
     routed, written = zeros(streams, LEAVES[EXPERT]), zeros(streams, LEAVES[EXPERT])
-    sums = {ROUTED: routed, EXPERT: written}
 
-    def add(index: int, site: str, value: Tensor) -> None:
-        if site in sums:
-            sums[site][index] += value.double().sum(0)
+    def add(index: int, found: Added) -> None:
+        count = len(routed[index])
+        routed[index] += found.routed(count).double().sum(0)
+        written[index] += found.norms(count).double().sum(0)
 
-    tokens = watch_clean(streams, examples, micro_batches, add, phase)
+    tokens = watch_clean(streams, examples, micro_batches, lambda *_: None, add, phase)
     micro_batches.ranks.all_reduce([tokens, *routed, *written])
     return _Traffic(tokens, routed, written)

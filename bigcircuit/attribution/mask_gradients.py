@@ -6,20 +6,20 @@ Shapes: B examples of a pass, S scored positions, V vocabulary, w width of a sit
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bigcircuit.data.collate import Batch
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.forward.plain_passes import plain_passes
 from bigcircuit.forward.streams import Streams
-from bigcircuit.metrics.logit_metrics import kl_divergence
+from bigcircuit.metrics.compare import compare_pass
 from bigcircuit.model.granularity import GRANULARITIES, LEAVES, SITE_WIDTH, sites_of
 
-Measure = Callable[[Tensor, Tensor, Batch], Tensor]
-"""Reference logits [S, V], logits [1, S, V] and their batch -> a number an example, [1, B]."""
+Measure = Callable[[Any], Tensor]
+"""A `PassComparison` of one circuit with the full model -> a number an example, [1, B]."""
 
 
 def mask_gradients(
@@ -50,13 +50,13 @@ def mask_gradients(
                     ]
                     for site in sites
                 }
-                logits = streams.masked(micro_batch.batch, _source(masks), 1, corrupted)
-                loss = measure(reference, logits, micro_batch.batch).sum()
+                found = compare_pass(streams, micro_batch.batch, _source(masks), 1, reference, corrupted)
+                loss = measure(found).sum()
                 leaves = [mask for layers in masks.values() for mask in layers]
                 # Layers without a site have masks of no neurons, which nothing depends on.
-                found = iter(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+                own = iter(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
                 streams.frozen.release_gathered()
-                yield micro_batch, {site: [next(found)[0] for _ in layers] for site, layers in masks.items()}
+                yield micro_batch, {site: [next(own)[0] for _ in layers] for site, layers in masks.items()}
                 passes.advance()
 
 
@@ -73,10 +73,10 @@ def integrated_gradients(
     masks go from 0 (everything ablated) to 1 (the full model) together. Units: nats a neuron, summing to the KL at 0.
     """
     openings = [(point + 0.5) / points for point in range(points)]
-    sites = sites_of(streams.frozen.shapes, ())
+    sites = [site for site in sites_of(streams.frozen.shapes, ()) if streams.ablation.covers(site)]
     total = {site: zeros(streams, LEAVES[site]) for site in sites}
     found = mask_gradients(
-        streams, examples, micro_batches, kl_divergence, openings, sites, phase="integrated gradients"
+        streams, examples, micro_batches, lambda compared: compared.kl, openings, sites, phase="integrated gradients"
     )
     for micro_batch, gradients in found:
         for site, layers in gradients.items():

@@ -3,15 +3,17 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor
 
 from bigcircuit.ablation.ablation import Ablation
-from bigcircuit.circuit.model_check import check_hashes, check_widths
+from bigcircuit.circuit.model_check import check_ablation, check_hashes, check_widths
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.forward.applied import AppliedMasks, CorruptedPrompts
+from bigcircuit.forward.model_check import check_loaded_model
+from bigcircuit.model.architectures import GUESSED
 from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.model.sites import FrozenModel, find_sites
 from bigcircuit.model.weight_files import model_folder
@@ -19,6 +21,8 @@ from bigcircuit.model.weight_files import model_folder
 _REMEDY = "give the model it was found in"
 _WRITTEN: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
 """Model object -> folder to which its weights were written, because no other files hold the same."""
+_CHECKED: "WeakSet[Any]" = WeakSet()
+"""Model objects of types that are in no table, in which gates were seen to do what they say."""
 
 
 def remember_files(model: Any, folder: str) -> None:
@@ -48,8 +52,9 @@ def apply_circuit(
     any_model: bool = False,
 ) -> Iterator[Any]:
     """Mask every pass of a model inside the context; yields the model. See `Circuit.applied`."""
-    frozen = find_sites(base_model(model))
+    frozen = find_sites(base_model(model), guess=True)
     check_widths(masks, metadata, frozen.shapes, "this circuit", _REMEDY)
+    check_ablation(ablation, masks, frozen.shapes)
     if not any_model:
         check_object(metadata, model)
     if ablation.kind.needs_corrupted and corrupted_ids is None:
@@ -62,6 +67,9 @@ def apply_circuit(
             f"corrupted_ids are given and {ablation.name} ablation runs no corrupted prompts; leave them out"
         )
     _check_devices(frozen, ablation)
+    if frozen.architecture.kind == GUESSED and frozen.model not in _CHECKED:
+        check_loaded_model(frozen)
+        _CHECKED.add(frozen.model)
     corrupted = CorruptedPrompts(corrupted_ids) if ablation.kind.needs_corrupted else None
     with AppliedMasks.of(frozen, masks, ablation, corrupted):
         yield model

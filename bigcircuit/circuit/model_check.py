@@ -8,7 +8,14 @@ from torch import Tensor
 from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.circuit.metadata import HASH_KEYS
 from bigcircuit.errors import UserError
-from bigcircuit.model.granularity import GRANULARITIES, LEAVES, LayerShape, has_masks, measured_sites, widest
+from bigcircuit.model.granularity import (
+    GRANULARITIES,
+    LayerShape,
+    fits_values,
+    sites_of,
+    widest,
+    widest_values,
+)
 
 
 def check_widths(
@@ -42,16 +49,21 @@ def check_hashes(
             )
 
 
-def check_ablation(ablation: Ablation, masks: Mapping[str, Tensor], shapes: Sequence[LayerShape]) -> None:
-    """Raises UserError unless the tensors of an ablation, where it has any, are of all sites of a model and of its sizes."""
+def check_ablation(
+    ablation: Ablation, masks: Mapping[str, Tensor], shapes: Sequence[LayerShape], subject: str = "this circuit"
+) -> None:
+    """Raises UserError unless the tensors of an ablation, where it has any, are of all sites of a model and of its sizes.
+
+    shapes: of the model, or as they are known from a circuit file. subject: with which the error begins.
+    """
     for part, found in ablation.tensors().items():
-        for site in (site for site in measured_sites(shapes) if has_masks(site, masks)):
-            size = (1, len(shapes), widest(shapes, LEAVES[site]))
+        for site in sites_of(shapes, masks):
+            layers, width = len(shapes), widest_values(shapes, site)
             shape = tuple(found[site].shape) if site in found else ()
-            if len(shape) != 4 or (*shape[:2], shape[3]) != size:
+            if len(shape) != 4 or shape[:2] != (1, layers) or not fits_values(shape[3], shapes, site):
                 raise UserError(
-                    f"the {part} of this {ablation.name} ablation are {list(shape) or 'missing'} at {site}; give float32 "
-                    f"[1, {size[1]}, 1, {size[2]}] there, a row a layer, or by position [1, {size[1]}, positions, {size[2]}]"
+                    f"{subject}: the {part} of its {ablation.name} ablation are {list(shape) or 'missing'} at {site}; give float32 "
+                    f"[1, {layers}, 1, {width}] there, a row a layer, or by position [1, {layers}, positions, {width}]"
                 )
 
 

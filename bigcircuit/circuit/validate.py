@@ -15,7 +15,15 @@ from bigcircuit.ablation.kinds import DEFAULT, KINDS, TENSORS
 from bigcircuit.config.choices import OneOf
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import tensor_sha256
-from bigcircuit.model.granularity import EVERYWHERE, GRANULARITIES, LEAVES, LayerShape, has_masks, measured_sites
+from bigcircuit.model.granularity import (
+    EVERYWHERE,
+    GRANULARITIES,
+    LEAVES,
+    LayerShape,
+    fits_values,
+    has_masks,
+    sites_of,
+)
 
 
 class ScoreShape(BaseModel):
@@ -92,8 +100,7 @@ def _check_ablation(name: str, tensors: Mapping[str, Tensor], shapes: Sequence[L
     Without tensors the file is valid: the output of closed nodes is then measured again.
     """
     masks = [tensor.removeprefix("mask.") for tensor in tensors]
-    sites = [site for site in measured_sites(shapes) if has_masks(site, masks)]
-    wanted = [f"{TENSORS[part]}.{site}" for part in KINDS[name].tensors for site in sites]
+    wanted = [f"{TENSORS[part]}.{site}" for part in KINDS[name].tensors for site in sites_of(shapes, masks)]
     missing = [tensor for tensor in wanted if tensor not in tensors]
     if missing and len(missing) < len(wanted):
         raise UserError(
@@ -172,11 +179,14 @@ def _type(tensor: Tensor) -> str:
 
 def _check_size(name: str, tensor: Tensor, widths: Mapping[str, Sequence[int]], source: str) -> None:
     """Check the numbers of layers and nodes of a tensor. Raises UserError."""
-    part, _, of = name.partition(".")
-    of = LEAVES.get(of, of) if part in TENSORS.values() else of
+    part, _, site = name.partition(".")
+    is_value = part in TENSORS.values()
+    of = LEAVES.get(site, site) if is_value else site
     if part not in _PARTS or of not in widths:
         return
-    if (len(tensor), tensor.shape[-1]) != (len(widths[of]), max(1, *widths[of])):
+    wide = tensor.shape[-1]
+    fits = fits_values(wide, shapes_of(widths), site) if is_value else wide == max(1, *widths[of])
+    if len(tensor) != len(widths[of]) or not fits:
         raise UserError(
             f"{source}: tensor {name} has {tensor.shape[-1]} nodes in {len(tensor)} layers and its metadata widths say "
             f"{max(widths[of])} in {len(widths[of])}; write one row a layer, padded to the widest"

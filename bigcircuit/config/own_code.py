@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from bigcircuit.errors import UserError, first_line
+from bigcircuit.errors import ReportedError, UserError, first_line
 
 VARIABLE = "BIGCIRCUIT_ALLOW"
 """Environment variable with the modules that configs may name, separated by commas; ranks and workers inherit it."""
@@ -63,9 +63,9 @@ def load_function(reference: str, key: str) -> Any:
         sys.path.append(os.getcwd())  # where `python -m` would look too
     try:
         function = getattr(import_module(module), name, None)
-    except ImportError as error:
+    except Exception as error:  # such as a SyntaxError of the module
         raise UserError(
-            f"{key} {reference}: cannot be imported ({first_line(error)}); mend the name or the module"
+            f"{key} {reference}: cannot be imported ({_said(error)}); mend the name or the module"
         ) from error
     if not callable(function):
         raise UserError(f"{key} {reference}: module {module} has no function {name}; mend the name")
@@ -93,6 +93,22 @@ def find_function(name: str, group: str, key: str) -> Any:
     return function
 
 
+@contextmanager
+def calling(subject: str) -> Iterator[None]:
+    """Turn what a function of the user raises inside into a UserError. subject: setting and name of the function."""
+    try:
+        yield
+    except ReportedError:
+        raise
+    except Exception as error:
+        raise UserError(f"{subject}: raised {_said(error)}; mend the function") from error
+
+
+def _said(error: Exception) -> str:
+    """Describe an error of code that is not ours by its class and first line."""
+    return f"{type(error).__name__}: {first_line(error)[:200]}"
+
+
 _GIVEN: dict[str, Any] = {}
 """Functions that the caller of the library has given, by the names under which configs have them."""
 
@@ -117,9 +133,9 @@ def load_entry_point(found: EntryPoint) -> Any:
     """Import what a package declares. Raises UserError where the package cannot be imported."""
     try:
         return found.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise UserError(
-            f"{found.name}: {found.value} of an installed package cannot be imported ({first_line(error)}); mend or remove it"
+            f"{found.name}: {found.value} of an installed package cannot be imported ({_said(error)}); mend or remove it"
         ) from error
 
 

@@ -12,6 +12,7 @@ from bigcircuit.config.chat import ChatConfig
 from bigcircuit.config.choices import OneOf, described
 from bigcircuit.config.section import Section
 from bigcircuit.config.sizes import PenaltyConfig, TargetConfig, Weight
+from bigcircuit.config.text import TextConfig, text_settings_problem
 from bigcircuit.config.tracking import TrackingConfig
 from bigcircuit.gates.parametrisation import PARAMETRISATIONS, automatic
 from bigcircuit.model.granularity import GATED, GRANULARITIES
@@ -78,7 +79,7 @@ class TaskConfig(Section):
     """The behaviour: clean/corrupted prompt pairs with right and wrong answers."""
 
     name: str = "ioi"
-    """A task builder (`bigcircuit tasks` lists them), or `pairs` to read a file."""
+    """A task builder (`bigcircuit tasks` lists them), `pairs` to read a file, or `text` to prune on general text."""
     path: str | None = None
     """Pair file (JSONL, CSV, Parquet, JSON) or data set, when name is `pairs`; the list of requests or questions that a task
     such as `refusal` is built from."""
@@ -100,6 +101,7 @@ class TaskConfig(Section):
     answer_tokens: Positive | None = None
     """Score only so many first tokens of an answer, such as the beginning of a whole reply; all of them when absent."""
     chat: ChatConfig = ChatConfig()
+    text: TextConfig = TextConfig()
     bad_pairs: Literal["stop", "drop"] = "stop"
     """A pair that cannot be scored (unequal lengths, duplicates, ...) ends the run at once, or is left out and counted."""
     labels: Literal["own", "random"] = "own"
@@ -255,6 +257,9 @@ class TrainConfig(Section):
     checkpointing: bool | Literal["cpu"] = False
     """Keep only layer inputs and run each layer again in the backward pass: less memory, about a third more time. `cpu`
     keeps them in the memory of the host."""
+    saved: Literal["exact", "8bit", "4bit"] = "exact"
+    """Bits of a value in which activations are kept for the backward pass; with few, less memory and gradients with an error
+    (docs/large-models.md)."""
     store: bool = True
     """Under interchange ablation, compute the corrupted run of every training pair once, keep its activations, and run only the
     tokens behind the prefix that both prompts share. Off: run the corrupted prompts in every update."""
@@ -313,6 +318,12 @@ class Config(Section):
         for key, name in used.items():
             if name not in enabled:
                 raise ValueError(f"{key} is set but gates.granularities is [{', '.join(enabled)}]; add {name} to it")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_text(self) -> "Config":
+        if problem := text_settings_problem(self):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

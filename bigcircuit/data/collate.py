@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bigcircuit.config.text import TextConfig
 from bigcircuit.data.pair import Example, TokenIds
 from bigcircuit.seeding import mix
+
+DEFAULT_CHUNK = TextConfig().logit_chunk
 
 
 class Batch(NamedTuple):
@@ -52,6 +55,9 @@ class Batch(NamedTuple):
     """bool [C]"""
     shared: int
     """Number of first columns in which both prompts are the same in all rows."""
+    logit_chunk: int | None = None
+    """Of windows of general text: positions, of all circuits together, whose logits exist at once. None for pairs, whose few
+    logits are computed together."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return a copy on another device."""
@@ -120,6 +126,8 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
     main row, or to the end of the main row.
     padding: "left", "right", or "aligned": rows begin where their first differing tokens stand in one column.
     """
+    if examples[0].is_window:
+        return _windows(examples, pad_id)
     layout = _Layout()
     for index, example in enumerate(examples):
         layout.add(index, example, full)
@@ -163,13 +171,60 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
     )
 
 
+def _windows(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Collate windows of general text: one row each, padded on the right, without the layout of single continuations."""
+    context = torch.tensor([len(example.clean) for example in examples])
+    scored = torch.tensor([len(example.answers[0]) for example in examples])
+    width, count = int((context + scored).max()) - 1, len(examples)
+    columns = torch.arange(width)
+    mask = (columns < (context + scored - 1).unsqueeze(1)).long()
+    tokens = torch.full((count, width), pad_id)
+    for row, example in enumerate(examples):
+        ids = (example.clean + example.answers[0])[:-1]
+        tokens[row, : len(ids)] = torch.tensor(ids)
+    rows, is_padded = torch.arange(count), not mask.all()
+    owner = rows.repeat_interleave(scored)
+    places = torch.cat([torch.arange(n) for n in scored.tolist()])
+    return Batch(
+        clean=tokens,
+        corrupted=tokens,
+        attention_mask=mask if is_padded else None,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0) if is_padded else None,
+        ids=torch.tensor([example.id for example in examples]),
+        example_of_row=rows,
+        score_row=owner,
+        score_position=places + (context - 1)[owner],
+        example_of_score=owner,
+        kl_weight=1 / scored[owner].float(),
+        token_score=torch.arange(len(owner)),
+        token_id=torch.cat([torch.tensor(example.answers[0]) for example in examples]),
+        continuation_of_token=owner,
+        example_of_continuation=rows,
+        correct=torch.ones(count, dtype=torch.bool),
+        shared=width - 1,
+        logit_chunk=DEFAULT_CHUNK,
+    )
+
+
 def shared_prefix(clean: TokenIds, corrupted: TokenIds) -> int:
     """Count the first tokens that are the same in both prompts; at most all but the last."""
     return next((i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b), len(clean) - 1)
 
 
+def computed_tokens(example: Example, *, over_suffix: bool) -> tuple[int, int]:
+    """Count the tokens of an example that a training pass computes, and those of the prefix that it takes from a store.
+
+    over_suffix: whether the pass runs the tokens behind the shared prefix alone.
+    """
+    length = len(example.clean) + len(example.answers[0])
+    prefix = shared_prefix(example.clean, example.corrupted) if over_suffix else 0
+    return length - prefix, prefix
+
+
 def count_scored_positions(example: Example, *, full: bool) -> int:
     """Count the scored positions of an example. full: see `collate`."""
+    if example.is_window:
+        return len(example.answers[0])
     layout = _Layout()
     layout.add(0, example, full)
     return len(layout.scores)
@@ -193,7 +248,7 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
 
 def count_rows(example: Example) -> int:
     """Count the rows of an example that is scored in full."""
-    return len(_forced(example))
+    return 1 if example.is_window else len(_forced(example))
 
 
 def _forced(example: Example) -> list[TokenIds]:

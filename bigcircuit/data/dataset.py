@@ -4,11 +4,13 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from bigcircuit.config.chat import ChatConfig
-from bigcircuit.config.own_code import is_reference
+from bigcircuit.config.own_code import calling, is_reference
 from bigcircuit.config.schema import Config, TaskConfig
+from bigcircuit.config.text import TEXT_TASK
 from bigcircuit.data.builders import BUILDERS, LIST_BUILDERS, find_builder
 from bigcircuit.data.builders.words import alignment_problem
 from bigcircuit.data.chat import ChatRenderer, as_conversation
@@ -16,7 +18,8 @@ from bigcircuit.data.notes import notes, with_leading_space
 from bigcircuit.data.pair import Example, Pair
 from bigcircuit.data.readers.read import pairs_of_rows, read_pairs
 from bigcircuit.data.readers.rows import read_rows
-from bigcircuit.data.splits import split
+from bigcircuit.data.splits import split, split_windows
+from bigcircuit.data.text import Corpus, blank_samples, check_window, read_corpus, windows_of_corpus
 from bigcircuit.data.tokenize import tokenize_pairs
 from bigcircuit.errors import UserError
 from bigcircuit.model.rotary import frequency_switches
@@ -43,6 +46,8 @@ class TaskData(NamedTuple):
 
 def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
     """Read or build the pairs of a task, tokenise, check and divide them. Raises UserError naming file, row and remedy."""
+    if task.name == TEXT_TASK:
+        return _load_text(task, tokenizer, hf_config)
     pairs, examples, bad = _examples(task, tokenizer, hf_config)
     return TaskData(
         splits=split(examples, pairs, task.split.model_dump(), task.seed),
@@ -51,6 +56,31 @@ def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskDa
         tokens_sha256=_tokens_sha256(examples),
         bad=bad,
         notes=tuple(notes(task, pairs, examples, tokenizer)),
+    )
+
+
+def _load_text(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
+    """Read a corpus, or lay out the samples that the model will write once its weights are there."""
+    positions = getattr(hf_config, "max_position_embeddings", None)
+    if task.text.generate:
+        check_window(task.text, positions)
+        return text_data(task, blank_samples(task, tokenizer, hf_config), hf_config)
+    return text_data(task, read_corpus(task, tokenizer, hf_config.vocab_size, positions), hf_config)
+
+
+def text_data(task: TaskConfig, corpus: Corpus, hf_config: Any) -> TaskData:
+    """Cut a corpus into windows and divide them by document. Raises UserError."""
+    examples = windows_of_corpus(corpus, task.text, task.path or TEXT_TASK)
+    for length in frequency_switches(hf_config):
+        _check_one_side(examples, length)
+    return TaskData(
+        splits=split_windows(examples, corpus.splits, task.split.model_dump(), task.seed),
+        pairs=[
+            Pair(clean=e.clean, corrupted=e.corrupted, answers=e.answers, wrong_answers=(), source=e.source)
+            for e in examples
+        ],
+        sha256=corpus.sha256,
+        tokens_sha256=_tokens_sha256(examples),
     )
 
 
@@ -128,6 +158,8 @@ def make_pairs(task: TaskConfig, tokenizer: Any | None, left_out: list[str] | No
 
     left_out: list to which the problem of each pair that cannot be rendered is appended; None to raise the first. Raises UserError.
     """
+    if task.name == TEXT_TASK:
+        raise UserError("task.name is text, which has no pairs; `bigcircuit check` shows its windows")
     if task.name == "pairs":
         assert task.path is not None
         pairs = read_pairs(task.path, task.format, task.columns)
@@ -158,12 +190,13 @@ def _built(task: TaskConfig, tokenizer: Any | None) -> list[Pair]:
     builder = find_builder(task.name)
     if builder is None:
         known = ", ".join(sorted({*BUILDERS, *LIST_BUILDERS}))
-        raise UserError(f"task.name {task.name!r} is not a task; known: pairs, {known}")
+        raise UserError(f"task.name {task.name!r} is not a task; known: pairs, text, {known}")
     if tokenizer is None and task.name in BUILDERS:
         raise UserError(
             f"task.name {task.name} needs a tokenizer, and the model has none; use a pair file with token ids"
         )
-    return pairs_of_rows(task.name, builder(tokenizer, task.size, random.Random(task.seed)))
+    with calling(f"task.name {task.name}") if task.name not in BUILDERS else nullcontext():
+        return pairs_of_rows(task.name, builder(tokenizer, task.size, random.Random(task.seed)))
 
 
 def _rendered(pairs: Iterable[Pair], renderer: ChatRenderer, left_out: list[str] | None) -> Iterator[Pair]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from bigcircuit.config.schema import Config
-from bigcircuit.data.collate import Batch, collate, shared_prefix
+from bigcircuit.data.collate import DEFAULT_CHUNK, Batch, collate, computed_tokens
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
@@ -31,12 +31,13 @@ class MicroBatches:
     """How examples are divided into micro-batches, and where the passes over them are shown.
 
     max_examples: the most examples that go through the model together on one rank.
-    padding: "left", "right" or "aligned", see `collate`. progress: by default shows nothing.
+    padding: "left", "right" or "aligned", see `collate`. logit_chunk: see `Batch`. progress: by default shows nothing.
     """
 
     max_examples: int
     ranks: Ranks = Ranks()
     padding: str = "right"
+    logit_chunk: int = DEFAULT_CHUNK
     progress: ProgressDisplay = field(default_factory=lambda: ProgressDisplay(enabled=False), compare=False)
 
     @classmethod
@@ -47,7 +48,8 @@ class MicroBatches:
             raise UserError(f"train.batch_size is {train.batch_size} but there are {ranks.size} ranks; raise it")
         share = -(-train.batch_size // ranks.size)
         shown = {} if progress is None else {"progress": progress}
-        return cls(min(train.micro_batch_size, share), ranks, config.task.padding, **shown)
+        size = min(train.micro_batch_size, share)
+        return cls(size, ranks, config.task.padding, config.task.text.logit_chunk, **shown)
 
     def count(self, examples: int) -> int:
         """Count the micro-batches that a rank gets of so many examples."""
@@ -78,12 +80,11 @@ class MicroBatches:
             own = first + self.ranks.rank
             is_counted = own < len(parts)
             chosen = parts[own if is_counted else first]
-            yield MicroBatch(chosen, collate(chosen, full=full, padding=self.padding).to(self.ranks.device), is_counted)
+            batch = collate(chosen, full=full, padding=self.padding)
+            if batch.logit_chunk is not None:
+                batch = batch._replace(logit_chunk=self.logit_chunk)
+            yield MicroBatch(chosen, batch.to(self.ranks.device), is_counted)
 
     def _order(self, example: Example) -> tuple[int, ...]:
-        """Sort examples such that little is padded: by length, where all of it is computed, or by what follows the prefix."""
-        length = len(example.clean) + len(example.answers[0])
-        if self.padding != "aligned":
-            return length, example.id
-        prefix = shared_prefix(example.clean, example.corrupted)
-        return length - prefix, prefix, example.id
+        """Sort examples such that little is padded."""
+        return *computed_tokens(example, over_suffix=self.padding == "aligned"), example.id

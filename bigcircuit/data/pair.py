@@ -45,3 +45,11 @@ class Example(NamedTuple):
     answers: tuple[TokenIds, ...]
     wrong_answers: tuple[TokenIds, ...]
     source: str
+    document: int = -1
+    """Document that a window of general text is of; -1 for a pair. A window is its context, twice, and what follows as the only
+    answer: every token of the answer is scored."""
+
+    @property
+    def is_window(self) -> bool:
+        """Whether the example is a window of general text."""
+        return self.document >= 0

@@ -52,6 +52,36 @@ def split(
     return result
 
 
+def split_windows(
+    examples: Sequence[Example], given: Sequence[str], settings: Mapping[str, Any], seed: int
+) -> dict[str, list[Example]]:
+    """Divide windows of general text, all windows of a document into one split. Arguments as for `split`.
+
+    given: split that the row of each document names, by `Example.document`; all empty where none does. Documents count by their
+    windows. Raises UserError if only some documents name a split, or if train or test would be empty.
+    """
+    windows: dict[int, list[int]] = {}
+    for example in examples:
+        windows.setdefault(example.document, []).append(example.id)
+    if any(given):
+        for example in examples:
+            if not given[example.document]:
+                raise UserError(
+                    f"{example.source}: the row has no split while others have; fill in the column or drop it"
+                )
+        chosen = {example.id: given[example.document] for example in examples}
+    else:
+        chosen = _assign(list(windows.values()), settings, seed)
+    found = {name: [e for e in examples if chosen[e.id] == name] for name in SPLITS}
+    for name in ("train", "test"):
+        if not found[name]:
+            raise UserError(
+                f"{re.sub(_ROW_SUFFIX, '', examples[0].source)}: the {name} split is empty ({len(windows)} documents, and all "
+                "windows of a document are in one split); add documents or change task.split"
+            )
+    return found
+
+
 def _named_splits(examples: Sequence[Example], given: Sequence[str]) -> dict[int, str]:
     """Check the splits that the pairs name. Returns the split by Example.id."""
     owner: dict[tuple[int, ...], tuple[str, str]] = {}

@@ -251,7 +251,7 @@ def _check(example: Example, max_tokens: int, vocab_size: int | None) -> None:
     if rows > _MOST_ROWS:
         raise UserError(
             f"{example.source}: its answers have {rows:,} different beginnings, more than {_MOST_ROWS}, and each is a row that "
-            "goes through the model in the same pass; give fewer answers, or answers of one token"
+            "goes through the model in the same pass; give fewer answers, or set task.answer_tokens to 1"
         )
     if vocab_size is not None:
         _check_vocabulary(example, vocab_size)

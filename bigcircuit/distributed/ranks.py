@@ -98,10 +98,12 @@ class Ranks:
             error.on_all_ranks = False  # the other ranks are at another place
             raise error
 
-    def check_equal(self, values: Mapping[str, str]) -> None:
+    def check_equal(
+        self, values: Mapping[str, str], remedy: str = "give all hosts the same files and versions"
+    ) -> None:
         """Raises UserError on all ranks, naming the field, unless every rank passes the same values as rank 0.
 
-        A value that a rank leaves empty is not compared.
+        A value that a rank leaves empty is not compared. remedy: end of the message.
         """
         if self.size == 1:
             return
@@ -114,9 +116,7 @@ class Ranks:
         for rank, of_rank in enumerate(of_all):
             for name, expected, found in zip(values, of_all[0].tolist(), of_rank.tolist(), strict=True):
                 if found and found != expected:
-                    raise UserError(
-                        f"rank {rank} has another {name} than rank 0; give all hosts the same files and versions"
-                    )
+                    raise UserError(f"rank {rank} has another {name} than rank 0; {remedy}")
 
     def barrier(self) -> None:
         """Wait until every rank has called this."""

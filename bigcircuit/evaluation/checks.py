@@ -4,6 +4,7 @@ from collections.abc import Callable
 from math import isnan
 
 from bigcircuit.metrics.numbers import terminal_score_text
+from bigcircuit.metrics.registry import SCORES, match_of, preference_of, recovered_of, unit_of
 from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.results.evaluation import Check, EvaluatedCircuit, UnderAblation
 
@@ -26,21 +27,23 @@ def _between(value: float, end: float, holds: Callable[[float], bool]) -> str:
 
 
 def _faithful(under: UnderAblation) -> tuple[str, str]:
-    match, kl = under.circuit["exact_match"], under.circuit["kl"]
+    match, kl = under.circuit[match_of(under.circuit)], under.circuit["kl"]
+    unit = unit_of(under.circuit)
     text = (
-        f"predicts what the full model predicts on {match.mean:.0%} of the pairs ({match.low:.0%} to {match.high:.0%})"
+        f"predicts what the full model predicts on {match.mean:.0%} of the {unit} ({match.low:.0%} to {match.high:.0%})"
     )
     answer = _between(match.mean, match.low, lambda share: share >= _FAITHFUL)
     return answer, f"{text}, KL {terminal_score_text(kl.mean)} nats; asked: {_FAITHFUL:.0%}"
 
 
 def _complete(under: UnderAblation) -> tuple[str, str]:
-    rest = under.complement["recovered"]
+    rest = under.complement[recovered_of(under.complement)]
+    what = SCORES[preference_of(under.complement)].long
     answer = _between(rest.mean, rest.high, lambda share: share < _INCOMPLETE)
     if isnan(rest.mean):
-        return answer, "closing everything changes no mean logit difference"
+        return answer, f"closing everything changes no mean {what}"
     return answer, (
-        f"the rest without it recovers {_share(rest.mean)} of the logit difference ({_share(rest.low)} to {_share(rest.high)}); "
+        f"the rest without it recovers {_share(rest.mean)} of the {what} ({_share(rest.low)} to {_share(rest.high)}); "
         f"asked: under {_share(_INCOMPLETE)}"
     )
 

@@ -16,7 +16,7 @@ from bigcircuit.evaluation.scorer import Scorer
 from bigcircuit.gates.discretise import Masks
 from bigcircuit.metrics.bootstrap import intervals
 from bigcircuit.metrics.mib import faithfulness
-from bigcircuit.metrics.registry import SCORES, Scores
+from bigcircuit.metrics.registry import SCORES, Scores, match_of, preference_of
 from bigcircuit.metrics.score import ExampleScores, summarise
 from bigcircuit.model.granularity import LayerShape, count_total
 from bigcircuit.results.evaluation import Drawn, Means, Minimality, Point, RandomCircuits, Split, UnderAblation
@@ -129,10 +129,10 @@ def _distribution(others: np.ndarray, mine: float, lower_is_better: bool) -> Dra
 
 def _means(scores: ExampleScores, whole: ExampleScores) -> dict[str, np.ndarray]:
     """Average every score of every circuit over pairs, [P]; with the shares of SCORES."""
-    means = {name: values.double().mean(1).numpy() for name, values in scores.items()}
+    means, full = ({name: mean.numpy() for name, mean in one.double().means().items()} for one in (scores, whole))
     for name, kind in SCORES.items():
-        if of := kind.share_of:
-            means[name] = faithfulness(means[of], means[of][_EMPTY], whole[of][0].double().mean().item())
+        if (of := kind.share_of) in scores:
+            means[name] = faithfulness(means[of], means[of][_EMPTY], full[of][0])
     return means
 
 
@@ -160,8 +160,8 @@ def _points(partial: Mapping[float, Sequence[Masks]], test: ExampleScores, start
                 kl_low=float(low),
                 kl_high=float(high),
                 kl_max=float(each.mean(1).max()),
-                logit_difference=float(test["logit_difference"][rows].double().mean()),
-                exact_match=float(test["exact_match"][rows].double().mean()),
+                logit_difference=float(test[preference_of(test)][rows].double().mean()),
+                exact_match=float(test[match_of(test)][rows].double().mean()),
             )
         )
     return points

@@ -6,15 +6,17 @@ from rich import box
 from rich.table import Table
 
 from bigcircuit.attribution.baselines import METHOD_LABELS
-from bigcircuit.circuit.nodes import node_names
+from bigcircuit.circuit.nodes import held_neurons, node_names
 from bigcircuit.metrics.numbers import terminal_score_text
-from bigcircuit.metrics.registry import SCORES, Score, Scores
+from bigcircuit.metrics.registry import SCORES, Score, Scores, is_on_text
 from bigcircuit.results.evaluation import CHECK_SIGNS, Drawn, EvaluatedCircuit, Evaluation, Task, UnderAblation
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.runtime.tables import first_that_fits
 
 _SIZES = {"total": "neurons", "head": "heads"}
-_CAPTION = "[] 95% interval over pairs; of random circuits of the same shape, the lowest and the highest"
+_CAPTION = (
+    "[] 95% interval over pairs, or documents of text; of random circuits of the same shape, the lowest and the highest"
+)
 
 
 def show_evaluation(result: Evaluation, progress: ProgressDisplay) -> None:
@@ -26,11 +28,12 @@ def show_evaluation(result: Evaluation, progress: ProgressDisplay) -> None:
             progress.print_table(_cross(result, ablation))
         if result.curves.get(ablation):
             progress.print_table(_curves(result, ablation))
-    head_dim = result.nodes["attention_neuron"] // result.nodes["head"]
     for circuit in result.circuits:
         for ablation, under in circuit.ablations.items():
             if under.minimality:
-                progress.print_table(_minimality(circuit, ablation, under, head_dim))
+                progress.print_table(_minimality(circuit, ablation, under, result.nodes))
+    if result.checks and sum(not circuit.control for circuit in result.circuits) > 1:
+        progress.print_line(f"of {result.circuits[0].name}:")
     for check in result.checks:
         progress.print_line(f"{CHECK_SIGNS[check.answer]} {check.name}: {check.answer}; {check.evidence}")
     progress.print_line(result.verdict)
@@ -41,7 +44,9 @@ def score_table(result: Evaluation, ablation: str, width: int) -> Table:
 
     width: columns of the terminal; the table has as many scores and intervals as fit, always with the interval of KL.
     """
-    every, narrow = list(SCORES), [name for name, kind in SCORES.items() if kind.in_narrow]
+    known = {name for task in result.tasks.values() for name in task.full}
+    every = [name for name in SCORES if name in known]
+    narrow = [name for name in every if SCORES[name].in_narrow]
     tails = SCORES["kl"].tails
     return first_that_fits(
         (
@@ -70,8 +75,11 @@ class _ScoreTable:
         sizes: Sequence[str],
     ) -> None:
         self._scores, self._intervals, self._tails, self._sizes = scores, intervals, tails, sizes
-        pairs = ", ".join(f"{task.pairs['test']} pairs of {key}" for key, task in result.tasks.items())
-        title = f"{ablation} ablation: scores on held-out pairs ({pairs})"
+        parts = ", ".join(
+            f"{task.pairs['test']} {'windows' if is_on_text(task.full) else 'pairs'} of {key}"
+            for key, task in result.tasks.items()
+        )
+        title = f"{ablation} ablation: held-out scores on {parts}"
         self.table = _table(title, ["", *(_SIZES[size] for size in sizes), *self._headings()], _CAPTION)
         several = len({circuit.task for circuit in result.circuits}) > 1
         for key, task in result.tasks.items():
@@ -124,7 +132,8 @@ class _ScoreTable:
 
 def _cross(result: Evaluation, ablation: str) -> Table:
     """Make the table of the headline scores of every circuit on every task."""
-    scores = {name: kind for name, kind in SCORES.items() if kind.headline}
+    known = {name for cell in result.cross[ablation] for name in cell.scores}
+    scores = {name: kind for name, kind in SCORES.items() if kind.headline and name in known}
     headings = " / ".join(kind.short for kind in scores.values())
     shown = _table(f"{ablation} ablation, circuits (rows) on tasks: {headings}", ["", *result.tasks])
     cells = {(cell.circuit, cell.task): cell for cell in result.cross[ablation]}
@@ -132,7 +141,8 @@ def _cross(result: Evaluation, ablation: str) -> Table:
         row = []
         for task in result.tasks:
             cell = cells[circuit.name, task]
-            text = " / ".join(format(cell.scores[name].mean, kind.headline) for name, kind in scores.items())
+            means = {name: cell.scores[name].mean for name in scores if name in cell.scores}
+            text = " / ".join(format(means[name], scores[name].headline) if name in means else "-" for name in scores)
             row.append(f"{text} *" if cell.own else text)
         shown.add_row(circuit.name, *row)
     return shown
@@ -148,15 +158,16 @@ def _curves(result: Evaluation, ablation: str) -> Table:
     return shown
 
 
-def _minimality(circuit: EvaluatedCircuit, ablation: str, under: UnderAblation, head_dim: int) -> Table:
-    """Make the table of unnecessary and of the most necessary nodes of a circuit."""
+def _minimality(circuit: EvaluatedCircuit, ablation: str, under: UnderAblation, nodes: Mapping[str, int]) -> Table:
+    """Make the table of unnecessary and of the most necessary nodes of a circuit. nodes: of the model, by granularity."""
     shown = _table(
         f"{circuit.name}: what is necessary, {ablation} ablation",
         ["nodes", "kept", "spare", "at once", "KL without all spare", "KL rises most without"],
     )
     for name, found in under.minimality.items():
         first = found.dropped[0]
-        place = f"{node_names(name, first.layer, first.nodes, head_dim)}, by {first.kl_change.mean:.3f}"
+        names = node_names(name, first.layer, first.nodes, held_neurons(name, nodes))
+        place = f"{names}, by {first.kl_change.mean:.3f}"
         together = f"{found.together['kl'].mean:.3f}" if found.together else ""
         shown.add_row(name, str(found.kept), str(found.unnecessary), str(found.group), together, place)
     return shown

@@ -98,7 +98,8 @@ def _rankings(
             gates = strengths(loaded.circuit.log_alpha, context.frozen.shapes)
             yield _Ranked(LEARNED_GATES, loaded.name, [gates], scorer.ablation)
     for method, baseline in BASELINES.items():
-        if method in settings.rankings and (not baseline.only or baseline.only in levels):
+        can = not baseline.refusal(context.frozen.shapes) and (not baseline.only or baseline.only in levels)
+        if method in settings.rankings and can:
             scores = baseline.draw(streams, context.train, context.micro_batches, _DRAWS)
             yield _Ranked(method, None, scores, first.ablation, baseline.only)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bigcircuit.circuit.masks import leaves
 from bigcircuit.gates.discretise import Masks
-from bigcircuit.metrics.registry import Scores
+from bigcircuit.metrics.registry import Scores, preference_of
 from bigcircuit.metrics.score import ExampleScores, summarise_rows
 from bigcircuit.model.granularity import GRANULARITIES, LEAVES, SITE_WIDTH, LayerShape, count_total, expand
 from bigcircuit.results.evaluation import Dropped, Minimality
@@ -87,7 +87,8 @@ def minimality(test: MinimalityTest, name: str) -> Minimality:
     circuits = [without(test.masks, name, [group], test.shapes) for group in tested]
     scores, before = test.score(circuits), test.baseline
     kl_changes = summarise_rows((scores["kl"] - before["kl"][:1]).double().numpy())
-    difference_changes = summarise_rows((scores["logit_difference"] - before["logit_difference"][:1]).double().numpy())
+    name_of = preference_of(scores)
+    difference_changes = summarise_rows((scores[name_of] - before[name_of][:1]).double().numpy())
     dropped = [
         Dropped(
             layer=group.layer,

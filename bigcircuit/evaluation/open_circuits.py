@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.metadata import HASH_KEYS
-from bigcircuit.circuit.model_check import check_hashes, check_widths
+from bigcircuit.circuit.model_check import check_ablation, check_hashes, check_widths
 from bigcircuit.config.load import load, override
 from bigcircuit.config.schema import Config, TaskConfig
 from bigcircuit.data.dataset import TaskData
@@ -117,6 +117,8 @@ def check_same_model(
     """
     then, model, subject = loaded.circuit.metadata, loaded.config.model, str(loaded.path)
     check_widths(loaded.circuit.masks, then, shapes, subject, "name the model it was found in with --model.path")
+    if loaded.circuit.ablation is not None:
+        check_ablation(loaded.circuit.ablation, loaded.circuit.masks, shapes, subject)
     if any_model or os.environ.get("LOCAL_RANK", "0") != "0":
         return
     if bool(model.adapter) != bool(then.get("adapter", model.adapter)):

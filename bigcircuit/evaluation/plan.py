@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigcircuit.ablation.kinds import KINDS, check_experts
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.attribution.baselines import BASELINES
 from bigcircuit.config.load import load
 from bigcircuit.config.schema import Config, TaskConfig
+from bigcircuit.config.text import TEXT_TASK
 from bigcircuit.data.dataset import TaskData, load_task
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import Ranks
@@ -22,7 +23,8 @@ from bigcircuit.evaluation.open_circuits import (
     run_config,
 )
 from bigcircuit.io.files import check_writable
-from bigcircuit.model.granularity import NODE_NAMES, LayerShape
+from bigcircuit.metrics.own import own_names
+from bigcircuit.model.granularity import LayerShape
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.results.locate import run_of, unique
 from bigcircuit.runtime.progress import ProgressDisplay
@@ -90,7 +92,8 @@ def plan_evaluation(
         dict.fromkeys(loaded.found_under for loaded in circuits if not loaded.control)
     )
     for name in ablations:
-        check_experts(name, sum(shape.experts for shape in model.shapes))
+        _check_second_prompt(name, tasks)
+    _check_own_metrics(tasks)
     read = MeanDataReader(model.tokenizer, model.hf_config)
     constants = {
         (loaded.name, name): resolve_constants(loaded, name, read, data[_task_name(tasks, loaded)].sha256)
@@ -123,13 +126,35 @@ def plan_evaluation(
     )
 
 
-def check_methods(settings: EvaluationSettings, shapes: Sequence[LayerShape]) -> None:
-    """Check that the model has what the asked methods rank, unless all are asked. Raises UserError."""
-    for name, baseline in BASELINES.items():
-        if name in settings.rankings and not set(BASELINES) <= set(settings.rankings) and not baseline.applies(shapes):
+def _check_second_prompt(ablation: str, tasks: Mapping[str, TaskConfig]) -> None:
+    """Raises UserError for an ablation that takes a second prompt on general text, which has none."""
+    for name, task in tasks.items():
+        if KINDS[ablation].needs_corrupted and task.name == TEXT_TASK:
+            others = ", ".join(other for other, kind in KINDS.items() if not kind.needs_corrupted)
             raise UserError(
-                f"--methods: {name} ranks {NODE_NAMES[baseline.only]}, of which the model has none; leave it out"
+                f"--ablations {ablation}: task {name} is general text, without a second prompt; use any of {others}"
             )
+
+
+def _check_own_metrics(tasks: Mapping[str, TaskConfig]) -> None:
+    """Raises UserError for metrics of the caller's own on general text, whose logits never exist as a whole."""
+    for name, task in tasks.items():
+        if own_names() and task.name == TEXT_TASK:
+            raise UserError(
+                f"metrics: {', '.join(own_names())} take whole logits and task {name} is general text, whose logits "
+                "exist in chunks alone; leave the metrics out"
+            )
+
+
+def check_methods(settings: EvaluationSettings, shapes: Sequence[LayerShape]) -> None:
+    """Check that the asked methods can rank the nodes of the model, unless all are asked. Raises UserError."""
+    for name, baseline in BASELINES.items():
+        if (
+            name in settings.rankings
+            and not set(BASELINES) <= set(settings.rankings)
+            and (why := baseline.refusal(shapes))
+        ):
+            raise UserError(f"--methods: {name} {why}; leave it out")
 
 
 def _check_one_model(circuits: Sequence[LoadedCircuit]) -> Config:

@@ -15,6 +15,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.gates.discretise import Masks, count, discretise
 from bigcircuit.metrics.bootstrap import Intervals, intervals
 from bigcircuit.metrics.mib import Ranking, areas, faithfulness, ranked
+from bigcircuit.metrics.registry import match_of, preference_of
 from bigcircuit.metrics.score import ExampleScores
 from bigcircuit.model.granularity import GRANULARITIES, LayerShape, granularities_of
 from bigcircuit.results.evaluation import CurvePoint
@@ -55,7 +56,7 @@ class ScoresBySize(NamedTuple):
     neurons: list[int]
     """[S], site neurons kept by the first ranking."""
     kl: np.ndarray
-    """[D, S, N], as `logit_difference` and `exact_match`."""
+    """[D, S, N], as `logit_difference` and `exact_match`; on text these two are log-likelihood and agreement of documents."""
     logit_difference: np.ndarray
     exact_match: np.ndarray
     ends: np.ndarray
@@ -131,7 +132,7 @@ def scores_by_size(
         sizes=sizes,
         neurons=[count(masks)["total"] for masks in circuits[: len(sizes)]],
         kl=by_size(found["kl"]),
-        logit_difference=by_size(found["logit_difference"]),
-        exact_match=by_size(found["exact_match"]),
-        ends=found["logit_difference"][-2:].double().numpy(),
+        logit_difference=by_size(found[preference_of(found)]),
+        exact_match=by_size(found[match_of(found)]),
+        ends=found[preference_of(found)][-2:].double().numpy(),
     )

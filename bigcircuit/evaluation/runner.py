@@ -10,6 +10,7 @@ from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.circuit.controls import empty
 from bigcircuit.config.schema import TaskConfig
 from bigcircuit.data.dataset import TaskData
+from bigcircuit.errors import UserError
 from bigcircuit.evaluation.circuit_scores import HeldOut, circuit_scores
 from bigcircuit.evaluation.curves import measure_curves
 from bigcircuit.evaluation.inside import look_inside
@@ -27,7 +28,7 @@ from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.results.evaluation import Cell, Curve, EvaluatedCircuit, Evaluation, Task, UnderAblation
 from bigcircuit.runtime.progress import Phase, ProgressDisplay
-from bigcircuit.train.pair_filters import keep_solved
+from bigcircuit.train.pair_filters import complete_data
 
 
 class EvaluatedTask(NamedTuple):
@@ -42,7 +43,14 @@ def score_full_model(plan: EvaluationPlan, name: str, frozen: FrozenModel) -> Ev
     """Score the full model on one task. Raises UserError if `task.keep` is `solved` and the model solves no pair."""
     task = plan.tasks[name]
     config = plan.config.model_copy(update={"task": task})
-    data = keep_solved(config, frozen, plan.data[name], plan.micro_batches)
+    data = complete_data(config, frozen, plan.data[name], plan.micro_batches)
+    for loaded in plan.circuits if task.text.generate and not plan.settings.any_model else ():
+        known = loaded.circuit.metadata.get("task_tokens_sha256")
+        if plan.task_of(loaded) == name and known and known != data.tokens_sha256:
+            raise UserError(
+                f"{loaded.path}: the model writes other samples here than where the circuit was found (hash {known[:12]}, now "
+                f"{data.tokens_sha256[:12]}), so training text may be held out; set --any_model true to score it on these"
+            )
     test, off = data.splits["test"], data.splits.get("off_distribution", [])
     with Streams(frozen, ZERO) as streams:
         full = score(streams, [*test, *off], None, plan.micro_batches, phase=f"full model on {name}")
@@ -103,6 +111,7 @@ class EvaluationRunner:
             micro_batches=self.plan.micro_batches,
             at_once=self.plan.settings.at_once,
             kept=self.kept,
+            names={name for loaded in self.plan.circuits for name in loaded.circuit.masks},
         )
         made: dict[int, Scorer] = {}
 

@@ -3,7 +3,7 @@
 Shapes: P circuits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -37,6 +37,8 @@ class ScoringContext(NamedTuple):
     """Circuits that share a pass."""
     kept: KeptPasses | None = None
     """Where plain passes are kept for the circuits scored next."""
+    names: Collection[str] = ()
+    """Granularities of all circuits, which decide what is measured: see `measured_sites`."""
 
 
 class ConstantFitter:
@@ -134,5 +136,6 @@ def make_scorer(ablation: str, context: ScoringContext, constants: CircuitConsta
         context.micro_batches,
         per_position=kind.per_position,
         prompts=data.prompts,
+        names=context.names,
     )
     return Scorer(context, ConstantFitter(context, found) if kind.learned else found.ablation(ablation))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from bigcircuit.evaluation.checks import checks
 from bigcircuit.metrics.numbers import terminal_score_text
-from bigcircuit.metrics.registry import Scores
+from bigcircuit.metrics.registry import SCORES, Scores, is_on_text, match_of, preference_of, recovered_of, unit_of
 from bigcircuit.model.granularity import NODE_NAMES
 from bigcircuit.results.evaluation import EvaluatedCircuit, Evaluation, UnderAblation
 
@@ -14,6 +14,7 @@ def with_verdict(result: Evaluation) -> Evaluation:
     circuit = result.circuits[0]
     (ablation, under), *others = circuit.ablations.items()
     sentences = [
+        _which(result),
         _no_statement(circuit, under),
         _main(result, circuit, ablation, under),
         _chance(under),
@@ -26,12 +27,18 @@ def with_verdict(result: Evaluation) -> Evaluation:
     return replace(result, verdict=" ".join(filter(None, sentences)), checks=checks(circuit))
 
 
+def _which(result: Evaluation) -> str:
+    """Name the circuit that the sentences are about, where several were evaluated."""
+    own = [one.name for one in result.circuits if not one.control]
+    return f"Of the first of {len(own)} circuits, {own[0]}:" if len(own) > 1 else ""
+
+
 def _kl(scores: Scores) -> str:
     return f"KL {terminal_score_text(scores['kl'].mean)}"
 
 
 def _match(scores: Scores) -> str:
-    return format(scores["exact_match"].mean, ".0%")
+    return format(scores[match_of(scores)].mean, ".0%")
 
 
 def _no_worse(under: UnderAblation) -> bool:
@@ -42,8 +49,10 @@ def _no_worse(under: UnderAblation) -> bool:
 def _no_statement(circuit: EvaluatedCircuit, under: UnderAblation) -> str:
     """Name reasons why the scores say little."""
     sentences = [] if circuit.kept["total"] else ["This circuit keeps nothing."]
-    if under.circuit["recovered"].mean != under.circuit["recovered"].mean:
-        sentences.append("Closing everything changes no mean logit difference, so no share of it can be recovered.")
+    recovered = under.circuit[recovered_of(under.circuit)].mean
+    if recovered != recovered:
+        what = SCORES[preference_of(under.circuit)].long
+        sentences.append(f"Closing everything changes no mean {what}, so no share of it can be recovered.")
     return " ".join(sentences)
 
 
@@ -51,12 +60,13 @@ def _main(result: Evaluation, circuit: EvaluatedCircuit, ablation: str, under: U
     """Describe size and faithfulness of the circuit and faithfulness of its complement, under the first ablation."""
     kl = under.circuit["kl"]
     low, high = terminal_score_text(kl.low), terminal_score_text(kl.high)
-    interval = f"95% interval {low} to {high}, worst pair {kl.max:.2f}"
+    worst = "document" if is_on_text(under.circuit) else "pair"
+    interval = f"95% interval {low} to {high}, worst {worst} {kl.max:.2f}"
     return (
         f"With {ablation.replace('_', ' ')} ablation, {circuit.kept['total']:,} of {result.nodes['total']:,} neurons "
         f"({circuit.kept['head']} of {result.nodes['head']} heads) predict what the full model predicts on "
-        f"{_match(under.circuit)} of the held-out pairs ({_kl(under.circuit)} nats, {interval}); the rest without "
-        f"them on {_match(under.complement)} ({_kl(under.complement)}"
+        f"{_match(under.circuit)} of the held-out {unit_of(under.circuit)} ({_kl(under.circuit)} nats, {interval}); the rest "
+        f"without them on {_match(under.complement)} ({_kl(under.complement)}"
         f"{', no worse than the circuit' if _no_worse(under) else ''})."
     )
 

@@ -2,6 +2,7 @@
 
 `config.json` has `model_type: bigcircuit`, the base's own type in `base_model_type`, all settings of the base, and in `layer_sizes`
 a mapping a layer: `heads`, `kv_heads`, `mlp_neurons`, `attention_bias`, `mlp_bias`; a number of 0 stands for a closed sub-layer.
+In a mixture it has `experts`, the numbers of the kept ones, and `expert_neurons`; nothing in a layer without experts.
 """
 
 from functools import cache

@@ -2,6 +2,7 @@
 
 import torch
 
+from bigcircuit.errors import UserError
 from bigcircuit.export.compact_model import register_model, sizes_of
 from bigcircuit.export.cut import LayerCut, arranged, arrangements, narrowed, without_closed_blocks
 from bigcircuit.export.folder_plan import plan_folder
@@ -17,7 +18,8 @@ def plan_compact(request: ExportRequest) -> PreparedExport:
     if layers_can_go(hf_config):
         cuts = without_closed_blocks(cuts, projection_biases=has_projection_biases(base))
     smaller = sized_config(hf_config, base.shapes[0], layers=[cut.layer for cut in cuts])
-    assert smaller is not None, "the base's own sizes"
+    if smaller is None:
+        raise UserError(f"{hf_config.model_type}: its config takes no other number of layers; use --format zeroed")
     cuts = [_smallest(cut, request) for cut in cuts]
     sizes = [
         sizes_of(cut, closed_attention=_closed(base, cut, ATTENTION), closed_mlp=_closed(base, cut, MLP))

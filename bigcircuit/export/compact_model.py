@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from bigcircuit.errors import UserError
 from bigcircuit.export.compact_config import compact_config_class
 from bigcircuit.export.cut import LayerCut
+from bigcircuit.export.expert_cut import resize_experts
 from bigcircuit.export.tensors import LayerParts
-from bigcircuit.model.granularity import LayerShape
+from bigcircuit.model.granularity import EXPERT, LayerShape
 from bigcircuit.model.sites import find_sites
 
 _COUNTS = ("num_heads", "num_attention_heads")
 _KV_COUNTS = ("num_key_value_heads", "num_kv_heads")
 """Names under which attention modules keep their numbers of heads."""
-_READS_CONFIG = ("phi3",)
+_READS_CONFIG = ("phi3", "phi4_multimodal")
 """Model types whose attention reads the number of heads from the config in each pass."""
-Sizes = Mapping[str, int | bool]
+Sizes = Mapping[str, Any]
 """Entry of `layer_sizes`."""
 
 
@@ -100,6 +101,11 @@ def register_model(base_type: str) -> Any:
 def resize(model: Any, layer_sizes: Sequence[Sizes]) -> None:
     """Give every layer of a model of the base's sizes its own. Weights are new, without values of the old ones."""
     frozen = find_sites(model)
+    if any(shape.experts for shape in frozen.shapes):
+        for layer, sizes in zip(frozen.layers, layer_sizes, strict=True):
+            if "experts" in sizes:
+                resize_experts(layer.sites[EXPERT], sizes["experts"], sizes["expert_neurons"])
+        return
     row, model_type = frozen.paths, model.config.model_type
     for layer, sizes in zip(frozen.layers, layer_sizes, strict=True):
         shape = layer.shape
@@ -146,11 +152,9 @@ def _resize_attention_counts(attention: Any, model_type: str, sizes: Sizes) -> N
 
 def _resize_parameter(layer: nn.Module, name: str, parameter: nn.Parameter, parts: LayerParts, kept: LayerCut) -> None:
     """Give a parameter the size that it has in the written layer, and its module the numbers that describe it."""
-    part = parts.part(name, parameter.shape)
-    if part is None:
+    size = parts.size(name, kept, parameter.shape)
+    if size == parameter.shape:
         return
-    size = list(parameter.shape)
-    size[part.axis] = len(parts.places(part, kept, size[part.axis]))
     path, _, leaf = name.rpartition(".")
     module: Any = layer.get_submodule(path)
     setattr(module, leaf, nn.Parameter(parameter.new_empty(size), requires_grad=parameter.requires_grad))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bigcircuit.ablation.ablation import Ablation
+from bigcircuit.export.closed_nodes import ClosedInputs
 from bigcircuit.model.granularity import ATTENTION, LEAVES, MLP, MLP_OUTPUT, SITE_WIDTH, LayerShape
 
 PADDING = -1
@@ -41,14 +42,21 @@ class LayerCut:
         """Widths of the written layer."""
         return replace(self.shape, heads=len(self.heads), kv_heads=len(self.kv_heads), intermediate=len(self.neurons))
 
-    def has_constant(self, site: str) -> bool:
-        """Whether closed neurons of a site add something other than zero."""
-        return site in self.constants and bool((self.constants[site] * ~self.opened[site]).any())
+    def closed_inputs(self, site: str, transposed: bool = False) -> ClosedInputs:
+        """What is closed at the output projection of a site. transposed: as of its weight."""
+        outputs = self.opened.get(MLP_OUTPUT) if site == MLP else None
+        return ClosedInputs(
+            opened=self.opened[site],
+            outputs=outputs,
+            constant=self.constants.get(site),
+            output_constant=None if outputs is None else self.constants.get(MLP_OUTPUT),
+            transposed=transposed,
+        )
 
     @property
     def biased(self) -> tuple[bool, bool]:
         """Whether the outputs of attention and of the MLP need a bias for what closed neurons add."""
-        return self.has_constant(ATTENTION), self.has_constant(MLP) or self.has_constant(MLP_OUTPUT)
+        return self.closed_inputs(ATTENTION).needs_bias, self.closed_inputs(MLP).needs_bias
 
     def is_closed(self, site: str) -> bool:
         """Whether no neuron of a site is kept."""

@@ -36,7 +36,7 @@ from bigcircuit.export.verify import (
 )
 from bigcircuit.gates.discretise import Masks
 from bigcircuit.io.files import check_writable, remove, reporting_disk_errors, sync_dir, temporary_path
-from bigcircuit.model.granularity import GRANULARITIES, LEAVES, SITE_WIDTH
+from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, SITE_WIDTH
 from bigcircuit.model.load import load_frozen
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.model.weight_files import model_folder
@@ -80,7 +80,6 @@ def export_circuit(
     ablation = settings.ablation or opened.loaded.found_under
     # What the format cannot say is refused before weights are loaded: whether there are constants is known by now.
     asked = ExportRequest(opened.model, opened.masks, _stand_in(opened, ablation), settings.multiple_of)
-    asked.check_layers()
     export_format.prepare(asked)
     check_writable(output.parent)
     scored: list[ScoredAs] = []
@@ -180,6 +179,11 @@ def _open(
         check_same_model(loaded, model.shapes, settings.any_model, progress)
     masks = dict(loaded.circuit.masks)
     if settings.limits:
+        if any(layer.sites.keys() != {ATTENTION, MLP} for layer in model.skeleton.layers):
+            raise UserError(
+                f"--{' and --'.join(settings.limits)}: {model.skeleton.model.config.model_type} has layers that are not one "
+                "attention and one MLP; leave them out"
+            )
         widths = {name: [g.width(shape) for shape in model.shapes] for name, g in GRANULARITIES.items()}
         masks = within_limits(loaded.circuit, widths, settings.limits, str(loaded.path))
     return _Opened(loaded, model, plan, masks)

@@ -16,30 +16,38 @@ from bigcircuit.model.sites import FrozenModel
 def plan_folder(
     request: ExportRequest, written: FrozenModel, cuts: Sequence[LayerCut], notes: Sequence[str], **settings: Any
 ) -> PreparedExport:
-    """Plan a folder. written: the model of the export, on the meta device; settings: further content of config.json."""
-    source_dtype = SourceWeights(request.model.config, request.base.model).dtype
+    """Plan a folder. written: the model of the export, on the meta device; settings: further content of config.json.
+
+    Raises UserError for a class with parameters that are not known to belong to heads or neurons.
+    """
+    stored = SourceWeights(request.model.config, request.base.model)
+    if name := CutTensors(request.base, written, cuts, stored).unlike():
+        raise UserError(
+            f"{request.hf_config.model_type}: {name} depends on heads or MLP neurons in a way that is not known, so layers are not "
+            "cut; use --format zeroed"
+        )
 
     def write(folder: Path, source: SourceWeights, advance: Callable[[int], None]) -> None:
         tensors = CutTensors(request.base, written, cuts, source)
         content = config_json(written.model.config, type(written.model).__name__, source.dtype, **settings)
-        write_folder(folder, tensors, content, request.beside, advance)
+        write_folder(folder, tensors.planned(), content, request.beside, advance)
 
     parameters = sum(parameter.numel() for parameter in written.model.parameters())
     return PreparedExport(
         write=write,
-        bytes=parameters * source_dtype.itemsize,
+        bytes=parameters * stored.dtype.itemsize,
         parameters=parameters,
         sizes=written_sizes(cuts, len(request.base.layers)),
         notes=notes,
     )
 
 
-def bias_settings(request: ExportRequest, name: str) -> dict[str, bool]:
+def bias_settings(request: ExportRequest, name: str, biased: tuple[bool, bool]) -> dict[str, bool]:
     """Find the settings under which a stock class holds the constants of closed nodes as biases.
 
-    name: of the format. Raises UserError for a class without such a bias.
+    name: of the format; biased: whether outputs of attention and of MLPs need one. Raises UserError for a class without.
     """
-    flags = bias_flags(request.hf_config, request.biased)
+    flags = bias_flags(request.hf_config, biased)
     if flags is None:
         raise UserError(
             f"--format {name}: closed nodes output constants under {request.ablation.name} ablation, and in "

@@ -5,6 +5,7 @@ to run, where to write logits and greedy text, and what to time.
 """
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -42,10 +43,11 @@ def load_peft(folder: str, dtype: torch.dtype) -> Any:
 
 
 def load_gguf(folder: str, dtype: torch.dtype) -> Any:
-    """Load a GGUF file by transformers, which undoes the layout."""
-    from transformers import AutoModelForCausalLM
+    """Load a GGUF file by transformers, which undoes the layout; biases only where a config beside the file has them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=dtype)
+    settings = {"config": AutoConfig.from_pretrained(folder)} if os.path.exists(f"{folder}/config.json") else {}
+    return AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=dtype, **settings)
 
 
 LOADERS: dict[str, Callable[[str, torch.dtype], Any]] = {
@@ -69,13 +71,18 @@ def run_prompts(model: Any, prompts: Tensor, prompt_tokens: int, new_tokens: int
 
 @torch.no_grad()
 def greedy(model: Any, prompt: Tensor, new_tokens: int) -> Tensor:
-    """Continue a prompt [T] by the likeliest tokens, with a key/value cache; returns the new ones."""
+    """Continue a prompt [T] by the likeliest tokens, with a key/value cache where the model has one; returns the new ones."""
     found: list[Tensor] = []
     output = model(input_ids=prompt.unsqueeze(0), use_cache=True)
     for _ in range(new_tokens):
         found.append(output.logits[0, -1].argmax())
-        if len(found) < new_tokens:
-            output = model(input_ids=found[-1].view(1, 1), past_key_values=output.past_key_values, use_cache=True)
+        if len(found) == new_tokens:
+            break
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:  # recurrent models keep their state elsewhere: all tokens are run again
+            output = model(input_ids=torch.cat([prompt, torch.stack(found)]).unsqueeze(0), use_cache=False)
+        else:
+            output = model(input_ids=found[-1].view(1, 1), past_key_values=cache, use_cache=True)
     return torch.stack(found) if found else prompt[:0]
 
 

@@ -4,6 +4,7 @@ The layout is that of llama.cpp's converter: its names of tensors, and rows of q
 rotate together lie beside each other.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +16,13 @@ from torch import Tensor
 from bigcircuit.config.extras import need
 from bigcircuit.errors import UserError
 from bigcircuit.export.cut import LayerCut
-from bigcircuit.export.folder import CutTensors
+from bigcircuit.export.folder import CutTensors, config_json
 from bigcircuit.export.folder_plan import written_sizes
 from bigcircuit.export.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from bigcircuit.export.request import ExportRequest, PreparedExport
 from bigcircuit.export.source import SourceWeights
 from bigcircuit.export.uniform_cut import UniformCut, uniform_cut
-from bigcircuit.export.writer import Planned
+from bigcircuit.export.writer import Planned, write_text
 from bigcircuit.io.files import reporting_disk_errors
 
 GGUF_FILE = "model.gguf"
@@ -39,20 +40,20 @@ _INSIDE = {
     "mlp.down_proj": "ffn_down",
 }
 """Module of a decoder layer -> its name in GGUF."""
+_BIASES_NOTE = (
+    "projections have biases, which llama.cpp adds; transformers adds them with config=AutoConfig.from_pretrained(DIR), and drops "
+    "them without"
+)
 
 
 def plan_gguf(request: ExportRequest) -> PreparedExport:
     """Plan the file. Raises UserError for what a reader of the file would not compute, and where the package gguf is absent."""
+    request.check_layers("gguf")
     config = request.hf_config
     if config.model_type not in _FAMILY:
         raise UserError(
             f"--format gguf: {config.model_type} is none of {', '.join(_FAMILY)}, whose layout is written here; use --format "
             "uniform, and llama.cpp's own converter on that folder"
-        )
-    if any(request.biased):
-        raise UserError(
-            f"--format gguf: closed nodes output constants under {request.ablation.name} ablation, and not every reader of GGUF "
-            "adds biases of output projections; use --format uniform, and llama.cpp's own converter, or --ablation zero"
         )
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
@@ -67,11 +68,15 @@ def plan_gguf(request: ExportRequest) -> PreparedExport:
             f"--format gguf: attention within a window of {window} tokens is not written here; use --format uniform, and "
             "llama.cpp's own converter on that folder"
         )
-    cut = uniform_cut(request, {}, only="llama")  # the only one of the two that transformers reads back
+    # The only one of the two that transformers reads back; its class can have all biases that llama.cpp adds.
+    biases = {key: True for key, needed in zip(("attention_bias", "mlp_bias"), request.biased, strict=True) if needed}
+    cut = uniform_cut(request, biases, only="llama")
+    has_biases = any(name.endswith(".bias") for name, _ in cut.written.model.named_parameters())
     tokenizer = read_tokenizer((request.beside or Path()) / "tokenizer.json", config.vocab_size)
     notes = [
         *cut.notes,
         *([f"no tokenizer is in the file: {tokenizer}; give token ids"] if isinstance(tokenizer, str) else []),
+        *([_BIASES_NOTE] if has_biases else []),
     ]
     parameters = sum(parameter.numel() for parameter in cut.written.model.parameters())
     dtype = SourceWeights(request.model.config, request.base.model).dtype
@@ -79,6 +84,9 @@ def plan_gguf(request: ExportRequest) -> PreparedExport:
     def write(folder: Path, source: SourceWeights, advance: Callable[[int], None]) -> None:
         tensors = CutTensors(request.base, cut.written, cut.cuts, source)
         write_gguf(folder / GGUF_FILE, tensors, cut, tokenizer, advance)
+        if has_biases:
+            config = config_json(cut.written.model.config, type(cut.written.model).__name__, source.dtype)
+            write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     return PreparedExport(
         write=write,

@@ -14,6 +14,7 @@ from bigcircuit.model.granularity import ATTENTION, MLP, MLP_OUTPUT
 
 def plan_ia3(request: ExportRequest) -> PreparedExport:
     """Plan the adapter. Raises UserError for constants, masks behind the MLP, and a base with an adapter."""
+    request.check_layers("ia3", alike=False)
     if any(request.biased):
         raise UserError(
             f"--format ia3: closed nodes output constants under {request.ablation.name} ablation, and (IA)3 can only scale; "

@@ -32,8 +32,9 @@ def load_exported(folder: str | Path, **settings: Any) -> Any:
         from peft import AutoPeftModelForCausalLM, get_peft_model_state_dict
 
         with opening:
+            stored = _stored(path / "adapter_model.safetensors")  # first, because PEFT would open a pickle in its place
             adapted = AutoPeftModelForCausalLM.from_pretrained(path, **settings)
-            _check_whole(path, set(get_peft_model_state_dict(adapted)) - _stored(path / "adapter_model.safetensors"))
+            _check_whole(path, set(get_peft_model_state_dict(adapted)) - stored)
         return adapted
     if not (path / "config.json").exists():
         raise UserError(
@@ -41,7 +42,8 @@ def load_exported(folder: str | Path, **settings: Any) -> Any:
         )
     register_config()
     with opening:
-        opened: Any = AutoModelForCausalLM.from_pretrained(path, **settings, output_loading_info=True)
+        safe = {"trust_remote_code": False, "use_safetensors": True}
+        opened: Any = AutoModelForCausalLM.from_pretrained(path, **{**safe, **settings}, output_loading_info=True)
     model, info = opened
     _check_whole(path, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     return model

@@ -13,9 +13,23 @@ from bigcircuit.errors import UserError
 from bigcircuit.export.cut import LayerCut, cuts_in_place, with_all_heads
 from bigcircuit.export.source import SourceWeights
 from bigcircuit.export.tensors import LayerParts
+from bigcircuit.model.granularity import ATTENTION, MLP
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.model.weight_files import model_folder
+
+_NOT_CUT = {
+    "bitnet": "its norms go over all attention and MLP neurons together",
+    "bloom": "the position bias of a head depends on the number of heads",
+    "codegen": "its projection for queries, keys and values is divided into parts of several heads",
+    "diffllama": "its heads work in pairs",
+    "doge": "its attention has parameters that mix heads",
+    "gpt_neox_japanese": "its projection for queries, keys and values has them head by head",
+    "granite_swa": "its attention has a parameter for each head",
+    "mpt": "the position bias of a head depends on the number of heads",
+    "persimmon": "its projection for queries, keys and values has them head by head",
+}
+"""Dense model type -> why its heads and neurons cannot be taken out."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +44,38 @@ class ExportRequest:
     multiple_of: int = 1
     """MLP widths are padded to a multiple of this."""
 
-    def check_layers(self) -> None:
-        """Raises UserError for layers that are not all alike or have more than attention and an MLP, which are not told apart."""
-        subject = f"model.path {self.model.config.path}"
-        for shape in self.base.shapes:
-            if shape.mixer_heads or not shape.heads or not (shape.intermediate or shape.experts):
-                raise UserError(
-                    f"{subject}: has layers with a mixer that is no attention, or without attention or MLP, which is not "
-                    "exported; evaluate the circuit in place"
-                )
+    @property
+    def is_dense(self) -> bool:
+        """Whether every layer is an attention and one MLP."""
+        return all(layer.sites.keys() == {ATTENTION, MLP} for layer in self.base.layers)
+
+    def check_layers(self, name: str, *, alike: bool = True) -> None:
+        """Raises UserError for layers that a format cannot hold: it names their kind.
+
+        name: of the format; alike: whether all layers have to have the same widths, with rows of their own for each head.
+        """
+        subject = f"--format {name}: {self.hf_config.model_type} ({self.base.architecture.kind})"
+        remedy = "use --format zeroed, or evaluate the circuit in place"
+        if not self.is_dense:
+            raise UserError(
+                f"{subject} has layers that are not one attention and one MLP, which this format cannot cut; {remedy}"
+            )
+        if not alike:
+            return
+        if why := _NOT_CUT.get(self.hf_config.model_type):
+            raise UserError(f"{subject} cannot be cut, because {why}; {remedy}")
         if len(set(self.base.shapes)) > 1:
-            raise UserError(f"{subject}: its layers have different widths, and only equal layers are exported")
-        for layer in self.base.layers:
-            for name, parameter in layer.module.named_parameters():
-                if parameter.ndim > 2 or ".experts." in name:
-                    raise UserError(
-                        f"{subject}: a layer holds {name}, and mixtures of experts are not exported; "
-                        "evaluate the circuit in place"
-                    )
+            raise UserError(f"{subject} has layers of different widths, and this format takes equal ones; {remedy}")
+        if len(self.base.paths.qkv) not in (1, 3):
+            raise UserError(
+                f"{subject} has heads without rows of their own in its query, key and value projections; {remedy}"
+            )
+
+    @property
+    def has_rows_of_nodes(self) -> bool:
+        """Whether it is known which rows of the weights of a layer compute a head or an MLP neuron."""
+        known = self.is_dense and self.hf_config.model_type not in _NOT_CUT
+        return known and len(self.base.paths.qkv) in (1, 3)
 
     def padded_width(self, neurons: int) -> int:
         """Width of an MLP that keeps so many neurons; no more than that of the base."""

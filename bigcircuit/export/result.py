@@ -14,6 +14,7 @@ from bigcircuit.export.verify import FreshResult, Verification
 from bigcircuit.gates.discretise import count
 from bigcircuit.io.files import file_sha256, write_json
 from bigcircuit.io.provenance import versions
+from bigcircuit.metrics.registry import SCORES, is_on_text, match_of
 from bigcircuit.model.weight_files import weight_files
 
 EXPORT_FILE = "export.json"
@@ -105,11 +106,12 @@ def result_lines(result: ExportResult) -> list[str]:
         f"parameters {result.parameters:,} of {result.base_parameters:,}, bytes {result.bytes:,} of {result.base_bytes:,} "
         f"({result.bytes / max(result.base_bytes, 1):.2f} x), {result.dtype}",
     ]
-    lines += [
-        f"held-out pairs, {row['what']}: KL {row['kl']['mean']:.4f} [{row['kl']['low']:.4f}, {row['kl']['high']:.4f}] nats, "
-        f"exact match {row['exact_match']['mean']:.3f}"
-        for row in result.scores
-    ]
+    for row in result.scores:
+        kl, match, unit = row["kl"], match_of(row), "text" if is_on_text(row) else "pairs"
+        lines.append(
+            f"held-out {unit}, {row['what']}: KL {kl['mean']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}] nats, "
+            f"{SCORES[match].long} {row[match]['mean']:.3f}"
+        )
     if found := result.verification:
         lines.append(
             f"opened in a fresh process: logits differ from the masked model by {found['largest_difference']:.1g} at most (allowed "

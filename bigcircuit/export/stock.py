@@ -61,7 +61,9 @@ def sized_config(
         changes |= {"num_attention_heads": heads.heads, "head_dim": shape.head_dim}
         changes |= {key: heads.kv_heads for key in _KV_KEYS if hasattr(hf_config, key)}
     if mlp is not None and mlp != shape.intermediate:
-        key = next(key for key in _MLP_KEYS if hasattr(hf_config, key))
+        key = next((key for key in _MLP_KEYS if hasattr(hf_config, key)), None)
+        if key is None:
+            return None
         changes[key] = mlp
     if layers is not None and len(layers) != hf_config.num_hidden_layers:
         changes["num_hidden_layers"] = len(layers)

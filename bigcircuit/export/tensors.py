@@ -59,6 +59,11 @@ class LayerParts:
             return Part("query_norm" if found[1] == "q" else "key_norm", 0)
         return None
 
+    def is_whole(self, name: str, size: torch.Size) -> bool:
+        """Whether every layer has a parameter as it is in the base. size: its shape in the base layer."""
+        module, _, leaf = name.rpartition(".")
+        return not (leaf == "bias" and module in (self._row.attention, self._row.mlp)) and self.part(name, size) is None
+
     def mixes_heads(self, name: str, size: torch.Size) -> bool:
         """Whether a parameter is of a norm over all heads together: without one head the others would be others."""
         found = _HEAD_NORM.search(name.rpartition(".")[0])
@@ -89,6 +94,13 @@ class LayerParts:
         if part.kind == "mlp_input" and self._fused_mlp and size == 2 * shape.intermediate:
             return torch.cat([cut.neurons, _moved(cut.neurons, shape.intermediate)])
         return cut.neurons
+
+    def size(self, name: str, cut: LayerCut, size: torch.Size) -> torch.Size:
+        """Shape that a parameter has in the written layer. size: that in the base layer."""
+        part = self.part(name, size)
+        if part is None:
+            return size
+        return torch.Size([*size[: part.axis], len(self.places(part, cut, size[part.axis])), *size[part.axis + 1 :]])
 
     def _listed_heads(self, cut: LayerCut) -> Tensor:
         keys = _moved(cut.kv_heads, self._shape.heads)
@@ -125,22 +137,15 @@ class LayerParts:
 
     def _bias(self, module: str, cut: LayerCut, read: ReadBase) -> Tensor | None:
         """Make the bias of an output projection: its own, and what the constants of closed neurons add; float32 where they do."""
-        base, site = read(f"{module}.bias"), ATTENTION if module == self._row.attention else MLP
-        masked = site == MLP and MLP_OUTPUT in cut.opened
-        if not cut.biased[site == MLP]:
-            return base * cut.opened[MLP_OUTPUT] if masked and base is not None else base
+        base, closed = (
+            read(f"{module}.bias"),
+            cut.closed_inputs(MLP if module == self._row.mlp else ATTENTION, self._transposed),
+        )
+        if base is None and not closed.needs_bias:
+            return None
         weight = read(f"{module}.weight")
-        assert weight is not None
-        total = torch.zeros(cut.shape.hidden) if base is None else base.float()
-        if cut.has_constant(site):
-            closed = (~cut.opened[site]).nonzero().flatten()
-            columns = weight.index_select(0 if self._transposed else 1, closed).float()
-            columns = columns.T if self._transposed else columns
-            total = (total.double() + columns.double() @ cut.constants[site][closed].double()).float()
-        if masked:
-            constant = cut.constants.get(MLP_OUTPUT, torch.zeros(cut.shape.hidden))
-            total = torch.where(cut.opened[MLP_OUTPUT], total, constant)
-        return total
+        assert weight is not None, f"{module}.weight is not in the base"
+        return closed.bias(base, weight)
 
 
 def _spread(heads: Tensor, head_dim: int) -> Tensor:

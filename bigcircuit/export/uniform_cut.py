@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from bigcircuit.errors import UserError
 from bigcircuit.export.cut import (
     HeadArrangement,
     LayerCut,
@@ -28,7 +29,8 @@ class UniformCut(NamedTuple):
 def uniform_cut(request: ExportRequest, flags: Mapping[str, bool], only: str | None = None) -> UniformCut:
     """Find the smallest sizes.
 
-    flags: settings that give projections the biases that constants need; only: the one model type to write.
+    flags: settings that give projections the biases that constants need; only: the one model type to write. Raises UserError for a
+    class whose sizes are not settings.
     """
     hf_config, shape = request.hf_config, request.base.shapes[0]
     cuts, notes = request.cuts, []
@@ -53,7 +55,10 @@ def uniform_cut(request: ExportRequest, flags: Mapping[str, bool], only: str | N
             )
         written = sized_config(hf_config, shape, mlp=width, layers=layers, flags=flags, only=only)
         cuts = [narrowed(cut, width) for cut in cuts]
-    assert written is not None, "the base's own number of heads is always taken"
+    if written is None:
+        raise UserError(
+            f"{hf_config.model_type}: its config takes no other MLP width or number of layers; use --format compact or zeroed"
+        )
     if only is None and written.model.config.model_type != hf_config.model_type:
         notes.append(
             f"written as {written.model.config.model_type}, which has the same tensors: {hf_config.model_type}'s config refuses "

@@ -1,5 +1,6 @@
 """Write a Hugging Face folder tensor by tensor: two tensors, and no shard, are in memory at a time."""
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ SHARD = 4 << 30
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _CHUNK = 1 << 24
 """Bytes that are written by one call."""
+_CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+"""What the system answers where it cannot copy between two files."""
 BESIDE_WEIGHTS = (
     *TOKENIZER_FILES,
     "chat_template*",
@@ -31,6 +34,23 @@ BESIDE_WEIGHTS = (
 """Patterns of the files of a model folder that an export takes over as they are."""
 
 
+class FilePiece(NamedTuple):
+    """Bytes of a tensor in a file."""
+
+    path: Path
+    start: int
+    bytes: int
+
+
+def file_pieces(path: Path) -> dict[str, FilePiece]:
+    """Find where the tensors of a safetensors file are."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: FilePiece(path, 8 + length + start, end - start) for name, (start, end) in spans.items()}
+
+
 class Planned(NamedTuple):
     """A tensor that is going to be written."""
 
@@ -38,6 +58,8 @@ class Planned(NamedTuple):
     size: tuple[int, ...]
     dtype: torch.dtype
     make: Callable[[], Tensor]
+    piece: FilePiece | None = None
+    """Where the same bytes are in a file: they are copied by the system and never are in memory. None for a tensor to make."""
 
     @property
     def bytes(self) -> int:
@@ -93,20 +115,48 @@ def _write_file(path: Path, tensors: Sequence[Planned], advance: Callable[[int],
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     # The next tensor is made while one is written: torch and the system release the interpreter's lock.
-    with reporting_disk_errors(path), path.open("wb") as file, ThreadPoolExecutor(1) as pool:
-        file.write(len(text).to_bytes(8, "little") + text)
-        following = pool.submit(ordered[0].make)
-        for place, one in enumerate(ordered):
-            tensor = following.result().to(one.dtype).contiguous()
-            if place + 1 < len(ordered):
-                following = pool.submit(ordered[place + 1].make)
+    with reporting_disk_errors(path), path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+        _write_all(file, memoryview(len(text).to_bytes(8, "little") + text), lambda _: None)
+        made = (pool.submit(one.make) for one in ordered if one.piece is None)
+        following = next(made, None)
+        for one in ordered:
+            if one.piece is not None:
+                assert one.piece.bytes == one.bytes, f"{one.name} has {one.piece.bytes} bytes, not {one.bytes}"
+                _copy_piece(file, one.piece, advance)
+                continue
+            assert following is not None, "one for each tensor without a piece"
+            tensor, following = following.result().to(one.dtype).contiguous(), next(made, None)
             assert tuple(tensor.shape) == one.size, f"{one.name} is {tuple(tensor.shape)}, not {one.size}"
             content: Any = tensor.flatten().view(torch.uint8).numpy()
-            for start in range(0, len(content), _CHUNK):
-                file.write(content[start : start + _CHUNK].data)
-                advance(min(_CHUNK, len(content) - start))
-        file.flush()
+            _write_all(file, content.data, advance)
         os.fsync(file.fileno())
+
+
+def _write_all(file: Any, content: memoryview, advance: Callable[[int], None]) -> None:
+    """Write bytes to an unbuffered file."""
+    place = 0
+    while place < len(content):
+        written = file.write(content[place : place + _CHUNK])
+        place += written
+        advance(written)
+
+
+def _copy_piece(file: Any, piece: FilePiece, advance: Callable[[int], None]) -> None:
+    """Copy bytes of one file to the end of another by the system, or in chunks where the system cannot. Raises OSError."""
+    with piece.path.open("rb", buffering=0) as source:
+        place, end = piece.start, piece.start + piece.bytes
+        while place < end:
+            size = min(_CHUNK, end - place)
+            try:
+                copied = os.copy_file_range(source.fileno(), file.fileno(), size, place)
+            except (OSError, AttributeError) as error:
+                if isinstance(error, OSError) and error.errno not in _CANNOT_COPY:
+                    raise
+                copied = os.write(file.fileno(), os.pread(source.fileno(), size, place))
+            if not copied:
+                raise OSError(errno.EIO, f"{piece.path} ends before its last tensor")
+            place += copied
+            advance(copied)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -251,7 +251,7 @@ class AppliedMasks:
                 )
         if call.cache is not None and not self.frozen.architecture.suffix:
             raise UserError(
-                "a cache cannot be used under interchange ablation in this model, whose layers keep more than keys and values; set "
+                f"a cache cannot be used under interchange ablation in a model of this kind ({self.frozen.architecture.kind}); set "
                 "use_cache to False"
             )
         beside = self.corrupted.beside(call.ids, call.mask, call.cache)
@@ -279,7 +279,8 @@ def _twice(value: Any, rows: int, name: str) -> Any:
     if isinstance(value, Mapping):
         return {key: _twice(item, rows, name) for key, item in value.items()}
     if isinstance(value, Tensor):
-        return torch.cat([value, value]) if len(value) == rows else value
+        place = value.ndim - 2 if name == "position_ids" else 0  # some models have several positions a token, [3, R, T]
+        return torch.cat([value, value], dim=place) if value.ndim and value.shape[place] == rows else value
     if value is not None:
         raise UserError(
             f"{name} of type {type(value).__name__} cannot be used under interchange ablation; give a tensor"

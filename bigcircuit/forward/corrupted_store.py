@@ -90,19 +90,24 @@ class CorruptedStore:
         micro_batches: MicroBatches,
         advance: Callable[[], None],
     ) -> None:
-        mine: dict[int, Tensor] = {}
+        ranks, mine = micro_batches.ranks, dict[int, Tensor]()
         for micro_batch in micro_batches.aligned().iterate(examples, full=False):
-            micro_batches.ranks.stop_if_requested()
+            ranks.stop_if_requested()
             recorded = streams.record(micro_batch.batch, self.sites)
             if not self._values:
-                self._lay_out(recorded, micro_batches.ranks)
+                self._lay_out(recorded, ranks)
             if micro_batch.is_counted:
                 for row, example in enumerate(micro_batch.examples):
-                    mine[example.id] = torch.cat([*self._parts(recorded, row, example.id)])
+                    if ranks.size == 1:
+                        torch.cat([*self._parts(recorded, row, example.id)], out=self._values[self._places[example.id]])
+                    else:
+                        mine[example.id] = torch.cat([*self._parts(recorded, row, example.id)])
             advance()
+        if ranks.size == 1:  # nothing to exchange, and no second copy
+            return
         stored = [self._values[self._places[example.id]] for example in examples]
         found = [mine.get(one.id, torch.zeros_like(values)) for one, values in zip(examples, stored, strict=True)]
-        micro_batches.ranks.all_reduce(found)
+        ranks.all_reduce(found)
         for values, new in zip(stored, found, strict=True):
             if self._writes:
                 values.copy_(new)

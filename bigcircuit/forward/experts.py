@@ -3,8 +3,9 @@
 A node is an expert at a token. Its value is routing weight x output, 0 where the router did not choose it. So a gate multiplies
 the routing weight, and closed experts add what they added for the corrupted token, for which the router may have chosen others:
 out = sum_k w_k g(e_k) E(x, e_k) + sum_k (1 - g(e'_k)) w'_k E(x', e'_k). The router is no node: it reads the stream that it is in.
+Under ablations with constants the second sum is over all experts, see `expert_constants.py`.
 
-Shapes: R rows, T tokens, N = R * T, k experts of a token, E experts, D hidden size.
+Shapes: R rows, T tokens, N = R * T, k experts of a token, E experts, D hidden size, n values of a node.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from bigcircuit.forward.expert_constants import ClosedConstants, write_experts
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 """hidden [N, D], experts of each token [N, k], their weights [N, k] -> [N, D]."""
@@ -32,27 +35,35 @@ def without_data(module: Any) -> Forward:
 
 
 class Added(NamedTuple):
-    """What the experts of each token add to the residual stream."""
+    """Values of the experts of each token: what they add to the residual stream, or routing weight x activations."""
 
     values: Tensor
-    """[N, k, D]"""
+    """[N, k, n]"""
     experts: Tensor
     """int64 [N, k]"""
+    chosen: Tensor | None = None
+    """bool [N, k], which of them the router chose; None for all."""
+
+    def of(self, tokens: Tensor) -> "Added":
+        """Select tokens, by a mask [N]."""
+        return Added(self.values[tokens], self.experts[tokens], None if self.chosen is None else self.chosen[tokens])
 
     def together(self) -> Tensor:
-        """Add up the experts of each token, [N, D]."""
+        """Add up the experts of each token, [N, n]."""
         return self.values.sum(1)
 
-    def norms(self, rows: int, count: int) -> Tensor:
-        """Norm of what each of `count` experts adds, 0 where it was not chosen: [R, T, E]."""
-        norms = torch.linalg.vector_norm(self.values.float(), dim=-1)
-        found = norms.new_zeros(len(norms), count).scatter_(1, self.experts, norms)
-        return found.view(rows, -1, count)
+    def norms(self, count: int) -> Tensor:
+        """Norm of the values of each of `count` experts, 0 where it was not chosen: [N, E]."""
+        return self._by_expert(torch.linalg.vector_norm(self.values.float(), dim=-1), count)
 
-    def routed(self, rows: int, count: int) -> Tensor:
-        """Say which of `count` experts were chosen, 1 or 0: [R, T, E]."""
-        found = torch.zeros(len(self.experts), count, device=self.experts.device).scatter_(1, self.experts, 1.0)
-        return found.view(rows, -1, count)
+    def routed(self, count: int) -> Tensor:
+        """Say which of `count` experts were chosen, 1 or 0: [N, E]."""
+        ones = torch.ones(self.experts.shape, device=self.experts.device)
+        return self._by_expert(ones if self.chosen is None else self.chosen.to(ones), count)
+
+    def _by_expert(self, numbers: Tensor, count: int) -> Tensor:
+        """Lay out numbers of the experts of each token, [N, k], by expert, [N, E]."""
+        return numbers.new_zeros(len(numbers), count).scatter_(1, self.experts, numbers)
 
 
 def by_expert(plain: Forward, hidden: Tensor, experts: Tensor, weights: Tensor) -> Added:
@@ -63,15 +74,23 @@ def by_expert(plain: Forward, hidden: Tensor, experts: Tensor, weights: Tensor) 
 
 
 def masked_experts(
-    plain: Forward, masks: Tensor, rows: int, closed: Added | None, hidden: Tensor, experts: Tensor, weights: Tensor
+    plain: Forward,
+    masks: Tensor,
+    rows: int,
+    closed: Added | ClosedConstants | None,
+    hidden: Tensor,
+    experts: Tensor,
+    weights: Tensor,
 ) -> Tensor:
-    """Run the experts of P members under masks, [P, R or 1, E]. closed: what closed experts add, the same for all members."""
+    """Run the experts of P members under masks, [P, R or 1, E]. closed: what closed experts add."""
     outputs = []
     # One call a member: which rows an expert multiplies at once decides their last bits, and these are then its own.
-    for mask, *part in zip(masks, *(t.chunk(len(masks)) for t in (hidden, experts, weights)), strict=True):
-        x, own, weight = part
+    for member, mask in enumerate(masks):
+        x, own, weight = (t.chunk(len(masks))[member] for t in (hidden, experts, weights))
         out = plain(x, own, weight * of_tokens(mask, own, rows).to(weight.dtype))
-        if closed is not None:
+        if isinstance(closed, ClosedConstants):
+            out = out + closed.added(member, 1 - mask, rows, len(x) // rows, write_experts).to(out.dtype)
+        elif closed is not None:
             shut = 1 - of_tokens(mask, closed.experts, rows)
             out = out + torch.einsum("nk,nkd->nd", shut.to(out.dtype), closed.values.to(out.dtype))
         outputs.append(out)
@@ -83,14 +102,18 @@ def every_expert(
 ) -> Tensor:
     """Run experts that all see every token, scaled by its routing weight: hidden [E * P * N, D], experts first (Llama 4).
 
-    masks: [P, R or 1, E]. closed: what they output on the corrupted prompt, [E * N, D]. One call a member.
+    masks: [P, R or 1, E]. closed: what closed ones output, [P or 1, E, R or 1, T or 1, D]. One call a member.
     """
     members, experts = len(masks), masks.shape[-1]
     outputs = []
-    for mask, part in zip(masks, hidden.view(experts, members, -1, hidden.shape[-1]).unbind(1), strict=True):
+    for member, part in enumerate(hidden.view(experts, members, -1, hidden.shape[-1]).unbind(1)):
         out = plain(part.reshape(-1, hidden.shape[-1])).view(experts, rows, -1, hidden.shape[-1])
-        gate = mask.expand(rows, -1).T[:, :, None, None].to(out.dtype)
-        outputs.append(out * gate if closed is None else torch.lerp(closed.view_as(out), out, gate))
+        gate = masks[member].expand(rows, -1).T[:, :, None, None].to(out.dtype)
+        if closed is None:
+            out = out * gate
+        else:
+            out = torch.lerp(closed[member if len(closed) > 1 else 0].to(out.dtype).expand_as(out), out, gate)
+        outputs.append(out)
     return torch.stack([out.flatten(1, 2) for out in outputs], 1).flatten(0, 2)
 
 

@@ -11,7 +11,10 @@ from torch import Tensor
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.errors import UserError
+from bigcircuit.forward.experts import Added
+from bigcircuit.forward.pass_state import ExpertWatcher
 from bigcircuit.forward.streams import Streams
+from bigcircuit.model.granularity import EXPERT
 from bigcircuit.model.sites import FrozenModel
 
 
@@ -38,7 +41,10 @@ def check_corrupted(streams: Streams, examples: Sequence[Example], micro_batches
             kept = value if mask is None else value.masked_fill(~mask.bool().unsqueeze(2), 0)
             bad |= ~kept.isfinite().all(2).all(1)
 
-        streams.watch(batch, batch.corrupted, watch)
+        def watch_experts(index: int, site: str, found: Added, look=watch, rows: int = len(bad)) -> None:
+            look(index, site, found.together().view(rows, -1, found.values.shape[-1]))
+
+        streams.watch(batch, batch.corrupted, watch, ExpertWatcher((EXPERT,), watch_experts))
         for row in bad.nonzero().flatten().tolist():
             found = max(found, place[micro_batch.examples[int(batch.example_of_row[row])].id])
     found = micro_batches.ranks.maximum(found)

@@ -20,13 +20,16 @@ class Interpolate(torch.autograd.Function):
         ctx.ablated = None if ablated is None else (ablated.shape, ablated.dtype)
         weight = mask.to(masked.dtype)
         ablated = None if ablated is None else ablated.to(masked.dtype)
-        ctx.save_for_backward(masked if ablated is None else masked - ablated, mask)
+        difference = masked if ablated is None else masked - ablated
+        # As an activation of all rows that requires a gradient, of which few bits can be kept (few_bits.py); it gets none.
+        ctx.save_for_backward(difference.flatten(0, 1).requires_grad_(), mask)
         # lerp is exact at both ends: an open gate gives the masked stream bit for bit, a closed one the ablated value.
         return masked * weight if ablated is None else torch.lerp(ablated, masked, weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         difference, mask = ctx.saved_tensors
+        difference = difference.view_as(gradient)
         to_masked = gradient * mask.to(gradient.dtype) if ctx.needs_input_grad[0] else None
         # Sums over tokens are in float32: gates and constants stay float32 whatever the base model computes in.
         to_ablated = to_mask = None

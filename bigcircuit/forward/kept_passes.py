@@ -13,7 +13,7 @@ from bigcircuit.data.micro_batches import MicroBatch
 from bigcircuit.distributed.launcher_env import ranks_on_this_host
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.corrupted import RecordedBatch
-from bigcircuit.runtime.host_memory import GIB
+from bigcircuit.runtime.host_memory import GIB, FreeMemory
 
 
 class PlainPass(NamedTuple):
@@ -21,7 +21,7 @@ class PlainPass(NamedTuple):
 
     micro_batch: MicroBatch
     reference: Tensor
-    """Logits on the clean prompts, [S, V]; empty where the caller has them."""
+    """Logits on the clean prompts, [S, V], or head inputs of windows, [S, D]; empty where the caller has them."""
     corrupted: RecordedBatch | None
     """Activations of the corrupted run; None where masked passes do not run the suffix alone."""
 
@@ -45,8 +45,8 @@ class KeptPasses:
     """Plain passes in the memory of the host. What does not fit is computed again each time."""
 
     def __init__(self, limit: float) -> None:
-        """limit: GiB of memory for the passes of all ranks of a host."""
-        self._limit = limit * GIB
+        """limit: GiB of memory for the passes of all ranks of a host; half of what is free at most."""
+        self._limit = min(limit * GIB, FreeMemory.measure("cpu").free / 2)
         self._found: dict[Hashable, list[PlainPass]] = {}
         self._bytes = 0
 

@@ -22,7 +22,7 @@ from bigcircuit.data.pair import Example
 from bigcircuit.errors import UserError
 from bigcircuit.forward.pass_state import MaskSource
 from bigcircuit.forward.streams import Streams
-from bigcircuit.model.architectures import FUSED, KEYS, LATENT, QUERIES, VALUES
+from bigcircuit.model.architectures import FUSED, GUESSED, KEYS, LATENT, QUERIES, VALUES
 from bigcircuit.model.granularity import EXPERT, MLP_OUTPUT, SITE_WIDTH, sites_of
 from bigcircuit.model.paths import in_features
 from bigcircuit.model.sites import FrozenModel
@@ -38,6 +38,8 @@ _HALF, _HALF_ROUTED = 0.05, 0.3
 """Largest difference of logits, as a share of their size. In half precision a router may choose another of two equal experts."""
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def check_loaded_model(frozen: FrozenModel, *, brief: bool = False) -> None:
     """Run the checks. Every rank calls this function. Raises UserError, with the kind of the fault, for a model that fails one.
 
@@ -45,7 +47,7 @@ def check_loaded_model(frozen: FrozenModel, *, brief: bool = False) -> None:
     """
     for name, module in _projections(frozen):
         _check_gradient(frozen, name, module)
-    if brief and frozen.architecture.kind != "guessed":
+    if brief and frozen.architecture.kind != GUESSED:
         return
     batch = _batch(frozen)
     with torch.no_grad(), Streams(frozen, INTERCHANGE) as streams:
@@ -137,8 +139,10 @@ def _ungated(frozen: FrozenModel, batch: Batch) -> str | None:
         return look
 
     wanted, handles = list(weights.values()), []
+    before = [(weight, weight.requires_grad, weight.grad) for weight in wanted]  # of a user's model object
     try:
         for name, weight in weights.items():
+            weight.grad = None
             handles.append(weight.requires_grad_(True).register_post_accumulate_grad_hook(note(name)))
         with Streams(frozen, ZERO) as streams:
             logits = streams.masked(batch, _constant(frozen, [0.0]), 1)
@@ -149,8 +153,8 @@ def _ungated(frozen: FrozenModel, batch: Batch) -> str | None:
     finally:
         for handle in handles:
             handle.remove()
-        for weight in wanted:
-            weight.requires_grad_(False)
+        for weight, had_gradient, gradient in before:
+            weight.requires_grad_(had_gradient).grad = gradient
     return min(found) if found else None
 
 

@@ -1,9 +1,11 @@
 """Small functions of what goes into a pass and what comes out of a layer."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigcircuit.ablation.ablation import Tokens
 from bigcircuit.data.collate import Batch
@@ -32,3 +34,17 @@ def repeat_rows(tensor: Tensor | None, copies: int) -> Tensor | None:
 def hidden_of(output: Any) -> Tensor:
     """Hidden state among what a layer returns."""
     return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Replace the forward of a module. Returns the function that puts back the one before."""
+    put_back = partial(_put_back, module, module.__dict__.get("forward"))
+    module.forward = forward
+    return put_back
+
+
+def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward  # of hooks that were installed before

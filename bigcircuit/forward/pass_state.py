@@ -1,15 +1,16 @@
 """State that the hooks of one pass share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.data.collate import Batch
 from bigcircuit.forward.corrupted import Corrupted
+from bigcircuit.forward.experts import Added
 from bigcircuit.forward.rows import ArgumentShapes, Division, FewTokens, Rows, TokenRows
 from bigcircuit.forward.shared_layers import Branches
 
@@ -21,12 +22,22 @@ Watcher = Callable[[int, str, Tensor], None]
 """Callback with layer index, site and activations [R, T, n]; must not keep a reference to the activations."""
 
 
+class ExpertWatcher(NamedTuple):
+    """Callback for the values of experts in plain passes, which only some passes look at."""
+
+    sites: Collection[str]
+    """EXPERT, EXPERT_NEURON or both. Values of neurons need experts that show them, see `expert_neurons.refusal`."""
+    see: Callable[[int, str, Added], None]
+    """Layer index, site and values of all tokens [R * T]; must not keep a reference to them."""
+
+
 @dataclass
 class Pass:
     """A pass in progress. `recorded`: corrupted site inputs of the layer in progress.
 
     members: P, of the layer in progress where members share layers. store: activations of the corrupted run, for a pass over the
     suffix. branches: members that share layers. shapes: where those of arguments are noted.
+    head_inputs: of a pass over windows, [P, S, D].
     """
 
     batch: Batch | TokenRows | FewTokens
@@ -35,6 +46,7 @@ class Pass:
     rows: Rows
     ablation: Ablation
     watch: Watcher | None = None
+    watch_experts: ExpertWatcher | None = None
     store: Corrupted | None = None
     branches: Branches | None = None
     corrupted: Tensor | None = None
@@ -43,6 +55,7 @@ class Pass:
     site_masks: SiteMasks = field(default_factory=dict)
     division: Division | None = None
     shapes: ArgumentShapes | None = None
+    head_inputs: Tensor | None = None
     layer: int = 0
 
     def masks_of(self, layer: int) -> SiteMasks:

@@ -25,8 +25,8 @@ from bigcircuit.forward.corrupted import Corrupted, PrefixCache, RecordedBatch, 
 from bigcircuit.forward.expert_pass import run_experts
 from bigcircuit.forward.interpolate import Interpolate
 from bigcircuit.forward.kept_passes import KeptPasses
-from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, tokens_of
-from bigcircuit.forward.pass_state import MaskSource, Pass, Watcher
+from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, replace_forward, tokens_of
+from bigcircuit.forward.pass_state import ExpertWatcher, MaskSource, Pass, Watcher
 from bigcircuit.forward.rows import (
     ArgumentShapes,
     Division,
@@ -38,7 +38,7 @@ from bigcircuit.forward.rows import (
     places_of_rows,
 )
 from bigcircuit.forward.shared_layers import Branches
-from bigcircuit.model.granularity import EXPERT, EXPERT_NEURON, MLP, MLP_OUTPUT
+from bigcircuit.model.granularity import EXPERT, MLP, MLP_OUTPUT
 from bigcircuit.model.sites import FrozenModel
 
 
@@ -84,8 +84,7 @@ class Streams:
             self._undo.pop()()
 
     def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        self._undo.append(partial(_put_back, module, module.__dict__.get("forward")))
-        module.forward = forward
+        self._undo.append(replace_forward(module, forward))
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
@@ -117,19 +116,21 @@ class Streams:
             self.ablation = before
 
     def reference(self, batch: Batch) -> Tensor:
-        """Compute logits of the full model on the clean prompts at the scored positions, [S, V], without a graph."""
+        """Compute logits of the full model on the clean prompts at the scored positions, [S, V], without a graph.
+
+        Of windows of general text: the inputs of the vocabulary projection in their place, [S, D], see `head.logits_of`."""
         with torch.no_grad():
             return self._forward(self._plain(batch), batch.clean)[0]
 
-    def watch(self, batch: Batch, tokens: Tensor, watcher: Watcher) -> None:
-        """Run the full model without a graph on prompts laid out as in `batch`, [R, T], and pass its activations to a callback.
+    def watch(self, batch: Batch, tokens: Tensor, watcher: Watcher, experts: ExpertWatcher | None = None) -> None:
+        """Run the full model without a graph on prompts laid out as in `batch`, [R, T], and pass its activations to callbacks.
 
-        The callback gets the inputs of both projections of every layer and the output of the MLP.
+        The first one gets the inputs of the projections of every layer and the output of the MLP, `experts` those of a mixture.
         """
         with torch.no_grad():
-            self._forward(self._plain(batch, watcher), tokens)
+            self._forward(self._plain(batch, watcher, experts), tokens)
 
-    def _plain(self, batch: Batch, watcher: Watcher | None = None) -> Pass:
+    def _plain(self, batch: Batch, watcher: Watcher | None = None, experts: ExpertWatcher | None = None) -> Pass:
         return Pass(
             batch=batch,
             masks=None,
@@ -137,6 +138,7 @@ class Streams:
             rows=Rows(len(batch.clean), 0),
             ablation=self.ablation,
             watch=watcher,
+            watch_experts=experts,
         )
 
     def record(self, batch: Batch, sites: Collection[str]) -> RecordedBatch:
@@ -163,7 +165,7 @@ class Streams:
         corrupted: Corrupted | None = None,
         branches: Branches | None = None,
     ) -> Tensor:
-        """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V].
+        """Compute logits of P = `members` circuits on the clean prompts at the scored positions, [P, S, V]; as `reference`.
 
         corrupted: activations of the corrupted run of this batch. With them the pass runs the tokens behind the shared prefix
         alone; only for ablations that need the corrupted stream. branches: members that share layers (`can_share`); no graph.
@@ -237,7 +239,7 @@ class Streams:
                 past_key_values=cache,
                 use_cache=False,
             )
-        return output.logits
+        return output.logits if state.head_inputs is None else state.head_inputs
 
     @contextmanager
     def _during(self, state: Pass) -> Iterator[None]:
@@ -327,22 +329,13 @@ class Streams:
 
     def _experts(self, index: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Experts of a layer under their gates."""
-        state, module = self._pass, self.frozen.layers[index].sites[EXPERT]
+        state, layer = self._pass, self.frozen.layers[index]
+        module = layer.sites[EXPERT]
         if hasattr(module, "is_concatenated") and args[0].is_meta:
             plain = experts.without_data(module)
-        here = state is not None and state.layer == index
-        if state is None or not here or (state.watch is None and not {EXPERT, EXPERT_NEURON} & state.site_masks.keys()):
+        if state is None or state.layer != index:
             return plain(*args, **kwargs)
-        return run_experts(
-            module,
-            plain,
-            (*args, *kwargs.values()),
-            masks=state.site_masks,
-            recorded=state.recorded,
-            recording=state.recording,
-            rows=len(state.batch.clean),
-            watch=None if state.watch is None else partial(state.watch, index),
-        )
+        return run_experts(state, module, layer.shape, plain, (*args, *kwargs.values()))
 
     def _at_input(self, index: int, site: str, _module: nn.Module, args: tuple) -> tuple | None:
         value = self._at_site(index, site, args[0])
@@ -383,15 +376,12 @@ class Streams:
             return None
         hidden = args[0][: state.rows.masked].reshape(state.members, len(state.batch.clean), -1, args[0].shape[-1])
         positions = state.batch.score_position - (0 if state.store is None else state.store.cut)
-        scored = hidden[:, state.batch.score_row, positions]
-        return (scored if state.branches is None else scored[state.branches.of_member], *args[1:])
-
-
-def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward  # of Streams entered before these
+        found = hidden[:, state.batch.score_row, positions]
+        found = found if state.branches is None else found[state.branches.of_member]
+        if state.batch.logit_chunk is None:
+            return (found, *args[1:])
+        state.head_inputs = found
+        return (found[:, :1], *args[1:])
 
 
 _FEWEST = 16

@@ -151,10 +151,10 @@ class _Layers:
         order = order[strength[order] > -float("inf")]
         weight = torch.bincount(leaf, minlength=offset)
         chosen = torch.zeros(offset, dtype=torch.bool)
-        ranked = torch.tensor(list(dict.fromkeys(leaf[order].tolist())), dtype=torch.long)
+        ranked = _in_order_of_appearance(leaf[order], offset)
         kept = torch.cumsum(weight[ranked], 0)
         # The number of leaves whose neurons come nearest to the size; one neuron a leaf gives it exactly.
-        count = int(torch.argmin((torch.cat([torch.zeros(1), kept]) - size).abs()))
+        count = int(torch.argmin((torch.cat([kept.new_zeros(1), kept]) - size).abs()))
         chosen[ranked[:count]] = True
         for site, part in zip(sites, chosen[leaf].split(width), strict=True):
             open_nodes[site] = part
@@ -190,6 +190,12 @@ def _strongest_first(strength: Tensor, tie: Tensor) -> Tensor:
     """Sort indices from strongest to weakest; equal strengths by `tie`, the sum of the chain, then by place."""
     by_tie = torch.argsort(tie, descending=True, stable=True)
     return by_tie[torch.argsort(strength[by_tie], descending=True, stable=True)]
+
+
+def _in_order_of_appearance(values: Tensor, bound: int) -> Tensor:
+    """Return the distinct values, integers from 0 to below `bound`, by their first places; in tensors, as there are millions."""
+    first = torch.full((bound,), len(values)).scatter_reduce_(0, values, torch.arange(len(values)), "amin")
+    return torch.argsort(first)[: int((first < len(values)).sum())]
 
 
 def site_masks(masks: Mapping[str, Tensor], index: int, shape: LayerShape) -> dict[str, Tensor]:

@@ -15,12 +15,11 @@ from bigcircuit.gates.noise import Noise
 from bigcircuit.gates.parametrisation import has_exact_sizes
 from bigcircuit.model.granularity import (
     GRANULARITIES,
-    LEAVES,
     LayerShape,
-    gated_sites,
-    measured_sites,
+    learned_sites,
     top_k_granularities,
     widest,
+    widest_values,
 )
 from bigcircuit.seeding import mix
 
@@ -38,7 +37,7 @@ def trained_granularities(config: Config) -> tuple[str, ...]:
 class Member(nn.Module):
     """One mask set: `log_alpha[g]`, float32 [L, n]. Entries beyond a layer's true width are padding and never used.
 
-    Under optimal ablation it has constants too: `offset[site]`, float32 [L, n], how far each has moved from where all members
+    Under optimal ablation it has constants too: `offset[site]`, float32 [L, values], how far each has moved from where all members
     start, in units of the population's `spread`.
     """
 
@@ -57,10 +56,10 @@ class Member(nn.Module):
             spread = config.gates.init_spread * (2 * torch.rand(size, generator=generator) - 1)
             self.log_alpha[name] = nn.Parameter((config.gates.init + spread).to(device))
         self.offset = nn.ParameterDict()
-        learned = measured_sites(shapes) if KINDS[config.ablation.name].learned else ()
-        gated = gated_sites(list(self.log_alpha))
-        for site in (site for site in learned if site in gated):
-            self.offset[site] = nn.Parameter(torch.zeros(len(shapes), widest(shapes, LEAVES[site]), device=device))
+        names = list(self.log_alpha)
+        learned = learned_sites(shapes, names) if KINDS[config.ablation.name].learned else ()
+        for site in learned:
+            self.offset[site] = nn.Parameter(torch.zeros(len(shapes), widest_values(shapes, site), device=device))
 
     @property
     def done(self) -> float:

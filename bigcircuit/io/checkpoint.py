@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.io.files import (
     removing,
     reporting_disk_errors,
@@ -84,6 +85,18 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> SavedState | None:
     return None
 
 
+def load_on_all(folder: Path, warn: Callable[[str], None], ranks: Ranks) -> SavedState | None:
+    """Load the newest checkpoint on every rank, as `load_newest` does. Raises UserError unless all ranks see the same one."""
+    found = load_newest(folder, warn)
+    content = (
+        "none" if found is None else json.dumps([found.data, {k: tensor_sha256(t) for k, t in found.tensors.items()}])
+    )
+    ranks.check_equal({"newest checkpoint": content}, SHARED_FOLDER)
+    return found
+
+
+SHARED_FOLDER = "name an output on a file system that all hosts share"
+"""Remedy where ranks do not see the same files of a run."""
 _DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 

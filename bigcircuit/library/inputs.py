@@ -15,8 +15,9 @@ from bigcircuit.config.schema import ModelConfig
 from bigcircuit.data.builders import DESCRIPTIONS, ENTRY_POINTS
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import removing, temporary_path, write_bytes
-from bigcircuit.model.load import DTYPES, load_tokenizer
+from bigcircuit.model.load import DTYPES, load_config, load_tokenizer
 from bigcircuit.model.sites import FrozenModel, find_sites
+from bigcircuit.model.text_part import language_part, skips_layers
 from bigcircuit.model.weight_files import EMBEDDED, model_folder, weight_files
 
 _SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "_name_or_path")
@@ -49,7 +50,12 @@ def model_input(model: Any, tokenizer: Any, folder: Path) -> ModelInput:
             "the model has a PEFT adapter; call merge_and_unload() first, or give the model's path and model.adapter"
         )
     base = base_model(model)
-    frozen = find_sites(base)
+    if skips_layers(base):
+        raise UserError(
+            f"a {type(base).__name__} has layers that text does not pass, which would have to be taken out; give the model's path"
+        )
+    # Whether types may be guessed is a setting, which the run looks at.
+    frozen = find_sites(language_part(base), guess=True)
     settings = {
         "model.dtype": _dtype_of(base),
         "model.attention": _attention_of(base),
@@ -99,11 +105,9 @@ def _files_of(model: Any, tokenizer: Any) -> str | None:
 
 
 def _same_config(model: Any, name: str) -> bool:
-    from transformers import AutoConfig
-
     kept = [
         {key: value for key, value in one.to_dict().items() if key not in _SETTINGS}
-        for one in (model.config, AutoConfig.from_pretrained(name))
+        for one in (model.config, load_config(ModelConfig(path=name, architecture="guess")))
     ]
     return kept[0] == kept[1]
 

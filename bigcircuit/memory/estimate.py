@@ -23,11 +23,13 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.corrupted_store import Lengths, stored_values
 from bigcircuit.forward.store_memory import is_in_file
 from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.discretise import discretise
+from bigcircuit.gates.members import trained_granularities
 from bigcircuit.gates.population import Population
 from bigcircuit.memory.shortened import from_few_layers
-from bigcircuit.metrics.logit_metrics import kl_divergence
+from bigcircuit.metrics.compare import compare_pass
 from bigcircuit.model.deepspeed_config import pieces_on, with_auto_values
-from bigcircuit.model.granularity import LEAVES, MLP_OUTPUT, SITE_WIDTH, measured_sites, sites_of, widest
+from bigcircuit.model.granularity import LEAVES, MLP_OUTPUT, SITE_WIDTH, measured_sites, sites_of, widest_values
 from bigcircuit.model.quantization import weight_bytes_as
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.model.sites import FrozenModel
@@ -60,6 +62,8 @@ class Workload(NamedTuple):
     """Most tokens behind the first that differ between the two prompts of a pair, with its answer; None for all."""
     stored: Lengths = Lengths(0, 0)
     """Tokens of all training prompts, whose corrupted activations are kept."""
+    windows: bool = False
+    """Whether the examples are windows of text: inputs of the vocabulary projection stand for logits."""
 
     @classmethod
     def of(cls, splits: Mapping[str, list[Example]], ranks: int) -> "Workload":
@@ -76,6 +80,7 @@ class Workload(NamedTuple):
                 len(e.clean) + max(map(len, e.answers)) - 1 - shared_prefix(e.clean, e.corrupted) for e in everything
             ),
             stored=Lengths.total(splits["train"]),
+            windows=everything[0].is_window,
         )
 
 
@@ -140,21 +145,24 @@ def estimate(run: ResolvedRun, work: Workload, is_gpu: bool, known: KnownPeaks |
     under other settings of the same run, so that none is computed twice.
     """
     found = resting(run, work, is_gpu)
-    peak = _activations(run, work, {} if known is None else known)
-    return found._replace(allocated={**found.allocated, "activations and gradients": peak})
+    peak = max(_activations(run, work, {} if known is None else known), _measuring(run, work))
+    allocated = {**found.allocated, "activations and gradients": peak}
+    if (more := ranking_peak(run) - allocated["activations and gradients"]) > 0:
+        allocated["ranking of neurons, above that"] = more  # an update is over when circuits are decided
+    return found._replace(allocated=allocated)
 
 
 def resting(run: ResolvedRun, work: Workload, is_gpu: bool) -> Estimate:
     """Count the memory of a rank between two passes: a lower bound of `estimate` that takes no time."""
     head, train = cast(Tensor, run.model.skeleton.head.weight), run.config.train
-    positions = work.trained * (2 if train.both_ways else 1) + work.validated
+    positions = work.trained * (2 if train.both_ways and not work.windows else 1) + work.validated
     weights, mapped = _weights(run.model, work.ranks, is_gpu)
     state = blank_state(run, META)
     allocated = {
         **weights,
         **_constants(run, work),
         "gates, Adam moments and sums": (3 * 4 + 8) * sum(p.numel() for p in state.parameters),
-        "reference logits": positions * head.shape[0] * head.element_size(),
+        "reference logits": positions * head.shape[int(work.windows)] * head.element_size(),
     }
     if run.stores_corrupted:
         values = stored_values(run.model.shapes, _sites(state), work.stored) * (2 if train.both_ways else 1)
@@ -243,7 +251,7 @@ def _peak(run_pass: Callable[[], object]) -> int:
 def meta_update(run: ResolvedRun, work: Workload) -> Callable[[], object]:
     """Prepare one micro-batch of an update on the meta device, forward and backward, to be run under a dispatch mode."""
     frozen, size = run.model.skeleton, _micro_batches(run, work).max_examples
-    batch = _batch(frozen, size, work)
+    batch = _batch(run, size, work)
 
     class OneBatch(MicroBatches):
         def iterate(self, *_: Any, **__: Any) -> Iterator[MicroBatch]:
@@ -252,7 +260,7 @@ def meta_update(run: ResolvedRun, work: Workload) -> Callable[[], object]:
     nothing = Example(id=0, clean=(), corrupted=(), answers=(), wrong_answers=(), source="")
     examples = [nothing._replace(id=index) for index in range(size)]
     head = cast(Tensor, frozen.head.weight)
-    reference = torch.empty(size * work.answer, head.shape[0], dtype=head.dtype, device=META)
+    reference = torch.empty(size * work.answer, head.shape[int(work.windows)], dtype=head.dtype, device=META)
     state, one_batch = blank_state(run, META), OneBatch(size, Ranks(device=META))
     streams = Streams(frozen, blank_ablation(run, work, META), run.config.train.checkpointing)
 
@@ -272,10 +280,21 @@ def scoring_peak(run: ResolvedRun, work: Workload) -> int:
     return from_few_layers(run, lambda few: _peak(meta_scoring(few, work)), _FEW)
 
 
+def ranking_peak(run: ResolvedRun) -> int:
+    """Compute the most bytes alive while the circuit of a member is decided: it matters where a pass has a few tokens."""
+
+    def count(few: ResolvedRun) -> int:
+        member = few.members[0]
+        population = Population.new([member], few.model.shapes)
+        return _peak(lambda: discretise(population.decided(0), few.model.shapes, member.target.sizes()))
+
+    return from_few_layers(run, count, 1)
+
+
 def meta_scoring(run: ResolvedRun, work: Workload) -> Callable[[], object]:
     """Prepare one micro-batch of the final scores on the meta device, to be run under a dispatch mode."""
     frozen, count = run.model.skeleton, len(run.members) + 1
-    batch = _batch(frozen, _micro_batches(run, work).max_examples * work.rows, work)
+    batch = _batch(run, _micro_batches(run, work).max_examples * work.rows, work)
 
     def masks(index: int) -> dict[str, Tensor]:
         shape = frozen.shapes[index]
@@ -287,7 +306,7 @@ def meta_scoring(run: ResolvedRun, work: Workload) -> Callable[[], object]:
     def run_pass() -> object:
         with torch.no_grad(), streams:
             recorded = streams.record(batch, masks(0)) if streams.over_suffix else None
-            return kl_divergence(streams.reference(batch), streams.masked(batch, masks, count, recorded), batch)
+            return compare_pass(streams, batch, masks, count, streams.reference(batch), recorded).kl
 
     return run_pass
 
@@ -304,7 +323,8 @@ def blank_state(run: ResolvedRun, device: torch.device) -> TrainState:
 
 def _moments(run: ResolvedRun, positions: int, device: torch.device) -> Moments:
     shapes = run.model.shapes
-    sizes = {site: (len(shapes), positions, widest(shapes, LEAVES[site])) for site in measured_sites(shapes)}
+    sites = measured_sites(shapes, trained_granularities(run.members[0]))
+    sizes = {site: (len(shapes), positions, widest_values(shapes, site)) for site in sites}
     mean = {site: torch.zeros(size, device=device) for site, size in sizes.items()}
     return Moments(mean, {site: values[:, 0] for site, values in mean.items()})
 
@@ -323,7 +343,19 @@ def _constants(run: ResolvedRun, work: Workload) -> dict[str, int]:
     return {"ablation constants": 4 * copies * sum(map(Tensor.numel, tensors))} if tensors else {}
 
 
-def _batch(frozen: FrozenModel, rows: int, work: Workload) -> Batch:
+def _measuring(run: ResolvedRun, work: Workload) -> int:
+    """Bytes of the sums from which constants are made, float64, beside the float32 results: before gates are trained."""
+    if not KINDS[run.config.ablation.name].needs_moments:
+        return 0
+    found = _moments(run, work.tokens if run.config.ablation.per_position else 1, META)
+    return sum(8 * mean.numel() for mean in found.mean.values()) + sum(
+        (8 + 4) * deviation.numel() for deviation in found.deviation.values()
+    )
+
+
+def _batch(run: ResolvedRun, rows: int, work: Workload) -> Batch:
+    frozen = run.model.skeleton
+
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.long, device=META)
 
@@ -345,6 +377,7 @@ def _batch(frozen: FrozenModel, rows: int, work: Workload) -> Batch:
         example_of_continuation=line,
         correct=line > 0,
         shared=0 if work.suffix is None else work.tokens - work.suffix,
+        logit_chunk=run.config.task.text.logit_chunk if work.windows else None,
     )
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bigcircuit.data.collate import batch_indices
 from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
@@ -33,6 +32,8 @@ _ONE_LAYER, _WHOLE = 0.6, 0.8
 """Seconds that an update of one layer, and of the whole model, may take in the measurement, as matrix products alone."""
 _WHOLE_BYTES = 1 << 30
 """Weights of a model that is measured whole."""
+_TYPICAL = 16
+"""Updates among whose micro-batches the one of median length is measured."""
 _REPEATED = 0.4
 """Seconds in which a pass is repeated; the median counts."""
 
@@ -101,10 +102,10 @@ def measure_passes(run: ResolvedRun, work: Workload, ranks: Ranks) -> PassSecond
 
 
 def typical_micro_batch(run: ResolvedRun, size: int) -> list[Example]:
-    """Choose the micro-batch of median length of the first update."""
-    examples, train = run.data.splits["train"], run.config.train
-    chosen = [examples[i] for i in batch_indices(len(examples), train.batch_size, 0, run.config.task.seed)]
-    parts = [micro.examples for micro in MicroBatches(size).iterate(chosen, full=False)]
+    """Choose the micro-batch of median length of the first updates."""
+    order = run.training_order(run.data.splits["train"])
+    updates = range(min(_TYPICAL, -(-len(order.examples) // run.config.train.batch_size)))
+    parts = [part.examples for step in updates for part in MicroBatches(size).iterate(order.batch(step), full=False)]
     parts.sort(key=lambda part: sum(len(example.clean) for example in part))
     return parts[len(parts) // 2]
 
@@ -144,7 +145,8 @@ class _Probe:
 
     def __init__(self, run: ResolvedRun, work: Workload, ranks: Ranks, examples: list[Example]) -> None:
         self._run, self._examples = run, examples
-        self._micro_batches = MicroBatches(len(examples), ranks, run.config.task.padding)
+        task = run.config.task
+        self._micro_batches = MicroBatches(len(examples), ranks, task.padding, task.text.logit_chunk)
         self._state = blank_state(self._run, ranks.device)
         frozen = self._run.model.skeleton
         self._streams = Streams(frozen, blank_ablation(self._run, work, ranks.device), run.config.train.checkpointing)
@@ -183,7 +185,9 @@ class _Probe:
         return self._timed(lambda: self._streams.reference(micro_batch.batch))
 
     def _references(self, micro_batch: MicroBatch) -> Tensor:
-        return self._head.new_zeros(len(micro_batch.batch.score_row), self._head.shape[0])
+        vocabulary, hidden = self._head.shape
+        width = vocabulary if micro_batch.batch.logit_chunk is None else hidden
+        return self._head.new_zeros(len(micro_batch.batch.score_row), width)
 
     def _timed(self, run_pass: Callable[[], object]) -> float:
         with self._streams:

@@ -57,11 +57,10 @@ class Passes(NamedTuple):
         def passes(count: int) -> int:
             return ceil(ceil(count / dealt.max_examples) / ranks)
 
-        examples = len(train) * (
-            2 if config.train.both_ways else 1
-        )  # at most: where the full model shows the behaviour
+        both_ways = config.train.both_ways and not train[0].is_window
+        examples = len(train) * (2 if both_ways else 1)  # at most: where the full model shows the behaviour
         references = passes(min(examples, steps * config.train.batch_size)) + passes(len(validation))
-        references += passes(len(train)) if config.train.both_ways else 0
+        references += passes(len(train)) if both_ways else 0
         references += sum(passes(len(split)) for split in splits.values()) if config.task.keep == "solved" else 0
         if KINDS[config.ablation.name].needs_moments:
             measured = train if run.ablation_data is None else run.ablation_data.examples

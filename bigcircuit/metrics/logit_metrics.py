@@ -33,6 +33,16 @@ class LogitComparison:
         return contrast(self.logits, self.batch)
 
     @property
+    def cross_entropy(self) -> Tensor:
+        """Negative log of the probability of all right answers together, nats, float32 [P, B]."""
+        return self.contrast.cross_entropy
+
+    @property
+    def preference(self) -> Tensor:
+        """Logit difference: what ablating a needed node lowers, float32 [P, B]."""
+        return self.contrast.logit_difference
+
+    @property
     def exact_match(self) -> Tensor:
         """Whether circuit and full model predict the same tokens, bool [P, B]."""
         return exact_match(self.reference, self.logits, self.batch)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigcircuit.config.own_code import find_function
+from bigcircuit.config.own_code import calling, find_function
 from bigcircuit.data.collate import Batch
 from bigcircuit.errors import UserError
 from bigcircuit.metrics.logit_metrics import LogitComparison
@@ -19,6 +19,7 @@ Metric = Callable[[Tensor, Batch], Tensor]
 
 METRIC_ENTRY_POINTS = "bigcircuit.metrics"
 """Group of entry points in which packages declare metrics of their own."""
+_OF_THE_TABLE = frozenset(SCORES)
 
 
 def named_metrics(names: Sequence[str]) -> dict[str, Metric]:
@@ -47,7 +48,7 @@ def own_scores(metrics: Mapping[str, Metric]) -> Iterator[None]:
             raise UserError(f"metrics: {name} is of type {type(metric).__name__}; give a function of (logits, batch)")
     try:
         for name, metric in metrics.items():
-            description = (metric.__doc__ or "metric of the caller").strip().splitlines()[0]
+            description = next(iter((metric.__doc__ or "").strip().splitlines()), "metric of the caller")
             SCORES[name] = ScoreKind(
                 short=name, long=name, description=description, compute=_computed(name, metric), in_brief=False
             )
@@ -57,10 +58,16 @@ def own_scores(metrics: Mapping[str, Metric]) -> Iterator[None]:
             SCORES.pop(name, None)
 
 
+def own_names() -> list[str]:
+    """Name the scores of the caller's own that are in the table now."""
+    return [name for name in SCORES if name not in _OF_THE_TABLE]
+
+
 def _computed(name: str, metric: Metric) -> Callable[[LogitComparison], Tensor]:
     def compute(compared: LogitComparison) -> Tensor:
         pairs = len(compared.batch.ids)
-        rows: list[Any] = [metric(logits, compared.batch) for logits in compared.logits]
+        with calling(f"metrics: {name}"):
+            rows: list[Any] = [metric(logits, compared.batch) for logits in compared.logits]
         for row in rows:
             if not isinstance(row, Tensor) or tuple(row.shape) != (pairs,):
                 found = list(row.shape) if isinstance(row, Tensor) else type(row).__name__

@@ -179,5 +179,7 @@ _KINDS = {
     "a captioner that needs images": "git",
     "a decoder of sound that needs an encoder": "musicgen musicgen_melody",
 }
+GUESSED = "guessed"
+"""Kind of an architecture that is in no table."""
 REFUSED: dict[str, str] = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 """`model_type` -> kind of a model that cannot be masked, for messages."""

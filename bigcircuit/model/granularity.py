@@ -6,7 +6,7 @@ Shapes: P members, B examples, L layers, n nodes of a granularity in one layer, 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import mul
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +36,10 @@ class LayerShape:
     """Routed experts E."""
     expert_width: int = 0
     """Neurons of an expert."""
+    expert_output: int = field(default=0, compare=False)
+    """Width of what an expert writes, as a rule the residual width D; 0 in shapes read from a circuit file."""
+    expert_bias: bool = field(default=False, compare=False)
+    """Whether the down projection of an expert has a bias; False in shapes read from a circuit file."""
 
 
 class Granularity(NamedTuple):
@@ -106,6 +110,13 @@ LEAVES = {
 SITE_WIDTH: dict[str, Callable[[LayerShape], int]] = {site: GRANULARITIES[leaf].width for site, leaf in LEAVES.items()}
 """Site -> number of its neurons in a layer."""
 
+VALUE_WIDTH: dict[str, Callable[[LayerShape], int]] = SITE_WIDTH | {
+    EXPERT: lambda s: s.experts * s.expert_output,
+    EXPERT_NEURON: lambda s: s.experts * (s.expert_width + s.expert_bias),
+}
+"""Site -> number of values that its nodes have at a token, so many constants an ablation holds for a layer: one a neuron, D an
+expert, and, with neurons of experts, one for the bias of each expert's down projection, by which its routing weight counts."""
+
 
 def has_masks(site: str, names: Container[str]) -> bool:
     """Whether a site has masks where the granularities `names` have: outputs of MLPs and neurons of experts are optional."""
@@ -123,9 +134,32 @@ def sites_of(shapes: Sequence[LayerShape], names: Container[str]) -> tuple[str, 
     )
 
 
-def measured_sites(shapes: Sequence[LayerShape]) -> tuple[str, ...]:
-    """List the sites of a model whose activations have means and deviations: all but experts, of which a token chooses some."""
-    return tuple(site for site in sites_of(shapes, (LEAVES[MLP_OUTPUT],)) if site != EXPERT)
+def measured_sites(shapes: Sequence[LayerShape], names: Container[str] = ()) -> tuple[str, ...]:
+    """List the sites of a model whose activations are measured for masks of the granularities `names`.
+
+    These are all sites, but for neurons of experts where `names` have none: most models have more of these than of all others.
+    """
+    neurons = [EXPERT_NEURON] if LEAVES[EXPERT_NEURON] in names and any(map(SITE_WIDTH[EXPERT_NEURON], shapes)) else []
+    return *sites_of(shapes, (LEAVES[MLP_OUTPUT],)), *neurons
+
+
+def learned_sites(shapes: Sequence[LayerShape], names: Container[str]) -> list[str]:
+    """List the sites of a model whose constants are learned: those with nodes on which gates of the granularities `names` act."""
+    return [site for site in gated_sites(names) if any(map(SITE_WIDTH[site], shapes))]
+
+
+def widest_values(shapes: Sequence[LayerShape], site: str) -> int:
+    """Number of values of a site in the layer with the most; 1 where no layer has any, as for `widest`."""
+    return max(1, *map(VALUE_WIDTH[site], shapes))
+
+
+def fits_values(width: int, shapes: Sequence[LayerShape], site: str) -> bool:
+    """Whether rows of constants of a site have their width; as far as known, where shapes are those of a circuit file."""
+    experts = widest(shapes, LEAVES[EXPERT])
+    if site in (EXPERT, EXPERT_NEURON) and not any(shape.expert_output for shape in shapes):
+        least = widest(shapes, LEAVES[site])
+        return width % experts == 0 and (width >= least if site == EXPERT else width in (least, least + experts))
+    return width == widest_values(shapes, site)
 
 
 def granularities_of(shapes: Sequence[LayerShape], names: Container[str] = tuple(GRANULARITIES)) -> list[str]:

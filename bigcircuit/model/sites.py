@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from bigcircuit.errors import UserError
-from bigcircuit.model.architectures import ARCHITECTURES, LATENT, LAYERS, PROJECTIONS, RECURRENT, REFUSED, Architecture
+from bigcircuit.model.architectures import (
+    ARCHITECTURES,
+    GUESSED,
+    LATENT,
+    LAYERS,
+    PROJECTIONS,
+    RECURRENT,
+    REFUSED,
+    Architecture,
+)
 from bigcircuit.model.granularity import ATTENTION, EXPERT, MIXER, MLP, LayerShape
 from bigcircuit.model.own_architecture import declared_architecture
 from bigcircuit.model.paths import ModulePaths, in_features, module_paths, out_features
@@ -99,7 +108,7 @@ def architecture_of(config: Any, guess: bool = False) -> Architecture:
             f"model type {config.model_type!r} is not among the {len(ARCHITECTURES)} that are known to work (docs/models.md); set "
             "model.architecture to guess to find its layers by their names, which is checked when the weights are loaded"
         )
-    return Architecture("guessed")
+    return Architecture(GUESSED)
 
 
 def find_sites(model: Any, guess: bool = False) -> FrozenModel:
@@ -163,7 +172,7 @@ def _shape(module: nn.Module, sites: Mapping[str, nn.Module], config: Any) -> La
         heads, groups, dim = _attention_units(_parent(module, sites[ATTENTION]), in_features(sites[ATTENTION]), config)
     if MIXER in sites:
         mixer_heads, mixer_dim = _mixer_units(_parent(module, sites[MIXER]), in_features(sites[MIXER]))
-    experts, width = expert_sizes(sites[EXPERT]) if EXPERT in sites else (0, 0)
+    experts, width, output = expert_sizes(sites[EXPERT]) if EXPERT in sites else (0, 0, 0)
     return LayerShape(
         heads=heads,
         kv_heads=groups,
@@ -174,6 +183,8 @@ def _shape(module: nn.Module, sites: Mapping[str, nn.Module], config: Any) -> La
         mixer_dim=mixer_dim,
         experts=experts,
         expert_width=width,
+        expert_output=output,
+        expert_bias=bool(experts and getattr(_unwrapped(sites[EXPERT]), "has_bias", False)),
     )
 
 
@@ -218,12 +229,17 @@ def kv_heads(config: Any, heads: int) -> int:
     return getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads
 
 
-def expert_sizes(experts: Any) -> tuple[int, int]:
-    """Return the number of experts of a module of all experts, and the neurons of one."""
-    weight = getattr(experts, "base_layer", experts).down_proj
+def expert_sizes(experts: Any) -> tuple[int, int, int]:
+    """Return the number of experts of a module of all experts, the neurons of one, and the width of what it writes."""
+    weight = _unwrapped(experts).down_proj
     count, first, second = getattr(weight, "ds_shape", weight.shape)
     by_rows = getattr(experts, "is_transposed", not hasattr(experts, "is_concatenated"))
-    return count, first if by_rows else second
+    return (count, first, second) if by_rows else (count, second, first)
+
+
+def _unwrapped(experts: Any) -> Any:
+    """Module of experts within that of an adapter, if there is one."""
+    return getattr(experts, "base_layer", experts)
 
 
 def _at(module: Any, path: str) -> Any:

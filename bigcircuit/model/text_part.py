@@ -84,6 +84,11 @@ def language_part(model: Any) -> Any:
     return model if text_config(model.config) is model.config else _LanguagePart(model)
 
 
+def skips_layers(model: Any) -> bool:
+    """Whether text does not pass all decoder layers of a multimodal model, so that `language_part` takes layers out of it."""
+    return text_config(model.config) is not model.config and bool(_crossing(model.get_decoder()))
+
+
 class _LanguagePart(nn.Module):
     """Language model with the vocabulary projection and, where its wrapper has them, softly capped logits."""
 

@@ -1,13 +1,15 @@
 """Small models that solve their task and need all of their open nodes: the models that are widened.
 
 A two-layer model learns z = S[R[x, y], c] with two random Latin squares: the prompts are all (x, y, c). Then every attention and
-MLP neuron is closed alone, and neurons whose absence costs less than a threshold write zero from then on, while the others are
-trained further, until each remaining neuron costs more. No gates, gradients or attributions are used: only the effect itself.
+MLP neuron, of a mixture every expert, is closed alone, and nodes whose absence costs less than a threshold write zero from then on,
+while the others are trained further, until each remaining node costs more. No gates, gradients or attributions are used: only the
+effect itself.
 """
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +45,10 @@ _SIZES: dict[str, dict[str, Any]] = {
 FAMILIES = tuple(_SIZES)
 
 
+Node = tuple[str, int, int]
+"""Granularity, layer and index in it."""
+
+
 class Base(NamedTuple):
     """A small model, its pairs, and the nodes that it needs."""
 
@@ -50,9 +56,9 @@ class Base(NamedTuple):
     pairs: list[dict[str, Any]]
     """Rows of a pair file, as token ids."""
     needed: dict[str, Tensor]
-    """`attention_neuron` and `mlp_neuron`, bool [L, n]; the others write zero."""
+    """By granularity, bool [L, n]; the others write zero."""
     least: float
-    """Nats: the smallest KL that closing a needed neuron alone costs, mean over pairs."""
+    """Nats: the smallest KL that closing a needed node alone costs, mean over pairs."""
 
 
 class LookupTask(NamedTuple):
@@ -64,38 +70,62 @@ class LookupTask(NamedTuple):
     """Token ids, [125]."""
 
 
+class Recipe(NamedTuple):
+    """How models of one kind are made."""
+
+    what: str
+    """Name in errors."""
+    new: Callable[[], Any]
+    """Make an untrained model, from torch's global random state."""
+    names: tuple[str, ...]
+    """Granularities of the nodes that have to be needed."""
+    columns: Callable[[FrozenModel, Sequence[Node]], list[Tensor]]
+    """Collect views of the output weights of nodes."""
+    silent: Callable[[FrozenModel, random.Random], list[Node]] = lambda *_: []
+    """Choose nodes that write zero from the start."""
+    fixed: Callable[[FrozenModel], list[nn.Parameter]] = lambda _: []
+    """Collect parameters that are not trained."""
+
+
 def make_base(family: str, seed: int, threshold: float = 0.1) -> Base:
     """Train a "gpt2" or "llama" model that solves its task and in which every needed neuron costs at least `threshold` nats.
 
-    Takes about ten seconds. Failed training is repeated with another seed. Raises RuntimeError if all attempts fail.
+    Takes about ten seconds. Raises RuntimeError, see `make_needed`.
+    """
+    recipe = Recipe(f"{family} model", partial(_new, family), ("attention_neuron", "mlp_neuron"), _columns)
+    return make_needed(recipe, seed, threshold)
+
+
+def make_needed(recipe: Recipe, seed: int, threshold: float) -> Base:
+    """Train a model that solves its task and in which every needed node costs at least `threshold` nats.
+
+    Failed training is repeated with another seed. Raises RuntimeError if all attempts fail.
     """
     for attempt in range(ATTEMPTS):
-        base = _try(family, seed + 1000 * attempt, threshold)
+        base = _try(recipe, seed + 1000 * attempt, threshold)
         if base is not None:
             return base
-    raise RuntimeError(
-        f"seed {seed}: no {family} model learned the task and needs all its nodes in {ATTEMPTS} attempts"
-    )
+    raise RuntimeError(f"seed {seed}: no {recipe.what} learned the task and needs all its nodes in {ATTEMPTS} attempts")
 
 
-def _try(family: str, seed: int, threshold: float) -> Base | None:
+def _try(recipe: Recipe, seed: int, threshold: float) -> Base | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _new(family)
+        model = recipe.new()
     rng = random.Random(seed)
     task = lookup_task(rng)
-    pairs = pairs_of(task, rng)
-    closed: list[tuple[str, int, int]] = []
-    learn(model, task, [], STEPS)
+    pairs, frozen = pairs_of(task, rng), find_sites(model)
+    closed, fixed = recipe.silent(frozen, rng), recipe.fixed(frozen)
+    learn(model, task, recipe.columns(frozen, closed), STEPS, fixed)
     for _ in range(ROUNDS):
         if accuracy(model, task) < WORKS:
             return None
-        costs = knockouts(find_sites(model), examples_of(pairs[::2]), closed)
+        costs = knockouts(frozen, examples_of(pairs[::2]), closed, recipe.names)
         low = [node for node, cost in costs.items() if cost < threshold]
         if not low:
-            return Base(model, pairs, _needed(find_sites(model), closed), min(costs.values()))
+            return Base(model, pairs, _needed(frozen, recipe.names, closed), min(costs.values()))
         closed += low
-        learn(model, task, _columns(find_sites(model), closed), MORE_STEPS)
+        learn(model, task, recipe.columns(frozen, closed), MORE_STEPS, fixed)
     return None
 
 
@@ -188,8 +218,8 @@ def learn(
     model.eval().requires_grad_(False)
 
 
-def _columns(frozen: FrozenModel, closed: Sequence[tuple[str, int, int]]) -> list[Tensor]:
-    """Collect views of the output weights of neurons, given as (granularity, layer, neuron)."""
+def _columns(frozen: FrozenModel, closed: Sequence[Node]) -> list[Tensor]:
+    """Collect views of the output weights of neurons."""
     found = []
     for name, layer, node in closed:
         projection = getattr(frozen.layers[layer], ATTENTION if name == "attention_neuron" else MLP)
@@ -206,10 +236,10 @@ def _silence(columns: Sequence[Tensor]) -> None:
 def knockouts(
     frozen: FrozenModel,
     examples: Sequence[Example],
-    without: Sequence[tuple[str, int, int]] = (),
+    without: Sequence[Node] = (),
     names: Sequence[str] = ("attention_neuron", "mlp_neuron"),
-) -> dict[tuple[str, int, int], float]:
-    """Measure the mean KL in nats that closing one node alone costs, by (granularity, layer, node), for all but `without`."""
+) -> dict[Node, float]:
+    """Measure the mean KL in nats that closing one node alone costs, for all but `without`."""
     everything = {
         name: torch.ones(len(frozen.shapes), g.width(frozen.shapes[0]), dtype=torch.bool)
         for name, g in GRANULARITIES.items()
@@ -232,10 +262,10 @@ def knockouts(
     return dict(zip(nodes, costs.tolist(), strict=True))
 
 
-def _needed(frozen: FrozenModel, closed: Sequence[tuple[str, int, int]]) -> dict[str, Tensor]:
+def _needed(frozen: FrozenModel, names: Sequence[str], closed: Sequence[Node]) -> dict[str, Tensor]:
     needed = {
         name: torch.ones(len(frozen.shapes), GRANULARITIES[name].width(frozen.shapes[0]), dtype=torch.bool)
-        for name in ("attention_neuron", "mlp_neuron")
+        for name in names
     }
     for name, layer, node in closed:
         needed[name][layer, node] = False

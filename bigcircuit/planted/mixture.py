@@ -14,28 +14,16 @@ Shapes: E experts of the base, F neurons of an expert, D hidden size.
 
 import copy
 import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bigcircuit.model.granularity import EXPERT, LEAVES
-from bigcircuit.model.sites import Layer, find_sites
-from bigcircuit.planted.base import (
-    ATTEMPTS,
-    MORE_STEPS,
-    ROUNDS,
-    STEPS,
-    SYMBOLS,
-    WORKS,
-    accuracy,
-    examples_of,
-    knockouts,
-    learn,
-    lookup_task,
-    pairs_of,
-)
+from bigcircuit.model.sites import FrozenModel, Layer, find_sites
+from bigcircuit.planted.base import SYMBOLS, Base, Node, Recipe, make_needed
 from bigcircuit.planted.plant import Planted, save_planted
 
 _EXPERTS, _CHOSEN, _SILENT = 8, 4, 4
@@ -44,28 +32,12 @@ _ROUTER_SCALE = 0.5
 """Standard deviation of router weights, which are not trained."""
 
 
-class Mixture(NamedTuple):
-    """A small mixture, its pairs, and the experts that it needs."""
-
-    model: Any
-    pairs: list[dict[str, Any]]
-    """Rows of a pair file, as token ids."""
-    needed: Tensor
-    """bool [L, E]; the others write zero."""
-    least: float
-    """Nats: the smallest KL that closing a needed expert alone costs, mean over pairs."""
-
-
-def make_mixture(seed: int, threshold: float = 0.1) -> Mixture:
+def make_mixture(seed: int, threshold: float = 0.1) -> Base:
     """Train a mixture that solves its task and in which every needed expert costs at least `threshold` nats.
 
-    Failed training is repeated with another seed. Raises RuntimeError if all attempts fail.
+    Raises RuntimeError, see `make_needed`.
     """
-    for attempt in range(ATTEMPTS):
-        mixture = _try(seed + 1000 * attempt, threshold)
-        if mixture is not None:
-            return mixture
-    raise RuntimeError(f"seed {seed}: no mixture learned the task and needs all its experts in {ATTEMPTS} attempts")
+    return make_needed(Recipe("mixture", _new, (LEAVES[EXPERT],), _columns, _silent, _routers), seed, threshold)
 
 
 def _new() -> Any:
@@ -92,43 +64,24 @@ def _experts(layer: Layer) -> Any:
     return layer.sites[EXPERT]
 
 
-def _try(seed: int, threshold: float) -> Mixture | None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _new()
-    rng = random.Random(seed)
-    task = lookup_task(rng)
-    pairs = pairs_of(task, rng)
-    frozen = find_sites(model)
-    routers = [_router(layer) for layer in frozen.layers]
-    closed = [
-        (LEAVES[EXPERT], index, expert)
-        for index in range(len(frozen.layers))
+def _columns(frozen: FrozenModel, closed: Sequence[Node]) -> list[Tensor]:
+    return [_experts(frozen.layers[layer]).down_proj.data[expert] for _, layer, expert in closed]
+
+
+def _silent(frozen: FrozenModel, rng: random.Random) -> list[Node]:
+    return [
+        (LEAVES[EXPERT], layer, expert)
+        for layer in range(len(frozen.layers))
         for expert in rng.sample(range(_EXPERTS), _SILENT)
     ]
 
-    def train(steps: int) -> None:
-        columns = [_experts(frozen.layers[index]).down_proj.data[expert] for _, index, expert in closed]
-        learn(model, task, columns, steps, routers)
 
-    train(STEPS)
-    for _ in range(ROUNDS):
-        if accuracy(model, task) < WORKS:
-            return None
-        costs = knockouts(frozen, examples_of(pairs[::2]), closed, [LEAVES[EXPERT]])
-        low = [node for node, cost in costs.items() if cost < threshold]
-        if not low:
-            needed = torch.ones(len(frozen.layers), _EXPERTS, dtype=torch.bool)
-            for _name, index, expert in closed:
-                needed[index, expert] = False
-            return Mixture(model, pairs, needed, min(costs.values()))
-        closed += low
-        train(MORE_STEPS)
-    return None
+def _routers(frozen: FrozenModel) -> list[nn.Parameter]:
+    return [_router(layer) for layer in frozen.layers]
 
 
 @torch.no_grad()
-def plant_mixture(mixture: Mixture, folder: Path, seed: int) -> Planted:
+def plant_mixture(mixture: Base, folder: Path, seed: int) -> Planted:
     """Split the experts of a mixture and save the model, whose logits are those of `mixture.model`, with its truth."""
     from transformers import AutoModelForCausalLM
 
@@ -142,7 +95,7 @@ def plant_mixture(mixture: Mixture, folder: Path, seed: int) -> Planted:
             own[name].copy_(value)
     kinds = []
     for layer, base, needed in zip(
-        find_sites(wide).layers, find_sites(mixture.model).layers, mixture.needed.tolist(), strict=True
+        find_sites(wide).layers, find_sites(mixture.model).layers, mixture.needed[LEAVES[EXPERT]].tolist(), strict=True
     ):
         halves = [(expert, half) for expert in range(_EXPERTS) for half in range(2)]
         choose.shuffle(halves)

@@ -16,15 +16,15 @@ class RecoverSettings(Section):
     loss: Literal["kl", "next_token"] = "kl"
     """`kl`: KL(base || export) at every position, in nats; `next_token`: cross entropy of the text itself."""
     text: str | None = None
-    """File of text (JSONL with a column, or plain text), divided into windows."""
+    """Corpus, as `task.path` of a text task: plain text, JSONL, CSV, Parquet or a data set."""
     field: str = "text"
-    """Column of a JSONL file."""
+    """Column of a corpus in rows, with the text of a document or its token ids."""
     generate: Count = 0
-    """Windows that the base model samples itself, where no file is given."""
+    """Documents that the base model writes itself, one window each, where no corpus is given."""
     tokens: Annotated[int, Field(ge=2)] = 64
-    """Tokens of a window."""
+    """Most tokens of a window."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the windows, the last ones, on which the model is scored before and after, and not trained."""
+    """Share of the documents on which the model is scored before and after, and not trained; a column `split` wins."""
     steps: Count = 300
     """Updates."""
     batch_size: Positive = 16

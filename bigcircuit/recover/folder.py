@@ -21,6 +21,8 @@ from bigcircuit.export.source import SourceWeights
 from bigcircuit.export.verify import FreshRun, compare_outputs, random_prompts, run_fresh
 from bigcircuit.export.writer import Planned, copy_beside, write_text, write_weights
 from bigcircuit.io.files import read_json, remove, reporting_disk_errors, sync_dir, temporary_path
+from bigcircuit.model.architectures import ARCHITECTURES
+from bigcircuit.model.library_errors import explain_library_errors
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.trainable import TrainedModel
@@ -97,7 +99,14 @@ def open_export(path: Path) -> ExportFolder:
                 dtypes[name], sizes[name] = _DTYPES[part.get_dtype()], torch.Size(part.get_shape())
     if not dtypes:
         raise UserError(f"{path}: holds no weights (*.safetensors); {remedy}")
-    return ExportFolder(path, result, AutoConfig.from_pretrained(path), dtypes, sizes)
+    with explain_library_errors(f"{path}: its config.json cannot be opened", path, remedy):
+        hf_config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    row = ARCHITECTURES.get(hf_config.model_type)
+    if row is not None and row.kind.startswith(("mixture", "hybrid", "recurrent")):
+        raise UserError(
+            f"{path}: is a {row.kind} ({hf_config.model_type}), which is not trained; recover a dense model"
+        )
+    return ExportFolder(path, result, hf_config, dtypes, sizes)
 
 
 def check_base(export: ExportFolder, base: ResolvedModel) -> None:

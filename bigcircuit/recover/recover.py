@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -9,14 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from bigcircuit.config.load import load
+from bigcircuit.config.schema import Config
 from bigcircuit.data.collate import batch_indices
+from bigcircuit.data.dataset import TaskData
+from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import Stopped, UserError
 from bigcircuit.export.loading import load_exported
 from bigcircuit.io import checkpoint
+from bigcircuit.io.checkpoint import SHARED_FOLDER
 from bigcircuit.io.files import file_sha256, read_json, write_json
 from bigcircuit.io.provenance import versions
 from bigcircuit.io.run_dir import MetricsFile, RunDir
@@ -28,7 +32,7 @@ from bigcircuit.recover.folder import RECOVER_FILE, ExportFolder, check_base, op
 from bigcircuit.recover.memory import check_memory
 from bigcircuit.recover.step import Models, RecoverState, TextScores, score_windows, update_export
 from bigcircuit.recover.trainable import TrainedModel, make_trainable
-from bigcircuit.recover.windows import check_ids, read_windows, sample_windows
+from bigcircuit.recover.windows import complete_text, load_text, with_text
 from bigcircuit.runtime.progress import ProgressDisplay
 
 _KEPT_CHECKPOINTS = 2
@@ -36,14 +40,16 @@ _CHANGEABLE = ("save_every",)
 """Settings that do not affect the result."""
 
 
-class _Opened(NamedTuple):
+class _Checked(NamedTuple):
     """Export and base, checked, before weights are loaded."""
 
     export: ExportFolder
     base: ResolvedModel
     settings: RecoverSettings
-    windows: Tensor | None
-    """int64 [N, T]; None where the base samples them."""
+    config: Config
+    """Model and text, as of a task."""
+    text: TaskData
+    """Windows to train on and held-out ones; blank where the base will write them."""
     fingerprint: dict[str, str]
     """What a checkpoint is known by."""
 
@@ -65,12 +71,16 @@ def recover(
         raise UserError(f"--output {path}: is the export itself; name another folder")
     ranks.check_equal({**opened.fingerprint, "versions": json.dumps(versions())})
     folder = RunDir(path)
-    if _is_finished(path, opened):
+    is_finished = _is_finished(path, opened)
+    ranks.check_equal({"state of the output folder": f"{path.name} {is_finished}"}, SHARED_FOLDER)
+    if is_finished:
         progress.print_line(f"{path} holds a finished recovery with these settings; nothing to do")
         return path
     ranks.barrier()  # every rank has looked at the folder before the first writes to it
     with folder.locked() if ranks.is_first else nullcontext():
         if ranks.is_first:
+            if _is_finished(path, opened):  # again: another process may have used the folder since
+                raise UserError(f"{path}: another process has finished this recovery meanwhile; nothing is left to do")
             write_json(path / RECOVER_FILE, _settings_content(opened))
         _run(opened, folder, ranks, progress)
     return path
@@ -78,12 +88,12 @@ def recover(
 
 def _open(
     names: Sequence[str], settings: RecoverSettings, overrides: Mapping[str, Any], progress: ProgressDisplay
-) -> _Opened:
+) -> _Checked:
     """Read and check all but the weights. Raises UserError."""
     if len(names) != 1:
         raise UserError("recover needs one exported folder: bigcircuit recover small --recover.generate 200")
     export = open_export(Path(names[0]))
-    config = load(None, {**{f"model.{key}": value for key, value in export.base.items()}, **overrides})
+    config = with_text(settings, {**{f"model.{key}": value for key, value in export.base.items()}, **overrides})
     base = resolve_model(config.model, config.deepspeed)
     if base.deepspeed is not None:
         raise UserError(
@@ -96,37 +106,19 @@ def _open(
             f"{export.hf_config.vocab_size}; give the model that was exported"
         )
     check_base(export, base)
-    windows, text_hash = None, ""
-    if settings.text:
-        windows = read_windows(Path(settings.text), settings.field, settings.tokens, base.tokenizer)
-        text_hash = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
-        check_ids(windows, base.hf_config.vocab_size, _positions(base.hf_config))
-    count = settings.generate if windows is None else len(windows)
-    _held_out_count(count, settings)
+    text = load_text(config, base)
     check_memory(export, base, settings)
     plain = {key: value for key, value in settings.model_dump(mode="json").items() if key not in _CHANGEABLE}
     known = {
         "settings": hashlib.sha256(json.dumps(plain | {"text": ""}, sort_keys=True).encode()).hexdigest(),
-        "text": text_hash,
+        "text": text.sha256,
         "export": hashlib.sha256("".join(map(file_sha256, export.files)).encode()).hexdigest(),
         **{f"base {part}": value for part, value in fingerprint(base.config, progress).items()},
     }
-    return _Opened(export, base, settings, windows, known)
+    return _Checked(export=export, base=base, settings=settings, config=config, text=text, fingerprint=known)
 
 
-def _positions(hf_config: Any) -> int | None:
-    return getattr(hf_config, "max_position_embeddings", None)
-
-
-def _held_out_count(count: int, settings: RecoverSettings) -> int:
-    """Windows that are held out, two at least. Raises UserError where none are left to train on."""
-    held = max(round(count * settings.held_out), 2)
-    if count - held < 1:
-        raise UserError(f"recover: {count} windows are too few to train on and to hold out two; give more text")
-    return held
-
-
-def _settings_content(opened: _Opened) -> dict[str, Any]:
+def _settings_content(opened: _Checked) -> dict[str, Any]:
     return {
         "export": str(opened.export.path),
         "base": {key: value for key, value in opened.base.config.model_dump(mode="json").items() if value is not None},
@@ -137,7 +129,7 @@ def _settings_content(opened: _Opened) -> dict[str, Any]:
     }
 
 
-def _is_finished(path: Path, opened: _Opened) -> bool:
+def _is_finished(path: Path, opened: _Checked) -> bool:
     """Whether the output holds this recovery, complete. Raises UserError if it holds something else."""
     file = path / RECOVER_FILE
     if not file.exists():
@@ -151,31 +143,29 @@ def _is_finished(path: Path, opened: _Opened) -> bool:
     return "after" in found
 
 
-def _run(opened: _Opened, folder: RunDir, ranks: Ranks, progress: ProgressDisplay) -> None:
+def _run(opened: _Checked, folder: RunDir, ranks: Ranks, progress: ProgressDisplay) -> None:
     """Load, train, and write."""
     settings, export = opened.settings, opened.export
     with progress.phase("loading weights"):
-        base = load_frozen(opened.base.config, ranks.device).model
+        frozen = load_frozen(opened.base.config, ranks.device)
+        base = frozen.model
         dtype = torch.float32 if settings.train == "rows" else DTYPES[export.dtype]
         model = load_exported(export.path, dtype=dtype).eval().to(ranks.device)
-    if opened.windows is None:
-        with progress.phase("sampling windows from the base"):
-            opened = opened._replace(
-                windows=sample_windows(base, settings.generate, settings.tokens, settings.seed, ranks.device)
-            )
-    windows = opened.windows
-    assert windows is not None
-    ranks.check_equal({"sample of windows": hashlib.sha256(windows.numpy().tobytes()).hexdigest()})
-    held = _held_out_count(len(windows), settings)
-    training, held_out = windows[:-held], windows[-held:]
+    micro_batches = MicroBatches(settings.micro_batch_size, ranks, progress=progress)
+    text = complete_text(opened.config, frozen, opened.text, micro_batches)
+    ranks.check_equal({"windows": text.tokens_sha256})
+    training, held_out = text.splits["train"], text.splits["test"]
     with progress.phase("scoring before"):
         of_base = score_windows(base, base, held_out, settings, ranks)
         before = score_windows(model, base, held_out, settings, ranks)
+    for name, found in ((f"model.path {opened.base.config.path}", of_base), (str(export.path), before)):
+        if not all(map(math.isfinite, (*found.perplexity, *found.kl))):
+            raise UserError(f"{name}: its logits are not finite on held-out text before any update; give other weights")
     trained = make_trainable(model, opened.base.skeleton.path, settings)
     count = sum(one.parameter.numel() for one in trained.trained)
     progress.print_line(
         f"{export.path}: {export.format}; {count:,} parameters are trained ({settings.train}), {len(training)} windows of "
-        f"{settings.tokens} tokens, {held} held out"
+        f"up to {settings.tokens} tokens, {len(held_out)} held out"
     )
     _train(trained, Models(trained.model, base), training, opened, folder, ranks, progress)
     with progress.phase("merging and scoring after"):
@@ -195,15 +185,15 @@ def _run(opened: _Opened, folder: RunDir, ranks: Ranks, progress: ProgressDispla
 def _train(
     trained: TrainedModel,
     models: Models,
-    windows: Tensor,
-    opened: _Opened,
+    windows: Sequence[Example],
+    opened: _Checked,
     folder: RunDir,
     ranks: Ranks,
     progress: ProgressDisplay,
 ) -> None:
     """Run the loop: update, log and save when due. Raises Stopped, with the state saved."""
     settings, state = opened.settings, RecoverState.new(trained.trained)
-    saved = checkpoint.load_newest(folder.checkpoints, progress.print_line)
+    saved = checkpoint.load_on_all(folder.checkpoints, progress.print_line, ranks)
     if saved is not None:
         if saved.base != opened.fingerprint:
             raise UserError(f"{folder.checkpoints}: is of another recovery; name another folder with --output")
@@ -225,7 +215,7 @@ def _train(
             with progress.phase("recovering", settings.steps, "steps", done=state.step, lasting=True) as updates:
                 while state.step < settings.steps:
                     chosen = batch_indices(len(windows), settings.batch_size, state.step, settings.seed)
-                    state.losses.append(update_export(state, models, windows[chosen], settings, ranks))
+                    state.losses.append(update_export(state, models, [windows[n] for n in chosen], settings, ranks))
                     updates.advance(values={settings.loss: state.losses[-1]})
                     if state.step % settings.log_every == 0 or state.step == settings.steps:
                         if metrics:

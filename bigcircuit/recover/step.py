@@ -1,6 +1,6 @@
 """One update of an exported model, its state, and its scores on held-out windows.
 
-Shapes: N windows, B windows of a micro-batch, T tokens, V vocabulary.
+Shapes: B windows of a micro-batch, S their scored positions, V vocabulary.
 """
 
 import math
@@ -8,30 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from bigcircuit.data.collate import Batch, collate
+from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import DivergedError
 from bigcircuit.io.checkpoint import SavedState
-from bigcircuit.metrics.bootstrap import intervals
+from bigcircuit.metrics.compare import TextComparison, compare_logits
+from bigcircuit.metrics.score import ExampleScores, summarise
 from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.trainable import Trained
-
-
-def kl_to_base(base: Tensor, export: Tensor) -> Tensor:
-    """KL(base || export) of each window, the mean over its positions in nats, float32 [B]. base, export: logits [B, T, V]."""
-    expected = base.float().log_softmax(-1)
-    found = export.float().log_softmax(-1)
-    return (expected.exp() * (expected - found)).sum(-1).mean(-1)
-
-
-def next_token_loss(logits: Tensor, windows: Tensor) -> Tensor:
-    """Cross entropy of the next token of each window, the mean over T - 1 positions in nats, float32 [B]."""
-    losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), windows[:, 1:], reduction="none")
-    return losses.mean(-1)
 
 
 def shares(count: int, size: int, ranks: Ranks) -> Iterator[slice]:
@@ -87,14 +75,17 @@ class Models(NamedTuple):
     base: Any
 
 
-def losses_of(models: Models, windows: Tensor, loss: str) -> Tensor:
-    """Loss of each window, float32 [B], with a graph to what is trained."""
-    logits = models.export(input_ids=windows, use_cache=False).logits
-    if loss == "next_token":
-        return next_token_loss(logits, windows)
+def compare_windows(model: Any, base: Any | None, batch: Batch) -> TextComparison:
+    """Compare a model, P = 1 and with a graph, with the base on windows; base: None where KL is not asked for and is 0."""
+    logits = _scored_logits(model, batch)
     with torch.no_grad():
-        expected = models.base(input_ids=windows, use_cache=False).logits
-    return kl_to_base(expected, logits)
+        expected = logits.detach() if base is None else _scored_logits(base, batch)
+    return compare_logits(expected, logits.unsqueeze(0), batch)
+
+
+def _scored_logits(model: Any, batch: Batch) -> Tensor:
+    """Compute logits at the scored positions, [S, V]. What pads a window is behind it, where no scored token looks."""
+    return model(input_ids=batch.clean, use_cache=False).logits[batch.score_row, batch.score_position]
 
 
 def rate_at(settings: RecoverSettings, step: int) -> float:
@@ -107,9 +98,9 @@ def rate_at(settings: RecoverSettings, step: int) -> float:
 
 
 def update_export(
-    state: RecoverState, models: Models, windows: Tensor, settings: RecoverSettings, ranks: Ranks
+    state: RecoverState, models: Models, windows: Sequence[Example], settings: RecoverSettings, ranks: Ranks
 ) -> float:
-    """Update what is trained on the windows of a batch, int64 [N, T]. Returns the loss, the same on all ranks.
+    """Update what is trained on the windows of a batch. Returns the loss, the same on all ranks.
 
     Gradients are summed in float64, so that no float32 bit depends on how micro-batches are dealt to ranks. Raises DivergedError
     on all ranks, before the update, if the loss or a gradient is not finite.
@@ -118,7 +109,12 @@ def update_export(
     sums = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
     loss = torch.zeros(1, dtype=torch.float64, device=ranks.device)
     for part in shares(len(windows), settings.micro_batch_size, ranks):
-        own = losses_of(models, windows[part].to(ranks.device), settings.loss).sum() / len(windows)
+        batch = collate(windows[part], full=False).to(ranks.device)
+        if settings.loss == "kl":
+            losses = compare_windows(models.export, models.base, batch).kl
+        else:
+            losses = compare_windows(models.export, None, batch).cross_entropy
+        own = losses.sum() / len(windows)
         gradients = torch.autograd.grad(own, parameters, allow_unused=True)
         for total, gradient in zip(sums, gradients, strict=True):
             if gradient is not None:
@@ -144,24 +140,26 @@ def update_export(
 
 
 class TextScores(NamedTuple):
-    """Scores on held-out windows: a value and the ends of its 95% bootstrap interval over windows."""
+    """Scores on held-out windows: a value and the ends of its 95% bootstrap interval over documents."""
 
     perplexity: tuple[float, float, float]
     kl: tuple[float, float, float]
-    """KL(base || model), nats a position."""
+    """KL(base || model), nats a token."""
 
 
 @torch.no_grad()
-def score_windows(model: Any, base: Any, windows: Tensor, settings: RecoverSettings, ranks: Ranks) -> TextScores:
-    """Score a model on windows, int64 [N, T]; the same on all ranks."""
-    found = torch.zeros(2, len(windows), dtype=torch.float64, device=ranks.device)
+def score_windows(
+    model: Any, base: Any, windows: Sequence[Example], settings: RecoverSettings, ranks: Ranks
+) -> TextScores:
+    """Score a model on windows; the same on all ranks."""
+    found = torch.zeros(2, 1, len(windows), dtype=torch.float64, device=ranks.device)
     for part in shares(len(windows), settings.micro_batch_size, ranks):
-        chosen = windows[part].to(ranks.device)
-        logits = model(input_ids=chosen, use_cache=False).logits
-        found[0, part] = next_token_loss(logits, chosen).double()
-        if model is not base:
-            found[1, part] = kl_to_base(base(input_ids=chosen, use_cache=False).logits, logits).double()
+        compared = compare_windows(
+            model, None if model is base else base, collate(windows[part], full=False).to(ranks.device)
+        )
+        found[0, :, part], found[1, :, part] = compared.kl, compared.cross_entropy
     ranks.all_reduce([found])
-    estimated = intervals(found.cpu().numpy())
-    rows = [tuple(map(float, row)) for row in zip(*estimated, strict=True)]
-    return TextScores(tuple(np.exp(rows[0]).tolist()), rows[1])  # type: ignore[arg-type]
+    values = zip(("kl", "cross_entropy"), found.float().cpu(), strict=True)
+    scores = ExampleScores(values).by_document(windows)
+    summary = summarise(scores, scores, 0)
+    return TextScores(*((one.mean, one.low, one.high) for one in (summary["perplexity"], summary["kl"])))

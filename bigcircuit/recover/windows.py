@@ -1,97 +1,70 @@
-"""Windows of text: token ids of equal length, from a file or sampled from a model.
+"""The text of a recovery: windows of general text (data/text.py), of a corpus or of what the base writes."""
 
-Shapes: N windows, T tokens of a window.
-"""
-
-import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from bigcircuit.config.load import load
+from bigcircuit.config.schema import Config
+from bigcircuit.config.text import TEXT_TASK
+from bigcircuit.data.dataset import TaskData, load_task
+from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.errors import UserError
-from bigcircuit.seeding import mix
+from bigcircuit.model.resolve import ResolvedModel
+from bigcircuit.model.sites import FrozenModel
+from bigcircuit.recover.config import RecoverSettings
+from bigcircuit.train.pair_filters import complete_data
 
-_KEY = 0x7E87
-"""Keeps the samples apart from other uses of a seed."""
-_AT_ONCE = 64
-"""Windows that are sampled together."""
+_NAMES = {
+    "task.text.generate": "recover.generate",
+    "task.text.column": "recover.field",
+    "task.text.window": "recover.tokens",
+    "task.split": "recover.held_out",
+    "task.path": "recover.text",
+}
+"""Keys of a text task -> the settings of a recovery that stand for them."""
 
 
-def read_windows(path: Path, field: str, tokens: int, tokenizer: Any | None) -> Tensor:
-    """Read a file of text and divide it into windows, int64 [N, T]; what does not fill the last one is left out.
+def with_text(settings: RecoverSettings, given: Mapping[str, Any]) -> Config:
+    """Make the config of the base model and of the text. given: dotted keys of the model and of the command line.
 
-    field: column of a JSONL file. A document begins with the tokens that the tokenizer puts before a text. Raises UserError.
+    Raises UserError.
     """
-    if tokenizer is None:
-        raise UserError(f"recover.text {path}: the base has no tokenizer to read text with; use recover.generate")
-    ids: list[int] = []
-    for text in _documents(path, field):
-        ids += tokenizer(text)["input_ids"]
-    count = len(ids) // tokens
-    if count < 2:
-        raise UserError(
-            f"recover.text {path}: has {len(ids)} tokens, and two windows need {2 * tokens}; give more text or lower recover.tokens"
-        )
-    return torch.tensor(ids[: count * tokens]).view(count, tokens)
+    keys = {
+        "task.name": TEXT_TASK,
+        "task.path": settings.text,
+        "task.text.generate": settings.generate,
+        "task.text.column": settings.field,
+        "task.text.window": settings.tokens,
+        "task.split.train": 1 - settings.held_out,
+        "task.split.validation": 0.0,
+        "task.split.test": settings.held_out,
+        "task.seed": settings.seed,
+        "ablation.kind": "zero",
+    }
+    with _named_as_here():
+        return load(None, {**given, **keys})
 
 
-def _documents(path: Path, field: str) -> Iterator[str]:
+def load_text(config: Config, base: ResolvedModel) -> TaskData:
+    """Read the corpus, or lay out the samples, before weights are loaded. Raises UserError."""
+    with _named_as_here():
+        return load_task(config.task, base.tokenizer, base.hf_config)
+
+
+def complete_text(config: Config, base: FrozenModel, text: TaskData, micro_batches: MicroBatches) -> TaskData:
+    """Let the base write its samples, where these are asked for. Raises UserError."""
+    with _named_as_here():
+        return complete_data(config, base, text, micro_batches)
+
+
+@contextmanager
+def _named_as_here() -> Iterator[None]:
+    """Name the settings of a recovery in errors about a text task."""
     try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"recover.text {path}: cannot be read ({error.strerror}); name a file of text") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"recover.text {path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    if path.suffix not in (".jsonl", ".ndjson"):
-        yield content
-        return
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"recover.text {path}, line {number}: not JSON ({error}); mend the line") from error
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            raise UserError(
-                f"recover.text {path}, line {number}: has no text in {field!r}; name the column with recover.field"
-            )
-        yield row[field]
-
-
-@torch.no_grad()
-def sample_windows(model: Any, count: int, tokens: int, seed: int, device: torch.device) -> Tensor:
-    """Sample windows from a model at temperature 1, int64 [N, T], from its first token on. The same bits on every rank.
-
-    Raises UserError for a model whose config names no first token.
-    """
-    named = (getattr(model.config, key, None) for key in ("bos_token_id", "eos_token_id"))
-    start = next((ids for ids in named if isinstance(ids, int)), None)
-    if start is None:
-        raise UserError("recover.generate: the base's config has no bos_token_id to begin with; give recover.text")
-    generator = torch.Generator().manual_seed(mix(seed, _KEY))
-    found = []
-    for first in range(0, count, _AT_ONCE):
-        ids = torch.full((min(_AT_ONCE, count - first), 1), start)
-        cache, parts = None, [ids]
-        while len(parts) < tokens:
-            output = model(input_ids=parts[-1].to(device), past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            shares = output.logits[:, -1].float().softmax(-1).cpu()
-            parts.append(torch.multinomial(shares, 1, generator=generator))
-        found.append(torch.cat(parts, 1))
-    return torch.cat(found)
-
-
-def check_ids(windows: Tensor, vocabulary: int, positions: int | None) -> None:
-    """Raises UserError for token ids that the model does not have, and for windows beyond its positions."""
-    if int(windows.max()) >= vocabulary:
-        raise UserError(
-            f"recover.text: the tokenizer makes token {int(windows.max())} and the model has {vocabulary}; give the "
-            "tokenizer's model"
-        )
-    if positions is not None and windows.shape[1] > positions:
-        raise UserError(f"recover.tokens is {windows.shape[1]} and the model has {positions} positions; lower it")
+        yield
+    except UserError as error:
+        message = str(error)
+        for key, name in _NAMES.items():
+            message = message.replace(key, name)
+        raise UserError(message) from error

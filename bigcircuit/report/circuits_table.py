@@ -44,7 +44,7 @@ def _columns() -> Iterator[tuple[str, Callable[[Json], TableCell], bool]]:
     yield "heads", _kept("head"), True
     for name, kind in page_scores().items():
         if kind.in_brief:
-            yield kind.heading, _score(name), bool(kind.headline)
+            yield kind.heading, _score(name), bool(kind.headline) and "pairs" in kind.on
     for heading, name in (
         ("MLPs", "mlp"),
         ("attention neurons", "attention_neuron"),

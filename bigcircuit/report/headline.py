@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bigcircuit.io.files import Json
 from bigcircuit.metrics.numbers import count_text, range_text
-from bigcircuit.metrics.registry import SCORES
+from bigcircuit.metrics.registry import SCORES, is_on_text
 from bigcircuit.results.run import RunCircuit
 
 
@@ -42,7 +42,16 @@ def lead(rows: Sequence[Json], of: Mapping[str, int], verdict: str, shared: str)
     overlap of several circuits, or empty.
     """
     if len(rows) > 1:
-        return " ".join(filter(None, (_several(rows, of), shared, verdict and f"Of the first: {verdict}")))
+        return " ".join(
+            filter(
+                None,
+                (
+                    _several(rows, of),
+                    shared,
+                    verdict if verdict.startswith("Of the first") else verdict and f"Of the first: {verdict}",
+                ),
+            )
+        )
     if verdict:
         return verdict
     kept, scores = rows[0]["kept"], rows[0]["scores"]
@@ -50,6 +59,11 @@ def lead(rows: Sequence[Json], of: Mapping[str, int], verdict: str, shared: str)
         f"The circuit keeps {kept['total']:,} of {of['total']:,} neurons ({kept['head']} of {of['head']} heads, {kept['mlp']} of "
         f"{of['mlp']} MLPs)"
     )
+    if is_on_text(scores):
+        return (
+            f"{text}. On held-out text its perplexity is {scores['perplexity']['mean']:.3f}, and its KL to the full model "
+            f"{scores['kl']['mean']:.3f} nats a token."
+        )
     if not {"kl", "exact_match", "accuracy"} <= scores.keys():
         return text + "."
     return (
@@ -64,7 +78,10 @@ def _several(rows: Sequence[Json], of: Mapping[str, int]) -> str:
     text = f"The {len(rows)} circuits keep {neurons} of {of['total']:,} neurons ({heads} of {of['head']} heads)"
     if not all("kl" in row["scores"] for row in rows):
         return text + "."
-    kl, same = ([row["scores"][name]["mean"] for row in rows] for name in ("kl", "exact_match"))
+    name = "perplexity" if all(is_on_text(row["scores"]) for row in rows) else "exact_match"
+    kl, same = ([row["scores"][name]["mean"] for row in rows] for name in ("kl", name))
+    if name == "perplexity":
+        return f"{text} at a held-out KL of {range_text(kl, '.3f')} nats a token and a perplexity of {range_text(same, '.3f')}."
     return (
         f"{text} at a held-out KL of {range_text(kl, '.3f')} nats; their likeliest token is the full model's on "
         f"{range_text(same, '.0%')} of the prompts."
@@ -98,7 +115,8 @@ def tiles(rows: Sequence[Json], of: Mapping[str, int], heads: Json | None) -> li
         scores = [row["scores"][name] for row in rows if name in row["scores"]]
         if kind.headline and len(scores) == len(rows):
             ends = [format(scores[0][end], kind.headline) for end in ("low", "high")]
-            detail = f"95%: {' to '.join(ends)}" if len(rows) == 1 else "on held-out pairs"
+            unit = "text" if is_on_text(rows[0]["scores"]) else "pairs"
+            detail = f"95%: {' to '.join(ends)}" if len(rows) == 1 else f"on held-out {unit}"
             found.append(Tile(range_text([score["mean"] for score in scores], kind.headline), kind.heading, detail))
     if len(rows) > 1 and heads is not None:
         found.append(Tile(f"{heads['mean']:.2f}", "Jaccard of heads", f"by chance {heads['chance']:.2f}"))

@@ -55,6 +55,8 @@ class MeasuredRun(NamedTuple):
     verdict: str
     checks: Sequence[Json]
     """Answers to four questions about the first circuit, each with its `sign`."""
+    first: str
+    """Name of the first circuit where several were evaluated, else empty."""
     inside: Mapping[str, Json]
     """Circuit -> what its most needed heads and neurons do."""
     missing: Sequence[str]
@@ -199,6 +201,7 @@ def _measured(source: RunSource, rows: Sequence[Json], alone: bool) -> MeasuredR
             name=source.name,
             verdict="",
             checks=(),
+            first="",
             inside={},
             missing=(),
             scores=scores,
@@ -211,12 +214,14 @@ def _measured(source: RunSource, rows: Sequence[Json], alone: bool) -> MeasuredR
         sizes, partial = (
             [chart._replace(key=f"{chart.key}_{source.name}") for chart in found] for found in (sizes, partial)
         )
+    own = [one["name"] for one in evaluation["circuits"] if not one.get("control")]
     unfinished = [f"The evaluation has not reached {name} ablation yet." for name in evaluation.get("unfinished", ())]
     missing = [*unfinished, *evaluation.get("no_curves", ())]
     return MeasuredRun(
         name=source.name,
         verdict=evaluation["verdict"],
         checks=[{**one, "sign": CHECK_SIGNS.get(one["answer"], "?")} for one in evaluation.get("checks", ())],
+        first=own[0] if len(own) > 1 else "",
         inside=evaluation.get("inside", {}),
         missing=missing,
         scores=None,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bigcircuit.config.extras import install_command, missing
+from bigcircuit.errors import ReportedError, first_line
 from bigcircuit.io.files import Json
 
 
@@ -12,4 +13,10 @@ def write_run_page(folder: Path, summary: Json | None = None) -> str:
         return f"no page without {', '.join(absent)}: {install_command('report')}, then bigcircuit report {folder}"
     from bigcircuit.report.render import render_run  # its figures take a second to load
 
-    return f"see {render_run(folder, summary)}"
+    try:
+        return f"see {render_run(folder, summary)}"
+    except ReportedError:  # such as of a full disk
+        raise
+    except Exception as error:  # of figures and templates: the numbers are there, and they are the result
+        what = f"{type(error).__name__}: {first_line(error)}"
+        return f"no page: drawing it failed ({what[:200]}); `bigcircuit report {folder}` tries again, please report what it prints"

@@ -214,7 +214,8 @@ def _minimality(evaluation: Json) -> list[MinimalityRow]:
 
 def _cross(ablation: str, cells: Sequence[Json]) -> CrossTable:
     """Arrange the cells of one ablation by circuit and task."""
-    scores = {name: kind for name, kind in SCORES.items() if kind.headline}
+    known = {name for cell in cells for name in cell["scores"]}
+    scores = {name: kind for name, kind in SCORES.items() if kind.headline and name in known}
     tasks = list(dict.fromkeys(cell["task"] for cell in cells))
     circuits = list(dict.fromkeys(cell["circuit"] for cell in cells))
     by_place = {(cell["circuit"], cell["task"]): cell for cell in cells}

@@ -54,7 +54,7 @@ def _row(sweep: SweepResult, trial: SweepTrial, nodes: Sequence[str]) -> Row:
 
 def _other_scores() -> list[str]:
     """List the scores that have a column for the mean alone; KL also has its interval."""
-    return [name for name, kind in SCORES.items() if kind.in_brief and name != "kl"]
+    return [name for name, kind in SCORES.items() if kind.in_brief and name != "kl" and "pairs" in kind.on]
 
 
 def as_csv(columns: Sequence[str], table: Sequence[Row]) -> bytes:

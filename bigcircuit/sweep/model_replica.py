@@ -16,8 +16,7 @@ from typing import Any
 
 from bigcircuit.config.load import members
 from bigcircuit.config.schema import Config
-from bigcircuit.data.collate import batch_indices
-from bigcircuit.data.pair import Example
+from bigcircuit.data.training_order import TrainingOrder
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import DivergedError, OutOfMemory, ReportedError, UserError
 from bigcircuit.forward.reference_logits import Targets
@@ -42,7 +41,7 @@ class _SharedData:
     """Model and examples of all members whose shared settings agree, see `shared_settings`."""
 
     context: RunContext
-    examples: list[Example]
+    order: TrainingOrder
     training: Targets
     validation: Targets
     steps: int
@@ -121,7 +120,7 @@ class Replica:
         [config] = count_targets(members(assignment.config), shared.context.nodes)
         if config.train.steps > shared.steps:
             with shared.context.streams:
-                shared.training = shared.context.training_targets(shared.examples, config.train.steps)
+                shared.training = shared.context.training_targets(shared.order, config.train.steps)
             shared.steps = config.train.steps
         population = shared.context.population([config])
         slot = _Slot(population, MemberState.new(population.members[0], shared.context.nodes), shared, validated=0)
@@ -159,11 +158,11 @@ class Replica:
             with explain_out_of_memory(run, self._ranks):
                 context = set_up(run, same_model[0].streams.frozen if same_model else None)
                 with context.streams:
-                    examples = context.training_examples()
-                    training = context.training_targets(examples, config.train.steps)
+                    order = context.training_order()
+                    training = context.training_targets(order, config.train.steps)
                     validation = context.validation_targets()
             self._notes += count_solved([validation, training], context.micro_batches).lines()
-            self._shared[key] = _SharedData(context, examples, training, validation, config.train.steps)
+            self._shared[key] = _SharedData(context, order, training, validation, config.train.steps)
         return self._shared[key]
 
     def _cohort(self, ready: Sequence[int]) -> list[int]:
@@ -205,11 +204,9 @@ class Replica:
         A member whose loss is not finite fails and is removed from the cohort, and the others are updated without it.
         """
         shared = self._slots[cohort[0]].shared
-        config = shared.context.config
         while cohort:
             state = self._joint_state(cohort)
-            order = batch_indices(len(shared.examples), config.train.batch_size, state.step, config.task.seed)
-            chosen = [shared.examples[index] for index in order]
+            chosen = shared.order.batch(state.step)
             try:
                 with shared.context.streams:
                     training, micro_batches = shared.training, shared.context.micro_batches

@@ -4,7 +4,7 @@ Shapes: P circuits, L layers, S scored positions, V vocabulary, n width of a sit
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from bigcircuit.data.pair import Example
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import Masks
+from bigcircuit.metrics.compare import compare_pass
 from bigcircuit.metrics.distinct_circuits import mask_source
-from bigcircuit.metrics.logit_metrics import kl_divergence
-from bigcircuit.model.granularity import LEAVES
+from bigcircuit.model.granularity import learned_sites
 from bigcircuit.train.state import TrainState
 
 
@@ -38,7 +38,7 @@ def final_ablation(
 
     While gates are trained nodes are half open; constants of nodes that are closed for good are others. So they are fitted
     once more, from those that belong to the best gates on, on the pairs of the training, and stay as they were for a member
-    whose KL on the validation pairs that does not lower. It depends on nothing but the state, so a resumed run does the same.
+    whose loss on the validation pairs that does not lower. It depends on nothing but the state, so a resumed run does the same.
     """
     if not KINDS[config.ablation.name].learned:
         return streams.ablation
@@ -59,6 +59,7 @@ def final_ablation(
         steps=steps,
         batch_size=config.train.batch_size,
         seed=config.task.seed,
+        loss=config.task.text.loss,
     )
 
 
@@ -74,32 +75,34 @@ def optimal_ablation(
     lr: float = 0.05,
     batch_size: int = 32,
     seed: int = 0,
+    loss: Literal["kl", "cross_entropy"] = "kl",
 ) -> Ablation:
-    """Fit the constants under which each of P finished circuits is nearest to its target logits.
+    """Fit the constants under which each of P finished circuits is nearest to its target logits, or to a text.
 
-    Adam learns them for all circuits in the same passes, and no circuit's constants depend on the others. A circuit whose KL on
+    Adam learns them for all circuits in the same passes, and no circuit's constants depend on the others. A circuit whose loss on
     `held_out`, by default on `train`, was not lowered keeps the constants of the start. lr: of the first step, in the units of
-    the start; it falls to 0 as a cosine. batch_size: examples a step.
+    the start; it falls to 0 as a cosine. batch_size: examples a step. loss: as `task.text.loss`.
     """
+    shapes = streams.frozen.shapes
     offsets = [
-        {s: torch.zeros_like(start.unit[s]).requires_grad_() for s, leaf in LEAVES.items() if leaf in masks}
+        {site: torch.zeros_like(start.unit[site]).requires_grad_() for site in learned_sites(shapes, masks)}
         for masks in circuits
     ]
-    judge = _Fit(streams, circuits, held_out or train, micro_batches)
+    judge = _Fit(streams, circuits, held_out or train, micro_batches, loss)
     with torch.no_grad():
-        before = judge.kl(start.ablation(offsets), "constants at the start")
+        before = judge.sums(start.ablation(offsets), "constants at the start")
     optimizer = torch.optim.Adam([offset for own in offsets for offset in own.values()], lr)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    fit, examples = _Fit(streams, circuits, train, micro_batches), train.examples
+    fit, examples = _Fit(streams, circuits, train, micro_batches, loss), train.examples
     with micro_batches.progress.phase("fitting constants", steps, "steps") as updates:
         for step in range(steps):
             order = batch_indices(len(examples), min(batch_size, len(examples)), step, seed)
-            kl = fit.gradients([examples[index] for index in order], lambda: start.ablation(offsets), offsets)
+            found = fit.gradients([examples[index] for index in order], lambda: start.ablation(offsets), offsets)
             optimizer.step()
             decay.step()
-            updates.advance(values={"kl": kl / len(circuits)})
+            updates.advance(values={loss: found / len(circuits)})
     with torch.no_grad():
-        after = judge.kl(start.ablation(offsets), "constants at the end")
+        after = judge.sums(start.ablation(offsets), "constants at the end")
         for own, lower in zip(offsets, after < before, strict=True):
             for offset in own.values() if not lower else ():
                 offset.zero_()
@@ -116,12 +119,13 @@ class _Fit(NamedTuple):
     circuits: Sequence[Masks]
     targets: Targets
     micro_batches: MicroBatches
+    loss: str
 
-    def kl(self, ablation: Ablation, phase: str) -> Tensor:
-        """Sum KL over all examples, float64 [P], nats. phase: see `MicroBatches.iterate`."""
+    def sums(self, ablation: Ablation, phase: str) -> Tensor:
+        """Sum the loss over all examples, float64 [P], nats. phase: see `MicroBatches.iterate`."""
         sums = torch.zeros(len(self.circuits), dtype=torch.float64, device=self.streams.frozen.device)
         for micro_batch in self.micro_batches.iterate(self.targets.examples, full=self.targets.full, phase=phase):
-            sums += self._kl(micro_batch, ablation) * micro_batch.is_counted
+            sums += self._losses(micro_batch, ablation) * micro_batch.is_counted
         self.micro_batches.ranks.all_reduce([sums])
         return sums
 
@@ -131,24 +135,23 @@ class _Fit(NamedTuple):
         constants: Callable[[], Ablation],
         offsets: Sequence[Mapping[str, Tensor]],
     ) -> float:
-        """Set `grad` of all offsets to that of the mean KL of their circuit. Returns the sum of these means, nats."""
+        """Set `grad` of all offsets to that of the mean loss of their circuit. Returns the sum of these means, nats."""
         parameters = [offset for own in offsets for offset in own.values()]
         sums = torch.zeros(1 + sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
         for micro_batch in self.micro_batches.iterate(examples, full=self.targets.full, phase="update"):
-            kl = self._kl(micro_batch, constants()).sum() / len(examples)
-            found = torch.autograd.grad(kl, parameters)
+            loss = self._losses(micro_batch, constants()).sum() / len(examples)
+            found = torch.autograd.grad(loss, parameters)
             self.streams.frozen.release_gathered()
             if micro_batch.is_counted:
-                sums += torch.cat([kl.detach().reshape(1), *(gradient.reshape(-1) for gradient in found)])
+                sums += torch.cat([loss.detach().reshape(1), *(gradient.reshape(-1) for gradient in found)])
         self.micro_batches.ranks.all_reduce([sums])
         for parameter, total in zip(parameters, sums[1:].split([p.numel() for p in parameters]), strict=True):
             parameter.grad = total.view_as(parameter).float()
         return float(sums[0])
 
-    def _kl(self, micro_batch: MicroBatch, ablation: Ablation) -> Tensor:
+    def _losses(self, micro_batch: MicroBatch, ablation: Ablation) -> Tensor:
         self.micro_batches.ranks.stop_if_requested()
         with self.streams.under(ablation):
-            logits = self.streams.masked(
-                micro_batch.batch, mask_source(self.circuits, self.streams), len(self.circuits)
-            )
-        return kl_divergence(self.targets.references(micro_batch), logits, micro_batch.batch).sum(1)
+            masks, reference = mask_source(self.circuits, self.streams), self.targets.references(micro_batch)
+            found = compare_pass(self.streams, micro_batch.batch, masks, len(self.circuits), reference)
+        return getattr(found, self.loss).sum(1)

@@ -5,16 +5,18 @@ Shapes: P circuits, B examples, S scored positions, V vocabulary (see data/colla
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bigcircuit.config.own_code import find_function
+from bigcircuit.config.own_code import calling, find_function
 from bigcircuit.data.collate import Batch, collate
 from bigcircuit.data.pair import Example
-from bigcircuit.errors import ReportedError, UserError, first_line
+from bigcircuit.errors import UserError
 from bigcircuit.metrics.logit_metrics import LogitComparison
 from bigcircuit.metrics.registry import SCORES, ScoreKind
 
@@ -31,11 +33,19 @@ def loss_function(name: str) -> Loss:
 
 
 def loss_sha256(name: str) -> str:
-    """Hash the source of a loss, so that a run is not resumed with another one; empty where there is no source."""
+    """Hash a loss and the file that defines it, so that a run is not resumed with another one.
+
+    The whole file, because the function may call others of it and use its constants; what the file imports is not looked at.
+    Without a file, as in a notebook, the source of the function; empty where there is no source.
+    """
+    function = inspect.unwrap(loss_function(name))
     try:
-        return hashlib.sha256(inspect.getsource(loss_function(name)).encode()).hexdigest()
-    except (OSError, TypeError):
+        file = Path(inspect.getsourcefile(function) or "")
+        content = file.read_bytes() if file.is_file() else inspect.getsource(function).encode()
+        bound = [function.__qualname__, function.__defaults__, inspect.getclosurevars(function).nonlocals]
+    except (OSError, TypeError, AttributeError):
         return ""
+    return hashlib.sha256(content + json.dumps(bound, default=lambda value: type(value).__name__).encode()).hexdigest()
 
 
 def own_loss(name: str, logits: Tensor, batch: Batch, reference: Tensor) -> Tensor:
@@ -49,14 +59,8 @@ def own_loss(name: str, logits: Tensor, batch: Batch, reference: Tensor) -> Tens
     function, pairs = loss_function(name), len(batch.ids)
     found = []
     for circuit in logits:
-        try:
+        with calling(f"train.loss {name}"):
             values = function(circuit, batch, reference)
-        except ReportedError:
-            raise
-        except Exception as error:  # of code that is not ours
-            raise UserError(
-                f"train.loss {name}: raised {type(error).__name__} ({first_line(error)[:200]}); mend the function"
-            ) from error
         if not isinstance(values, Tensor) or tuple(values.shape) != (pairs,):
             what = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise UserError(

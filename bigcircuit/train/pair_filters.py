@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from bigcircuit.ablation.ablation import ZERO
 from bigcircuit.config.schema import Config
-from bigcircuit.data.dataset import TaskData
+from bigcircuit.data.dataset import TaskData, text_data
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.data.text import samples
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
 from bigcircuit.forward.reference_logits import Targets
+from bigcircuit.forward.samples import sample_documents
 from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.logit_metrics import contrast
 from bigcircuit.metrics.score import score
@@ -63,6 +65,17 @@ def count_solved(targets: Sequence[Targets], micro_batches: MicroBatches) -> Sol
 
 def _has_single_tokens(example: Example) -> bool:
     return all(len(answer) == 1 for answer in (*example.answers, *example.wrong_answers))
+
+
+def complete_data(config: Config, frozen: FrozenModel, data: TaskData, micro_batches: MicroBatches) -> TaskData:
+    """Do what the data of a task needs the model for: write samples, each once, or leave out pairs. Raises UserError."""
+    task = config.task
+    if not task.text.generate:
+        return keep_solved(config, frozen, data, micro_batches)
+    start = data.pairs[0].clean[0]
+    assert isinstance(start, int)
+    written = sample_documents(frozen, start, task.text.generate, task.text.window, task.seed, micro_batches)
+    return text_data(task, samples(list(dict.fromkeys(written))), frozen.model.config.get_text_config(decoder=True))
 
 
 def keep_solved(config: Config, frozen: FrozenModel, data: TaskData, micro_batches: MicroBatches) -> TaskData:

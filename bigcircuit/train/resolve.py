@@ -1,16 +1,19 @@
 """Resolve a run: everything that is known before weights are loaded, read once and checked once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from bigcircuit.ablation.kinds import KINDS, check_experts
+from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.config.load import members, override
 from bigcircuit.config.schema import Config
 from bigcircuit.data.dataset import AblationData, TaskData, load_ablation_data, load_task
 from bigcircuit.data.micro_batches import MicroBatches
+from bigcircuit.data.pair import Example
+from bigcircuit.data.training_order import TrainingOrder
 from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.errors import UserError
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.fingerprint import run_fingerprint
@@ -38,10 +41,20 @@ class ResolvedRun:
         return run_fingerprint(self.config, self.data, self.ablation_data, self.micro_batches.progress)
 
     @property
+    def over_suffix(self) -> bool:
+        """Whether updates can run the tokens behind the shared prefix alone."""
+        return self.model.skeleton.architecture.suffix and KINDS[self.config.ablation.name].needs_corrupted
+
+    @property
     def stores_corrupted(self) -> bool:
         """Whether updates use stored activations of the corrupted prompts."""
-        over_suffix = self.model.skeleton.architecture.suffix
-        return self.config.train.store and over_suffix and KINDS[self.config.ablation.name].needs_corrupted
+        return self.config.train.store and self.over_suffix
+
+    def training_order(self, examples: Sequence[Example]) -> TrainingOrder:
+        """Order in which updates see training examples."""
+        return TrainingOrder(
+            examples, self.config.train.batch_size, self.config.task.seed, over_suffix=self.over_suffix
+        )
 
     @property
     def both_streams(self) -> str:
@@ -67,7 +80,7 @@ def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = Non
         model = resolve_model(config.model, config.deepspeed)
         data = load_task(config.task, model.tokenizer, model.hf_config)
         ablation_data = load_ablation_data(config, model.tokenizer, model.hf_config)
-    check_experts(config.ablation.name, sum(shape.experts for shape in model.shapes))
+    _check_saved(config, model)
     check_expert_neurons(configs, model.skeleton)
     counted = count_targets(configs, model.nodes)
     check_layer_sizes(counted, model.skeleton)
@@ -81,3 +94,16 @@ def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = Non
         ablation_data=ablation_data,
         micro_batches=MicroBatches.of(config, ranks, progress),
     )
+
+
+def _check_saved(config: Config, model: ResolvedModel) -> None:
+    """Raises UserError where few bits would change nothing, or where weights come and go within a graph."""
+    others = {
+        "train.checkpointing": bool(config.train.checkpointing),
+        "model.weights stream": config.model.weights == "stream",
+        "ZeRO-3": model.deepspeed is not None,
+    }
+    if config.train.saved != "exact" and (found := [name for name, is_set in others.items() if is_set]):
+        raise UserError(
+            f"train.saved is {config.train.saved}, which does not go with {found[0]}; set it to exact, or leave {found[0]} out"
+        )

@@ -10,11 +10,11 @@ import torch
 from bigcircuit.ablation.ablation import Moments
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.attribution.mask_gradients import integrated_gradients, rank_scores
-from bigcircuit.config.schema import Config, TrainConfig
-from bigcircuit.data.collate import batch_indices
+from bigcircuit.config.schema import Config
 from bigcircuit.data.dataset import TaskData
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.data.pair import Example
+from bigcircuit.data.training_order import TrainingOrder
 from bigcircuit.forward.activation_means import starting_ablation
 from bigcircuit.forward.corrupted_store import CorruptedStore
 from bigcircuit.forward.kept_logits import KeptLogits
@@ -22,12 +22,13 @@ from bigcircuit.forward.model_check import check_loaded_model
 from bigcircuit.forward.reference_logits import ReferenceLogits, Targets
 from bigcircuit.forward.store_memory import StoreMemory
 from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.members import trained_granularities
 from bigcircuit.gates.population import Population
 from bigcircuit.io.provenance import versions
 from bigcircuit.model.granularity import SITE_WIDTH
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.runtime.host_memory import return_freed_memory, saves_memory
-from bigcircuit.train.pair_filters import keep_solved, swap_pairs
+from bigcircuit.train.pair_filters import complete_data, swap_pairs
 from bigcircuit.train.resolve import ResolvedRun
 
 
@@ -77,25 +78,27 @@ class RunContext(NamedTuple):
         """Seed by which labels are shuffled for the control `task.labels random`; None where each pair keeps its own."""
         return self.config.task.seed if self.config.task.labels == "random" else None
 
-    def training_examples(self) -> list[Example]:
-        """Examples that batches are drawn from, with swapped pairs where these are asked for. Within the streams."""
+    def training_order(self) -> TrainingOrder:
+        """Order in which updates see the training examples, with swapped pairs where these are asked for. Within the streams."""
         examples = self.data.splits["train"]
-        return swap_pairs(self.streams, examples, self.micro_batches) if self.config.train.both_ways else examples
+        if self.config.train.both_ways:
+            examples = swap_pairs(self.streams, examples, self.micro_batches)
+        return self.run.training_order(examples)
 
     def training_targets(
         self,
-        examples: Sequence[Example],
+        order: TrainingOrder,
         steps: int,
         kept: KeptLogits | None = None,
         sites: Collection[str] = SITE_WIDTH,
         scratch: Path | None = None,
     ) -> Targets:
-        """The examples that so many steps use, with the full model's logits and what the corrupted run leaves. Within the streams.
+        """The examples of so many updates, with the full model's logits and what the corrupted run leaves. Within the streams.
 
         A resumed run computes or reads the same logits to the bit, because it uses the same examples. sites: those that masks
         may close. scratch: folder for activations that are too large for `train.store_memory`; None keeps them in memory.
         """
-        found = self._targets(_used(examples, self.config.train, self.config.task.seed, steps), False, kept)
+        found = self._targets(order.used(steps), False, kept)
         if not self.run.stores_corrupted:
             return found
         memory = None if scratch is None else StoreMemory(scratch, self.config.train.store_memory)
@@ -129,14 +132,10 @@ def set_up(run: ResolvedRun, frozen: FrozenModel | None = None) -> RunContext:
     if frozen is None:
         with micro_batches.progress.phase("loading weights"):
             frozen = run.model.load(micro_batches.ranks.device)
-        with micro_batches.progress.phase("checking the model"):
-            check_loaded_model(frozen, brief=run.model.is_read_from_disk)
-    data = keep_solved(config, frozen, run.data, micro_batches)
+    with micro_batches.progress.phase("checking the model"):
+        check_loaded_model(frozen, brief=run.model.is_read_from_disk)
+    data = complete_data(config, frozen, run.data, micro_batches)
     measured_over = data.splits["train"] if run.ablation_data is None else run.ablation_data.examples
-    ablation, moments = starting_ablation(config.ablation, frozen, measured_over, micro_batches)
+    names = trained_granularities(run.members[0])  # the same for all members
+    ablation, moments = starting_ablation(config.ablation, frozen, measured_over, micro_batches, names)
     return RunContext(run, data, Streams(frozen, ablation, config.train.checkpointing), moments)
-
-
-def _used(examples: Sequence[Example], settings: TrainConfig, seed: int, steps: int) -> list[Example]:
-    orders = (batch_indices(len(examples), settings.batch_size, step, seed) for step in range(steps))
-    return [examples[index] for index in sorted({index for order in orders for index in order})]

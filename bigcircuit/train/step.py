@@ -16,12 +16,13 @@ from bigcircuit.data.micro_batches import MicroBatch, MicroBatches
 from bigcircuit.data.pair import Example
 from bigcircuit.errors import DivergedError
 from bigcircuit.forward.corrupted import Corrupted
+from bigcircuit.forward.few_bits import few_bits
 from bigcircuit.forward.finite import check_corrupted
 from bigcircuit.forward.reference_logits import Targets
 from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.discretise import count
 from bigcircuit.gates.schedules import learning_rate
-from bigcircuit.metrics.logit_metrics import contrast, kl_divergence
+from bigcircuit.metrics.compare import comparison_of
 from bigcircuit.metrics.score import score
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.train.layer_sizes import sized_masks
@@ -60,23 +61,34 @@ def faithfulness_gradient(
                   for n in (sum(p.numel() for p in parameters), *[len(population)] * 3)))  # fmt: skip
     divided = micro_batches if store is None else micro_batches.aligned()
     for micro_batch in divided.iterate(chosen, full=False, phase="update"):
-        kl, hinge, own = _terms(state, streams, references, micro_batch, None if store is None else store(micro_batch))
+        terms = _terms(state, streams, references, micro_batch, None if store is None else store(micro_batch))
         weights = torch.tensor(
-            [[m.config.train.kl, m.config.train.hinge] for m in population.members], device=kl.device
+            [[m.config.train.kl, m.config.train.hinge] for m in population.members], device=terms.kl.device
         )
-        loss = (weights[:, 0] * kl + weights[:, 1] * hinge).sum() / len(chosen)
-        if own is not None:
-            loss = loss + own.sum() / len(chosen)
+        loss = (weights[:, 0] * terms.loss + weights[:, 1] * terms.hinge).sum() / len(chosen)
+        if terms.own is not None:
+            loss = loss + terms.own.sum() / len(chosen)
         gradient = torch.autograd.grad(loss, parameters)
         streams.frozen.release_gathered()
         if micro_batch.is_counted:
             sums.gradient.add_(torch.cat([g.reshape(-1) for g in gradient]))
-            sums.kl.add_(kl.detach() / len(chosen))
-            sums.hinge.add_(hinge.detach() / len(chosen))
-            if own is not None:
-                sums.own.add_(own.detach() / len(chosen))
+            sums.kl.add_(terms.kl.detach() / len(chosen))
+            sums.hinge.add_(terms.hinge.detach() / len(chosen))
+            if terms.own is not None:
+                sums.own.add_(terms.own.detach() / len(chosen))
     micro_batches.ranks.all_reduce(sums)
     return sums
+
+
+class _Terms(NamedTuple):
+    """Terms of every member, summed over the examples of a micro-batch, float32 [P] each."""
+
+    loss: Tensor
+    """What `train.kl` weighs: KL, or the cross-entropy of a text."""
+    kl: Tensor
+    hinge: Tensor
+    own: Tensor | None
+    """Of `train.loss`; None without."""
 
 
 def _terms(
@@ -85,21 +97,25 @@ def _terms(
     references: Callable[[MicroBatch], Tensor],
     micro_batch: MicroBatch,
     corrupted: Corrupted | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute KL, hinge and `train.loss` of every member, summed over the examples, float32 [P] each, with graphs."""
+) -> _Terms:
+    """Compute the terms of every member, with graphs."""
     population = state.population
     masks = population.draw([example.id for example in micro_batch.examples])
     # The seed of an ablation that draws noise: fresh in every update, and 0 where circuits are scored.
-    with streams.under(population.learned() or streams.ablation.reseeded(1 + state.step)):
-        logits = streams.masked(micro_batch.batch, masks, len(population), corrupted)
-    reference, configs = references(micro_batch), [member.config for member in population.members]
-    kl = kl_divergence(reference, logits, micro_batch.batch).sum(1)
-    name = configs[0].train.loss  # one for all members
-    own = None if name is None else own_loss(name, logits, micro_batch.batch, reference).sum(1)
+    learned, saved = population.learned(), population.members[0].config.train.saved
+    with streams.under(learned or streams.ablation.reseeded(1 + state.step)):
+        reference = references(micro_batch)
+        with few_bits(saved):
+            passed = streams.masked(micro_batch.batch, masks, len(population), corrupted)
+        found = comparison_of(streams.frozen, micro_batch.batch, passed, reference)
+    configs = [member.config for member in population.members]
+    name, kl = configs[0].train.loss, found.kl.sum(1)  # one loss for all members
+    own = None if name is None else own_loss(name, found.logits, micro_batch.batch, reference).sum(1)
+    loss = found.cross_entropy.sum(1) if configs[0].task.text.loss == "cross_entropy" else kl
     if not any(config.train.hinge for config in configs):
-        return kl, torch.zeros_like(kl), own
+        return _Terms(loss, kl, torch.zeros_like(kl), own)
     margins = torch.tensor([config.train.margin for config in configs], device=kl.device).unsqueeze(1)
-    return kl, (margins - contrast(logits, micro_batch.batch).logit_difference).clamp(min=0).sum(1), own
+    return _Terms(loss, kl, (margins - found.contrast.logit_difference).clamp(min=0).sum(1), own)
 
 
 class Price(NamedTuple):
@@ -222,13 +238,12 @@ def validate(
     rows = []
     for index, (member_state, masks) in enumerate(zip(state.member_states, circuits, strict=True)):
         sizes, config = count(masks), member_state.member.config
-        kl, difference = (float(scores[name][index].mean()) for name in ("kl", "logit_difference"))
-        objective = _objective(config, kl, difference, sizes, member_state.duals.nodes)
-        objective += float(scores["loss"][index].mean()) if own else 0.0
+        means = {score: float(values[index]) for score, values in scores.means().items()}
+        objective = _objective(config, means, sizes, member_state.duals.nodes)
+        objective += means["loss"] if own else 0.0
         if objective < member_state.best.objective:
             gates = state.population.decided(index)
             member_state.best = Best(objective, member_state.member.step, gates, constants_of(learned, index))
-        means = {name: float(values[index].mean()) for name, values in scores.items()}
         rows.append({**means, "objective": objective, **{f"kept.{name}": size for name, size in sizes.items()}})
     state.validated = state.step
     return rows
@@ -240,7 +255,12 @@ def constants_of(learned: Ablation | None, member: int) -> dict[str, Tensor]:
     return {site: values[member, :, 0].detach().clone() for site, values in constants.items()}
 
 
-def _objective(config: Config, kl: float, difference: float, sizes: dict[str, int], nodes: dict[str, int]) -> float:
-    """Compute the training objective at full penalties and discretised sizes. Asked sizes hold by construction: no term."""
+def _objective(config: Config, means: Mapping[str, float], sizes: dict[str, int], nodes: dict[str, int]) -> float:
+    """Compute the training objective at full penalties and discretised sizes. Asked sizes hold by construction: no term.
+
+    means: scores of the circuit by name.
+    """
     price = fixed_terms(config, {name: torch.tensor(float(size)) for name, size in sizes.items()}, nodes, done=1.0)
-    return config.train.kl * kl + config.train.hinge * max(0.0, config.train.margin - difference) + float(total(price))
+    hinge = max(0.0, config.train.margin - means["logit_difference"]) if config.train.hinge else 0.0
+    loss = means[config.task.text.loss]
+    return config.train.kl * loss + config.train.hinge * hinge + float(total(price))

@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 from bigcircuit.metrics.numbers import range_text, terminal_score_text
-from bigcircuit.metrics.registry import SCORES
+from bigcircuit.metrics.registry import SCORES, is_on_text
 from bigcircuit.runtime.tables import first_that_fits
 
 
@@ -16,10 +16,12 @@ def closing_table(summary: Mapping[str, Any], width: int) -> Table:
 
     summary: content of summary.json. width: columns of the terminal; where there is room, means have their 95% intervals.
     """
-    brief = [name for name, kind in SCORES.items() if kind.in_brief]
+    on = "text" if is_on_text(summary["full"]) else "pairs"
+    brief = [name for name, kind in SCORES.items() if kind.in_brief and on in kind.on]
     narrow = [name for name in brief if SCORES[name].in_narrow]
     choices: Sequence[tuple[Sequence[str], Sequence[str]]] = (
         (brief, brief),
+        (brief, ["kl", "perplexity"]),
         (brief, ["kl"]),
         (brief, []),
         (narrow, []),
@@ -30,7 +32,8 @@ def closing_table(summary: Mapping[str, Any], width: int) -> Table:
 def _table(summary: Mapping[str, Any], scores: Sequence[str], intervals: Sequence[str]) -> Table:
     """Make the table with columns for some scores, and with intervals for some of these."""
     nodes = summary["nodes"]
-    title = f"held-out scores on {summary['pairs']['test']} pairs of {summary['task']}, {summary['ablation']} ablation"
+    unit = "windows" if is_on_text(summary["full"]) else "pairs"
+    title = f"held-out scores on {summary['pairs']['test']} {unit} of {summary['task']}, {summary['ablation']} ablation"
     shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for heading in ("", "neurons", "heads", "param.", *(SCORES[name].short for name in scores)):
         shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
@@ -70,8 +73,15 @@ def closing_sentence(summary: Mapping[str, Any]) -> str:
     counted = [(name, word) for name, word in kinds.items() if nodes.get(name)]
     kl = rows[0]["scores"]["kl"]
     interval = f", 95% interval {kl['low']:.3f} to {kl['high']:.3f}" if len(rows) == 1 else ""
+    size = f"Keeping {kept('total')} neurons ({', '.join(kept(name) + f' {word}' for name, word in counted)}) "
+    if is_on_text(rows[0]["scores"]):
+        return (
+            f"{size}{'the model has' if len(rows) == 1 else f'the {len(rows)} circuits have'} a perplexity of "
+            f"{scored('perplexity', '.3f')} on held-out text, the full model {summary['full']['perplexity']['mean']:.3f} "
+            f"(KL {scored('kl', '.3f')} nats a token{interval})."
+        )
     return (
-        f"Keeping {kept('total')} neurons ({', '.join(kept(name) + f' {word}' for name, word in counted)}) "
+        f"{size}"
         f"{'the model still predicts' if len(rows) == 1 else f'the {len(rows)} circuits still predict'} what the full model "
         f"predicts on {scored('exact_match', '.0%')} of the held-out prompts and "
         f"{'prefers' if len(rows) == 1 else 'prefer'} the right answer on {scored('accuracy', '.0%')} "

@@ -31,6 +31,7 @@ from bigcircuit.model.granularity import (
 )
 from bigcircuit.model.sites import find_sites
 from tests.helpers.launch import DEEPSPEED_CONFIGS, launch
+from tests.helpers.text_windows import random_windows
 from tests.helpers.tiny_models import TINY, TOKEN_IDS, tiny_examples, tiny_model
 
 DENSE = [*EVERYWHERE, "mlp_output"]
@@ -284,3 +285,28 @@ def test_every_baseline_has_a_label_and_only_random_ones_are_drawn_several_times
         )
         assert seeds == ([0, 1, 2] if name == "random" else [None])
         seeds.clear()
+
+
+@pytest.mark.parametrize("kind", ["pairs", "text"])
+def test_taylor_is_the_gradient_of_the_weights_times_the_weights(llama, kind):
+    """LLM-Pruner's definition, by autograd through transformers: |sum of gradient x weight| of a neuron's column."""
+    windows = (
+        random_windows() if kind == "text" else [e._replace(answers=(e.answers[0][:1],)) for e in tiny_examples(3)]
+    )
+    with Streams(llama, ZERO) as streams:
+        found = BASELINES["taylor"].score(streams, windows, MicroBatches(2))
+    weights = [layer.sites[MLP].weight.requires_grad_() for layer in llama.layers]
+    try:
+        loss = torch.zeros(())
+        for example in windows:
+            ids = example.clean + example.answers[0]
+            logits = llama.model(input_ids=torch.tensor([ids[:-1]]), use_cache=False).logits[0]
+            scored = logits[len(example.clean) - 1 :]
+            loss = loss + torch.nn.functional.cross_entropy(scored, torch.tensor(example.answers[0])) / len(windows)
+        gradients = torch.autograd.grad(loss, weights)
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+    for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+        expected = (weight * gradient).sum(0).abs().detach()
+        torch.testing.assert_close(found["mlp_neuron"][index], expected, rtol=1e-3, atol=1e-6)

@@ -30,7 +30,7 @@ def test_every_kind_is_in_the_sample():
     } - {"decoder of an encoder-decoder"}
 
 
-@pytest.mark.parametrize("name", ["jetmoe", "rwkv", "blt"])
+@pytest.mark.parametrize("name", ["jetmoe", "dbrx", "longcat_flash", "rwkv", "blt"])
 def test_refused_by_kind(name):
     assert examine(name) == (REFUSES, REFUSED[name], "by its config")
 

@@ -30,6 +30,11 @@ def masks():
         ("attention_neuron", 11, "L7H3.2"),
         ("mlp_neuron", 4, "L7MLP.4"),
         ("mlp_output", 4, "L7OUT.4"),
+        ("mixer", 0, "L7MIX"),
+        ("mixer_head", 2, "L7M2"),
+        ("mixer_neuron", 7, "L7M2.1"),
+        ("expert", 5, "L7E5"),
+        ("expert_neuron", 16, "L7E5.1"),
     ],
 )
 def test_names(granularity, index, name):

@@ -1,6 +1,7 @@
 """Functions that a config names: nothing is imported unless the command line allows it."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -136,6 +137,22 @@ def test_a_task_of_an_installed_package_is_found_by_name(tmp_path, monkeypatch, 
         make_pairs(TaskConfig(name="other_task"), None)
     assert not (tmp_path / "imported").exists()
     assert len(make_pairs(TaskConfig(name="their_task"), None)) == 90
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def pairs(tokenizer, size, rng) return []", "cannot be imported (SyntaxError: "),
+        ("raise KeyError(3)", "cannot be imported (KeyError: 3)"),
+        ("def pairs(tokenizer, size, rng): return {}[size]", "raised KeyError: 9; mend the function"),
+        ("def pairs(tokenizer, size, rng):\n    yield 1 / 0", "raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_a_task_raises_is_one_line(tmp_path, monkeypatch, text, message):
+    for name in module_in(tmp_path, monkeypatch, "raising", text):
+        allow([name])
+        with pytest.raises(UserError, match=re.escape(f"task.name {name}:pairs: {message}")):
+            make_pairs(TaskConfig(name=f"{name}:pairs", size=9), None)
 
 
 PACKAGE = """

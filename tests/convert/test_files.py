@@ -185,6 +185,17 @@ def test_a_graph_for_the_viewer_links_what_it_has(scored, tmp_path):
     assert all(link["source"] in ids and link["target"] in ids for link in content["links"]) and content["links"]
     [listed] = json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"]
     assert listed == content["metadata"] and listed["slug"] == "mine"
+    # Read from the scripts of the viewer, version 0.5.0, which shows no graph otherwise.
+    assert len(listed["prompt_tokens"]) * 2 / 3 >= 1, "a node on more of the tokens is dropped"
+    [logits] = [node for node in content["nodes"] if node["feature_type"] == "logit"]
+    assert float(logits["clerp"].split("(p=")[1].split(")")[0]) == 1
+    nodes = [node for node in content["nodes"] if node["feature_type"] == "cross layer transcoder"]
+    for node in nodes:
+        layer, number, _ = map(int, node["node_id"].split("_"))
+        assert node["feature"] == sum(range(layer + number + 1)) + number
+    ranked = sorted(nodes, key=lambda node: -abs(node["activation"]))
+    shares = [node["influence"] for node in ranked]
+    assert shares == sorted(shares) and 0 < shares[0] <= shares[-1] == pytest.approx(1)
 
 
 def test_a_table_counts_neurons(tmp_path):

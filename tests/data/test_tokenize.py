@@ -159,7 +159,7 @@ def test_ids_need_no_tokenizer():
         clean=(1, 2), corrupted=(3, 2), answers=((4,), (5, 6)), wrong_answers=((7,),), split="train", source="f:1"
     )
     example = tokenize_pairs([pair], None, 4, vocab_size=8)[0]
-    assert example == (0, (1, 2), (3, 2), ((4,), (5, 6)), ((7,),), "f:1")
+    assert example == (0, (1, 2), (3, 2), ((4,), (5, 6)), ((7,),), "f:1", -1) and not example.is_window
 
 
 def test_answers_as_ids_after_text():

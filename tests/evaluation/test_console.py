@@ -9,6 +9,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.evaluation.config import EvaluationSettings
 from bigcircuit.evaluation.console import score_table, show_evaluation
 from bigcircuit.evaluation.evaluate import evaluate_circuits
+from bigcircuit.evaluation.verdict import with_verdict
 from bigcircuit.metrics.registry import SCORES
 from bigcircuit.results.evaluation import Cell
 from bigcircuit.runtime.console import PlainConsole
@@ -58,3 +59,16 @@ def test_circuits_on_tasks_show_the_headline_scores(result):
     assert "circuits (rows) on tasks: KL / match" in text
     assert f"{scores['kl'].mean:.3f} / {scores['exact_match'].mean:.0%} *" in text
     assert "random order" in text and result.verdict in text
+
+
+def test_sentences_and_answers_say_of_which_circuit_they_are(result):
+    first = result.circuits[0]
+    several = with_verdict(replace(result, circuits=[first, replace(first, name="other")]))
+    stream = io.StringIO()
+    show_evaluation(several, ProgressDisplay(True, console=PlainConsole(file=stream, width=120)))
+    text = " ".join(stream.getvalue().split())
+    assert (
+        f"Of the first of 2 circuits, {first.name}: With interchange ablation" in text and f" of {first.name}: " in text
+    )
+    beside_a_control = with_verdict(replace(result, circuits=[first, replace(first, name="other", control=True)]))
+    assert "Of the first" not in beside_a_control.verdict + result.verdict

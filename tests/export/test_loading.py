@@ -93,6 +93,19 @@ def test_weights_that_the_files_lack_are_not_drawn_at_random(compact, tmp_path):
         bigcircuit.load_exported(without(name, tmp_path / "out", tmp_path / "ia3"))
 
 
+def test_weights_in_a_pickle_are_not_opened(compact, tmp_path):
+    folder = shutil.copytree(compact, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="pickled: cannot be loaded .*safetensors"):
+        bigcircuit.load_exported(folder)
+    write_export("ia3", request_of(saved_tiny("llama", TINY, tmp_path / "base")), tmp_path / "ia3")
+    torch.save(load_file(tmp_path / "ia3/adapter_model.safetensors"), tmp_path / "ia3/adapter_model.bin")
+    (tmp_path / "ia3/adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="ia3: cannot be loaded .*adapter_model.safetensors"):
+        bigcircuit.load_exported(tmp_path / "ia3")
+
+
 def test_damaged_folders_are_one_line(compact, tmp_path):
     shutil.copytree(compact, tmp_path / "cut")
     (tmp_path / "cut/model.safetensors").write_bytes((compact / "model.safetensors").read_bytes()[:-10])

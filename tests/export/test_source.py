@@ -2,8 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -12,16 +10,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.models import build_tiny
 from bigcircuit.ablation.ablation import ZERO
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
-from bigcircuit.export.request import ExportRequest
 from bigcircuit.export.source import SourceWeights
 from bigcircuit.export.verify import Prompts, compare_outputs, run_masked
-from bigcircuit.model.granularity import LayerShape
 from bigcircuit.model.load import load_frozen
 from bigcircuit.model.resolve import resolve_model
-from tests.helpers.exports import random_constants, request_of, saved_tiny, write_export
+from tests.helpers.exports import leaf_masks, random_constants, request_of, saved_tiny, write_export
 from tests.helpers.tiny_models import GPT2_NAMES, TINY, tiny_model
 
 PROMPTS = Prompts(torch.randint(3, 96, (2, 10), generator=torch.Generator().manual_seed(0)), 5, 4)
@@ -158,24 +155,32 @@ def test_widths_are_padded_to_a_multiple(tmp_path):
 
 def test_layers_that_are_not_alike_are_refused(tmp_path):
     request = request_of(saved_tiny("llama", TINY, tmp_path / "base"))
-    request.check_layers()
-    request.base.layers[1].module.mlp.gate_proj.weight = torch.nn.Parameter(torch.empty(2, 48, 32, device="meta"))
-    with pytest.raises(
-        UserError, match=r"a layer holds mlp.gate_proj.weight, and mixtures of experts are not exported"
-    ):
-        request.check_layers()
+    request.check_layers("compact")
+    shapes = request.base.shapes
+    layers = tuple(
+        replace(layer, shape=replace(shapes[0], heads=2 + number)) for number, layer in enumerate(request.base.layers)
+    )
+    other = replace(request, model=replace(request.model, skeleton=replace(request.base, layers=layers)))
+    other.check_layers("ia3", alike=False)
+    with pytest.raises(UserError, match=r"--format compact: llama \(dense\) has layers of different widths"):
+        other.check_layers("compact")
 
 
-@pytest.mark.parametrize("other", [{"mixer_heads": 2, "mixer_dim": 4}, {"heads": 0}, {"intermediate": 0}])
-def test_layers_of_more_or_less_than_attention_and_an_mlp_are_refused(other):
-    """Masks of a mixer would have been left out."""
-    shape = replace(LayerShape(heads=4, kv_heads=2, head_dim=8, intermediate=48, hidden=32), **other)
-    skeleton = SimpleNamespace(shapes=(shape, shape), layers=())
-    model: Any = SimpleNamespace(config=SimpleNamespace(path="m"), skeleton=skeleton)
-    with pytest.raises(
-        UserError, match="model.path m: has layers with a mixer that is no attention, or without attention or MLP"
-    ):
-        ExportRequest(model, {}, ZERO).check_layers()
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("olmo_hybrid", r"olmo_hybrid \(hybrid\) has layers that are not one attention and one MLP"),
+        ("minicpm3", r"minicpm3 \(dense, latent attention\) has heads without rows of their own"),
+        ("diffllama", r"diffllama \(dense\) cannot be cut, because its heads work in pairs; use --format zeroed"),
+    ],
+)
+def test_kinds_that_cannot_be_cut_are_refused_before_weights_are_loaded(tmp_path, name, message):
+    build_tiny(name).save_pretrained(tmp_path / "base")
+    model = resolve_model(ModelConfig(path=str(tmp_path / "base")))
+    for form in ("compact", "uniform"):
+        with pytest.raises(UserError, match=f"--format {form}: {message}"):
+            write_export(form, request_of(model, masks=leaf_masks(model.shapes)), tmp_path / form)
+        assert not (tmp_path / form).exists()
 
 
 def test_weights_that_cannot_be_cut_are_one_line(tmp_path):

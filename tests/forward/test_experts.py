@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import build_tiny
-from bigcircuit.ablation.ablation import INTERCHANGE, ZERO, Ablation
+from bigcircuit.ablation.ablation import INTERCHANGE, ZERO
 from bigcircuit.config.load import load, members
 from bigcircuit.data.collate import collate
 from bigcircuit.errors import UserError
@@ -70,8 +70,9 @@ def test_gates_of_experts(module):
     expected = by_hand(module, masked, corrupted, gates[0].unsqueeze(-1).expand(-1, -1, width))
     assert torch.allclose(experts.masked_experts(module, gates, ROWS, closed, *masked), expected, atol=1e-5)
     assert torch.equal(experts.masked_experts(module, torch.ones(1, 1, COUNT), ROWS, closed, *masked), module(*masked))
-    norms = closed.norms(ROWS, COUNT)
-    assert norms.shape == (ROWS, TOKENS, COUNT) and (norms > 0).sum() == ROWS * TOKENS * CHOSEN
+    norms = closed.norms(COUNT)
+    assert norms.shape == (ROWS * TOKENS, COUNT) and (norms > 0).sum() == ROWS * TOKENS * CHOSEN
+    assert torch.equal(closed.routed(COUNT), (norms > 0).float())
 
 
 def test_gates_of_neurons(module):
@@ -84,6 +85,36 @@ def test_gates_of_neurons(module):
     found = expert_neurons.masked_neurons(module, module, gates, ROWS, closed, *masked)
     assert torch.allclose(found, expected, atol=1e-5)
     assert "act_fn" not in module.__dict__ and "_apply_gate" not in module.__dict__
+
+
+def test_gates_of_experts_that_all_see_every_token():
+    module = find_sites(build_tiny("llama4_text")).layers[0].sites[EXPERT]
+    masked, corrupted = ((hidden, weights * (weights > 0.5)) for hidden, weights in map(llama4_inputs, (0, 1)))
+    gates = torch.rand(1, ROWS, COUNT, generator=torch.Generator().manual_seed(2))
+
+    def of_one(hidden: Tensor, weight: Tensor, expert: int) -> Tensor:
+        gate, up = ((weight * hidden) @ module.gate_up_proj[expert]).chunk(2)
+        return (up * torch.nn.functional.silu(gate)) @ module.down_proj[expert]
+
+    expected = torch.stack([
+        sum(
+            gates[0, token // TOKENS, expert] * of_one(masked[0][token], masked[1][expert, token], expert)
+            + (1 - gates[0, token // TOKENS, expert]) * of_one(corrupted[0][token], corrupted[1][expert, token], expert)
+            for expert in range(COUNT)
+        )
+        for token in range(ROWS * TOKENS)
+    ])  # fmt: skip
+    scaled, other = ((hidden * weights.unsqueeze(-1)).flatten(0, 1) for hidden, weights in (masked, corrupted))
+    closed = module(other).view(1, COUNT, ROWS, TOKENS, -1)
+    found = experts.every_expert(module, gates, ROWS, closed, scaled)
+    assert torch.allclose(found.view(COUNT, ROWS * TOKENS, -1).sum(0), expected, atol=1e-5)
+    assert torch.equal(experts.every_expert(module, torch.ones(1, 1, COUNT), ROWS, closed, scaled), module(scaled))
+
+
+def llama4_inputs(seed: int) -> tuple[Tensor, Tensor]:
+    """Hidden states [N, D], and the weight of every expert for every token, [E, N]."""
+    numbers = torch.Generator().manual_seed(seed)
+    return torch.randn(ROWS * TOKENS, 32, generator=numbers), torch.rand(COUNT, ROWS * TOKENS, generator=numbers)
 
 
 @pytest.mark.parametrize("site", [EXPERT, EXPERT_NEURON])
@@ -147,17 +178,6 @@ def test_experts_do_nothing_under_zero_ablation_if_they_are_closed():
         streams.masked(batch, constant_masks(frozen, 0.0), 1)
     handle.remove()
     assert not outputs[0].any()
-
-
-def test_measured_ablations_are_refused_for_mixtures():
-    from bigcircuit.ablation.kinds import check_experts
-
-    check_experts("mean", 0)
-    check_experts(Ablation("zero").name, 8)
-    with pytest.raises(
-        UserError, match="ablation mean is not defined for a mixture of experts.* use interchange or zero"
-    ):
-        check_experts("mean", 8)
 
 
 def test_experts_without_reachable_neurons_are_named():

@@ -9,6 +9,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.forward.kept_passes import KeptPasses
 from bigcircuit.forward.plain_passes import plain_passes
 from bigcircuit.forward.streams import Streams
+from bigcircuit.runtime.host_memory import FreeMemory
 from tests.helpers.tiny_models import DENSE_SITES, TINY_CONFIGS, tiny_model, uneven_examples
 
 
@@ -53,6 +54,16 @@ def test_what_does_not_fit_on_every_rank_is_computed_again(limit, ranks):
         first, runs = passes_of(streams, MicroBatches(2, ranks))
         _, more = passes_of(streams, MicroBatches(2, ranks))
     assert runs == more == 2 * len(first)
+
+
+def test_no_more_than_half_of_the_free_memory_is_taken(monkeypatch):
+    measured = FreeMemory(free=600, is_gpu=False)
+    monkeypatch.setattr("bigcircuit.forward.kept_passes.FreeMemory.measure", lambda _: measured)
+    frozen = tiny_model("llama", TINY_CONFIGS["llama"][0])
+    with Streams(frozen, INTERCHANGE, kept=KeptPasses(1.0)) as streams:
+        first, runs = passes_of(streams, MicroBatches(2))
+        _, more = passes_of(streams, MicroBatches(2))
+    assert sum(one.bytes for one in first) > 300 and runs == more == 2 * len(first)
 
 
 def test_logits_of_the_caller_are_not_computed():

@@ -1,4 +1,7 @@
-"""Fuzz by hand, and write the table: `python -m tests.fuzz --inputs 10000 [--only KIND] [--first SEED] [--base DIR] [--write]`."""
+"""Fuzz by hand, and write the table: `python -m tests.fuzz --inputs 10000 [--only KIND] [--first SEED] [--base DIR] [--write]`.
+
+A call whose first seed is the number of inputs in the row of its kind goes on: both are added up.
+"""
 
 import argparse
 import sys
@@ -37,18 +40,21 @@ def main() -> None:
                     failures.append(failure)
                     sys.stdout.write(f"{failure.kind} {failure.seed}: {failure.what}\n")
                     sys.stdout.flush()
-            row = f"| {name} | {inputs:,} | {len(failures):,} | {_common(failures)} |"
-            sys.stdout.write(f"{row} {time.process_time() - start:.0f} s\n")
+            seconds = time.process_time() - start
+            sys.stdout.write(f"{name}: {len(failures):,} of {inputs:,} failed; {_common(failures)} {seconds:.0f} s\n")
             if given.write:
-                _write(name, row)
+                _write(name, inputs, len(failures), _common(failures), given.first)
 
 
-def _write(name: str, row: str) -> None:
-    """Write the row of a kind, in the order of KINDS, and the sum of all inputs."""
+def _write(name: str, inputs: int, failures: int, common: str, first: int) -> None:
+    """Write the row of a kind, in the order of KINDS, and the sum of all inputs. first: seed that the inputs begin with."""
     before, _, old = TABLE.read_text().partition(TITLE)
-    rows = {line.split("|")[1].strip(): line for line in old.splitlines() if line.startswith("| ")} | {name: row}
+    rows = {line.split("|")[1].strip(): line for line in old.splitlines() if line.startswith("| ")}
+    if first and name in rows and (known := _numbers(rows[name]))[0] == first:
+        inputs, failures, common = inputs + known[0], failures + known[1], common or rows[name].split("|")[4].strip()
+    rows[name] = f"| {name} | {inputs:,} | {failures:,} | {common} |"
     kept = [rows[kind] for kind in KINDS if kind in rows]
-    inputs, failures = (sum(int(line.split("|")[column].replace(",", "")) for line in kept) for column in (2, 3))
+    inputs, failures = map(sum, zip(*map(_numbers, kept), strict=True))
     about = (
         f"{TITLE}, {date.today()}\n\nRandom damage of valid files and random words, `python -m tests.fuzz --only KIND --inputs N "
         "--write`. A failure is an error that is not the project's own, more than 5 s of CPU, more than 1 GiB of memory, or a file "
@@ -56,6 +62,12 @@ def _write(name: str, row: str) -> None:
     )
     table = "\n".join(["| input | inputs | failures | the most frequent |", "|---|---|---|---|", *kept])
     TABLE.write_text(f"{before.rstrip()}\n\n{about}\n\n{table}\n")
+
+
+def _numbers(row: str) -> tuple[int, int]:
+    """Read inputs and failures from a row."""
+    inputs, failures = (int(cell.replace(",", "")) for cell in row.split("|")[2:4])
+    return inputs, failures
 
 
 def _common(failures: list[Failure]) -> str:

@@ -39,3 +39,17 @@ def test_more_than_there_is_opens_everything():
     scores = torch.randn(1, 1, 9)
     found = soft_top_k(scores, torch.full((1, 1, 1), 50.0), torch.full((1, 1, 1), 0.3), torch.ones_like(scores))
     assert torch.isfinite(found).all() and found.min() > 0.9
+
+
+def test_no_bit_depends_on_the_other_rows():
+    """Rows whose thresholds are found in few and in many steps."""
+    spread = torch.tensor([0.01, 1.0, 10.0, 100.0, 1.0]).view(5, 1, 1)
+    scores = torch.randn(5, 1, 300, generator=torch.Generator().manual_seed(0)) * spread
+    size = torch.tensor([0.3, 30.0, 299.0, 7.0, 150.0]).view(5, 1, 1)
+    temperature = torch.tensor([0.6, 0.1, 0.02, 0.05, 2.0]).view(5, 1, 1)
+    weight = torch.ones_like(scores)
+    together = soft_top_k(scores, size, temperature, weight)
+    for row in range(5):
+        own = slice(row, row + 1)
+        assert torch.equal(together[own], soft_top_k(scores[own], size[own], temperature[own], weight[own]))
+    torch.testing.assert_close(together.double().sum(-1, keepdim=True), size.double(), rtol=1e-4, atol=1e-6)

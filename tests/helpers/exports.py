@@ -12,7 +12,7 @@ from bigcircuit.export.formats import EXPORT_FORMATS
 from bigcircuit.export.request import ExportRequest, PreparedExport
 from bigcircuit.export.source import SourceWeights
 from bigcircuit.export.verify import FreshRun, Prompts
-from bigcircuit.model.granularity import GRANULARITIES, SITE_WIDTH
+from bigcircuit.model.granularity import GRANULARITIES, SITE_WIDTH, widest
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from tests.helpers.tiny_models import tiny_model
 
@@ -36,6 +36,17 @@ def uneven_masks(shapes, seed: int = 3, closed: dict[str, list] = CLOSED):
         for name, share in SHARES.items()
     }
     return complete_masks(drawn | {name: torch.tensor(rows) for name, rows in closed.items()}, shapes)
+
+
+def leaf_masks(shapes, seed: int = 3, neurons: bool = False):
+    """Draw masks of layers of any kind. neurons: whether those of experts have masks."""
+    generator = torch.Generator().manual_seed(seed)
+    shares = SHARES | {"mixer_neuron": 0.7, "expert": 0.6} | ({"expert_neuron": 0.2} if neurons else {})
+    names = [name for name in shares if any(GRANULARITIES[name].width(shape) for shape in shapes)]
+    return complete_masks(
+        {name: torch.rand(len(shapes), widest(shapes, name), generator=generator) < shares[name] for name in names},
+        shapes,
+    )
 
 
 def random_constants(shapes, sites=("attention", "mlp")) -> Ablation:

@@ -90,6 +90,21 @@ def full_disk(step: int, folder: str) -> None:
     around_update(lambda state: bad_disks.fill(Path(folder, "filler")) if (RANK, state.step) == (0, step) else None)
 
 
+def full_disk_at(write: int, folder: str) -> Callable[[], None] | None:
+    """Fill the disk of `folder` when its files are opened for writing for the `write`-th time. 0: write how often that happens."""
+    seen = [0]
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or not str(arguments[0]).startswith(folder) or not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        seen[0] += 1
+        if seen[0] == write:
+            bad_disks.fill(Path(folder, "filler"))
+
+    sys.addaudithook(hook)
+    return None if write else lambda: Path(folder, "writes").write_text(str(seen[0]))
+
+
 def stops(folder: str, steps: list[int], mixed: bool) -> None:
     """Stop and resume at every one of `steps` on all ranks, with reference logits from the disk; rank 0 writes stops.json."""
     kept_logits.SECONDS_WORTH_A_FILE = 0.0

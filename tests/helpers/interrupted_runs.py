@@ -29,6 +29,7 @@ from bigcircuit.model.load import EMBEDDED
 from bigcircuit.train import step as train_step
 from tests.helpers.launch import ON_CPU, ROOT, launcher_command, option_words
 from tests.helpers.pair_files import write_pairs
+from tests.helpers.patience import Patience, wait_for_end
 from tests.helpers.short_runs import QUICK
 
 SETTINGS: dict[str, Any] = {
@@ -244,9 +245,10 @@ class Job:
         self.output, self._log = output, log or output.with_name(f"{output.name}.log")
         with self._log.open("w") as file:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, env=ON_CPU, stdout=file, stderr=file, start_new_session=True
+                command, cwd=ROOT, env=ON_CPU, stdout=file, stderr=file, text=True, start_new_session=True
             )
         self._since = time.monotonic()
+        self._patience = Patience(self._process.pid)
         self._known: dict[int, psutil.Process] = {}
 
     def __enter__(self) -> "Job":
@@ -266,7 +268,7 @@ class Job:
     def rank(self, number: int) -> psutil.Process:
         """Return the process of a rank; waits until the launcher has started it."""
         while number not in self._known:
-            self._look()
+            self.look()
             for process in self.all()[1:]:
                 with suppress(psutil.Error, KeyError):
                     self._known.setdefault(int(process.environ()["RANK"]), process)
@@ -282,12 +284,13 @@ class Job:
         """Wait until the run has made `step` updates."""
         self.rank(0), self.rank(1)
         while self.step() < step:
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Sleep for a moment. Fails if the job has ended or hangs."""
         if self._process.poll() is not None:
             raise AssertionError(f"ended with {self._process.returncode} too early:\n{self._log.read_text()}")
-        if time.monotonic() - self._since > 120:
+        if self._patience.hangs():
             raise AssertionError(f"nothing happens:\n{self._log.read_text()}")
         time.sleep(0.002)
 
@@ -304,11 +307,11 @@ class Job:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
-    def end(self, timeout: float = 180) -> Ending:
-        """Wait for the end of the launcher and of the ranks. timeout: seconds."""
-        code = self._process.wait(timeout)
+    def end(self) -> Ending:
+        """Wait for the end of the launcher and of the ranks."""
+        wait_for_end(self._process, self._log.read_text)
         psutil.wait_procs(self._known.values(), timeout=60)
-        return Ending(code, time.monotonic() - self._since, self._log.read_text())
+        return Ending(self._process.returncode, time.monotonic() - self._since, self._log.read_text())
 
     def interruption(self) -> "Interruption":
         """Wait for the end of a disturbed run."""

@@ -8,8 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 import bigcircuit
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.errors import UserError
 from bigcircuit.io import checkpoint
 from tests.helpers.bad_disks import DAMAGES, damages
 from tests.helpers.crash_points import crash_everywhere
@@ -108,3 +111,28 @@ def test_a_checkpoint_is_small_and_holds_everything(stopped_run):
     manifest = json.loads((path / "state.json").read_text())
     assert manifest["tensors"].keys() == state.tensors.keys()
     assert all(len(digest) == 64 for digest in [*manifest["tensors"].values(), manifest["file"], manifest["sha256"]])
+
+
+def test_ranks_that_do_not_see_the_same_checkpoint_do_not_go_on(tmp_path, undisturbed, monkeypatch):
+    folder, own = undisturbed / "checkpoints", []
+
+    def all_equal(of_all, given):
+        own.append(given)
+        for one in of_all:
+            one.copy_(given)
+
+    monkeypatch.setattr(dist, "all_gather", all_equal)
+    assert states_equal(
+        checkpoint.load_on_all(folder, unexpected, Ranks(size=2)), checkpoint.load_newest(folder, unexpected)
+    )
+    assert checkpoint.load_on_all(tmp_path, unexpected, Ranks(size=2)) is None
+
+    def as_gathered(of_all, given):
+        of_all[0].copy_(given)
+        of_all[1].copy_(own[1])  # of a rank that sees an empty folder
+
+    monkeypatch.setattr(dist, "all_gather", as_gathered)
+    with pytest.raises(
+        UserError, match="rank 1 has another newest checkpoint than rank 0; name an output on a file system"
+    ):
+        checkpoint.load_on_all(folder, unexpected, Ranks(size=2))

@@ -7,7 +7,7 @@ import pandas
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 import bigcircuit
 from bigcircuit.circuit.circuit import Circuit
@@ -17,6 +17,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
 from bigcircuit.model.weight_files import EMBEDDED
 from bigcircuit.prune import prune
+from tests.helpers.multimodal_models import save_multimodal
 from tests.helpers.short_runs import QUICK
 
 SETTINGS = {key: value for key, value in QUICK.items() if not key.startswith(("task.", "target."))}
@@ -207,3 +208,26 @@ def test_tasks_that_are_built_from_a_list(tmp_path):
         bigcircuit.find(str(EMBEDDED), pairs="refusal", size=10, quiet=True, **{"task.path": missing})
     with pytest.raises(UserError, match="task.path is given by the argument pairs"):
         bigcircuit.find(str(EMBEDDED), pairs="ioi", size=10, quiet=True, **{"task.path": missing})
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_vl"])
+def test_a_multimodal_object_is_its_language_part_as_by_its_path(tmp_path, name):
+    model = AutoModelForImageTextToText.from_pretrained(save_multimodal(name, tmp_path / "m"))
+    rows = [
+        {"clean": [3 + i, 4, 5], "corrupted": [3 + i, 9, 5], "answers": [[7]], "wrong_answers": [[8]]}
+        for i in range(12)
+    ]
+    found = [
+        bigcircuit.find(one, None, rows, size=0.3, folder=tmp_path / f"r{i}", quiet=True, **{"train.steps": 2})
+        for i, one in enumerate((model, str(tmp_path / "m")))
+    ]
+    assert all(torch.equal(mask, found[1].circuit.masks[key]) for key, mask in found[0].circuit.masks.items())
+    with torch.no_grad(), found[0].circuit.applied(model, ablation="zero") as masked:
+        assert masked(torch.tensor([[3, 4, 5]])).logits.isfinite().all()
+
+
+def test_an_object_with_layers_that_text_skips_is_refused_and_left_as_it_was(tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(save_multimodal("mllama", tmp_path / "m"))
+    with pytest.raises(UserError, match="has layers that text does not pass, .* give the model's path"):
+        bigcircuit.find(model, None, [{"clean": [3, 4], "corrupted": [3, 9]}] * 3, size=0.3, quiet=True)
+    assert len(model.get_decoder().layers) == 4

@@ -112,10 +112,12 @@ def test_an_entry_that_cannot_be_computed_or_shown_is_refused(fields):
 
 
 def test_the_entries_fit_together():
-    assert {kind.share_of for kind in SCORES.values() if kind.share_of} <= set(example_scores())
     assert set(page_scores()) == set(SCORES)
-    for field in ("short", "long"):
-        assert len({getattr(kind, field) for kind in SCORES.values()}) == len(SCORES), "no two scores share a heading"
+    for on in ("pairs", "text"):
+        kinds = [kind for kind in SCORES.values() if on in kind.on]
+        assert {kind.share_of or kind.exp_of for kind in kinds if kind.compute is None} <= set(example_scores(on))
+        for field in ("short", "long"):
+            assert len({getattr(kind, field) for kind in kinds}) == len(kinds), "no two scores share a heading"
 
 
 def test_the_table_loads_no_torch():

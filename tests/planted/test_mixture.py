@@ -29,7 +29,7 @@ def test_logits_are_those_of_the_base(made):
     with torch.no_grad():
         wide, base = (m(input_ids=prompts, use_cache=False).logits for m in (frozen.model, mixture.model))
     assert torch.allclose(wide, base, atol=1e-4)
-    assert planted.truth["expert"].sum() == 2 * mixture.needed.sum()
+    assert planted.truth["expert"].sum() == 2 * mixture.needed["expert"].sum()
 
 
 def test_the_truth_is_exact_and_each_of_its_experts_is_needed(made):

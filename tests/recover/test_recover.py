@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ from safetensors.torch import load_file, save_file
 
 import bigcircuit
 from bigcircuit.cli import answer, run_export, run_recover
-from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.config.text import TextConfig
+from bigcircuit.data.collate import collate
+from bigcircuit.data.text import samples, windows_of_corpus
+from bigcircuit.io.run_dir import RunDir
 from bigcircuit.recover import recover as recover_module
 from bigcircuit.recover.config import RecoverSettings
-from bigcircuit.recover.step import kl_to_base, next_token_loss, rate_at
+from bigcircuit.recover.step import compare_windows, rate_at
 from bigcircuit.recover.trainable import make_trainable
-from bigcircuit.recover.windows import sample_windows
 from tests.helpers.launch import launch
 from tests.helpers.short_runs import run
 
@@ -156,35 +159,31 @@ def test_matrices_that_are_not_merged_are_an_adapter_of_the_export(exports, tmp_
 
 
 def test_losses_are_their_closed_forms():
-    base, export = torch.log(torch.tensor([[[0.5, 0.5], [0.25, 0.75]]])), torch.log(torch.tensor([[[0.25, 0.75]] * 2]))
+    base, export = torch.log(torch.tensor([[0.5, 0.5], [0.25, 0.75]])), torch.log(torch.tensor([[0.25, 0.75]] * 2))
+
+    class Constant(torch.nn.Module):
+        """Has the same logits whatever it reads."""
+
+        def __init__(self, logits):
+            super().__init__()
+            self.logits = logits
+
+        def forward(self, input_ids, **_):
+            return type("Output", (), {"logits": self.logits.expand(*input_ids.shape, 2)})
+
+    (window,) = windows_of_corpus(samples([(0, 1, 0)]), TextConfig(window=3), "text")
+    found = compare_windows(Constant(export), Constant(base), collate([window], full=False))
     first = 0.5 * torch.log(torch.tensor(2.0)) + 0.5 * torch.log(torch.tensor(2 / 3))
-    torch.testing.assert_close(kl_to_base(base, export), (first / 2).view(1))
-    windows = torch.tensor([[0, 1]])
-    torch.testing.assert_close(next_token_loss(export, windows), -torch.log(torch.tensor([0.75])))
+    torch.testing.assert_close(found.kl, (first / 2).view(1, 1))
+    torch.testing.assert_close(found.cross_entropy, -torch.log(torch.tensor([[0.75, 0.25]])).mean(1, keepdim=True))
     settings = RecoverSettings(generate=1, steps=10, lr=1.0, lr_final=0.1, lr_warmup=0.2)
     rates = [rate_at(settings, step) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.55) and rates[9] > 0.1
 
 
-def test_samples_follow_the_probabilities_of_the_model():
-    class Coin(torch.nn.Module):
-        """Writes token 1 with probability .8, whatever came before."""
-
-        config = type("Config", (), {"bos_token_id": 0})
-
-        def forward(self, input_ids, **_):
-            logits = torch.log(torch.tensor([0.2, 0.8])).expand(*input_ids.shape, 2)
-            return type("Output", (), {"logits": logits, "past_key_values": None})
-
-    windows = sample_windows(Coin(), 200, 11, 3, Ranks().device)
-    assert windows.shape == (200, 11) and not windows[:, 0].any()
-    assert windows[:, 1:].float().mean() == pytest.approx(0.8, abs=0.03)
-    assert torch.equal(windows, sample_windows(Coin(), 200, 11, 3, Ranks().device))
-
-
-def test_text_of_a_file_is_divided_into_windows(exports, tmp_path):
-    text = tmp_path / "text.jsonl"
-    rows = [{"story": "When Mary and John went to the store, John gave a drink to Mary."}] * 12
+def test_text_of_a_file_is_divided_into_windows(exports, tmp_path, capsys):
+    text, numbers = tmp_path / "text.jsonl", ("one", "two", "three", "four", "five", "six", "seven", "eight")
+    rows = [{"story": f"When Mary and John went to the store, John gave {n} drinks to Mary."} for n in numbers]
     text.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [
         exports / "compact",
@@ -199,6 +198,7 @@ def test_text_of_a_file_is_divided_into_windows(exports, tmp_path):
     assert recovered(*words, "--recover.steps", 10, "--output", tmp_path / "out") == 0
     found = content(tmp_path / "out")
     assert found["after"]["perplexity"][0] < found["before"]["perplexity"][0]
+    assert "windows of up to 12 tokens" in capsys.readouterr().out
 
 
 def test_another_model_of_the_same_sizes_is_no_base(exports, tmp_path, capsys):
@@ -212,7 +212,8 @@ def test_another_model_of_the_same_sizes_is_no_base(exports, tmp_path, capsys):
 
 def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
     compact, out = exports / "compact", ["--output", tmp_path / "out"]
-    (tmp_path / "bad.jsonl").write_text('{"other": "x"}\n')
+    for name, text in (("bad", '{"other": "x"}'), ("deep", "[" * 9000), ("half", '{"text": "\\ud800"}')):
+        (tmp_path / f"{name}.jsonl").write_text(text + "\n")
     for words, message in (
         ((*out,), "recover takes recover.text or recover.generate, and none is given"),
         ((*QUICK, *out), "recover needs one exported folder"),
@@ -222,12 +223,45 @@ def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
         ((compact, *QUICK, "--deepspeed", "zero3", *out), "ZeRO stage 3 divides frozen weights"),
         ((compact, *QUICK, "--output", exports / "run"), "holds other files and no recovery"),
         ((compact, *QUICK, "--output", compact), "is the export itself"),
-        ((compact, "--recover.generate", 2, *out), "too few to train on"),
-        ((compact, "--recover.text", tmp_path / "bad.jsonl", *out), "line 1: has no text in 'text'"),
-        ((compact, "--recover.text", tmp_path / "none", *out), "cannot be read"),
+        ((compact, "--recover.generate", 1, *out), "the test split is empty (1 documents"),
+        (
+            (compact, "--recover.text", tmp_path / "bad.jsonl", *out),
+            "no column text; it has other; name yours in recover.field",
+        ),
+        ((compact, "--recover.text", tmp_path / "deep.jsonl", *out), "deep.jsonl:1"),
+        ((compact, "--recover.text", tmp_path / "half.jsonl", *out), "the model's tokenizer cannot read the corpus"),
+        ((compact, "--recover.text", tmp_path / "none.txt", *out), "no such file; set recover.text to a corpus"),
+        ((compact, *QUICK, "--recover.tokens", 100000, *out), "recover.tokens is 100000 but the model has"),
         ((compact, *QUICK, "--recover.train", "rows", "--recover.merge", "false", *out), "leave merge out"),
     ):
         assert recovered(*words) == 2
         shown = capsys.readouterr().err
         assert message in shown and len(shown.splitlines()) == 1, shown
         assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_are_blamed_and_not_the_rate(exports, tmp_path, capsys):
+    other = shutil.copytree(exports / "compact", tmp_path / "other")
+    weights = load_file(other / FILE)
+    name = next(key for key in weights if "layers.1" in key and key.endswith("o_proj.weight"))
+    weights[name][0, 0] = float("nan")
+    save_file(weights, other / FILE, {"format": "pt"})
+    assert recovered(other, *QUICK, "--output", tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert "other: its logits are not finite on held-out text before any update; give other weights" in shown
+
+
+def test_a_recovery_that_another_process_has_finished_meanwhile_is_kept(exports, tmp_path, capsys, monkeypatch):
+    words, locked = [exports / "compact", *QUICK, "--output", tmp_path / "out"], RunDir.locked
+
+    @contextmanager
+    def after_another(folder):
+        monkeypatch.setattr(RunDir, "locked", locked)
+        assert recovered(*words) == 0
+        with folder.locked():
+            yield
+
+    monkeypatch.setattr(RunDir, "locked", after_another)
+    assert recovered(*words) == 2
+    assert "another process has finished this recovery meanwhile" in capsys.readouterr().err
+    assert "after" in content(tmp_path / "out")

@@ -1,5 +1,6 @@
 """A loss of the user: KL written by hand trains what KL trains, and what cannot be a loss is refused before weights are loaded."""
 
+import importlib
 import json
 import sys
 
@@ -80,7 +81,7 @@ def test_kl_as_a_function_trains_what_kl_trains(tmp_path):
         ("argmax", "does not depend on the logits in a differentiable way"),
         ("by_position", r"returned \[\d+, \d+\] for 2 pairs"),
         ("number", "returned float for 2 pairs"),
-        ("failing", r"raised KeyError \('nothing'\)"),
+        ("failing", "raised KeyError: 'nothing'; mend the function"),
         ("absent", "has no function absent"),
     ],
 )
@@ -113,3 +114,26 @@ def test_a_run_is_not_resumed_with_another_source(module):
     one, two = (loss_sha256(f"{module}:{name}") for name in ("number", "argmax"))
     with pytest.raises(UserError, match="other source of train.loss"):
         check_same_fingerprint("run", {"source of train.loss": one}, {"source of train.loss": two})
+
+
+def test_the_hash_of_a_loss_sees_what_the_function_uses_of_its_file(tmp_path, monkeypatch):
+    def seen(text: str) -> str:
+        (tmp_path / "used_loss.py").write_text(text)
+        sys.modules.pop("used_loss", None)
+        importlib.invalidate_caches()
+        return loss_sha256("used_loss:loss")
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("BIGCIRCUIT_ALLOW", "used_loss")
+    text = (
+        "WEIGHT = {}\ndef weighted(x): return x * WEIGHT\ndef loss(logits, batch, reference): return weighted(logits)\n"
+    )
+    assert seen(text.format(1)) == seen(text.format(1)) != seen(text.format(2))
+    text = "def make(weight):\n    def inner(logits, batch, reference): return logits * weight\n    return inner\nloss = make(2)\n"
+    module = importlib.import_module("used_loss")
+    (tmp_path / "used_loss.py").write_text(text)
+    importlib.reload(module)
+    one = loss_sha256("used_loss:loss")
+    module.loss = module.make(3)
+    assert loss_sha256("used_loss:loss") != one
+    sys.modules.pop("used_loss")

@@ -1,6 +1,14 @@
-"""Graphs of circuit-tracer and Neuronpedia: `<slug>.json` for the local viewer, and its entry in `graph-metadata.json` beside."""
+"""Graphs of circuit-tracer and Neuronpedia: `<slug>.json` for the local viewer, and its entry in `graph-metadata.json` beside.
+
+What the viewer (0.5.0) does with the fields, read from its scripts: it drops a node that is on more than two thirds of the tokens,
+so there are two tokens; it takes the probability of a logit from `(p=..)` in its label; it computes layer and number of a feature
+from their Cantor pairing; and its slider keeps nodes of an influence up to a threshold, where influence is the cumulative share of
+the scores, the largest first.
+"""
 
 import json
+from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +27,22 @@ def write(graph: GraphCircuit, path: Path) -> list[str]:
 
     kept = graph.kept_nodes()
     scores = graph.node_scores()
+    influence = _influence({name: scores[name] for name in kept if kept[name]})
     ids = {name: _identity(name, graph) for name in kept if kept[name]}
     nodes = [
-        _node(_identity("input", graph), _EMBEDDING, "E", 0, "embeddings", None),
-        *(_node(ids[name], _FEATURE, _layer(name), _feature(name, graph), _label(name), scores[name]) for name in ids),
-        _node(_identity("logits", graph), _LOGIT, str(graph.layers), 0, "logits", None),
+        _node(_identity("input", graph), _EMBEDDING, "E", 0, "embeddings"),
+        *(
+            _node(ids[name], _FEATURE, _layer(name), _number(name, graph), _label(name))
+            | {"influence": influence.get(name), "activation": scores[name] if name in influence else None}
+            for name in ids
+        ),
+        _node(_identity("logits", graph), _LOGIT, str(graph.layers), 0, 'Output "logits" (p=1.000)'),
     ]
     metadata = {
         "slug": path.stem,
         "scan": graph.circuit.metadata.get("model", "") or "model",
         "transcoder_list": [],
-        "prompt_tokens": ["(all positions)"],
+        "prompt_tokens": ["(all", "positions)"],
         "prompt": f"{graph.task or 'circuit'}: {len(ids)} heads and MLPs",
         "node_threshold": 1.0,
         "schema_version": 1,
@@ -85,7 +98,21 @@ def _identity(name: str, graph: GraphCircuit) -> str:
     return f"{graph.layers}_0_0" if name == "logits" else f"{_layer(name)}_{_feature(name, graph)}_0"
 
 
-def _node(identity: str, kind: str, layer: str, feature: int, label: str, score: float | None) -> dict[str, Any]:
+def _number(name: str, graph: GraphCircuit) -> int:
+    """Cantor pairing of layer and number within the layer."""
+    layer, feature = int(_layer(name)), _feature(name, graph)
+    return (layer + feature) * (layer + feature + 1) // 2 + feature
+
+
+def _influence(scores: Mapping[str, float]) -> dict[str, float]:
+    """Cumulative share of the absolute scores, the largest first; without nodes that have no score."""
+    known = sorted((name for name in scores if scores[name] == scores[name]), key=lambda name: -abs(scores[name]))
+    total = sum(abs(scores[name]) for name in known)
+    sums = accumulate(abs(scores[name]) for name in known)
+    return {name: min(part / total, 1.0) if total else 1.0 for name, part in zip(known, sums, strict=True)}
+
+
+def _node(identity: str, kind: str, layer: str, feature: int, label: str) -> dict[str, Any]:
     return {
         "node_id": identity,
         "feature": feature,
@@ -98,6 +125,6 @@ def _node(identity: str, kind: str, layer: str, feature: int, label: str, score:
         "reverse_ctx_idx": 0,
         "jsNodeId": f"{layer}_{feature}-0",
         "clerp": label,
-        "influence": score if score == score else None,
-        "activation": score if score == score else None,
+        "influence": None,
+        "activation": None,
     }

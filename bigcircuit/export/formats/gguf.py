@@ -6,13 +6,13 @@ if TYPE_CHECKING:
     from bigcircuit.export.request import ExportRequest, PreparedExport
 
 NAME = "gguf"
-DESCRIPTION = "the uniform model of a Llama or Mistral as model.gguf; zero ablation alone; needs the package gguf"
+DESCRIPTION = "the uniform model of a Llama or Mistral as model.gguf, constants as biases; needs the package gguf"
 LOADS_IN = "llama.cpp and what is built on it; transformers by gguf_file"
 LOADER = "gguf"
 
 
 def prepare(request: "ExportRequest") -> "PreparedExport":
-    """Plan the file. Raises UserError for other architectures, constants, and rotary scaling that the file cannot say."""
+    """Plan the file. Raises UserError for other architectures, windows, and rotary scaling that the file cannot say."""
     from bigcircuit.export.gguf_file import plan_gguf
 
     return plan_gguf(request)

@@ -14,9 +14,10 @@ LOADER = "transformers"
 
 
 def prepare(request: "ExportRequest") -> "PreparedExport":
-    """Plan the export. Raises UserError where constants need a bias that the model's class has not."""
+    """Plan the export. Raises UserError where constants need a bias that the class has not, and for layers that are not alike."""
     from bigcircuit.export.folder_plan import bias_settings, plan_folder
     from bigcircuit.export.uniform_cut import uniform_cut
 
-    cut = uniform_cut(request, bias_settings(request, NAME))
+    request.check_layers(NAME)
+    cut = uniform_cut(request, bias_settings(request, NAME, request.biased))
     return plan_folder(request, cut.written, cut.cuts, cut.notes)

@@ -12,11 +12,7 @@ LOADER = "transformers"
 
 
 def prepare(request: "ExportRequest") -> "PreparedExport":
-    """Plan the export. Raises UserError where constants need a bias that the model's class has not."""
-    from bigcircuit.export.folder_plan import bias_settings, plan_folder
-    from bigcircuit.export.stock import changed_config, skeleton_of
+    """Plan the export. Raises UserError where constants need a bias that the model's class has not, and for shared weights."""
+    from bigcircuit.export.zeroed_plan import plan_zeroed
 
-    flags = bias_settings(request, NAME)
-    written = skeleton_of(changed_config(request.hf_config, flags))
-    notes = ["this export is as large and as slow as the base model; --format uniform or compact makes it smaller"]
-    return plan_folder(request, written, request.cuts, notes)
+    return plan_zeroed(request)

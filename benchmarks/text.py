@@ -1,0 +1,307 @@
+"""Prune models on general text and compare held-out perplexities with methods of the literature, at equal parameters.
+
+python -m benchmarks.text MODEL [MODEL ...] [--output FOLDER] [--documents N] [--window TOKENS] [--batch_size WINDOWS]
+    [--steps UPDATES] [--recover UPDATES]
+
+Each model writes its own corpus (task.text.generate), half of whose documents are held out. One population, a circuit for each
+share of the parameters, learns masks of heads and MLP neurons and what closed ones output (optimal ablation). Every baseline scores
+heads and MLP neurons on the training windows, and keeps the best of them, with at least as many parameters as the learned circuit:
+over all layers, as many in every layer, or in each layer as many as the learned circuit; under zero or mean ablation. Which of
+these six counts for a baseline is chosen on the validation documents. The learned circuit and the best baseline are then exported
+(`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the same settings. The command resumes.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigcircuit.ablation.ablation import ZERO, Ablation
+from bigcircuit.attribution.baselines import BASELINES, LEARNED_GATES, METHOD_LABELS
+from bigcircuit.attribution.node_scores import NodeScores
+from bigcircuit.circuit.circuit import Circuit
+from bigcircuit.circuit.masks import complete_masks
+from bigcircuit.config.load import load
+from bigcircuit.data.pair import Example
+from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.export.config import ExportSettings
+from bigcircuit.export.export import export_circuit
+from bigcircuit.forward.activation_means import mean_ablation
+from bigcircuit.forward.streams import Streams
+from bigcircuit.gates.discretise import Masks, count, discretise
+from bigcircuit.io.files import write_bytes, write_json
+from bigcircuit.metrics.score import score, summarise
+from bigcircuit.model.granularity import LayerShape
+from bigcircuit.model.parameter_count import count_parameters
+from bigcircuit.model.sites import FrozenModel
+from bigcircuit.prune import prune
+from bigcircuit.recover.config import RecoverSettings
+from bigcircuit.recover.folder import RECOVER_FILE
+from bigcircuit.recover.recover import recover
+from bigcircuit.train.pair_filters import complete_data
+from bigcircuit.train.resolve import resolve
+
+TABLE = Path(__file__).with_suffix(".md")
+REMOVED = (0.2, 0.35, 0.5)
+"""Shares of the parameters of the layers that are removed."""
+METHODS = ("weight_magnitude", "activation_magnitude", "taylor", "fluctuation", "block_influence", "random")
+PRESET = Path(__file__).parents[1] / "configs/presets/text.yaml"
+
+
+class Candidate(NamedTuple):
+    """A circuit of a baseline."""
+
+    method: str
+    removed: float
+    structure: str
+    ablation: Ablation
+    masks: Masks
+
+
+def run_settings(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the run of a model: one member a share, all in one pass."""
+    return {
+        "model.path": model,
+        "task.name": "text",
+        "task.text.window": arguments.window,
+        "output": str(arguments.output / Path(model).name),
+        "population.members": [{"target.parameters": round(1 - share, 4)} for share in REMOVED],
+        "task.text.generate": arguments.documents,
+        "train.steps": arguments.steps,
+        "train.validate_every": max(arguments.steps // 4, 1),
+        "train.batch_size": arguments.batch_size,
+    }
+
+
+def unit_scores(scores: NodeScores, shapes: Sequence[LayerShape]) -> dict[str, Tensor]:
+    """Score heads by the mean over their neurons, so that they stand beside MLP neurons: float32 [L, n] by granularity."""
+    heads = scores["attention_neuron"].unflatten(1, (shapes[0].heads, -1)).mean(-1)
+    return {"head": heads, "mlp_neuron": scores["mlp_neuron"]}
+
+
+def best_in_layers(
+    scores: Mapping[str, Tensor], counts: Mapping[str, Sequence[int]], shapes: Sequence[LayerShape]
+) -> Masks:
+    """Keep the best nodes of each layer, as many as `counts` says."""
+    places = {
+        name: values.argsort(dim=1, descending=True, stable=True).argsort(dim=1) for name, values in scores.items()
+    }
+    return complete_masks({name: places[name] < torch.tensor(counts[name]).unsqueeze(1) for name in places}, shapes)
+
+
+def structures(
+    frozen: FrozenModel, scores: Mapping[str, Tensor], learned: Masks, share: float
+) -> Iterator[tuple[str, Masks]]:
+    """Yield the circuits of a ranking with at least as many parameters as the learned one, by how layers share them."""
+    shapes, least = frozen.shapes, count_parameters(frozen, learned).kept
+    layers, shape = len(shapes), shapes[0]
+
+    def smallest(most: int, make: Callable[[int], Masks]) -> Masks:
+        """Search the smallest circuit of those that grow with a number up to `most`."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if count_parameters(frozen, make(middle)).kept >= least else (middle + 1, high)
+        return make(low)
+
+    ranks = torch.unique(torch.cat([one.flatten() for one in scores.values()]), return_inverse=True)[1] + 1.0
+    parts = ranks.split([one.numel() for one in scores.values()])
+    gates = {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
+    neurons = layers * (shape.heads * shape.head_dim + shape.intermediate)
+    yield "over all layers", smallest(neurons, lambda total: discretise(gates, shapes, {"total": total}))
+
+    def alike(total: int) -> Masks:
+        widths = [total // layers + (index < total % layers) for index in range(layers)]
+        return best_in_layers(scores, {"head": [round(share * shape.heads)] * layers, "mlp_neuron": widths}, shapes)
+
+    yield "in every layer", smallest(layers * shape.intermediate, alike)
+    sizes = {name: learned[name].sum(1).tolist() for name in scores}
+    yield "as learned", best_in_layers(scores, sizes, shapes)
+
+
+def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Train the circuits of a model, score them and the baselines. Returns perplexities by method and share."""
+    config = load(PRESET, dict(settings))
+    folder = prune(config, Ranks())
+    run = resolve(config, Ranks())
+    frozen = run.model.load(Ranks().device)
+    data = complete_data(config, frozen, run.data, run.micro_batches)
+    train, test = data.splits["train"], data.splits["test"]
+    write_corpus(output / f"{Path(model).name}.jsonl", train, test)
+    learned = [Circuit.load(folder.circuit(str(index), len(REMOVED))) for index in range(len(REMOVED))]
+    means = mean_ablation(frozen, train, run.micro_batches)
+    candidates = []
+    for name in METHODS:
+        with Streams(frozen, ZERO) as streams:
+            (scores,) = BASELINES[name].draw(streams, train, run.micro_batches, 1)
+        for circuit, share in zip(learned, REMOVED, strict=True):
+            for structure, masks in structures(frozen, unit_scores(scores, frozen.shapes), circuit.masks, 1 - share):
+                candidates += [Candidate(name, share, structure, one, masks) for one in (ZERO, means)]
+
+    def scored(chosen: Sequence[Candidate], examples: Sequence[Example]) -> list[Mapping[str, Any]]:
+        found: dict[int, Mapping[str, Any]] = {}
+        for ablation in (ZERO, means):
+            places = [place for place, one in enumerate(chosen) if one.ablation is ablation]
+            with Streams(frozen, ablation) as streams:
+                scores = score(streams, examples, [chosen[p].masks for p in places], run.micro_batches, 6, full=True)
+            for row, place in enumerate(places):
+                found[place] = vars(summarise(scores, scores.circuit(-1), row)["perplexity"])
+        return [found[place] for place in range(len(chosen))]
+
+    summary = json.loads(folder.summary.read_text())
+    result = {
+        "model": model, "settings": dict(settings), "full": summary["full"]["perplexity"], "methods": [],
+        "documents": {name: len({example.document for example in split}) for name, split in data.splits.items()},
+    }  # fmt: skip
+    for index, share in enumerate(REMOVED):
+        row = {"method": LEARNED_GATES, "removed": share, "ablation": "optimal", "structure": ""}
+        result["methods"].append(
+            {**row, **size(frozen, learned[index].masks), **summary["members"][index]["scores"]["perplexity"]}
+        )
+    on_validation = [one["mean"] for one in scored(candidates, data.splits["validation"])]
+    chosen = {}
+    for _, one in sorted(zip(on_validation, candidates, strict=True), key=lambda pair: pair[0]):
+        chosen.setdefault((one.removed, one.method), one)
+    for one, perplexity in zip(chosen.values(), scored(list(chosen.values()), test), strict=True):
+        row = {"method": one.method, "removed": one.removed, "ablation": one.ablation.name, "structure": one.structure}
+        result["methods"].append({**row, **size(frozen, one.masks), **perplexity})
+    for index, share in enumerate(REMOVED):
+        best = next(one for one in chosen.values() if one.removed == share)  # dictionaries keep the order of validation
+        circuit = Circuit(best.masks, {}, learned[index].metadata).under(best.ablation)
+        circuit.save(output / f"{Path(model).name}-baseline" / f"{index}.safetensors")
+        result[f"best at {share}"] = best.method
+    return result
+
+
+def size(frozen: FrozenModel, masks: Masks) -> dict[str, Any]:
+    """Share of the parameters of the layers, and nodes, that a circuit keeps."""
+    kept, total = count_parameters(frozen, masks)
+    return {"parameters": kept / total, "kept": count(masks)}
+
+
+def write_corpus(path: Path, train: Sequence[Example], test: Sequence[Example]) -> None:
+    """Write windows as rows of token ids with their split."""
+    rows = [
+        {"text": e.clean + e.answers[0], "split": name}
+        for name, part in (("train", train), ("test", test))
+        for e in part
+    ]
+    write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def recovered(model: str, output: Path, steps: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Export and recover the learned circuits and the best baselines. Returns perplexities by method and share."""
+    name, found = Path(model).name, {}
+    source = output / f"{name}.model.json"
+    write_json(source, {"model": {"path": model}})
+    for index, share in enumerate(REMOVED):
+        circuits = {"learned": output / name / "circuits", "baseline": output / f"{name}-baseline"}
+        for kind, folder in circuits.items():
+            small, done = output / f"{name}-{kind}-{index}", output / f"{name}-{kind}-{index}-recovered"
+            if not small.exists():
+                written = ExportSettings(format="compact", output=str(small), verify=False, speed=False)
+                export_circuit([str(folder / f"{index}.safetensors")], written, Ranks(), config=str(source))
+            asked = RecoverSettings(
+                train="rows",
+                text=str(output / f"{name}.jsonl"),
+                tokens=settings["task.text.window"],
+                steps=steps,
+                batch_size=settings["train.batch_size"],
+                verify=False,
+            )
+            recover([str(small)], asked, Ranks(), {"output": str(done)})
+            found[f"{kind} {share}"] = json.loads((done / RECOVER_FILE).read_text())["after"]["perplexity"]
+    return found
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write the tables of all models."""
+    lines = [f"# Pruning on general text, {date.today()}", "", " ".join((__doc__ or "").split("\n\n")[2].split()), ""]
+    lines += [
+        "Perplexity on held-out documents with its 95% bootstrap interval over documents. `ratio`: increase over the full model of "
+        "the learned circuit's perplexity, divided by that of the best baseline's (before recovery: the best on the held-out "
+        "documents themselves, at each share).",
+        "",
+    ]
+    for result in results:
+        full, documents, settings = result["full"], result["documents"], result["settings"]
+        lines += [
+            f"## {Path(result['model']).name}",
+            "",
+            f"Full model {_interval(full)}; {documents['train']} documents to train on, {documents['validation']} for choices, "
+            f"{documents['test']} held out; {settings['train.steps']} updates of {settings['train.batch_size']} windows of "
+            f"{settings['task.text.window']} tokens.",
+            "",
+            "| method | " + " | ".join(f"{share:.0%} removed" for share in REMOVED) + " |",
+            "|---|" + "---|" * len(REMOVED),
+        ]
+        for name in (LEARNED_GATES, *METHODS):
+            rows = [_row(result, name, share) for share in REMOVED]
+            cells = [" ".join(filter(None, [_interval(row), row["ablation"], row["structure"]])) for row in rows]
+            lines.append(f"| {METHOD_LABELS[name]} | {' | '.join(cells)} |")
+        ratios = [_ratio(full["mean"], _row(result, LEARNED_GATES, s)["mean"], _best(result, s)) for s in REMOVED]
+        lines.append(f"| **ratio** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
+        if after := result.get("recovered"):
+            for kind, label in (("learned", "learned gates"), ("baseline", "best baseline")):
+                cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*after[f"{kind} {share}"]) for share in REMOVED]
+                if kind == "baseline":
+                    cells = [
+                        f"{cell} {METHOD_LABELS[result[f'best at {share}']]}"
+                        for cell, share in zip(cells, REMOVED, strict=True)
+                    ]
+                lines.append(f"| {label}, {result['recover_steps']} steps of recovery | {' | '.join(cells)} |")
+            ratios = [_ratio(full["mean"], after[f"learned {s}"][0], after[f"baseline {s}"][0]) for s in REMOVED]
+            lines.append(f"| **ratio after recovery** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
+        lines.append("")
+    return lines
+
+
+def _row(result: Mapping[str, Any], name: str, share: float) -> Mapping[str, Any]:
+    return next(row for row in result["methods"] if row["method"] == name and row["removed"] == share)
+
+
+def _best(result: Mapping[str, Any], share: float) -> float:
+    return min(_row(result, name, share)["mean"] for name in METHODS)
+
+
+def _ratio(full: float, learned: float, baseline: float) -> float:
+    return (learned - full) / max(baseline - full, math.ulp(full))
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def main() -> None:
+    """Measure models and write the table after each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", help="folders of causal language models")
+    parser.add_argument("--output", type=Path, default=Path("runs/text"), help="folder of the runs")
+    parser.add_argument("--documents", type=int, default=600, help="documents that a model writes")
+    parser.add_argument("--window", type=int, default=64, help="tokens of a window")
+    parser.add_argument("--batch_size", type=int, default=8, help="windows of an update")
+    parser.add_argument("--steps", type=int, default=600, help="updates of the gates")
+    parser.add_argument("--recover", type=int, default=300, help="updates of the recovery; 0 leaves it out")
+    arguments = parser.parse_args()
+    results = []
+    for model in arguments.models:
+        file = arguments.output / f"{Path(model).name}.json"
+        if not file.exists():
+            write_json(file, measure(model, arguments.output, run_settings(model, arguments)))
+        result = json.loads(file.read_text())
+        if arguments.recover and "recovered" not in result:
+            result["recovered"] = recovered(model, arguments.output, arguments.recover, result["settings"])
+            write_json(file, {**result, "recover_steps": arguments.recover})
+        results.append(json.loads(file.read_text()))
+        TABLE.write_text("\n".join(table(results)))
+    print(TABLE.read_text())  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
