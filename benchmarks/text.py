@@ -7,7 +7,8 @@ Each model writes its own corpus (task.text.generate), half of whose documents a
 share of the parameters, learns masks of heads and MLP neurons and what closed ones output (optimal ablation). Every baseline scores
 heads and MLP neurons on the training windows, and keeps the best of them, with at least as many parameters as the learned circuit:
 over all layers, as many in every layer, or in each layer as many as the learned circuit; under zero or mean ablation. Which of
-these six counts for a baseline is chosen on the validation documents. The learned circuit and the best baseline are then exported
+these six counts for a baseline is chosen on the validation documents. (As many heads as the learned circuit, in other groups of
+keys and values, can have up to 1% of the parameters less.) The learned circuit and the best baseline are then exported
 (`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the same settings. The command resumes.
 """
 
