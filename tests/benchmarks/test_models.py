@@ -32,7 +32,7 @@ def test_every_kind_is_in_the_sample():
 
 @pytest.mark.parametrize("name", ["jetmoe", "dbrx", "longcat_flash", "rwkv", "blt"])
 def test_refused_by_kind(name):
-    assert examine(name) == (REFUSES, REFUSED[name], "by its config")
+    assert examine(name)[:3] == (REFUSES, REFUSED[name], "by its config")
 
 
 def test_an_encoder_is_refused_before_it_is_loaded():
