@@ -92,7 +92,9 @@ def make_base(family: str, seed: int, threshold: float = 0.1) -> Base:
 
     Takes about ten seconds. Raises RuntimeError, see `make_needed`.
     """
-    recipe = Recipe(f"{family} model", partial(_new, family), ("attention_neuron", "mlp_neuron"), _columns)
+    recipe = Recipe(
+        what=f"{family} model", new=partial(_new, family), names=("attention_neuron", "mlp_neuron"), columns=_columns
+    )
     return make_needed(recipe, seed, threshold)
 
 

@@ -37,7 +37,8 @@ def make_mixture(seed: int, threshold: float = 0.1) -> Base:
 
     Raises RuntimeError, see `make_needed`.
     """
-    return make_needed(Recipe("mixture", _new, (LEAVES[EXPERT],), _columns, _silent, _routers), seed, threshold)
+    recipe = Recipe(what="mixture", new=_new, names=(LEAVES[EXPERT],), columns=_columns, silent=_silent, fixed=_routers)
+    return make_needed(recipe, seed, threshold)
 
 
 def _new() -> Any:

@@ -16,7 +16,9 @@ from tests.helpers.tiny_models import TINY, tiny_examples, tiny_model
 
 @pytest.fixture(scope="module")
 def context():
-    return ScoringContext(tiny_model("llama", TINY), tiny_examples(4), MicroBatches(2), at_once=2)
+    return ScoringContext(
+        frozen=tiny_model("llama", TINY), train=tiny_examples(4), micro_batches=MicroBatches(2), at_once=2
+    )
 
 
 def random_circuits(count):
