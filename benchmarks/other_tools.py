@@ -98,7 +98,8 @@ def _gguf(config: ModelConfig, folder: Path, frozen: Any, prompts: torch.Tensor)
 
 def open_files(tool: str, python: str, folder: Path) -> dict[str, Any]:
     """Open the files with a tool; returns what its process printed last, as JSON."""
-    done = subprocess.run([python, str(OPENER), tool, str(folder)], capture_output=True, text=True, check=False)
+    words = [python, str(OPENER), tool, str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=folder)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         sys.stderr.write(done.stderr[-3000:])

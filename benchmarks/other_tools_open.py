@@ -153,7 +153,7 @@ def open_mib() -> dict[str, str]:
 
 _VIEWER = """
 const fs = require('fs'), vm = require('vm'), d3 = Object.assign({}, require('d3'), require('d3-jetpack'))
-global.window = global; global.d3 = d3; global.document = {}; global.location = {href: 'http://x/'}
+global.window = global; global.d3 = d3; global.document = {}; global.location = new URL('http://x/')
 for (const file of ['util.js', 'attribution_graph/util-cg.js'])
   vm.runInThisContext(fs.readFileSync(process.argv[2] + '/' + file, 'utf8'))
 const data = JSON.parse(fs.readFileSync(process.argv[3])), metadata = data.metadata
