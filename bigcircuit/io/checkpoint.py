@@ -88,9 +88,10 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> SavedState | None:
 def load_on_all(folder: Path, warn: Callable[[str], None], ranks: Ranks) -> SavedState | None:
     """Load the newest checkpoint on every rank, as `load_newest` does. Raises UserError unless all ranks see the same one."""
     found = load_newest(folder, warn)
-    content = (
-        "none" if found is None else json.dumps([found.data, {k: tensor_sha256(t) for k, t in found.tensors.items()}])
-    )
+    content = "none"
+    if found is not None:  # sorted: safetensors gives tensors in any order
+        hashes = {name: tensor_sha256(tensor) for name, tensor in found.tensors.items()}
+        content = json.dumps([found.data, hashes], sort_keys=True)
     ranks.check_equal({"newest checkpoint": content}, SHARED_FOLDER)
     return found
 

@@ -52,17 +52,17 @@ def slow(seconds: float, timeout: float) -> None:
 
 def not_a_number(rank: int, step: int, folder: str) -> Callable[[], None]:
     """Make the loss of one rank NaN in the update after `step`; every rank writes its last step and hashes of its gates."""
-    plain, poisoned, states = train_step.kl_divergence, [], []
+    plain, poisoned, states = train_step.comparison_of, [], []
 
-    def kl_divergence(*arguments: Any) -> Any:
-        return plain(*arguments) * (float("nan") if poisoned and rank == RANK else 1.0)
+    def comparison_of(frozen: Any, batch: Any, found: Any, reference: Any) -> Any:
+        return plain(frozen, batch, found * float("nan") if poisoned and rank == RANK else found, reference)
 
     def before(state: TrainState) -> None:
         states[:] = [state]
         if state.step == step:
             poisoned.append(step)
 
-    train_step.kl_divergence = kl_divergence
+    train_step.comparison_of = comparison_of
     around_update(before)
 
     def report() -> None:

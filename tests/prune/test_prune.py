@@ -112,12 +112,11 @@ def test_finished_run_is_left_alone(finished_run, capsys):
 
 
 def test_not_a_number_stops_before_the_update(tmp_path, monkeypatch):
-    def poisoned(reference, logits, batch):
-        kl = real(reference, logits, batch)
-        return kl * float("nan") if poison["on"] else kl
+    def poisoned(frozen, batch, found, reference):
+        return real(frozen, batch, found * float("nan") if poison["on"] else found, reference)
 
-    real, poison = train_step.kl_divergence, {"on": False}
-    monkeypatch.setattr(train_step, "kl_divergence", poisoned)
+    real, poison = train_step.comparison_of, {"on": False}
+    monkeypatch.setattr(train_step, "comparison_of", poisoned)
     calls = []
 
     def counting(state, *arguments):
