@@ -98,10 +98,8 @@ class CorruptedStore:
                 self._lay_out(recorded, ranks)
             if micro_batch.is_counted:
                 for row, example in enumerate(micro_batch.examples):
-                    if ranks.size == 1:
-                        torch.cat([*self._parts(recorded, row, example.id)], out=self._values[self._places[example.id]])
-                    else:
-                        mine[example.id] = torch.cat([*self._parts(recorded, row, example.id)])
+                    own = self._values[self._places[example.id]] if ranks.size == 1 else None
+                    mine[example.id] = torch.cat([*self._parts(recorded, row, example.id)], out=own)
             advance()
         if ranks.size == 1:  # nothing to exchange, and no second copy
             return

@@ -4,7 +4,11 @@ Nothing here finds layers, folds masks, lays out batches or interpolates with th
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,14 +147,20 @@ def padded(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     return clean, corrupted, mask
 
 
+@contextmanager
+def applied(path: Path, model: Any, how: str, corrupted: Tensor, mask: Tensor) -> Iterator[Any]:
+    """Apply the circuit of a file, without gradients."""
+    others = {"input_ids": corrupted, "attention_mask": mask} if how == "interchange" else None
+    with torch.no_grad(), Circuit.load(path).applied(model, ablation=how, corrupted_ids=others) as masked:
+        yield masked
+
+
 @pytest.mark.parametrize("how", ["interchange", "zero"])
 @pytest.mark.parametrize("name", MODELS)
 def test_applied_circuits_are_those_of_hooks_written_here(tmp_path, name, how):
-    kept, (model, _) = write_circuit(tmp_path / "c.safetensors", name), model_of(name)
-    circuit, pairs = Circuit.load(tmp_path / "c.safetensors"), prompts()
+    kept, (model, _), pairs = write_circuit(tmp_path / "c.safetensors", name), model_of(name), prompts()
     clean, corrupted, mask = padded(pairs)
-    others = {"input_ids": corrupted, "attention_mask": mask} if how == "interchange" else None
-    with torch.no_grad(), circuit.applied(model, ablation=how, corrupted_ids=others) as masked:
+    with applied(tmp_path / "c.safetensors", model, how, corrupted, mask) as masked:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         found = masked(clean, attention_mask=mask, position_ids=positions, use_cache=False).logits
     for row, (pair, length) in enumerate(zip(pairs, LENGTHS, strict=True)):
@@ -162,11 +172,9 @@ def test_applied_circuits_are_those_of_hooks_written_here(tmp_path, name, how):
 @pytest.mark.parametrize("how", ["interchange", "zero"])
 @pytest.mark.parametrize("name", MODELS)
 def test_generation_is_that_of_hooks_written_here(tmp_path, name, how):
-    kept, (model, _) = write_circuit(tmp_path / "c.safetensors", name), model_of(name)
-    circuit, pairs = Circuit.load(tmp_path / "c.safetensors"), prompts()
+    kept, (model, _), pairs = write_circuit(tmp_path / "c.safetensors", name), model_of(name), prompts()
     clean, corrupted, mask = padded(pairs)
-    others = {"input_ids": corrupted, "attention_mask": mask} if how == "interchange" else None
-    with torch.no_grad(), circuit.applied(model, ablation=how, corrupted_ids=others) as masked:
+    with applied(tmp_path / "c.safetensors", model, how, corrupted, mask) as masked:
         found = masked.generate(
             clean, attention_mask=mask, max_new_tokens=4, min_new_tokens=4, do_sample=False,
             use_cache=how == "zero" or name not in ("qwen3_moe", "arcee"),
