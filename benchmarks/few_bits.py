@@ -67,14 +67,16 @@ def main() -> None:
         "| pairs | error of the gradient, 8bit | 4bit | KL, exact | 8bit | 4bit |",
         "|---|---|---|---|---|---|",
     ]
+    rows = {line.split("|")[1]: line for line in OUTPUT.read_text().splitlines()[len(lines) :]}
     for path in (one for one in CONFIGS if arguments.only in str(one)):
         errors = gradients(path)
         found = {saved: divergences(path, saved, arguments.seeds) for saved in SAVED}
         cells = [f"{errors[saved]:.4f}" for saved in BITS]
         cells += [", ".join(f"{value:.3f}" for value in values) for values in found.values()]
-        lines.append(f"| {path.parent.name}/{path.stem} | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)  # noqa: T201
-        OUTPUT.write_text("\n".join(lines) + "\n")
+        key = f" {path.parent.name}/{path.stem} "
+        rows[key] = f"|{key}| {' | '.join(cells)} |"
+        print(rows[key], flush=True)  # noqa: T201
+        OUTPUT.write_text("\n".join([*lines, *rows.values()]) + "\n")
 
 
 if __name__ == "__main__":

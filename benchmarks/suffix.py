@@ -9,6 +9,7 @@ solves. Both kinds of update alternate in one process; ratios are medians of pai
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from benchmarks.step_time import floor, make_model, seconds
+from benchmarks.step_time import floor, make_model
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.config.load import load, members
 from bigcircuit.data.collate import batch_indices
@@ -109,6 +110,13 @@ def updates(streams: Streams, case: Case, count: int) -> tuple[Callable[[], None
     return make(None), make(store), store
 
 
+def seconds(run: Callable[[], None]) -> float:
+    """Measure the CPU time of a call, s, which other work on the machine changes little."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
 def _end_of_key(row: str) -> int:
     """Place of the fifth bar of a row: before it are model, share, batch and members."""
     return [place for place, letter in enumerate(row) if letter == "|"][4]
@@ -126,8 +134,8 @@ def main() -> None:
     lines = [
         f"# Updates over the suffix, {date.today()}",
         "",
-        f"`python -m benchmarks.suffix`: float32, {torch.get_num_threads()} thread(s), torch {torch.__version__}; medians of "
-        "alternating rounds. Floor: plain forward pass without a graph, and forward and backward, of the "
+        f"`python -m benchmarks.suffix`: float32, {torch.get_num_threads()} thread(s), torch {torch.__version__}; CPU "
+        "seconds, medians of alternating rounds. Floor: plain forward pass without a graph, and forward and backward, of the "
         "first batch. MB: of the store.",
         "",
         "| pairs | shared | batch | members | rounds | two streams, s | suffix, s | suffix / two streams | suffix / floor | MB |",

@@ -55,6 +55,8 @@ class Batch(NamedTuple):
     """bool [C]"""
     shared: int
     """Number of first columns in which both prompts are the same in all rows."""
+    first_scored: int = 0
+    """Column of the first scored position, or one before it."""
     logit_chunk: int | None = None
     """Of windows of general text: positions, of all circuits together, whose logits exist at once. None for pairs, whose few
     logits are computed together."""
@@ -147,7 +149,8 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
         clean[row, part] = torch.tensor(before + forced)
         corrupted[row, part] = torch.tensor(changed + forced)
         mask[row, part] = 1
-    rows, positions = zip(*layout.scores, strict=True)
+    rows = [row for row, _ in layout.scores]
+    positions = [shift[row] + position for row, position in layout.scores]
     token_scores, token_ids, continuation_of_token = zip(*layout.tokens, strict=True)
     example_of_continuation, correct = zip(*layout.continuations, strict=True)
     example_of_row = [row[2] for row in layout.rows]
@@ -159,7 +162,7 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
         ids=torch.tensor([example.id for example in examples]),
         example_of_row=torch.tensor(example_of_row),
         score_row=torch.tensor(rows),
-        score_position=torch.tensor([shift[row] + position for row, position in layout.scores]),
+        score_position=torch.tensor(positions),
         example_of_score=torch.tensor([example_of_row[row] for row in rows]),
         kl_weight=torch.tensor(layout.kl_weight),
         token_score=torch.tensor(token_scores),
@@ -168,6 +171,7 @@ def collate(examples: Sequence[Example], *, full: bool, padding: str = "right", 
         example_of_continuation=torch.tensor(example_of_continuation),
         correct=torch.tensor(correct),
         shared=min(start + prefix for start, prefix in zip(shift, prefixes, strict=True)),
+        first_scored=min(positions),
     )
 
 

@@ -36,7 +36,8 @@ class Pass:
     """A pass in progress. `recorded`: corrupted site inputs of the layer in progress.
 
     members: P, of the layer in progress where members share layers. store: activations of the corrupted run, for a pass over the
-    suffix. branches: members that share layers. shapes: where those of arguments are noted.
+    suffix. columns: number of the last columns that are needed of the last layer, None for all. branches: members that share
+    layers. shapes: where those of arguments are noted.
     head_inputs: of a pass over windows, [P, S, D].
     """
 
@@ -48,6 +49,7 @@ class Pass:
     watch: Watcher | None = None
     watch_experts: ExpertWatcher | None = None
     store: Corrupted | None = None
+    columns: int | None = None
     branches: Branches | None = None
     corrupted: Tensor | None = None
     recording: bool = False

@@ -25,6 +25,7 @@ from bigcircuit.forward.corrupted import Corrupted, PrefixCache, RecordedBatch, 
 from bigcircuit.forward.expert_pass import run_experts
 from bigcircuit.forward.interpolate import Interpolate
 from bigcircuit.forward.kept_passes import KeptPasses
+from bigcircuit.forward.last_columns import FEWEST, count_columns, run_last_columns
 from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, replace_forward, tokens_of
 from bigcircuit.forward.pass_state import ExpertWatcher, MaskSource, Pass, Watcher
 from bigcircuit.forward.rows import (
@@ -170,10 +171,13 @@ class Streams:
         corrupted: activations of the corrupted run of this batch. With them the pass runs the tokens behind the shared prefix
         alone; only for ablations that need the corrupted stream. branches: members that share layers (`can_share`); no graph.
         """
-        tokens = batch.clean[:, 0 if corrupted is None else corrupted.cut :]
+        tokens, columns = batch.clean, None
+        if corrupted is not None:
+            tokens = tokens[:, corrupted.cut :]
+            columns = count_columns(tokens.shape[1], batch.first_scored - corrupted.cut, len(tokens))
         if branches is not None:
             self.places()  # found by a pass of all ranks together, whatever their micro-batches hold
-            branches = branches if tokens.numel() >= _FEWEST else None
+            branches = branches if tokens.numel() >= FEWEST else None
         tokens = tokens.repeat(members, 1)
         rows, division = Rows(len(tokens), 0), None
         if self.corrupted_stream and corrupted is None:
@@ -186,6 +190,7 @@ class Streams:
             rows=rows,
             ablation=self.ablation,
             store=corrupted,
+            columns=columns,
             branches=branches,
             division=division,
         )
@@ -313,7 +318,11 @@ class Streams:
                 with torch.no_grad(), state.corrupted_run():
                     other = plain(corrupted, **self._side(state, index, "corrupted", args, kwargs))
                 corrupted = hidden_of(other)
-            output = plain(masked, **self._side(state, index, "masked", args, kwargs))
+            named, is_last = self._side(state, index, "masked", args, kwargs), index == len(self.frozen.layers) - 1
+            if is_last and state.columns is not None:
+                output = run_last_columns(plain, masked, named, state.columns)
+            else:
+                output = plain(masked, **named)
             if corrupted is not None and state.division is not None:
                 state.division.note_returned(output, other)
         state.recorded, state.site_masks = {}, {}
@@ -362,7 +371,7 @@ class Streams:
         masked = value.reshape(state.members, rows, -1, width)
         ablated: Tensor | None
         if state.store is not None:
-            ablated = state.store.site(index, site).unsqueeze(0)
+            ablated = state.store.site(index, site)[:, -masked.shape[2] :].unsqueeze(0)
         elif state.rows.corrupted:
             ablated = state.recorded[site].reshape(1, rows, -1, width)
         else:
@@ -384,7 +393,5 @@ class Streams:
         return (found[:, :1], *args[1:])
 
 
-_FEWEST = 16
-"""Tokens of a pass in which members share layers. Products of fewer rows may have other last bits than those of more."""
 _PLACES: WeakKeyDictionary[Any, dict[tuple, int | None]] = WeakKeyDictionary()
 """Model -> dimension of the rows in arguments of layers whose names do not tell."""
