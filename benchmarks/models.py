@@ -3,9 +3,9 @@
     python -m benchmarks.models [TYPE ...] [--output docs/models.md]
 
 For both paddings: with all gates open the circuit equals the plain model to the bit, with all closed the model on corrupted
-prompts, alone and with two or three circuits at once. Besides: the checks that every model goes through when it is loaded
-(`forward/model_check.py`: no path around the gates, gradients of projections, no look at later tokens), and the number of
-parameters of a full and of an empty circuit. A type fails if one of these fails; one that is refused is so by its config alone.
+prompts, alone and with two or three circuits at once. Besides: passes over the suffix alone, the checks that every model goes
+through when it is loaded (`forward/model_check.py`: no path around the gates, gradients of projections, no look at later tokens),
+and the number of parameters of a full and of an empty circuit. A type fails if one of these fails; one that is refused is so by its config alone.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from bigcircuit.model.architectures import ARCHITECTURES, REFUSED
 from bigcircuit.model.granularity import MLP_OUTPUT, SITE_WIDTH, has_masks
 from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.model.sites import FrozenModel, find_sites
-from tests.helpers.tiny_models import random_masks, tiny_examples
+from tests.helpers.tiny_models import long_examples, random_masks, tiny_examples
 
 WORKS, REFUSES, FAILS, ABSENT = "works", "refused", "FAILS", "not built"
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -205,6 +205,8 @@ def faults(frozen: FrozenModel) -> Iterator[str]:
                     yield f"{padding} padding, {len(values)} circuits: closed gates are not the model on corrupted prompts"
             if torch.allclose(clean, corrupted, atol=1e-3):
                 yield "the prompts make no difference"
+    if frozen.architecture.suffix and not torch.allclose(*_two_ways(frozen), atol=_CLOSE):
+        yield "passes over the suffix are not those with both streams"
     check_loaded_model(frozen)
     full = discretise({"block": torch.ones(len(frozen.shapes), 1)}, frozen.shapes, {})
     whole, nothing = (
@@ -213,6 +215,15 @@ def faults(frozen: FrozenModel) -> Iterator[str]:
     )
     if whole.kept != whole.total or nothing.kept:
         yield "parameters of the full or the empty circuit are miscounted"
+
+
+def _two_ways(frozen: FrozenModel) -> tuple[Tensor, Tensor]:
+    """Logits of two circuits with random masks over the suffix alone, and with both streams."""
+    batch = collate(long_examples(), full=False, padding="aligned")
+    masks = random_masks(frozen, 2, len(batch.clean))
+    with torch.no_grad(), Streams(frozen, INTERCHANGE) as streams:
+        corrupted = streams.record(batch, masks[0])
+        return streams.masked(batch, masks.__getitem__, 2, corrupted), streams.masked(batch, masks.__getitem__, 2)
 
 
 def _plain(frozen: FrozenModel, tokens: Tensor, batch: Batch) -> Tensor:

@@ -6,26 +6,19 @@ from transformers import DynamicCache
 
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.data.collate import collate
-from bigcircuit.data.pair import Example
 from bigcircuit.forward import last_columns, streams
 from bigcircuit.forward.last_columns import count_columns, run_last_columns
 from bigcircuit.forward.streams import Streams
-from tests.helpers.tiny_models import DENSE_SITES, TINY_CASES, constant_masks, random_masks, tiny_model
+from tests.helpers.tiny_models import (
+    DENSE_SITES,
+    TINY_CASES,
+    constant_masks,
+    long_examples,
+    random_masks,
+    tiny_model,
+)
 
 MEMBERS = 2
-
-
-def long_examples():
-    """Make pairs of 14 to 16 tokens that differ in the fifth alone, with answers of one token."""
-    generator = torch.Generator().manual_seed(0)
-    made = []
-    for number in range(8):
-        clean = tuple(torch.randint(3, 90, (14 + number % 3,), generator=generator).tolist())
-        corrupted = (*clean[:4], clean[4] + 1, *clean[5:])
-        made.append(
-            Example(id=number, clean=clean, corrupted=corrupted, answers=((5,),), wrong_answers=((6,),), source="")
-        )
-    return made
 
 
 def logits_and_gradients(frozen, batch, checkpointing=False):

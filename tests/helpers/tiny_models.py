@@ -139,6 +139,19 @@ def uneven_examples() -> list[Example]:
     return made
 
 
+def long_examples() -> list[Example]:
+    """Make eight pairs of 14 to 16 tokens that differ in the fifth alone, with answers of one token."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for number in range(8):
+        clean = tuple(torch.randint(3, 90, (14 + number % 3,), generator=generator).tolist())
+        corrupted = (*clean[:4], clean[4] + 1, *clean[5:])
+        made.append(
+            Example(id=number, clean=clean, corrupted=corrupted, answers=((5,),), wrong_answers=((6,),), source="")
+        )
+    return made
+
+
 def constant_masks(frozen: FrozenModel, value: float, members: int = 1) -> Callable[[int], dict[str, Tensor]]:
     """Make masks of one value everywhere, as a function of the layer: site -> [members, 1, width]."""
     return lambda index: {
