@@ -5,7 +5,8 @@
 For both paddings: with all gates open the circuit equals the plain model to the bit, with all closed the model on corrupted
 prompts, alone and with two or three circuits at once. Besides: passes over the suffix alone, the checks that every model goes
 through when it is loaded (`forward/model_check.py`: no path around the gates, gradients of projections, no look at later tokens),
-and the number of parameters of a full and of an empty circuit. A type fails if one of these fails; one that is refused is so by its config alone.
+and the number of parameters of a full and of an empty circuit. A type fails if one of these fails; one that is refused is so by its
+config alone.
 """
 
 import argparse
