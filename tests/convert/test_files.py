@@ -158,7 +158,9 @@ def test_circuitkit_lists_what_is_removed(scored, tmp_path):
 
 def test_a_file_of_scores_beside_is_not_replaced(scored, tmp_path, capsys):
     (tmp_path / "x_scores.json").write_text("mine")
-    assert "x_scores.json: exists already" in refused(capsys, scored, "--to", "circuitkit", "--output", tmp_path / "x.pt")
+    assert "x_scores.json: exists already" in refused(
+        capsys, scored, "--to", "circuitkit", "--output", tmp_path / "x.pt"
+    )
     assert (tmp_path / "x_scores.json").read_text() == "mine" and not (tmp_path / "x.pt").exists()
 
 

@@ -223,7 +223,12 @@ def test_a_page_replaces_pages_alone(reported, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     circuit = run / "circuit.safetensors"
-    for source, output in ((run, run / "config.json"), (circuit, circuit), (run, tmp_path / "notes.txt"), (run, tmp_path)):
+    for source, output in (
+        (run, run / "config.json"),
+        (circuit, circuit),
+        (run, tmp_path / "notes.txt"),
+        (run, tmp_path),
+    ):
         assert answer(run_report, [str(source), "--output", str(output)]) == 2
         error = capsys.readouterr().err
         assert f"--output {output}: is a f" in error and error.count("\n") == 1
