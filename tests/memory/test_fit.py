@@ -106,7 +106,7 @@ def test_check_speaks_of_the_machine_asked_about(capsys, monkeypatch):
 
 def test_check_exits_with_4_where_a_run_does_not_fit_and_with_0_where_it_does(capsys):
     words = ["--train.steps", "5", "--task.size", "80", "--target.total", "200", "--device", "cuda", "--memory"]
-    assert answer(run_check, [*words, "0.008"]) == 4
+    assert answer(run_check, [*words, "0.004"]) == 4
     said = capsys.readouterr()
     assert "it does not fit" in said.out and "the config is valid" not in said.out
     assert (
