@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 import torch
 from rich.table import Table
 
-from bigcircuit.config.load import check_asks_for_size
+from bigcircuit.config.load import check_objective
 from bigcircuit.config.schema import Config
 from bigcircuit.config.shipped import shipped_root
 from bigcircuit.data.builders import DESCRIPTIONS, ENTRY_POINTS
@@ -44,7 +44,7 @@ def check_config(
 
     progress = ProgressDisplay(True, console=console)
     run = resolve(config, Ranks(), progress)
-    check_asks_for_size(run.members)
+    check_objective(run.members)
     console.print(_sites(run))
     console.print(_pairs(run.data))
     for name, examples in run.data.splits.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bigcircuit.config.load import check_asks_for_size
+from bigcircuit.config.load import check_objective
 from bigcircuit.config.schema import Config
 from bigcircuit.config.text import TEXT_TASK
 from bigcircuit.distributed.ranks import Ranks
@@ -65,7 +65,7 @@ def prune(
     watch_memory()
     check_trackers(config)
     run = resolve(config, ranks, progress)
-    check_asks_for_size(run.members)
+    check_objective(run.members)
     ranks.check_equal({**run.fingerprint, "settings": config.model_dump_json(), "versions": json.dumps(versions())})
     with progress.phase("counting memory"):
         check_fits(run, ranks)

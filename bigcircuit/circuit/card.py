@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.circuit.nodes import NodeRow
+from bigcircuit.errors import UserError
 from bigcircuit.metrics.registry import Scores, page_scores
 from bigcircuit.model.granularity import NODE_NAMES
 
@@ -55,6 +57,12 @@ def circuit_card(
         "## Settings\n\n" + _table(("setting", "value"), _settings(metadata)),
     ]
     return "\n".join(filter(None, parts))
+
+
+def check_card_is_free(path: Path) -> None:
+    """Raise UserError if a card written here would replace a file that is none."""
+    if path.exists() and not path.read_bytes().startswith(_FRONT.encode()):
+        raise UserError(f"{path}: exists already and is no card of a circuit; name another folder")
 
 
 def _extra(ablation: str) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.ablation.kinds import DEFAULT, KINDS, TENSORS
 from bigcircuit.circuit import overlap
-from bigcircuit.circuit.card import PICTURE_FILE, circuit_card
+from bigcircuit.circuit.card import PICTURE_FILE, check_card_is_free, circuit_card
 from bigcircuit.circuit.combine import check_combinable, combined_metadata
 from bigcircuit.circuit.folder import CIRCUIT_FILE, circuit_file
 from bigcircuit.circuit.hub import download, is_hub_id, upload
@@ -127,8 +127,12 @@ class Circuit:
         return cls.load(name, member=member)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the circuit file, a card (README.md) and a picture into a folder, which is made if needed. Returns the folder."""
+        """Write the circuit file, a card (README.md) and a picture into a folder, which is made if needed. Returns the folder.
+
+        Raises UserError where the folder has a README.md that is no card.
+        """
         folder = Path(folder).expanduser()
+        check_card_is_free(folder / "README.md")
         self._write_folder(folder, folder.resolve().name)
         return folder
 

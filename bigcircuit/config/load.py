@@ -1,7 +1,7 @@
 """Make a validated Config of a YAML file and dotted overrides; every mistake becomes one helpful line."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,31 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None, *,
     merge(raw, read_yaml(Path(path)) if path else {})
     for key, value in (overrides or {}).items():
         set_dotted(raw, key, value)
-    config = parse_section(raw, str(path or "command line"))
+    config = parse_section(raw, str(path or _TYPED), typed=overrides or {})
     members(config)
     return config
 
 
-def parse_section(raw: Mapping[str, Any], source: str, kind: type[BaseModel] = Config, prefix: str = "") -> Any:
-    """Build the Config, or another section, from nested plain data. Raises UserError naming `source` and the key."""
+_TYPED = "command line"
+"""Source of settings that are typed."""
+
+
+def parse_section(
+    raw: Mapping[str, Any],
+    source: str,
+    kind: type[BaseModel] = Config,
+    prefix: str = "",
+    typed: Collection[str] = (),
+) -> Any:
+    """Build the Config, or another section, from nested plain data.
+
+    typed: dotted keys that are not from `source` but from the command line. Raises UserError naming the source and the key.
+    """
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{source}: {_describe(error, prefix, kind)}") from error
+        text = _describe(error, prefix, kind)
+        raise UserError(f"{_TYPED if any(key in text for key in typed) else source}: {text}") from error
 
 
 def members(config: Config) -> list[Config]:
@@ -85,16 +99,21 @@ def _parametrised(configs: list[Config]) -> list[Config]:
     return [override(config, {"gates.parametrisation": name}, "gates.parametrisation") for config in configs]
 
 
-def check_asks_for_size(configs: Sequence[Config]) -> None:
-    """Raises UserError if a member has neither a target nor a penalty: nothing closes its gates. The same without updates.
+def check_objective(configs: Sequence[Config]) -> None:
+    """Raises UserError if a member has nothing that closes its gates, nothing that keeps them open, or no ranking without updates.
 
     There is no default size, because a penalty of 0 among others, in a sweep or a population, would then be a method of its own.
     """
     for index, config in enumerate(configs):
+        member = f"member {index}: " if len(configs) > 1 else ""
         if config.train.steps == 0:
             _check_ranks(config)
+        elif not config.train.kl and not config.train.hinge and config.train.loss is None:
+            raise UserError(
+                f"{member}nothing asks for the behaviour: train.kl and train.hinge are 0 and train.loss is not set; set train.kl "
+                "to 1, or another of them"
+            )
         if not config.target.sizes() and not any(weight for _, weight in config.penalty):
-            member = f"member {index}: " if len(configs) > 1 else ""
             raise UserError(
                 f"{member}nothing asks for a small circuit: no target and no penalty is set; set target.total 0.1 for a tenth of "
                 "the neurons, or another target.* or penalty.*"
@@ -177,6 +196,8 @@ def _describe(error: ValidationError, prefix: str, kind: type[BaseModel]) -> str
         text = f"{key[:100]} is not a setting{nearest(key, _all_keys(kind, prefix))}"
     elif first["type"] == "not_plain":
         text = f"{key} {first['msg']}"
+    elif first["type"] in _SHAPES:
+        text = f"{key} is {_SHAPES[first['type']]}, not {shown(first['input'])}"
     elif first["type"] in ("model_type", "model_attributes_type"):
         text = f"{key} is a section and takes settings, not {shown(first['input'])}{nearest(key, _all_keys(kind, prefix), '')}"
     elif first["type"] == "value_error":
@@ -185,6 +206,10 @@ def _describe(error: ValidationError, prefix: str, kind: type[BaseModel]) -> str
         text = f"{key}: {first['msg'].lower()}, not {shown(first['input'])}{_called(first)}"
     others = len(problems) - 1
     return text + (f" (and {others} more)" if others else "")
+
+
+_SHAPES = {"tuple_type": "a list and is written [a, b]", "dict_type": "a mapping and is written {a: b}"}
+"""Type of a problem -> what the setting takes."""
 
 
 def _called(problem: Any) -> str:

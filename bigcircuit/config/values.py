@@ -69,16 +69,21 @@ def read_size(value: Any, info: ValidationInfo) -> int | float | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
     is_percentage = isinstance(value, str) and value.endswith("%")
+    number = math.nan
     with suppress(ValueError, TypeError):
         # YAML leaves 1e-2 as text.
         number = math.nan if isinstance(value, bool) else float(value[:-1]) / 100 if is_percentage else float(value)
-        if 0 < number < 1:
-            return number
-        if number >= 1 and number.is_integer() and not is_percentage:
-            return int(number)
+    if 0 < number < 1:
+        return number
+    key = f"target.{info.field_name}"
+    if number == 1 and not is_percentage:
+        raise ValueError(
+            f"{key} is {value}, which may be one node or all; write 1 for one node, and leave {key} out for all of them"
+        )
+    if number > 1 and number.is_integer() and not is_percentage:
+        return int(number)
     raise ValueError(
-        f"target.{info.field_name} is {str(value)[:60]}; give a number of nodes (200), or a share of them above 0 and below 1 "
-        "(0.1 or 10%)"
+        f"{key} is {str(value)[:60]}; give a number of nodes (200), or a share of them above 0 and below 1 (0.1 or 10%)"
     )
 
 

@@ -41,4 +41,4 @@ def conversion_settings(names: Sequence[str], given: Mapping[str, Any]) -> tuple
     raw: dict[str, Any] = {} if config is None else {"model": read_yaml(Path(config)).get("model", {})}
     for key, value in given.items():
         set_dotted(raw, key, value)
-    return Path(names[0]), parse_section(raw, config or "command line", ConversionSettings)
+    return Path(names[0]), parse_section(raw, config or "command line", ConversionSettings, typed=given)

@@ -6,13 +6,12 @@ is written.
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigcircuit.errors import UserError, first_line
-from bigcircuit.io.files import write_bytes
+from bigcircuit.io.files import parse_json, write_bytes
 
 
 class PtFile(NamedTuple):
@@ -43,7 +42,7 @@ def parse_file(path: Path) -> Any:
             return CsvFile(tuple(reader.fieldnames or ()), list(reader))
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{path}: not readable as CSV ({error}); write it again as UTF-8") from error
-    return json.loads(content)
+    return parse_json(content)
 
 
 def _load_pt(path: Path) -> Any:

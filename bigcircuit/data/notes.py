@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from bigcircuit.config.schema import TaskConfig
-from bigcircuit.data.pair import Example, Pair
+from bigcircuit.data.pair import Example, Pair, TokenIds
 from bigcircuit.data.tokenize import added_tokens
+from bigcircuit.errors import UserError
 from bigcircuit.model.library_errors import explain_library_errors
 
 _COMPLETE = re.compile(r"([^\W_]|[.,;:!?)\]}]|\s=)\Z")
@@ -26,6 +28,7 @@ def notes(task: TaskConfig, pairs: Sequence[Pair], examples: Sequence[Example], 
     # Chat templates write special tokens themselves.
     plain = [example for example in of_text if not pairs[example.id].messages]
     unspaced = _unspaced(pairs, of_text, tokenizer)
+    unknown = _unknown(pairs, of_text, tokenizer)
     source = task.path or task.name
     found = (
         (
@@ -37,6 +40,11 @@ def notes(task: TaskConfig, pairs: Sequence[Pair], examples: Sequence[Example], 
             [e for e in plain if _has_end(e, tokenizer.eos_token_id, max(len(start), 1))],
             f"have the end token {tokenizer.eos_token!r} in their texts, where it stays a token of the text",
             "set task.path to a file without it if the model should not read or predict it",
+        ),
+        (
+            [e for e in of_text if e.id in unknown],
+            f"have text without tokens, such as {next(iter(unknown.values()), '')!r}, which is left out or read as unknown",
+            "reword it",
         ),
         (
             [e for e in of_text if pairs[e.id].numbers],
@@ -105,3 +113,30 @@ def _unspaced(pairs: Sequence[Pair], examples: Sequence[Example], tokenizer: Any
         rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     with_space = rows[len(lacking) :]
     return {one[0] for one, row, spaced in zip(lacking, rows, with_space, strict=False) if len(spaced) <= len(row)}
+
+
+def _unknown(pairs: Sequence[Pair], examples: Sequence[Example], tokenizer: Any) -> dict[int, str]:
+    """Find the pairs, by Example.id, with text that the tokenizer reads as its unknown token or leaves out, and what that is."""
+    others = {None, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    unknown = {tokenizer.unk_token_id} - others  # in some tokenizers without unknown text it is one of these
+    found = {e.id: tokenizer.unk_token for e in examples if unknown & {token for ids in _all_ids(e) for token in ids}}
+    texts = {
+        e.id: [t for part in pairs[e.id][:4] for t in ([part] if isinstance(part, str) else part)] for e in examples
+    }
+    joined = {place: "".join(text for text in some if isinstance(text, str)) for place, some in texts.items()}
+    lost = _left_out(sorted({c for text in joined.values() for c in text if not c.isspace()}), tokenizer)
+    return found | {place: min(there) for place, text in joined.items() if (there := lost.intersection(text))}
+
+
+def _left_out(characters: Sequence[str], tokenizer: Any) -> set[str]:
+    """Find the characters of which a tokenizer makes no token."""
+    lost: set[str] = set()
+    # A tokenizer of whole words may raise on a lone character.
+    with suppress(UserError), explain_library_errors("characters", None, "reword them"):
+        rows = tokenizer(list(characters), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        lost = {c for c, text in zip(characters, tokenizer.batch_decode(rows), strict=True) if not text.strip()}
+    return lost
+
+
+def _all_ids(example: Example) -> tuple[TokenIds, ...]:
+    return (example.clean, example.corrupted, *example.answers, *example.wrong_answers)

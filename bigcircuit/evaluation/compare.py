@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,12 @@ def compare_circuits(names: Sequence[str], settings: ComparisonSettings, console
     shapes = _one_model(files)
     nodes = node_counts(shapes, list(GRANULARITIES))
     folder = Path(settings.output) if settings.output else run_of(files[0].path) or files[0].path.parent
-    saved = {name: _save(name, files, shapes, folder) for name in settings.save}
+    made = {name: circuit for name in settings.save if (circuit := _combined(name, files, shapes)) is not None}
+    saved = {name: folder / f"{name}.safetensors" for name in made}
+    for name, circuit in made.items():
+        _check_free(saved[name], circuit)
+    for name, circuit in made.items():
+        circuit.save(saved[name])
     common = [name for name in GRANULARITIES if all(name in file.circuit.masks for file in files)]
     masks = {name: [file.circuit.masks[name] for file in files] for name in common}
     neurons = [_neurons(file) for file in files]
@@ -64,7 +70,7 @@ def compare_circuits(names: Sequence[str], settings: ComparisonSettings, console
         | {"total": overlap(neurons, nodes["total"])},
         stability=similar,
         frequency={name: frequency(kept, name, shapes) for name, kept in masks.items()},
-        saved={name: str(path) for name, path in saved.items() if path is not None},
+        saved={name: str(path) for name, path in saved.items()},
         verdict=overlap_sentence(len(files), similar["head"], similar["total"]),
         command=sys.argv,
         versions=versions(),
@@ -72,7 +78,7 @@ def compare_circuits(names: Sequence[str], settings: ComparisonSettings, console
     save_result(result, folder / COMPARISON_FILE)
     console.print(overlap_table(result))
     console.print(result.verdict)
-    for name in saved.keys() - result.saved.keys():
+    for name in [name for name in settings.save if name not in saved]:
         console.print(f"{name}: no node is left, so there is no circuit to save")
     console.print("; ".join([str(folder / COMPARISON_FILE), *result.saved.values(), write_run_page(folder)]))
     return result
@@ -129,16 +135,25 @@ def _describe(file: CircuitFile) -> ComparedCircuit:
     )
 
 
-def _save(operation: str, files: Sequence[CircuitFile], shapes: Sequence[LayerShape], folder: Path) -> Path | None:
-    """Write the circuit that an operation makes of the files, and return its path; None if it would be empty."""
+def _combined(operation: str, files: Sequence[CircuitFile], shapes: Sequence[LayerShape]) -> Circuit | None:
+    """Make the circuit of an operation on the files; None if it would be empty."""
     masks = OPERATIONS[operation]([file.circuit.masks for file in files], shapes)
     if not any(mask.any() for mask in masks.values()):
         return None
-    path = folder / f"{operation}.safetensors"
     parents = [{"name": file.name, "sha256": file_sha256(file.path)} for file in files]
     known = [file.circuit.metadata for file in files]
-    Circuit(masks, {}, combined_metadata(operation, known, parents, list(files[0].circuit.masks))).save(path)
-    return path
+    return Circuit(masks, {}, combined_metadata(operation, known, parents, list(files[0].circuit.masks)))
+
+
+def _check_free(path: Path, circuit: Circuit) -> None:
+    """Raise UserError if a file is in the way that is not this circuit made of the same files; it may be one of them."""
+    if not path.exists():
+        return
+    with suppress(UserError):
+        there = Circuit.load(path)
+        if there == circuit and there.metadata.get("parents") == circuit.metadata["parents"]:
+            return
+    raise UserError(f"{path}: exists already and is another circuit; move it, or name another folder with --output")
 
 
 def overlap_table(result: Comparison) -> Table:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -144,6 +145,19 @@ def read_json(path: Path, remedy: str, *keys: str) -> Any:
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); {remedy}") from error
     return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON. Raises ValueError also for an object with the same key twice, of which json keeps the last in silence."""
+    return json.loads(text, object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"an object has the key {twice!r:.60} more than once")
+    return found
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,6 +1,5 @@
 """Read and check DeepSpeed config files, and fill in what depends on the model."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.config.shipped import DEEPSPEED, shipped_file, shipped_names
 from bigcircuit.errors import UserError
+from bigcircuit.io.files import parse_json
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.model.weight_files import weight_files
 
@@ -46,7 +46,7 @@ def read_deepspeed(path: str | None, device: str = "auto") -> DeepSpeedConfig | 
     file = Path(path).expanduser()
     try:
         named = None if file.exists() else shipped_file(DEEPSPEED, path, ".json")
-        settings = json.loads((named or file).read_text(encoding="utf-8"))
+        settings = parse_json((named or file).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         known = ", ".join(shipped_names(DEEPSPEED, ".json"))
         raise UserError(

@@ -30,16 +30,26 @@ def write_report(names: Sequence[str], output: Path | None = None, figures: Path
     if not names:
         raise UserError("report needs a run folder or a circuit file: bigcircuit report runs/quickstart")
     paths = [Path(name) for name in names]
+    first = paths[0]
+    if output is None:
+        alone = first / "report.html" if first.is_dir() else first.with_suffix(".html")
+        output = Path("comparison.html") if len(names) > 1 else alone
+    _check_output(output)
     if sweeps := [path for path in paths if is_sweep(path)]:
         if len(paths) > 1:
             raise UserError(f"{sweeps[0]}: a sweep has a page of its own; name it alone, or its circuits/*.safetensors")
         return render_sweep(read_sweep(paths[0]), output, figures)
     sources = [open_source(path) for path in paths]
-    first = sources[0].path
-    usual = Path("comparison.html") if len(names) > 1 else first / "report.html"
     page = page_content.page_content(sources)
-    output = output or (usual if first.is_dir() or len(names) > 1 else first.with_suffix(".html"))
     written = [write_page("page.html", page, output)]
     if figures is not None:
         written += write_figures([*page.all_charts(), *charts.map_charts(page.drawings())], figures)
     return written
+
+
+def _check_output(output: Path) -> None:
+    """Raise UserError if the page would replace a folder, or a file that is no page."""
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; name a file such as {output / 'report.html'}")
+    if output.exists() and not output.read_bytes()[:1024].lstrip().lower().startswith(b"<!doctype html"):
+        raise UserError(f"--output {output}: is a file and no page; name another")

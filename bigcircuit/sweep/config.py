@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from bigcircuit.config.load import check_asks_for_size, check_key, flatten, members, override, parse_section, set_dotted
+from bigcircuit.config.load import check_key, check_objective, flatten, members, override, parse_section, set_dotted
 from bigcircuit.config.plain import shown
 from bigcircuit.config.schema import MEMBER_KEYS, Config, Positive, Section
 from bigcircuit.config.yaml_file import read_yaml
@@ -150,7 +150,7 @@ class Sweep(NamedTuple):
         """Return the config of one trial as a run of its own. Raises UserError if the settings do not fit together."""
         own = {**settings, "output": str(Path(self.config.output) / "trials" / f"{number:03d}")}
         configs = members(override(self.config, own, f"trial {number}"))
-        check_asks_for_size(configs)
+        check_objective(configs)
         return configs[0]
 
 
@@ -163,7 +163,7 @@ def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:
     search = raw.pop("sweep", None)
     if not isinstance(search, dict):
         raise UserError(f"{source}: no section sweep; see configs/sweeps/penalties.yaml for an example")
-    config = parse_section(raw, source)
+    config = parse_section(raw, source, typed=overrides)
     if config.tracking.trackers:
         raise UserError(
             f"{source}: tracking.trackers is set, and a sweep feeds none; leave it out: each trial has its metrics.jsonl"
@@ -172,7 +172,7 @@ def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:
         raise UserError(f"{source}: population is set; a sweep makes its own: search train.seed or the members' keys")
     if not config.train.steps:
         raise UserError(f"{source}: train.steps is 0; a sweep trains its trials, so set it to 600, say")
-    return Sweep(config, parse_section({"space": {}} | search, source, SweepSettings, "sweep."))
+    return Sweep(config, parse_section({"space": {}} | search, source, SweepSettings, "sweep.", overrides))
 
 
 def shared_settings(config: Config) -> str:

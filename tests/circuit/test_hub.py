@@ -57,6 +57,16 @@ def test_a_folder_opens_again_and_has_a_card(finished_run, tmp_path):
     assert card.startswith("---\nlibrary_name: bigcircuit\n") and "| seed | 0 |" in card
 
 
+def test_a_readme_that_is_no_card_is_not_replaced(finished_run, tmp_path):
+    (tmp_path / "README.md").write_text("# My project")
+    circuit = Circuit.load(finished_run.path)
+    with pytest.raises(UserError, match=r"README\.md: exists already and is no card of a circuit"):
+        circuit.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    folder = circuit.save_pretrained(tmp_path / "shared")
+    assert circuit.save_pretrained(folder) == folder
+
+
 def test_text_of_a_stranger_is_only_text_in_a_card(finished_run, tmp_path):
     circuit = Circuit.load(finished_run.path)
     evil = {"task": "x\n---\n<script>|[a](b)`", "model": 'm")\nimport os\n'}

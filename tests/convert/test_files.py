@@ -156,6 +156,20 @@ def test_circuitkit_lists_what_is_removed(scored, tmp_path):
     assert set(scores) - set(removed) == names and set(removed) < set(scores)
 
 
+def test_a_file_of_scores_beside_is_not_replaced(scored, tmp_path, capsys):
+    (tmp_path / "x_scores.json").write_text("mine")
+    assert "x_scores.json: exists already" in refused(
+        capsys, scored, "--to", "circuitkit", "--output", tmp_path / "x.pt"
+    )
+    assert (tmp_path / "x_scores.json").read_text() == "mine" and not (tmp_path / "x.pt").exists()
+
+
+def test_a_graph_that_names_a_node_twice_is_refused(model, tmp_path, capsys):
+    text = json.dumps(graph()).replace('"a0.h1": {', '"a0.h0": {', 1)
+    (tmp_path / "twice.json").write_text(text)
+    assert "'a0.h0' more than once" in refused(capsys, tmp_path / "twice.json", "--model.path", model)
+
+
 def test_a_submission_has_the_folders_and_says_what_is_evaluated(model, tmp_path, capsys):
     made = partly(tmp_path)
     convert(tmp_path / "partly.safetensors", "--to", "mib", "--model.path", model, "--output", tmp_path / "submission")

@@ -106,6 +106,12 @@ CONTAINERS = {
     "lines as json": Bad("a.json", lines(GOOD, OTHER), ":2:", ("not valid JSON", "use the ending .jsonl")),
     "json without prompts": Bad("a.json", '{"pairs": []}', ":", ('without a list "prompts"', ".jsonl")),
     "json of texts": Bad("a.json", '{"prompts": ["x"]}', " row 0:", ("is a text, not an object", "list of objects")),
+    "key twice": Bad(
+        "a.jsonl", lines(GOOD, '{"clean": "a", ' + json.dumps(OTHER)[1:]), ":2:", ("the key 'clean' more than once",)
+    ),
+    "key twice in a list": Bad(
+        "a.json", '[{"clean": "a", ' + json.dumps(OTHER)[1:] + "]", ":", ("the key 'clean' more than once",)
+    ),
     "deep json": Bad("a.jsonl", lines(GOOD, "[" * 100_000), ":2:", ("not valid JSON", "one object a line")),
     "latin-1": Bad(
         "a.jsonl",
@@ -359,9 +365,9 @@ def test_bad_file_as_a_user_meets_it(tmp_path, name, capsys):
         f"--task.path={path}",
         *option_words({f"task.{key}": value for key, value in bad.task.items()}),
     ]
-    start = time.monotonic()
+    start = time.process_time()
     assert answer(run_check, words) == 2
-    assert time.monotonic() - start < 3
+    assert time.process_time() - start < 3
     assert capsys.readouterr().err.count("\n") == 1
 
 

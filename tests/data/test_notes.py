@@ -4,6 +4,8 @@ import copy
 import random
 
 import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from bigcircuit.config.schema import ModelConfig, TaskConfig
 from bigcircuit.data.builders import BUILDERS
@@ -96,6 +98,32 @@ def test_a_missing_space_is_told_and_can_be_added(tmp_path, tokenizer):
     data, found = told(tmp_path, tokenizer, rows, leading_space="add")
     plain, _ = told(tmp_path, tokenizer, ROWS)
     assert (data.splits, found) == (plain.splits, [])
+
+
+LETTERS = {letter: place for place, letter in enumerate("?ATEehnmtaluc ")}
+WORDS = {word: place for place, word in enumerate(("?", "Then", " met", " Anna", " Emma"))}
+
+
+@pytest.mark.parametrize(
+    ("model", "lost"),
+    [
+        (tokenizers.models.BPE(LETTERS, []), "ü"),  # left out without a word
+        (tokenizers.models.BPE(LETTERS, [], unk_token="?"), "?"),
+        (tokenizers.models.WordLevel(WORDS, unk_token="?"), "?"),  # of which every lone letter is unknown
+    ],
+)
+def test_text_without_tokens_is_told(model, lost):
+    fast = tokenizers.Tokenizer(model)
+    fast.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "merged_with_next")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="?" if lost == "?" else None)
+    rows = [("Then Anna met", " Anna"), ("Thün Anna met", " Anna"), ("Then Anna met", " Anün")]
+    pairs = [Pair(a, a.replace("Anna", "Emma"), (b,), (" Emma",), source=f"FILE:{i}") for i, (a, b) in enumerate(rows)]
+    found = notes(TaskConfig(), pairs, tokenize_pairs(pairs, tokenizer, 100), tokenizer)
+    assert found == [
+        f"ioi: 2 of 3 pairs have text without tokens, such as {lost!r}, which is left out or read as unknown; reword it "
+        "(the first: FILE:1)"
+    ]
+    assert notes(TaskConfig(), pairs[:1], tokenize_pairs(pairs[:1], tokenizer, 100), tokenizer) == []
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,22 @@ def test_mistakes_are_one_line(population, capsys, words, message):
     assert message in shown and len(shown.splitlines()) == 1
 
 
+def test_another_circuit_of_the_same_name_is_not_replaced(population, tmp_path, capsys):
+    """Not that of other circuits, and not one that is compared; the same one is written again."""
+    zero, one, two = (str(population / f"circuits/{i}.safetensors") for i in range(3))
+    saved = ["--save", "all", "--output", str(tmp_path)]
+    union = tmp_path / "union.safetensors"
+    for _ in range(2):
+        assert answer(run_compare, [zero, one, *saved]) == 0
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    for words in ([zero, two, *saved], [str(union), two, *saved], [str(union), zero, "--save", "union"]):
+        assert answer(run_compare, words) == 2
+        error = capsys.readouterr().err
+        assert f"{union}: exists already and is another circuit" in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
 @pytest.mark.parametrize("key", ["model_weights_sha256", "model_config_sha256", "adapter_files_sha256"])
 def test_circuits_of_different_models_are_refused(population, tmp_path, capsys, key):
     circuit = Circuit.load(population / "circuits" / "0.safetensors")

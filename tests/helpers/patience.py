@@ -7,27 +7,31 @@ from contextlib import suppress
 
 import psutil
 
-STALLED_SECONDS, LEAST_WORK = 120.0, 1.0
-"""A process and those below it hang if, for so many seconds, they use less CPU time than this, seconds."""
-MOST_SECONDS = 1800.0
+STALLED_LOOKS, LEAST_WORK = 120, 1.0
+"""A process and those below it hang if, in so many looks a second apart, they use less CPU time than this, seconds."""
+MOST_LOOKS = 1800
 """For processes that hang and use CPU time."""
 
 
 class Patience:
-    """Watches a process and all below it, and says when they hang."""
+    """Watches a process and all below it, and says when they hang.
+
+    Looks are counted and not seconds: on a machine that is out of memory for minutes, this process stands still as well.
+    """
 
     def __init__(self, pid: int) -> None:
-        self._pid, self._began = pid, time.monotonic()
-        self._seen, self._work, self._looked = self._began, 0.0, self._began
+        self._pid, self._looked = pid, time.monotonic()
+        self._looks, self._seen, self._work = 0, 0, 0.0
 
     def hangs(self) -> bool:
-        """Whether the processes have done nothing for STALLED_SECONDS, or have not ended after MOST_SECONDS."""
-        now = time.monotonic()
-        if now - self._looked > 1:
-            self._looked, work = now, cpu_seconds(self._pid)
+        """Whether the processes have done nothing for STALLED_LOOKS, or have not ended after MOST_LOOKS."""
+        if time.monotonic() - self._looked > 1:
+            work = cpu_seconds(self._pid)
+            self._looks += 1
             if abs(work - self._work) >= LEAST_WORK:  # less than before where one of them has ended
-                self._seen, self._work = now, work
-        return now - self._seen > STALLED_SECONDS or now - self._began > MOST_SECONDS
+                self._seen, self._work = self._looks, work
+            self._looked = time.monotonic()
+        return self._looks - self._seen > STALLED_LOOKS or self._looks > MOST_LOOKS
 
 
 def cpu_seconds(pid: int) -> float:

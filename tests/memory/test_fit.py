@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bigcircuit.check import check_config
-from bigcircuit.cli import run_check
+from bigcircuit.cli import answer, run_check
 from bigcircuit.config.load import load
 from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import OutOfMemory, UserError
@@ -102,6 +102,18 @@ def test_check_speaks_of_the_machine_asked_about(capsys, monkeypatch):
         UserError, match="--device cuda: this machine has no GPU; say with --memory how many GiB a GPU has free"
     ):
         run_check(["--device", "cuda"])
+
+
+def test_check_exits_with_4_where_a_run_does_not_fit_and_with_0_where_it_does(capsys):
+    words = ["--train.steps", "5", "--task.size", "80", "--target.total", "200", "--device", "cuda", "--memory"]
+    assert answer(run_check, [*words, "0.004"]) == 4
+    said = capsys.readouterr()
+    assert "it does not fit" in said.out and "the config is valid" not in said.out
+    assert (
+        said.err.startswith("bigcircuit: the config is valid, but the run does not fit") and said.err.count("\n") == 1
+    )
+    assert answer(run_check, [*words, "80"]) == 0
+    assert "the config is valid" in capsys.readouterr().out
 
 
 def test_gathered_weights_need_buffers_on_cpu_alone():

@@ -273,6 +273,10 @@ def test_all_that_has_to_be_taken_out_is_named_at_once(tmp_path):
         ('{"zero_optimization": {"stage": 3, "offload_param": "cpu"}}', "offload_param is 'cpu'; set it to "),
         ('{"zero_optimization": {"stage": 3, "offload_param": [1]}}', "offload_param is .1.; set it to "),
         ("[" * 100_000, "not a JSON file"),
+        (
+            '{"zero_optimization": {"stage": 3}, "zero_optimization": {"stage": 0}}',
+            "'zero_optimization' more than once",
+        ),
         ("[]", "zero_optimization.stage is None"),
     ],
 )

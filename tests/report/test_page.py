@@ -217,6 +217,26 @@ def test_mistakes_are_one_line(words, reason, reported, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_page_replaces_pages_alone(reported, tmp_path, capsys):
+    """A name typed wrong costs no config.json, no circuit and no file of the user's."""
+    run = shutil.copytree(reported.one.path, tmp_path / "run")
+    (tmp_path / "notes.txt").write_text("mine")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    circuit = run / "circuit.safetensors"
+    for source, output in (
+        (run, run / "config.json"),
+        (circuit, circuit),
+        (run, tmp_path / "notes.txt"),
+        (run, tmp_path),
+    ):
+        assert answer(run_report, [str(source), "--output", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert f"--output {output}: is a f" in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+    for _ in range(2):  # a page gives way to a page
+        assert answer(run_report, [str(circuit), "--output", str(tmp_path / "page.html")]) == 0
+
+
 def test_the_first_screens_tell_which_heads_and_open_the_circuit(browser, reported):
     opened = Opened(browser, reported.one.report, width=360)
     page, kept = opened.page, circuit_of(reported.one.path / "circuit.safetensors")["head"]

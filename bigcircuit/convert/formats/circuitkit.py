@@ -70,7 +70,9 @@ def _node(name: Any, shapes: Sequence[LayerShape], source: str) -> Node:
 
 
 def write(graph: GraphCircuit, path: Path) -> list[str]:
-    """Write the list of removed nodes, and the scores beside. Returns notes."""
+    """Write the list of removed nodes, and the scores beside. Returns notes. Raises UserError if a file of scores is there."""
+    if scores_path(path).exists():
+        raise UserError(f"{scores_path(path)}: exists already; move it, or name another file with --output")
     names = {name: _their_name(name) for name in graph.kept_nodes()}
     write_pt(path, [names[name] for name, kept in graph.kept_nodes().items() if not kept])
     scores = {names[name]: score for name, score in graph.node_scores().items()}

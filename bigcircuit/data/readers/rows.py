@@ -11,6 +11,7 @@ from bigcircuit.config.extras import need
 from bigcircuit.data.readers.cells import CsvList, are_ids, is_conversation
 from bigcircuit.data.readers.hugging_face import dataset_rows, open_hub, open_saved
 from bigcircuit.errors import UserError, first_line
+from bigcircuit.io.files import parse_json
 
 
 class SourceRow(NamedTuple):
@@ -110,7 +111,7 @@ def _jsonl(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not valid JSON ({error}); write one object a line") from error
         if not isinstance(values, dict):
@@ -121,7 +122,7 @@ def _jsonl(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
 def _json(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
     """Read a file of auto-circuit, an object whose `prompts` is a list of objects, or a plain list of objects."""
     try:
-        whole = json.loads(_decode(path, content))
+        whole = parse_json(_decode(path, content))
     except (ValueError, RecursionError) as error:
         place = f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else path
         raise UserError(f"{place}: not valid JSON ({error}); for one object a line use the ending .jsonl") from error
