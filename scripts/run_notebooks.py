@@ -15,10 +15,13 @@ FOLDER = Path(__file__).parents[1] / "examples"
 
 
 def run_notebook(path: Path) -> None:
-    """Run a notebook from its first cell to its last and write it with its outputs, without times."""
+    """Run a notebook from its first cell to its last and write it with its outputs, without times and libraries' warnings."""
     notebook = nbformat.read(path, 4)
     resources = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=900, kernel_name="python3", record_timing=False, resources=resources).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     nbformat.write(notebook, path)
 
 
