@@ -57,7 +57,7 @@ def show_help(console: Console, verb: Verb, settings: Settings, topic: str, note
         for number, section in enumerate(chosen):
             _show_title(console, f"{section.name}: {section.meaning}", first=number == 0)
             for key, field in section.fields.items():
-                _show_setting(console, key, field, _one_line(field.description))
+                _show_setting(console, key, field, _one_line(field.description), verb.defaults.get(key))
         return
     _show(console, f"usage: bigcircuit {verb.name} {verb.usage}".rstrip(), 0, 11)
     _show(console, f"\n{verb.about}")
@@ -69,7 +69,8 @@ def show_help(console: Console, verb: Verb, settings: Settings, topic: str, note
     if verb.settings:
         _show_title(console, "Settings" if len(verb.settings) == len(fields) else "Settings that matter most")
         for key in verb.settings:
-            _show_setting(console, key, fields[key], _short(_one_line(fields[key].description)))
+            meaning = _short(_one_line(fields[key].description))
+            _show_setting(console, key, fields[key], meaning, verb.defaults.get(key))
     if verb.options:
         _show_title(console, "Options")
         for option in verb.options:
@@ -121,8 +122,9 @@ def _show_title(console: Console, text: str, first: bool = False) -> None:
     _show(console, text, style="bold")
 
 
-def _show_setting(console: Console, key: str, field: FieldInfo, meaning: str) -> None:
-    default = "required" if field.is_required() else f"default {written(field.default)}"
+def _show_setting(console: Console, key: str, field: FieldInfo, meaning: str, other: str | None) -> None:
+    """Print a setting. other: what its default is with this verb, if not that of the field."""
+    default = "required" if field.is_required() else f"default {other or written(field.default)}"
     _show(console, f"--{key}  {kind_name(field.annotation, field.metadata)}, {default}", 2, 6, head=f"--{key}")
     _show(console, meaning, 6)
 

@@ -308,7 +308,7 @@ class Config(Section):
     deepspeed: str | None = None
     """DeepSpeed config (JSON): at ZeRO stage 3 each rank holds a piece of the frozen weights, else all of them."""
     output: str = "runs/prune"
-    """Run folder."""
+    """Folder to write."""
 
     @model_validator(mode="after")
     def _granularities_exist(self) -> "Config":

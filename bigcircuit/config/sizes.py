@@ -28,7 +28,7 @@ class PenaltyConfig(_by_granularity(Weight, 0.0)):  # type: ignore[misc]
     """Weight of the expected open fraction of each granularity in the loss."""
 
 
-_TOTAL = "site neurons (attention and MLP neurons together)"
+_TOTAL = "site neurons (attention and MLP neurons together): how many to keep, or a share such as 0.1"
 
 
 class TargetConfig(_by_granularity(Size, None, total=_TOTAL)):  # type: ignore[misc]

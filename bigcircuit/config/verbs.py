@@ -66,6 +66,8 @@ class Verb(NamedTuple):
     options: tuple[Option, ...] = ()
     names: bool = False
     """Whether words beside the options are taken, as files and folders."""
+    defaults: Mapping[str, str] = {}
+    """Settings that have another default with this verb -> that default."""
 
 
 _CONFIG = Option(
@@ -157,6 +159,7 @@ _TABLE = (
         ).split(),
         options=(_CONFIG._replace(meaning="Config file (YAML) that names model and task of circuit files."), _ALLOW),
         names=True,
+        defaults={"model.path": "the run's", "train.micro_batch_size": "the run's"},
     ),
     Verb(
         name="compare",
@@ -188,6 +191,7 @@ _TABLE = (
         ).split(),
         options=(_CONFIG._replace(meaning="Config file (YAML) that names model and task of a circuit file."),),
         names=True,
+        defaults={"model.path": "the run's"},
     ),
     Verb(
         name="recover",
@@ -205,6 +209,7 @@ _TABLE = (
             "model.path output"
         ).split(),
         names=True,
+        defaults={"model.path": "the base of the export", "output": "EXPORT-recovered"},
     ),
     Verb(
         name="convert",

@@ -55,7 +55,7 @@ class EvaluationSettings(Section):
     at_once: Positive = 16
     """Circuits that share one pass over the model; fewer need less memory."""
     any_model: bool = False
-    """Allow another model of the same widths than the one a circuit was found in."""
+    """Allow a model of the same widths that is not the one a circuit was found in."""
     output: str | None = None
     """Folder for evaluation.json; by default the folder of the first run or circuit."""
     seed: Count = 0

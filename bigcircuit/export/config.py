@@ -37,7 +37,7 @@ class ExportSettings(Section):
     speed: bool = True
     """Measure tokens per second of the export and of the base model in that process."""
     any_model: bool = False
-    """Allow another model of the same widths than the one a circuit was found in."""
+    """Allow a model of the same widths that is not the one a circuit was found in."""
 
     @property
     def limits(self) -> dict[str, int]:

@@ -46,13 +46,7 @@ def write_page(template: str, page: Any, output: Path) -> Path:
         "as_it_is": as_it_is,
         "chart": inline_svg,
     }
-    scores = page_scores()
-    environment.globals |= {
-        "names": NODE_NAMES,
-        "methods": METHOD_LABELS,
-        "scores": scores,
-        "other_scores": {name: kind for name, kind in scores.items() if kind.in_brief and name != "kl"},
-    }
+    environment.globals |= {"names": NODE_NAMES, "methods": METHOD_LABELS, "scores": page_scores()}
     style, script = (_text(name) for name in ("style.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template(template).render(

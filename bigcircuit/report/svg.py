@@ -60,6 +60,8 @@ def _tidy(element: ElementTree.Element) -> None:
     if path := element.get("d"):
         element.set("d", " ".join(path.split()))
     element.attrib.pop("target", None)
+    if element.tag == _tag("a") and (href := element.attrib.pop(f"{{{_LINK}}}href", None)):
+        element.set("href", href)  # with xlink:href alone, <a> has no role for screen readers
     if len(element) and not (element.text or "").strip():
         element.text = None
     if element.tail and not element.tail.strip():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.io.files import Json
+from bigcircuit.metrics.registry import page_scores
 from bigcircuit.report import charts, facts, headline, page_content, score_tables, sweep_headline
 from bigcircuit.report.drawing import Drawing, draw_circuits
 from bigcircuit.report.facts import Fact
@@ -69,6 +70,8 @@ class SweepPage:
     """All circuits of the front over each other."""
     keys: Sequence[str]
     """The settings that were searched."""
+    columns: Sequence[str]
+    """Names of the scores, besides KL, that the table of trials shows: those that a trial has."""
     comparison: page_content.ComparedCircuits | None
     by_setting: Sequence[Chart]
     training: Sequence[Chart]
@@ -108,6 +111,7 @@ def sweep_page(sweep: SweepResult) -> SweepPage:
     first = sweep_headline.trial_to_show(sweep)
     drawn = _drawn(circuits, first.number if first else None)
     named = {f"trial {number}": circuit for number, circuit in circuits.items()}
+    scored = {name for trial in sweep.trials for name in (trial.row["scores"] if trial.summary else trial.last_validation)}
     drawable = drawable_trials(sweep.trials)
     return SweepPage(
         title=sweep_headline.sweep_title(sweep),
@@ -121,6 +125,7 @@ def sweep_page(sweep: SweepResult) -> SweepPage:
         first=first.number if first else None,
         together=draw_circuits(named) if len(named) > 1 and page_content.same_model(list(named.values())) else None,
         keys=sweep.searched,
+        columns=[name for name, kind in page_scores().items() if kind.in_brief and name != "kl" and name in scored],
         comparison=page_content.compare(named),
         by_setting=setting_charts(sweep),
         training=sweep_training_charts(sweep),

@@ -110,6 +110,15 @@ def test_an_unknown_section_is_answered_with_those_there_are(run, words, message
     assert run(*words) == (2, "", f"bigcircuit: {message}\n")
 
 
+def test_defaults_in_help_are_those_of_the_verb(run):
+    """A recovery writes EXPORT-recovered, and the model of an evaluation is that of the run, whatever prune does."""
+    for words in (["--help"], ["--help", "output"], ["--help", "all"]):
+        assert "--output  str, default EXPORT-recovered" in run("recover", *words)[1]
+    assert "--model.path  str, default the run's" in run("evaluate", "--help")[1]
+    assert "--output  str, default runs/prune" in run("prune", "--help")[1]
+    assert all(verb.defaults.keys() <= known_settings(name) for name, verb in VERBS.items())
+
+
 def test_help_beside_a_name_is_that_of_the_verb_and_the_last_part_of_a_key_is_enough(run):
     assert run("evaluate", "--help", "runs/a") == run("evaluate", "--help")
     assert run("report", "--help", "runs/a") == run("report", "--help")

@@ -56,7 +56,7 @@ def test_a_figure_with_links_is_a_group_whose_links_have_labels():
     root = parsed(scatter([row("a", 10, 0.2), row("b", 20, 0.1)]))
     links = list(root.iter(f"{SVG}a"))
     assert root.get("role") == "group"
-    assert [link.get("{http://www.w3.org/1999/xlink}href") for link in links] == ["#member-0", "#member-1"]
+    assert [link.get("href") for link in links] == ["#member-0", "#member-1"]
     assert [link.get("aria-label") for link in links] == ["a: 10 neurons, KL 0.200", "b: 20 neurons, KL 0.100"]
     assert all(link.get("target") is None for link in links)
 

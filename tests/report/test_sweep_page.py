@@ -149,6 +149,8 @@ def test_the_table_has_all_trials_with_status_and_errors(browser, swept):
     cells = [[cell.text_content() for cell in row.locator("td").all()] for row in rows.all()]
     assert cells[6][:7] == ["failedask for fewer", "–", "–", "–", "0.1", "0", "5000"]
     assert cells[5][:4] == ["stopped", "(700)", "(20)", "(0.500)"]
+    headings = " ".join(page.locator("#table thead th").all_text_contents())
+    assert "exact match" in headings and "perplexity" not in headings, "a column has a score that some trial has"
     page.locator("#table thead button", has_text="neurons").first.click()
     sizes = [int(c.get_attribute("data-value")) for c in page.locator("#table tbody td:nth-child(3)").all()[-6:]]
     assert sizes == sorted(sizes)

@@ -34,7 +34,7 @@ function choose(hash) {
   if (top < 0 || top > innerHeight * 0.7) shown.scrollIntoView();
 }
 addEventListener("click", event => {
-  const link = event.target.closest("a[href], a[*|href]"), hash = link && (link.getAttribute("href") || link.getAttribute("xlink:href"));
+  const link = event.target.closest("a[href]"), hash = link && link.getAttribute("href");
   if (!hash || !circuits.some(one => `#${one.id}` === hash) || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
   choose(hash);
@@ -53,7 +53,7 @@ all(".marks figure, figure.marks").forEach(figure => {
   // Where marks overlap, the one that was named is chosen and not the topmost; the keyboard (detail 0) follows its link.
   figure.addEventListener("click", event => {
     const mark = event.detail && !event.ctrlKey && !event.metaKey && !event.shiftKey ? nearest(event) : null;
-    if (mark) { event.preventDefault(); event.stopPropagation(); choose(mark.querySelector("a").getAttribute("xlink:href")); }
+    if (mark) { event.preventDefault(); event.stopPropagation(); choose(mark.querySelector("a").getAttribute("href")); }
   });
 });
 
