@@ -3,12 +3,12 @@
     python -m benchmarks.text_peers MODEL [MODEL ...] [--runs FOLDER] [--tool NAME=PYTHON ...]
 
 FOLDER is that of `benchmarks.text`, which writes the windows that the tools calibrate on and the held-out ones. Each tool is run by
-a Python of its own (`benchmarks/text_peers_prune.py`): optipfair 0.4.2 by all its neuron selections, by depth and by its pipeline of
-both; torch-pruning 1.6.1, with the transformers 4.46 that its example for language models was written for, by the example's
-settings, also global and with the hidden size left alone, by four importances; without its rounding of widths to multiples of four,
-which would leave no sizes near the asked ones here. Removed parameters are those of the layers; every
-method removes as much as it can without exceeding the size, which favours it. A method that stays more than two points below the
-size is shown and not compared: its tool reaches the size by another.
+a Python of its own (`benchmarks/text_peers_prune.py`): optipfair 0.4.2 by all its neuron selections, by depth and by its pipeline
+of both; torch-pruning 1.6.1, with the transformers 4.46 that its example for language models was written for, by the example's
+settings, also global and with the hidden size left alone, by four importances; without its rounding of widths to multiples of
+four, which would leave no sizes near the asked ones here. Removed parameters are those of the layers; every method removes as much
+as it can without exceeding the size, which favours it. A method that stays more than two points below the size is shown and not
+compared: its tool reaches the size by another.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Folders of a submission to the circuit track of MIB, read as the leaderboard's evaluation reads them.
 
 It takes the folder of a method, with a folder for each task and model, and goes by names alone: the task and the model are those
-whose name begins the folder's name or follows an underscore in it, and the last match wins. One file holds scores, from which circuits of
-all sizes are taken; several are circuits of their own, of which it takes nine. All are evaluated by patching, whatever the method's
-folder is called.
+whose name begins the folder's name or follows an underscore in it, and the last match wins. One file holds scores, from which
+circuits of all sizes are taken; several are circuits of their own, of which it takes nine. All are evaluated by patching, whatever
+the method's folder is called.
 """
 
 from collections.abc import Iterator
