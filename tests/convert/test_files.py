@@ -177,6 +177,8 @@ def test_a_submission_has_the_folders_and_says_what_is_evaluated(model, tmp_path
     assert found["nodes_scores"].shape == (1 + LAYERS * (HEADS + 1),) and found["nodes_scores"][1:].isfinite().all()
     shown = capsys.readouterr().out
     assert "0.5: " in shown and "the smallest sizes are empty: the model has 15 scored nodes" in shown
+    assert "the leaderboard skips ioi_tiny" in shown
+    assert "two tasks and two models; here no task and no model" in shown and "evaluated at 0.001" in shown
     assert made.masks["head"].any()
     message = refused(
         capsys,
@@ -189,6 +191,15 @@ def test_a_submission_has_the_folders_and_says_what_is_evaluated(model, tmp_path
         tmp_path / "submission",
     )
     assert "ioi_tiny: exists already" in message
+
+
+def test_scores_with_signs_are_evaluated_by_value_and_by_size(model, scored, tmp_path, capsys):
+    convert(scored, "--to", "mib", "--model.path", model, "--output", tmp_path / "submission")
+    lines = capsys.readouterr().out.splitlines()
+    by_value, by_size = (
+        next(line for line in lines if name in line) for name in ("by score at", "by absolute score at")
+    )
+    assert by_value.split(" at ")[1] != by_size.split(" at ")[1]
 
 
 def test_a_graph_for_the_viewer_links_what_it_has(scored, tmp_path):
@@ -327,6 +338,7 @@ def test_scores_of_another_size_and_a_model_that_is_a_path_elsewhere(model, tmp_
     path = other_circuit(tmp_path, SHAPES, made, model="../../../tiny")
     convert(path, "--to", "mib", "--model.path", model, "--output", tmp_path / "sub")
     assert [one.name for one in (tmp_path / "sub/bigcircuit_zero_node").iterdir()] == ["ioi_tiny"]
+    assert "evaluates by patching, and this circuit was found under zero ablation" in capsys.readouterr().out
 
 
 def test_without_the_model_what_is_guessed_is_told(scored, tmp_path, capsys):

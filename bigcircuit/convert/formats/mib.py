@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from bigcircuit.config.plain import check_name
 from bigcircuit.convert.formats import eap_ig_pt
 from bigcircuit.convert.graph import GraphCircuit, real_edges
+from bigcircuit.convert.mib_folder import check_columns, check_method, model_name
 from bigcircuit.errors import UserError
 from bigcircuit.io.files import check_writable
 
@@ -30,20 +31,26 @@ def write(graph: GraphCircuit, path: Path) -> list[str]:
             f"--to mib: {graph.circuit.ablation_name} ablation has no name there; use one of {', '.join(_ABLATIONS)}"
         )
     task = (graph.task or "task").replace("_", "-")
-    model = Path(graph.circuit.metadata.get("model", "")).name or "model"  # of a path or a hub id the last part
+    model = model_name(
+        Path(graph.circuit.metadata.get("model", "")).name or "model"
+    )  # of a path or a hub id the last part
     check_name(f"{task}_{model}", f"--to mib: task and model of the circuit file, {task} and {model},")
     folder = path / f"bigcircuit_{ablation}_node" / f"{task}_{model}"
     if folder.exists():
         raise UserError(f"{folder}: exists already; move it, or name another folder with --output")
     check_writable(folder)
     notes = eap_ig_pt.write(graph, folder / "importances.pt")
-    return [*notes, *check_submission(graph), f"the submission is {folder}"]
+    if ablation != "patching":
+        notes.append(f"the leaderboard evaluates by patching, and this circuit was found under {ablation} ablation")
+    names = [*check_columns(task, model), *check_method(folder.parent)]
+    return [*notes, *names, *check_submission(graph), f"the submission is {folder}, of level node"]
 
 
 def check_submission(graph: GraphCircuit) -> list[str]:
     """Say what the leaderboard's evaluation makes of the scores: nodes and edges at each size, and what is wrong.
 
-    It takes the top share of the scored nodes by absolute score, all edges out of them, and removes what is then on no path.
+    It takes the top share of the scored nodes, by score for CPR and by absolute score for CMD, all edges out of them, and removes
+    what is then on no path.
     """
     import torch
 
@@ -56,24 +63,29 @@ def check_submission(graph: GraphCircuit) -> list[str]:
         notes.append(
             "many scores are equal, and equal ones are taken in the order of the nodes; trained gates rank better"
         )
-    sizes = []
     real = real_edges(graph.layers, graph.heads_per_layer, graph.parallel)
-    for share in SIZES:
-        kept, edges = _at_size(scores, int(share * scored), real, graph)
-        sizes.append(f"{share:g}: {kept} nodes, {edges} edges")
-    if all(size.split(": ")[1].startswith("0 ") for size in sizes[:4]):
+    if not int(SIZES[3] * scored):
         notes.append(f"the smallest sizes are empty: the model has {scored} scored nodes")
-    return [*notes, f"evaluated at {'; '.join(sizes)}"]
+    rankings = (
+        {"": scores} if (scores.nan_to_num() >= 0).all() else {"by score ": scores, "by absolute score ": scores.abs()}
+    )
+    for name, ranking in rankings.items():
+        sizes = []
+        for share in SIZES:
+            kept, edges = _at_size(ranking, int(share * scored), real, graph)
+            sizes.append(f"{share:g}: {kept} nodes, {edges} edges")
+        notes.append(f"evaluated {name}at {'; '.join(sizes)}")
+    return notes
 
 
 def _at_size(scores: "Tensor", count: int, real: "Tensor", graph: GraphCircuit) -> tuple[int, int]:
-    """Nodes and edges that remain of the `count` nodes with the largest absolute scores, and of those without a score."""
+    """Nodes and edges that remain of the `count` nodes with the largest scores, and of those without a score."""
     import torch
 
     from bigcircuit.convert.graph import edges_of
     from bigcircuit.convert.nodes import END, START, nodes_on_paths
 
-    order = scores.abs().nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
+    order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
     chosen = ~scores.isfinite()
     chosen[order[:count]] = True
     rows = torch.cat([torch.tensor([True]), chosen])
