@@ -2,7 +2,7 @@
 
     python -m benchmarks.models [TYPE ...] [--output docs/models.md]
 
-For both paddings: with all gates open the circuit equals the plain model to the bit, with all closed the model on corrupted
+For both paddings: with all gates open the circuit equals the plain model, with all closed the model on corrupted
 prompts, alone and with two or three circuits at once. Besides: passes over the suffix alone, the checks that every model goes
 through when it is loaded (`forward/model_check.py`: no path around the gates, gradients of projections, no look at later tokens),
 and the number of parameters of a full and of an empty circuit. A type fails if one of these fails; one that is refused is so by its
@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from benchmarks.machine import cpu_name
 from benchmarks.tiny_types import tiny_config
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.data.collate import Batch, collate
@@ -94,10 +95,11 @@ HOLDERS = {
 
 _ABOUT = """# Models
 
-Made by `python -m benchmarks.models` with {versions}. Every causal model type is built tiny, with
-random weights, and is checked: open gates are the plain model to the bit and closed gates the model on corrupted prompts, for both
-paddings and one to three circuits at once; nothing writes into the residual stream around the gates; gradients are those of the
-matrices; no token sees later ones; the parameters of a full circuit are all. Real checkpoints were not tried.
+Made by `python -m benchmarks.models` with {versions} on {processor}. Every causal model
+type is built tiny, with random weights, and is checked: open gates are the plain model and closed gates the model on corrupted
+prompts, for both paddings and one to three circuits at once, over the suffix alone as with both streams; nothing writes into the
+residual stream around the gates; gradients are those of the matrices; no token sees later ones; the parameters of a full circuit
+are all. Real checkpoints were not tried.
 
 **{counts}**
 
@@ -117,10 +119,12 @@ add. A constant is a vector of the residual width for an expert and a number for
 down projection (`gpt_oss`) has the mean routing weight as its constant. In `llama4` and `llama4_text`, all of whose experts see
 every token, experts can be closed and their neurons cannot.
 """
-_EXACT = """A circuit has the same logits alone and beside others, to the last bit, in all types but: {others}.
+_EXACT = """With all gates open a circuit has the logits of the plain model, to the last bit, in all types but: {open}.
+It has the same logits alone and beside others, to the last bit, in all types but: {others}.
 They have gates or weights of a few numbers a token (of a shared expert, a router or a recurrent mixer), and torch computes the last
 numbers of a tensor, those that fill no register, by other code: `softplus` of 108 numbers is not that of its three thirds. So a
-token's last digits depend there on how many tokens there are. Experts themselves are called once for each circuit.
+token's last digits depend there on how many tokens there are, and which types these are depends on the processor. Experts themselves
+are called once for each circuit.
 """
 
 
@@ -133,6 +137,8 @@ class Outcome(NamedTuple):
     reason: str = ""
     exact: bool = True
     """Whether a circuit has the same logits alone and beside others, to the last bit."""
+    open_exact: bool = True
+    """Whether a circuit with all gates open has the logits of the plain model, to the last bit."""
 
 
 def build_tiny(model_type: str, **settings: Any) -> Any:
@@ -175,7 +181,7 @@ def examine(model_type: str) -> Outcome:
             return Outcome(FAILS, frozen.architecture.kind, fault)
     except Exception as error:  # a fault of ours or of the model is a result here
         return Outcome(FAILS, frozen.architecture.kind, f"{type(error).__name__}: {str(error)[:150]}")
-    return Outcome(WORKS, frozen.architecture.kind, exact=is_exact(frozen))
+    return Outcome(WORKS, frozen.architecture.kind, exact=is_exact(frozen), open_exact=is_plain_when_open(frozen))
 
 
 def is_exact(frozen: FrozenModel) -> bool:
@@ -192,13 +198,24 @@ def is_exact(frozen: FrozenModel) -> bool:
     return torch.equal(together, torch.stack(alone))
 
 
+def is_plain_when_open(frozen: FrozenModel) -> bool:
+    """Compare the logits of a circuit with all gates open with those of the plain model, to the last bit, for both paddings."""
+    return all(torch.equal(*_open_and_plain(frozen, padding)) for padding in ("right", "left"))
+
+
+def _open_and_plain(frozen: FrozenModel, padding: str) -> tuple[Tensor, Tensor]:
+    batch = collate(tiny_examples(), full=True, padding=padding)
+    with torch.no_grad(), Streams(frozen, INTERCHANGE) as streams:
+        return streams.masked(batch, _constant(frozen, [1.0]), 1)[0], _plain(frozen, batch.clean, batch)
+
+
 def faults(frozen: FrozenModel) -> Iterator[str]:
     """Yield what is wrong with gates on a model."""
     for padding in ("right", "left"):
         batch = collate(tiny_examples(), full=True, padding=padding)
         with torch.no_grad(), Streams(frozen, INTERCHANGE) as streams:
             clean, corrupted = _plain(frozen, batch.clean, batch), _plain(frozen, batch.corrupted, batch)
-            if not torch.equal(streams.masked(batch, _constant(frozen, [1.0]), 1)[0], clean):
+            if not torch.allclose(*_open_and_plain(frozen, padding), atol=_CLOSE):
                 yield f"{padding} padding: open gates are not the plain model"
             for values in ([0.0], [0.0, 0.0], [1.0, 0.0, 0.0]):
                 closed = streams.masked(batch, _constant(frozen, values), len(values))[-1]
@@ -252,7 +269,7 @@ def page(found: dict[str, Outcome]) -> str:
     versions = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "torch"))
     counts = f"{len(working)} of {len(causal)} causal model types and {len(whole)} of {len(FAMILIES)} families work."
     lines = [
-        _ABOUT.format(versions=versions, counts=counts),
+        _ABOUT.format(versions=versions, processor=cpu_name(), counts=counts),
         "## Families",
         "",
         "Of a multimodal model the language model counts, by its text config.",
@@ -275,7 +292,10 @@ def page(found: dict[str, Outcome]) -> str:
     lines += [
         "",
         _NODES.format(suffix=sum(row.suffix for row in ARCHITECTURES.values())),
-        _EXACT.format(others=_code(" ".join(name for name in working if not causal[name].exact)) or "none"),
+        _EXACT.format(
+            open=_code(" ".join(name for name in working if not causal[name].open_exact)) or "none",
+            others=_code(" ".join(name for name in working if not causal[name].exact)) or "none",
+        ),
         "These parts of layers have no gates and are always open:",
         "",
         *(
@@ -315,8 +335,9 @@ def main() -> None:
     found = {}
     for name in arguments.types or dict.fromkeys([*TYPES, *wanted]):
         found[name] = examine(name)
-        result, kind, reason, exact = found[name]
-        words = [result, kind, reason, "" if exact else "other bits beside other circuits"]
+        one = found[name]
+        words = [one.result, one.kind, one.reason, "" if one.exact else "other bits beside other circuits"]
+        words.append("" if one.open_exact else "other bits than the plain model")
         sys.stdout.write(f"{name}: {', '.join(filter(None, words))}\n")
         sys.stdout.flush()
     if arguments.output and not arguments.types:
