@@ -123,8 +123,8 @@ _EXACT = """With all gates open a circuit has the logits of the plain model, to 
 It has the same logits alone and beside others, to the last bit, in all types but: {others}.
 They have gates or weights of a few numbers a token (of a shared expert, a router or a recurrent mixer), and torch computes the last
 numbers of a tensor, those that fill no register, by other code: `softplus` of 108 numbers is not that of its three thirds. So a
-token's last digits depend there on how many tokens there are, and which types these are depends on the processor. Experts themselves
-are called once for each circuit.
+token's last digits depend there on how many tokens there are, and which types these are depends on the processor. Experts
+themselves are called once for each circuit.
 """
 
 
