@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
@@ -244,7 +245,8 @@ class Streams:
                 past_key_values=cache,
                 use_cache=False,
             )
-        return output.logits if state.head_inputs is None else state.head_inputs
+        found = output.logits if state.head_inputs is None else state.head_inputs
+        return found[:, : len(state.batch.score_row)] if isinstance(state.batch, Batch) else found
 
     @contextmanager
     def _during(self, state: Pass) -> Iterator[None]:
@@ -388,7 +390,7 @@ class Streams:
         found = hidden[:, state.batch.score_row, positions]
         found = found if state.branches is None else found[state.branches.of_member]
         if state.batch.logit_chunk is None:
-            return (found, *args[1:])
+            return (pad(found, (0, 0, 0, max(0, FEWEST - found.shape[1]))), *args[1:])
         state.head_inputs = found
         return (found[:, :1], *args[1:])
 

@@ -13,7 +13,7 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.gates.population import Population
 from bigcircuit.metrics.logit_metrics import kl_divergence
 from bigcircuit.model.granularity import SITE_WIDTH
-from tests.helpers.tiny_models import TINY, random_masks, tiny_examples, tiny_model
+from tests.helpers.tiny_models import TINY, constant_masks, random_masks, tiny_examples, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +200,14 @@ def test_the_model_itself_is_plain_between_passes(frozen):
         masks[0]["mlp"].requires_grad_()
         streams.masked(batch, lambda i: masks[i], 1).sum().backward()
         assert torch.equal(frozen.model(input_ids=batch.clean).logits, before)
+
+
+def test_open_gates_are_the_plain_model_where_few_positions_are_scored():
+    """On some processors the product of a wide hidden state with the vocabulary has other last bits for fewer than 16 rows."""
+    wide = TINY | {"hidden_size": 1664, "num_hidden_layers": 1, "head_dim": 8}
+    frozen, batch = tiny_model("llama", wide), collate(tiny_examples(), full=False)
+    assert len(batch.score_row) < 16
+    with torch.no_grad(), Streams(frozen, INTERCHANGE) as streams:
+        opened = streams.masked(batch, constant_masks(frozen, 1.0), 1)[0]
+        plain = frozen.model(batch.clean, attention_mask=batch.attention_mask, position_ids=batch.position_ids).logits
+    assert torch.equal(opened, plain[batch.score_row, batch.score_position])
