@@ -4,11 +4,11 @@ python -m benchmarks.text MODEL [MODEL ...] [--output FOLDER] [--documents N] [-
     [--steps UPDATES] [--recover UPDATES]
 
 Each model writes its own corpus (task.text.generate), half of whose documents are held out. One population, a circuit for each
-share of the parameters, learns masks of heads and MLP neurons and what closed ones output (optimal ablation). Every baseline scores
-heads and MLP neurons on the training windows, and keeps the best of them, with at least as many parameters as the learned circuit:
-over all layers, as many in every layer, or in each layer as many as the learned circuit; under zero or mean ablation. Which of
-these six counts for a baseline is chosen on the validation documents. (As many heads as the learned circuit, in other groups of
-keys and values, can have up to 1% of the parameters less.) The learned circuit and the best baseline are then exported
+share of the parameters, learns masks of heads and MLP neurons and what closed ones output (optimal ablation). Every baseline
+scores heads and MLP neurons on the training windows, and keeps the best of them, with at least as many parameters as the learned
+circuit: over all layers, as many in every layer, or in each layer as many heads as the learned circuit, and neurons in its
+proportions; single heads, or heads in groups with their keys and values; under zero or mean ablation. Which of these twelve
+counts for a baseline is chosen on the validation documents. The learned circuit and the best baseline are then exported
 (`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the same settings. The command resumes.
 """
 
@@ -80,10 +80,19 @@ def run_settings(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def unit_scores(scores: NodeScores, shapes: Sequence[LayerShape]) -> dict[str, Tensor]:
-    """Score heads by the mean over their neurons, so that they stand beside MLP neurons: float32 [L, n] by granularity."""
-    heads = scores["attention_neuron"].unflatten(1, (shapes[0].heads, -1)).mean(-1)
-    return {"head": heads, "mlp_neuron": scores["mlp_neuron"]}
+def unit_scores(scores: NodeScores, shapes: Sequence[LayerShape]) -> list[dict[str, Tensor]]:
+    """Score heads, and groups of heads with their keys and values, by the mean over their neurons.
+
+    So they stand beside MLP neurons: float32 [L, n] by granularity, attention first, for each of the two.
+    """
+    units = {"head": shapes[0].heads, "kv_group": shapes[0].kv_heads}
+    if units["head"] == units["kv_group"]:
+        del units["kv_group"]
+    neurons = scores["attention_neuron"]
+    return [
+        {name: neurons.unflatten(1, (count, -1)).mean(-1), "mlp_neuron": scores["mlp_neuron"]}
+        for name, count in units.items()
+    ]
 
 
 def best_in_layers(
@@ -102,6 +111,8 @@ def structures(
     """Yield the circuits of a ranking with at least as many parameters as the learned one, by how layers share them."""
     shapes, least = frozen.shapes, count_parameters(frozen, learned).kept
     layers, shape = len(shapes), shapes[0]
+    unit = next(iter(scores))
+    label = ", in groups" if unit == "kv_group" else ""
 
     def smallest(most: int, make: Callable[[int], Masks]) -> Masks:
         """Search the smallest circuit of those that grow with a number up to `most`."""
@@ -115,15 +126,22 @@ def structures(
     parts = ranks.split([one.numel() for one in scores.values()])
     gates = {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
     neurons = layers * (shape.heads * shape.head_dim + shape.intermediate)
-    yield "over all layers", smallest(neurons, lambda total: discretise(gates, shapes, {"total": total}))
+    yield f"over all layers{label}", smallest(neurons, lambda total: discretise(gates, shapes, {"total": total}))
 
     def alike(total: int) -> Masks:
         widths = [total // layers + (index < total % layers) for index in range(layers)]
-        return best_in_layers(scores, {"head": [round(share * shape.heads)] * layers, "mlp_neuron": widths}, shapes)
+        return best_in_layers(
+            scores, {unit: [round(share * scores[unit].shape[1])] * layers, "mlp_neuron": widths}, shapes
+        )
 
-    yield "in every layer", smallest(layers * shape.intermediate, alike)
-    sizes = {name: learned[name].sum(1).tolist() for name in scores}
-    yield "as learned", best_in_layers(scores, sizes, shapes)
+    yield f"in every layer{label}", smallest(layers * shape.intermediate, alike)
+    units, learned_widths = learned[unit].sum(1).tolist(), learned["mlp_neuron"].sum(1)
+
+    def as_learned(total: int) -> Masks:
+        widths = (learned_widths * total / learned_widths.sum()).round().clamp(max=shape.intermediate)
+        return best_in_layers(scores, {unit: units, "mlp_neuron": widths.int().tolist()}, shapes)
+
+    yield f"as learned{label}", smallest(layers * shape.intermediate, as_learned)
 
 
 def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,8 +160,9 @@ def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, 
         with Streams(frozen, ZERO) as streams:
             (scores,) = BASELINES[name].draw(streams, train, run.micro_batches, 1)
         for circuit, share in zip(learned, REMOVED, strict=True):
-            for structure, masks in structures(frozen, unit_scores(scores, frozen.shapes), circuit.masks, 1 - share):
-                candidates += [Candidate(name, share, structure, one, masks) for one in (ZERO, means)]
+            for units in unit_scores(scores, frozen.shapes):
+                for structure, masks in structures(frozen, units, circuit.masks, 1 - share):
+                    candidates += [Candidate(name, share, structure, one, masks) for one in (ZERO, means)]
 
     def scored(chosen: Sequence[Candidate], examples: Sequence[Example]) -> list[Mapping[str, Any]]:
         found: dict[int, Mapping[str, Any]] = {}
