@@ -10,6 +10,7 @@ checkout; the viewer of circuit-tracer runs under node with `d3` and `d3-jetpack
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,7 @@ def _widths(shapes: Any) -> dict[str, list[int]]:
 
 
 def _gguf(config: ModelConfig, folder: Path, frozen: Any, prompts: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Export two GGUF files, under zero ablation and with constants, and continue prompts with the masked models."""
+    """Export GGUF files, also of a Qwen2 and a Qwen3 with these weights, and continue prompts with the masked models."""
     from bigcircuit.ablation.ablation import ZERO
     from bigcircuit.export.verify import Prompts, run_masked
     from bigcircuit.model.resolve import resolve_model
@@ -93,7 +94,41 @@ def _gguf(config: ModelConfig, folder: Path, frozen: Any, prompts: torch.Tensor)
         request = request_of(resolved, ablation, circuit.masks)
         write_export("gguf", request, folder / f"gguf-{name}")
         found[f"text.{name}"] = run_masked(frozen, request, Prompts(prompts, prompts.shape[1], _NEW))["text"]
+    generator = torch.Generator().manual_seed(1)
+    for name in ("qwen2", "qwen3"):
+        base = ModelConfig(path=str(_as_qwen(name, frozen, Path(config.path), folder)))
+        other = load_frozen(base)
+        masks = Circuit.load(folder / "zero.safetensors").masks
+        # Few closed nodes, because the model is made up; of a Qwen2 all heads are kept, as llama.cpp wants them.
+        kept = {part: mask | (torch.rand(mask.shape, generator=generator) < 0.8) for part, mask in masks.items()}
+        heads = kept["head"] | (name == "qwen2")
+        closed = complete_masks({"head": heads, "mlp_neuron": kept["mlp_neuron"]}, other.shapes)
+        request = request_of(resolve_model(base), ZERO, closed)
+        write_export("gguf", request, folder / f"gguf-{name}")
+        found[f"text.{name}"] = run_masked(other, request, Prompts(prompts, prompts.shape[1], _NEW))["text"]
     return found
+
+
+def _as_qwen(name: str, frozen: Any, path: Path, folder: Path) -> Path:
+    """Write a Qwen with the weights of a Llama, and biases or norms of queries and keys of its own."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    known = frozen.model.config.to_dict()
+    settings = {key: value for key, value in known.items() if key not in ("model_type", "architectures", "head_dim")}
+    config = AutoConfig.for_model(name, **settings, **({"head_dim": known["head_dim"]} if name == "qwen3" else {}))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        weights = frozen.model.state_dict()
+        for key, value in model.state_dict().items():
+            if key in weights:
+                value.copy_(weights[key])
+            else:
+                value.copy_(1.5 * key.endswith("norm.weight") + 0.2 * torch.randn(value.shape, generator=generator))
+    model.save_pretrained(folder / f"base-{name}")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(path / file, folder / f"base-{name}" / file)
+    return folder / f"base-{name}"
 
 
 def open_files(tool: str, python: str, folder: Path) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""Write a uniform cut of a Llama or Mistral as a GGUF file, tensor by tensor.
+"""Write a uniform cut as a GGUF file, tensor by tensor.
 
-The layout is that of llama.cpp's converter: its names of tensors, and rows of queries and keys so ordered that the two numbers that
-rotate together lie beside each other.
+The layout is that of llama.cpp's converter: its names of tensors, and for Llama and Mistral rows of queries and keys so ordered
+that the two numbers that rotate together lie beside each other.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,31 @@ from bigcircuit.export.writer import Planned, write_text
 from bigcircuit.io.files import reporting_disk_errors
 
 GGUF_FILE = "model.gguf"
-_FAMILY = ("llama", "mistral")
+
+
+class _Family(NamedTuple):
+    """How llama.cpp computes a model type."""
+
+    architecture: str
+    """Its name in the file, and of the class of transformers that reads the file."""
+    reordered: bool
+    """Whether rows of queries and keys are reordered."""
+    adds_biases: bool
+    """Whether it adds biases to all projections."""
+    takes_width: bool
+    """Whether heads may be of another width together than the hidden size."""
+    read_by_itself: bool
+    """Whether transformers reads the width of a head from the file, and needs no config beside it."""
+
+
+_LLAMA = _Family("llama", reordered=True, adds_biases=True, takes_width=True, read_by_itself=True)
+_FAMILIES = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _Family("qwen2", reordered=False, adds_biases=False, takes_width=False, read_by_itself=True),
+    "qwen3": _Family("qwen3", reordered=False, adds_biases=False, takes_width=True, read_by_itself=False),
+}
+"""Model type -> how it is written."""
 _OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _INSIDE = {
     "input_layernorm": "attn_norm",
@@ -34,6 +58,8 @@ _INSIDE = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -44,16 +70,25 @@ _BIASES_NOTE = (
     "projections have biases, which llama.cpp adds; transformers adds them with config=AutoConfig.from_pretrained(DIR), and drops "
     "them without"
 )
+_CONFIG_NOTE = (
+    "transformers does not read the width of a head from such a file: give config=AutoConfig.from_pretrained(DIR)"
+)
 
 
 def plan_gguf(request: ExportRequest) -> PreparedExport:
     """Plan the file. Raises UserError for what a reader of the file would not compute, and where the package gguf is absent."""
     request.check_layers("gguf")
     config = request.hf_config
-    if config.model_type not in _FAMILY:
+    family = _FAMILIES.get(config.model_type)
+    if family is None:
         raise UserError(
-            f"--format gguf: {config.model_type} is none of {', '.join(_FAMILY)}, whose layout is written here; use --format "
+            f"--format gguf: {config.model_type} is none of {', '.join(_FAMILIES)}, whose layout is written here; use --format "
             "uniform, and llama.cpp's own converter on that folder"
+        )
+    if any(request.biased) and not family.adds_biases:
+        raise UserError(
+            f"--format gguf: the constants of {request.ablation.name} ablation need biases, which llama.cpp does not add for "
+            f"{config.model_type}; give --ablation zero"
         )
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
@@ -63,20 +98,27 @@ def plan_gguf(request: ExportRequest) -> PreparedExport:
         )
     need("--format gguf", "gguf")
     window = getattr(config, "sliding_window", None)
-    if window is not None and window < config.max_position_embeddings:
+    if window is not None and window < config.max_position_embeddings and getattr(config, "use_sliding_window", True):
         raise UserError(
             f"--format gguf: attention within a window of {window} tokens is not written here; use --format uniform, and "
             "llama.cpp's own converter on that folder"
         )
     # The only one of the two that transformers reads back; its class can have all biases that llama.cpp adds.
     biases = {key: True for key, needed in zip(("attention_bias", "mlp_bias"), request.biased, strict=True) if needed}
-    cut = uniform_cut(request, biases, only="llama")
-    has_biases = any(name.endswith(".bias") for name, _ in cut.written.model.named_parameters())
+    cut = uniform_cut(request, biases, only=family.architecture)
+    written = cut.written.shapes[0]
+    if not family.takes_width and written.heads * written.head_dim != written.hidden:
+        raise UserError(
+            f"--format gguf: llama.cpp reads {config.model_type} with all {request.base.shapes[0].heads} heads alone, and here are "
+            f"{written.heads}; close neurons of MLPs alone (gates.granularities), or use --format uniform"
+        )
+    has_biases = family.adds_biases and any(name.endswith(".bias") for name, _ in cut.written.model.named_parameters())
     tokenizer = read_tokenizer((request.beside or Path()) / "tokenizer.json", config.vocab_size)
     notes = [
         *cut.notes,
         *([f"no tokenizer is in the file: {tokenizer}; give token ids"] if isinstance(tokenizer, str) else []),
         *([_BIASES_NOTE] if has_biases else []),
+        *([] if family.read_by_itself else [_CONFIG_NOTE]),
     ]
     parameters = sum(parameter.numel() for parameter in cut.written.model.parameters())
     dtype = SourceWeights(request.model.config, request.base.model).dtype
@@ -84,7 +126,7 @@ def plan_gguf(request: ExportRequest) -> PreparedExport:
     def write(folder: Path, source: SourceWeights, advance: Callable[[int], None]) -> None:
         tensors = CutTensors(request.base, cut.written, cut.cuts, source)
         write_gguf(folder / GGUF_FILE, tensors, cut, tokenizer, advance)
-        if has_biases:
+        if has_biases or not family.read_by_itself:
             config = config_json(cut.written.model.config, type(cut.written.model).__name__, source.dtype)
             write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -104,9 +146,11 @@ def write_gguf(
     from gguf import GGMLQuantizationType, GGUFWriter
 
     config, shape = cut.written.model.config, cut.written.shapes[0]
-    writer = GGUFWriter(path, "llama")
+    family = _FAMILIES[config.model_type]
+    writer = GGUFWriter(path, family.architecture)
     _add_settings(writer, config, cut.cuts, tokenizer)
-    planned = [_layout(one, shape.heads, shape.kv_heads) for one in tensors.planned()]
+    heads = (shape.heads, shape.kv_heads) if family.reordered else None
+    planned = [_layout(one, heads) for one in tensors.planned()]
     kinds = {
         torch.float32: GGMLQuantizationType.F32,
         torch.float16: GGMLQuantizationType.F16,
@@ -133,17 +177,19 @@ def _stored(dtype: torch.dtype) -> torch.dtype:
     return torch.int16 if dtype == torch.bfloat16 else dtype
 
 
-def _layout(one: Planned, heads: int, kv_heads: int) -> Planned:
-    """Give a tensor its name and order of rows; norms are float32 in such files."""
+def _layout(one: Planned, heads: tuple[int, int] | None) -> Planned:
+    """Give a tensor its name and order of rows; norms are float32 in such files.
+
+    heads: query and key/value heads whose rows are reordered.
+    """
     module, _, leaf = one.name.rpartition(".")
     if module in _OUTSIDE:
         name, make = _OUTSIDE[module], one.make
     else:
         number, _, inside = module.removeprefix("model.layers.").partition(".")
         name, make = f"blk.{number}.{_INSIDE[inside]}", one.make
-        if inside.endswith(("q_proj", "k_proj")):
-            count = heads if inside.endswith("q_proj") else kv_heads
-            make = _Reordered(one.make, count)
+        if heads is not None and inside.endswith(("q_proj", "k_proj")):
+            make = _Reordered(one.make, heads[inside.endswith("k_proj")])
     dtype = torch.float32 if len(one.size) == 1 else one.dtype
     return Planned(f"{name}.{leaf}", one.size, dtype, make)
 

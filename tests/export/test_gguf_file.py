@@ -24,6 +24,16 @@ from tests.helpers.tiny_models import TINY, tiny_model
 PROMPTS = Prompts(torch.randint(3, 96, (2, 10), generator=torch.Generator().manual_seed(0)), 5, 4)
 
 
+QWEN2 = {key: value for key, value in TINY.items() if key != "head_dim"}
+
+
+def all_heads(model):
+    """Request for a circuit in which MLP neurons alone are closed."""
+    drawn, shapes = request_of(model).masks["mlp_neuron"], model.shapes
+    opened = torch.ones(len(shapes), shapes[0].heads, dtype=torch.bool)
+    return request_of(model, ZERO, complete_masks({"head": opened, "mlp_neuron": drawn}, shapes))
+
+
 def field(reader: GGUFReader, name: str):
     return reader.fields[name].contents()
 
@@ -41,6 +51,8 @@ def test_llama_and_mistral_are_read_back_in_a_fresh_process(tmp_path):
         "three": request_of(three.model, ZERO, masks),
         "mistral": request_of(saved_tiny("mistral", {**TINY, "sliding_window": None}, tmp_path / "mistral-base")),
         "bf16": request_of(resolve_model(ModelConfig(path=str(tmp_path / "bf16"), dtype="bfloat16"))),
+        "qwen3": request_of(saved_tiny("qwen3", TINY, tmp_path / "qwen3-base")),
+        "qwen2": all_heads(saved_tiny("qwen2", QWEN2, tmp_path / "qwen2-base")),
     }
     requests |= {
         f"{name}-mean": replace(requests[name], ablation=random_constants(requests[name].model.shapes))
@@ -58,6 +70,9 @@ def test_llama_and_mistral_are_read_back_in_a_fresh_process(tmp_path):
     assert field(reader, "general.architecture") == "llama"
     assert field(reader, "llama.attention.head_count") == 4, "three heads divide no hidden size of 32"
     assert field(reader, "llama.attention.key_length") == 8 and field(reader, "tokenizer.ggml.model") == "no_vocab"
+    reader = GGUFReader(tmp_path / "qwen3/out/model.gguf")
+    assert field(reader, "general.architecture") == "qwen3" and (tmp_path / "qwen3/out/config.json").exists()
+    assert "blk.0.attn_q_norm.weight" in {tensor.name for tensor in reader.tensors}
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "bf16/out/model.gguf").tensors}
     assert kinds["blk.0.attn_q.weight"] == "BF16" and kinds["blk.0.attn_norm.weight"] == "F32"
     assert "output.weight" not in kinds, "tied embeddings are stored once"
@@ -99,8 +114,15 @@ def test_what_the_file_cannot_say_is_refused(tmp_path):
     windowed = {**TINY, "sliding_window": 4}
     with pytest.raises(UserError, match="attention within a window of 4 tokens is not written here"):
         write_export("gguf", request_of(saved_tiny("mistral", windowed, tmp_path / "windowed")), tmp_path / "w")
-    with pytest.raises(UserError, match="qwen3 is none of llama, mistral"):
-        write_export("gguf", request_of(saved_tiny("qwen3", TINY, tmp_path / "qwen")), tmp_path / "y")
+    with pytest.raises(UserError, match="olmo2 is none of llama, mistral, qwen2, qwen3"):
+        write_export("gguf", request_of(saved_tiny("olmo2", TINY, tmp_path / "olmo")), tmp_path / "y")
+    qwen = request_of(saved_tiny("qwen3", TINY, tmp_path / "qwen"))
+    with pytest.raises(
+        UserError, match="constants of mean ablation need biases, which llama.cpp does not add for qwen3"
+    ):
+        write_export("gguf", replace(qwen, ablation=random_constants(qwen.model.shapes)), tmp_path / "q")
+    with pytest.raises(UserError, match="llama.cpp reads qwen2 with all 4 heads alone"):
+        write_export("gguf", request_of(saved_tiny("qwen2", QWEN2, tmp_path / "qwen2")), tmp_path / "r")
     scaled = {**TINY, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
     with pytest.raises(UserError, match="rotary scaling linear is not written here"):
         write_export("gguf", request_of(saved_tiny("llama", scaled, tmp_path / "scaled")), tmp_path / "z")

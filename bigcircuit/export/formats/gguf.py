@@ -6,7 +6,9 @@ if TYPE_CHECKING:
     from bigcircuit.export.request import ExportRequest, PreparedExport
 
 NAME = "gguf"
-DESCRIPTION = "the uniform model of a Llama or Mistral as model.gguf, constants as biases; needs the package gguf"
+DESCRIPTION = (
+    "the uniform model of a Llama, Mistral, Qwen2 or Qwen3 as model.gguf (constants: the first two); needs gguf"
+)
 LOADS_IN = "llama.cpp and what is built on it; transformers by gguf_file"
 LOADER = "gguf"
 
