@@ -104,6 +104,16 @@ def test_quantised_weights_whose_package_is_absent_are_refused(tmp_path, change,
     assert "its weights are quantised as " in found and message in found
 
 
+@pytest.mark.parametrize("version", ["5.9.0", "5.22.2"])
+def test_quantised_weights_are_refused_by_releases_of_transformers_that_leave_them_packed(
+    tmp_path, version, monkeypatch
+):
+    """Packed experts are zero there, without a word."""
+    monkeypatch.setattr("transformers.__version__", version)
+    found = refusal(tmp_path, json_values(CONFIG, quantization_config={"quant_method": "mxfp4"}))
+    assert f"reading this needs transformers 5.23 or newer, here is {version}; pip install" in found
+
+
 @pytest.mark.parametrize(("part", "value"), BAD_QUANTISED.items())
 def test_a_quantisation_config_of_another_shape_is_one_line(tmp_path, part, value):
     found = refusal(tmp_path, json_values(CONFIG, quantization_config={"quant_method": "fp8", part: value}))
