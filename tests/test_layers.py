@@ -25,6 +25,7 @@ TOPICS = (
     "distributed/test_hosts.py",
     "distributed/test_slurm.py",
     "model/test_siblings.py",
+    "report/test_accessibility.py",
     "train/test_mixture_constants.py",
 )
 """Test files of more than one module. Those of `prune`, `check` and `cli`, which are no packages, are named by topic too."""

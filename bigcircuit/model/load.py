@@ -147,12 +147,22 @@ def skeleton(config: ModelConfig, hf_config: Any = None) -> FrozenModel:
 def whole_skeleton(config: ModelConfig, hf_config: Any = None) -> Any:
     """Build the Hugging Face model of a checkpoint on the meta device, as `skeleton`; of a multimodal one with its wrapper."""
     settings = deepcopy(hf_config or load_config(config))  # transformers writes the attention into it
-    chosen = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    chosen = _attention(config, settings)
     subject = f"model.path {config.path}: no model can be built from config.json"
     folder = model_folder(config.path, config.revision)
     with torch.device("meta"), explain_library_errors(subject, folder, "mend it or copy it again"):
         model = model_class(settings).from_config(settings, dtype=DTYPES[config.dtype], **chosen)
     return model.eval().requires_grad_(False)
+
+
+def _attention(config: ModelConfig, hf_config: Any) -> dict[str, str]:
+    """Return the argument that chooses the attention implementation, none where transformers chooses. Raises UserError."""
+    if getattr(hf_config.get_text_config(decoder=True), "attn_logit_softcapping", None) is None:
+        return {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    # Releases of transformers before 5.23 take sdpa for such models, which leaves the softcap out.
+    if config.attention == "sdpa":
+        raise UserError("model.attention sdpa: leaves out the attn_logit_softcapping of this model; use eager")
+    return {"attn_implementation": "eager"}
 
 
 def attention_of(frozen: FrozenModel) -> str:

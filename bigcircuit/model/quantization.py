@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from bigcircuit.config.extras import missing, need
+from bigcircuit.config.extras import install_command, missing, need
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.errors import UserError
 from bigcircuit.model.dequantised_linear import (
@@ -32,6 +32,9 @@ class WeightFormat(NamedTuple):
     read: Callable[[nn.Module], Tensor] | None = None
     """Dequantise the weight of a projection of this format, [out, in], in float32 or its own dtype."""
 
+
+_TRANSFORMERS = (5, 23)
+"""Release of transformers that the extra `quantization` asks for: with 5.9 packed weights stay packed, or are zero."""
 
 WEIGHT_FORMATS = {
     "fp8": WeightFormat(None),
@@ -278,6 +281,14 @@ def _quieten() -> None:
 
 
 def _check_package(subject: str, name: str) -> None:
+    """Raise UserError where the package of a format is missing, or transformers is one that leaves its weights packed."""
+    import transformers
+
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < _TRANSFORMERS:
+        raise UserError(
+            f"{subject}: reading this needs transformers {'.'.join(map(str, _TRANSFORMERS))} or newer, here is "
+            f"{transformers.__version__}; {install_command('quantization')}"
+        )
     package = WEIGHT_FORMATS[name].package
     if package is not None:
         need(f"{subject}: reading this", "quantization", package)

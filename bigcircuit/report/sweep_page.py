@@ -111,7 +111,9 @@ def sweep_page(sweep: SweepResult) -> SweepPage:
     first = sweep_headline.trial_to_show(sweep)
     drawn = _drawn(circuits, first.number if first else None)
     named = {f"trial {number}": circuit for number, circuit in circuits.items()}
-    scored = {name for trial in sweep.trials for name in (trial.row["scores"] if trial.summary else trial.last_validation)}
+    scored = {
+        name for trial in sweep.trials for name in (trial.row["scores"] if trial.summary else trial.last_validation)
+    }
     drawable = drawable_trials(sweep.trials)
     return SweepPage(
         title=sweep_headline.sweep_title(sweep),

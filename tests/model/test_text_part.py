@@ -1,6 +1,7 @@
 """Multimodal checkpoints: on texts the language part is the whole model, and no weight of another part is loaded."""
 
 import json
+from inspect import getsource
 
 import pytest
 import torch
@@ -54,7 +55,14 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def whole(saved):
     """The whole model of a type as transformers opens it."""
-    return lambda name: AutoModelForImageTextToText.from_pretrained(saved(name)).eval()
+
+    def opened(name):
+        model = AutoModelForImageTextToText.from_pretrained(saved(name)).eval()
+        if name == "paligemma" and "final_logit_softcapping" not in getsource(type(model)):
+            pytest.skip("this transformers leaves out the softcap of the logits of PaliGemma")
+        return model
+
+    return opened
 
 
 @pytest.mark.parametrize("name", MULTIMODAL)

@@ -4,12 +4,14 @@ import pytest
 
 from tests.helpers.browser import Opened
 
-PAGES = {
-    "run": lambda reported, swept: reported.one.report,
-    "population": lambda reported, swept: reported.many.report,
-    "comparison": lambda reported, swept: reported.pair,
-    "sweep": lambda reported, swept: swept / "report.html",
-}
+PAGES = ("run", "population", "comparison", "sweep")
+
+
+@pytest.fixture(scope="module")
+def pages(reported, swept):
+    """File of each page."""
+    found = (reported.one.report, reported.many.report, reported.pair, swept / "report.html")
+    return dict(zip(PAGES, found, strict=True))
 
 
 def faults(page) -> list[str]:
@@ -25,8 +27,8 @@ def faults(page) -> list[str]:
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
 @pytest.mark.parametrize("name", PAGES)
-def test_axe_finds_no_fault(browser, reported, swept, name, width, scheme):
-    opened = Opened(browser, PAGES[name](reported, swept), width=width, scheme=scheme)
+def test_axe_finds_no_fault(browser, pages, name, width, scheme):
+    opened = Opened(browser, pages[name], width=width, scheme=scheme)
     assert faults(opened.page) == [], "as the page opens"
     opened.page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert faults(opened.page) == [], "with everything unfolded"
