@@ -12,7 +12,7 @@ config alone.
 import argparse
 import importlib.metadata
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,8 +119,8 @@ add. A constant is a vector of the residual width for an expert and a number for
 down projection (`gpt_oss`) has the mean routing weight as its constant. In `llama4` and `llama4_text`, all of whose experts see
 every token, experts can be closed and their neurons cannot.
 """
-_EXACT = """With all gates open a circuit has the logits of the plain model, to the last bit, in all types but: {open}.
-It has the same logits alone and beside others, to the last bit, in all types but: {others}.
+_EXACT = """With all gates open a circuit has the logits of the plain model, to the last bit, in {open}.
+It has the same logits alone and beside others, to the last bit, in {others}.
 They have gates or weights of a few numbers a token (of a shared expert, a router or a recurrent mixer), and torch computes the last
 numbers of a tensor, those that fill no register, by other code: `softplus` of 108 numbers is not that of its three thirds. So a
 token's last digits depend there on how many tokens there are, and which types these are depends on the processor. Experts
@@ -293,8 +293,8 @@ def page(found: dict[str, Outcome]) -> str:
         "",
         _NODES.format(suffix=sum(row.suffix for row in ARCHITECTURES.values())),
         _EXACT.format(
-            open=_code(" ".join(name for name in working if not causal[name].open_exact)) or "none",
-            others=_code(" ".join(name for name in working if not causal[name].exact)) or "none",
+            open=_all_but(name for name in working if not causal[name].open_exact),
+            others=_all_but(name for name in working if not causal[name].exact),
         ),
         "These parts of layers have no gates and are always open:",
         "",
@@ -319,6 +319,10 @@ def page(found: dict[str, Outcome]) -> str:
     ]
     failed = [f" - `{name}`: {one.reason}" for name, one in causal.items() if one.result == FAILS]
     return "\n".join([*lines, *(["## Types that fail", "", *failed, ""] if failed else [])])
+
+
+def _all_but(names: Iterable[str]) -> str:
+    return "all types but: " + _code(found) if (found := " ".join(names)) else "all types"
 
 
 def _code(names: str) -> str:
