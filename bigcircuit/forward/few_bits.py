@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 GROUP = 64
 """Values with a scale of their own; what is left of a row is a group too."""
-_SMALL = 4096
-"""Tensors with fewer values are kept: masks, norms of rows, log-sums of attention."""
+_SMALL = 256
+"""Tensors with fewer values a row of the batch are kept. Of a row, because a tensor of more members has more rows."""
 BITS = {"8bit": 8, "4bit": 4}
 """Value of `train.saved` -> bits of a value."""
 
@@ -65,7 +65,7 @@ class FewBitHooks:
         # Frozen weights and rotary tables require no gradient. Queries, keys and values have four dimensions: from rounded ones
         # attention would compute other weights than the sums that it has kept exactly, which may exceed 1 without a bound.
         is_activation = tensor.requires_grad and tensor.dim() == 3 and 1 not in tensor.shape[-2:]
-        if not is_activation or tensor.numel() < _SMALL or not tensor.is_floating_point():
+        if not is_activation or tensor.shape[-2:].numel() < _SMALL or not tensor.is_floating_point():
             return tensor
         storage = tensor.untyped_storage()
         key = (storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor._version)

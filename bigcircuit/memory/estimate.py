@@ -377,7 +377,6 @@ def _batch(run: ResolvedRun, rows: int, work: Workload) -> Batch:
         example_of_continuation=line,
         correct=line > 0,
         shared=0 if work.suffix is None else work.tokens - work.suffix,
-        first_scored=work.tokens - work.answer,
         logit_chunk=run.config.task.text.logit_chunk if work.windows else None,
     )
 

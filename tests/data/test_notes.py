@@ -117,7 +117,10 @@ def test_text_without_tokens_is_told(model, lost):
     fast.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "merged_with_next")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="?" if lost == "?" else None)
     rows = [("Then Anna met", " Anna"), ("Thün Anna met", " Anna"), ("Then Anna met", " Anün")]
-    pairs = [Pair(a, a.replace("Anna", "Emma"), (b,), (" Emma",), source=f"FILE:{i}") for i, (a, b) in enumerate(rows)]
+    pairs = [
+        Pair(clean=a, corrupted=a.replace("Anna", "Emma"), answers=(b,), wrong_answers=(" Emma",), source=f"FILE:{i}")
+        for i, (a, b) in enumerate(rows)
+    ]
     found = notes(TaskConfig(), pairs, tokenize_pairs(pairs, tokenizer, 100), tokenizer)
     assert found == [
         f"ioi: 2 of 3 pairs have text without tokens, such as {lost!r}, which is left out or read as unknown; reword it "

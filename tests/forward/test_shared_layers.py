@@ -56,7 +56,7 @@ def test_ranks_run_the_model_as_often_whatever_their_micro_batches_hold(monkeypa
     frozen, order = tiny_model(name, settings), [[0] * 9, [0] * 8 + [1]]
     layers = len(frozen.shapes)
     drawn = random_masks(frozen, 2, 1)
-    monkeypatch.setattr("bigcircuit.forward.streams._FEWEST", 10**6 if few else 1)
+    monkeypatch.setattr("bigcircuit.forward.streams.FEWEST", 10**6 if few else 1)
     passes = []
     frozen.model.register_forward_pre_hook(lambda *_: passes.append(1))
     with Streams(frozen, ZERO) as streams, torch.no_grad():

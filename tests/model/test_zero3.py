@@ -275,7 +275,7 @@ def test_all_that_has_to_be_taken_out_is_named_at_once(tmp_path):
         ("[" * 100_000, "not a JSON file"),
         (
             '{"zero_optimization": {"stage": 3}, "zero_optimization": {"stage": 0}}',
-            "'zero_optimization' more than once",
+            r"not a JSON file \(an object has the key 'zero_optimization' more than once\)",
         ),
         ("[]", "zero_optimization.stage is None"),
     ],

