@@ -390,7 +390,8 @@ class Streams:
         found = hidden[:, state.batch.score_row, positions]
         found = found if state.branches is None else found[state.branches.of_member]
         if state.batch.logit_chunk is None:
-            return (pad(found, (0, 0, 0, max(0, FEWEST - found.shape[1]))), *args[1:])
+            fewest = -(-FEWEST // len(found))  # of a member, for enough rows of all together
+            return (pad(found, (0, 0, 0, max(0, fewest - found.shape[1]))), *args[1:])
         state.head_inputs = found
         return (found[:, :1], *args[1:])
 

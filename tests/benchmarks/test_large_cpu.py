@@ -111,8 +111,8 @@ def test_flops_are_those_of_an_update(run):
         training_peak(checkpointed, work)
     products = counted.get_total_flops()
     entries = sum(p.numel() for name, p in on_meta(sibling("llama-8b")).named_parameters() if ".layers." in name)
-    # Two pairs have two rows, and a product has sixteen at least; four members, there and back.
-    head = 2 * 2 * FEWEST * 4 * checkpointed.model.skeleton.head.weight.numel()
+    # Two pairs of four members have eight rows, and a product has sixteen at least; there and back.
+    head = 2 * 2 * FEWEST * checkpointed.model.skeleton.head.weight.numel()
     recorded = 2 * entries * 2 * work.tokens
     # Attention is in the count, and the first layer needs no gradient of its input.
     assert update_flops(entries, 2 * (work.suffix or 0), 4) == pytest.approx(products - head - recorded, rel=0.08)

@@ -31,9 +31,8 @@ def write(graph: GraphCircuit, path: Path) -> list[str]:
             f"--to mib: {graph.circuit.ablation_name} ablation has no name there; use one of {', '.join(_ABLATIONS)}"
         )
     task = (graph.task or "task").replace("_", "-")
-    model = model_name(
-        Path(graph.circuit.metadata.get("model", "")).name or "model"
-    )  # of a path or a hub id the last part
+    # Of a path or a hub id the last part.
+    model = model_name(Path(graph.circuit.metadata.get("model", "")).name or "model")
     check_name(f"{task}_{model}", f"--to mib: task and model of the circuit file, {task} and {model},")
     folder = path / f"bigcircuit_{ablation}_node" / f"{task}_{model}"
     if folder.exists():
