@@ -31,8 +31,8 @@ from bigcircuit.train.resolve import ResolvedRun
 
 _ERROR = 0.15
 """How far the prediction may be off (benchmarks/memory.md)."""
-_LATER = 72 << 20
-"""Bytes of libraries that a run loads after its first pass, for scores and figures (benchmarks/large_cpu.md)."""
+_LATER = 30 << 20
+"""Bytes that a run takes later: 10 MiB in its first updates, 20 MiB for its page (benchmarks/memory.md)."""
 _LIBRARIES, _KEPT = "Python and libraries", "freed memory that is kept"
 _KEPT_SHARE = 0.5
 """Share of the activations that gaps between blocks take, where there is room for them (benchmarks/memory.md)."""
