@@ -6,6 +6,7 @@ are counted.
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from math import ceil
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -62,6 +63,8 @@ class Workload(NamedTuple):
     """Most tokens behind the first that differ between the two prompts of a pair, with its answer; None for all."""
     stored: Lengths = Lengths(0, 0)
     """Tokens of all training prompts, whose corrupted activations are kept."""
+    pairs: int = 0
+    """Training pairs; 0 where updates see all of them."""
     windows: bool = False
     """Whether the examples are windows of text: inputs of the vocabulary projection stand for logits."""
 
@@ -80,6 +83,7 @@ class Workload(NamedTuple):
                 len(e.clean) + max(map(len, e.answers)) - 1 - shared_prefix(e.clean, e.corrupted) for e in everything
             ),
             stored=Lengths.total(splits["train"]),
+            pairs=len(splits["train"]),
             windows=everything[0].is_window,
         )
 
@@ -155,7 +159,9 @@ def estimate(run: ResolvedRun, work: Workload, is_gpu: bool, known: KnownPeaks |
 def resting(run: ResolvedRun, work: Workload, is_gpu: bool) -> Estimate:
     """Count the memory of a rank between two passes: a lower bound of `estimate` that takes no time."""
     head, train = cast(Tensor, run.model.skeleton.head.weight), run.config.train
-    positions = work.trained * (2 if train.both_ways and not work.windows else 1) + work.validated
+    turns = 2 if train.both_ways and not work.windows else 1
+    seen = turns * min(1, train.steps * train.batch_size / (turns * work.pairs or 1))
+    positions = ceil(seen * work.trained) + work.validated
     weights, mapped = _weights(run.model, work.ranks, is_gpu)
     state = blank_state(run, META)
     allocated = {
@@ -165,8 +171,7 @@ def resting(run: ResolvedRun, work: Workload, is_gpu: bool) -> Estimate:
         "reference logits": positions * head.shape[int(work.windows)] * head.element_size(),
     }
     if run.stores_corrupted:
-        values = stored_values(run.model.shapes, _sites(state), work.stored) * (2 if train.both_ways else 1)
-        size = values * head.element_size()
+        size = ceil(seen * stored_values(run.model.shapes, _sites(state), work.stored)) * head.element_size()
         if is_in_file(size, work.ranks, train.store_memory):
             mapped += size
         else:

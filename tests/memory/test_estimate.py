@@ -136,8 +136,11 @@ def test_the_estimate_knows_of_constants_and_of_the_stream_that_is_not_run():
     with_store = estimate(without_pairs({}), stored, is_gpu=False).allocated
     assert with_store["activations and gradients"] < activations["zero"], "the suffix alone"
     keys_and_values = sum(2 * shape.kv_heads * shape.head_dim for shape in layers)
-    assert with_store["corrupted activations"] == 2 * 4 * (400 * sites + 600 * keys_and_values), (
-        "of pairs turned round too"
-    )
+    whole = 2 * 4 * (400 * sites + 600 * keys_and_values)
+    assert with_store["corrupted activations"] == whole, "of pairs turned round too"
+    few = without_pairs({"train.steps": 3, "train.batch_size": 8})
+    seen = estimate(few, stored._replace(pairs=48), is_gpu=False).allocated
+    assert seen["corrupted activations"] == whole // 4, "three updates see 24 of 96"
+    assert seen["reference logits"] == (2 * 50 // 4 + 50) * 1030 * 4
     assert "corrupted activations" not in parts["interchange"]
     assert activations["mean"] < activations["interchange"] and activations["optimal"] < 1.02 * activations["mean"]
