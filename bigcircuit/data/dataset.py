@@ -41,7 +41,7 @@ class TaskData(NamedTuple):
     unsolved: int = 0
     """Number of pairs left out because the full model gets them wrong."""
     notes: tuple[str, ...] = ()
-    """What the user should know about the tokens of the pairs, one line each."""
+    """What the user should know about the tokens of the pairs or documents, one line each."""
 
 
 def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
@@ -81,6 +81,7 @@ def text_data(task: TaskConfig, corpus: Corpus, hf_config: Any) -> TaskData:
         ],
         sha256=corpus.sha256,
         tokens_sha256=_tokens_sha256(examples),
+        notes=corpus.notes,
     )
 
 
