@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 import torch
 from rich.table import Table
 
-from bigcircuit.config.load import check_objective
+from bigcircuit.config.load import check_objective, penalty_note
 from bigcircuit.config.schema import Config
 from bigcircuit.config.shipped import shipped_root
 from bigcircuit.config.text import TEXT_TASK
@@ -55,7 +55,7 @@ def check_config(
             progress.print_line(f"{name}: {examples[0].source} as tokens{marks}")
             for line in token_lines(examples[0], run.model.tokenizer, console.width):
                 progress.print_line(line)
-    for note in run.data.notes:
+    for note in (*run.data.notes, *penalty_note(run.members)):
         progress.print_line(f"note: {note}")
     for line in run.model.notes:
         console.print(line)
