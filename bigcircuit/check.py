@@ -8,9 +8,10 @@ from importlib.metadata import entry_points
 import torch
 from rich.table import Table
 
-from bigcircuit.config.load import check_objective
+from bigcircuit.config.load import check_objective, penalty_note
 from bigcircuit.config.schema import Config
 from bigcircuit.config.shipped import shipped_root
+from bigcircuit.config.text import TEXT_TASK
 from bigcircuit.data.builders import DESCRIPTIONS, ENTRY_POINTS
 from bigcircuit.data.dataset import TaskData, make_pairs
 from bigcircuit.data.pair import Example
@@ -46,13 +47,15 @@ def check_config(
     run = resolve(config, Ranks(), progress)
     check_objective(run.members)
     console.print(_sites(run))
-    console.print(_pairs(run.data))
+    is_text = config.task.name == TEXT_TASK
+    console.print(_windows(run.data) if is_text else _pairs(run.data))
     for name, examples in run.data.splits.items():
         if examples:
-            progress.print_line(f"{name}: {examples[0].source} as tokens, ^ below those that differ")
+            marks = "" if is_text else ", ^ below those that differ"
+            progress.print_line(f"{name}: {examples[0].source} as tokens{marks}")
             for line in token_lines(examples[0], run.model.tokenizer, console.width):
                 progress.print_line(line)
-    for note in run.data.notes:
+    for note in (*run.data.notes, *penalty_note(run.members)):
         progress.print_line(f"note: {note}")
     for line in run.model.notes:
         console.print(line)
@@ -172,6 +175,19 @@ def _pairs(data: TaskData) -> Table:
             pair = data.pairs[examples[0].id]
             longest = str(max(map(_tokens, examples)))
             shown.add_row(name, str(len(examples)), longest, str(pair.clean)[:80], _few(pair.answers))
+    return shown
+
+
+def _windows(data: TaskData) -> Table:
+    shown = Table(title="windows of text")
+    for heading in ("split", "windows", "documents", "longest (tokens)", "scored tokens"):
+        shown.add_column(heading, justify="left" if heading == "split" else "right")
+    for name, examples in data.splits.items():
+        if examples:
+            scored = sum(len(example.answers[0]) for example in examples)
+            documents = len({example.document for example in examples})
+            longest = max(len(example.clean) + len(example.answers[0]) for example in examples)
+            shown.add_row(name, *(f"{number:,}" for number in (len(examples), documents, longest, scored)))
     return shown
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bigcircuit.config.load import check_objective
+from bigcircuit.config.load import check_objective, penalty_note
 from bigcircuit.config.schema import Config
 from bigcircuit.config.text import TEXT_TASK
 from bigcircuit.distributed.ranks import Ranks
@@ -98,7 +98,7 @@ def introduce(context: RunContext, progress: ProgressDisplay) -> None:
         progress.print_line(
             f"task.bad_pairs drop: {len(data.bad)} of {len(data.pairs)} pairs left out; the first: {data.bad[0]}"
         )
-    for note in data.notes:
+    for note in (*data.notes, *penalty_note(context.run.members)):
         progress.print_line(f"note: {note}")
     unit = "windows" if config.task.name == TEXT_TASK else "pairs"
     progress.print_line(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.circuit.nodes import NodeRow
+from bigcircuit.config.plain import without_folders
 from bigcircuit.errors import UserError
 from bigcircuit.metrics.registry import Scores, page_scores
 from bigcircuit.model.granularity import NODE_NAMES
@@ -41,7 +42,7 @@ def circuit_card(
     where: str,
 ) -> str:
     """Write the card. kept, nodes: nodes of the circuit and of its model by granularity. where: hub id or folder of the circuit."""
-    model, task = (_cell(metadata.get(key, "")) for key in ("model", "task"))
+    model, task = (_cell(without_folders(metadata.get(key, ""))) for key in ("model", "task"))
     parts = [
         f"{_FRONT}\n# Circuit of {task or 'a task'} in {model or 'a language model'}\n",
         f"The nodes of {model or 'the model'} that do the task, found with `bigcircuit`. Every other node outputs "
@@ -51,7 +52,7 @@ def circuit_card(
         _scores(scores, ablation),
         _heads(heads),
         "## Use\n\n```python\nimport bigcircuit\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'circuit = bigcircuit.Circuit.from_pretrained("{where}")\n'
+        f'circuit = bigcircuit.Circuit.from_pretrained("{without_folders(where)}")\n'
         f"model = AutoModelForCausalLM.from_pretrained(...)  # {model or 'the model it was found in'}\n"
         f"with circuit.applied(model{_extra(ablation)}) as masked:\n    masked.generate(...)\n```\n",
         "## Settings\n\n" + _table(("setting", "value"), _settings(metadata)),
@@ -103,18 +104,17 @@ def _settings(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _spelled(text: str) -> str:
-    """Write JSON lists and objects as text; other metadata as it is."""
+    """Write JSON lists and objects as text; other metadata as it is. Files are named without their folders on this machine."""
     try:
         value = json.loads(text)
     except ValueError:
-        return text
+        value = text
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
-    return (
-        ", ".join(str(item.get("name", item) if isinstance(item, dict) else item) for item in value)
-        if isinstance(value, list)
-        else text
-    )
+        return ", ".join(f"{key} {without_folders(str(item))}" for key, item in value.items())
+    if isinstance(value, list):
+        items = (item.get("name", item) if isinstance(item, dict) else item for item in value)
+        return ", ".join(without_folders(str(item)) for item in items)
+    return without_folders(text)
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

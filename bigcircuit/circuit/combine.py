@@ -8,8 +8,8 @@ from bigcircuit.errors import UserError
 from bigcircuit.io.provenance import versions
 
 _KEPT = ("model", "model_revision", "model_config_sha256", "model_weights_sha256", "tokenizer_files_sha256", "adapter",
-         "adapter_files_sha256", "task", "task_sha256", "task_tokens_sha256", "ablation", "ablation_data",
-         "ablation_data_sha256", "ablation_prompts", "widths")  # fmt: skip
+         "adapter_files_sha256", "task", "task_sha256", "task_tokens_sha256", "held_out_sha256", "ablation",
+         "ablation_data", "ablation_data_sha256", "ablation_prompts", "widths")  # fmt: skip
 """Metadata that holds for a combination where it is the same for all its parts. Seed, scores and targets never do."""
 
 

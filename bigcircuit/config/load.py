@@ -120,6 +120,18 @@ def check_objective(configs: Sequence[Config]) -> None:
             )
 
 
+def idle_penalties(config: Config) -> list[str]:
+    """List the keys of penalties that are set and do not act, because the size of what they close is asked for."""
+    targets = config.target.sizes()
+    return [f"penalty.{name}" for name, weight in config.penalty if weight and (name in targets or "total" in targets)]
+
+
+def penalty_note(configs: Sequence[Config]) -> list[str]:
+    """Say in a line which penalties of members do not act; nothing if all do."""
+    idle = dict.fromkeys(key for config in configs for key in idle_penalties(config))
+    return [f"{', '.join(idle)}: without effect where a target asks for the size; leave one out"] if idle else []
+
+
 def _check_ranks(config: Config) -> None:
     """Raises UserError if a member without updates has no ranking, or sizes of nodes that the ranking does not order."""
     if config.gates.warm_start == "none" or not config.target.sizes():

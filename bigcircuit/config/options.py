@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from bigcircuit.config.load import dotted_keys, nearest, setting_fields
 from bigcircuit.config.plain import check_name
-from bigcircuit.config.schema import Section
+from bigcircuit.config.schema import Config, Section
 from bigcircuit.config.values import open_keys, read_value
 from bigcircuit.config.verbs import Option, Settings, Verb
 from bigcircuit.errors import UserError
@@ -49,6 +49,7 @@ def parse_command(
         if parts := [other for other in given if other.startswith(f"{key}.")]:
             raise UserError(f"--{key} and --{parts[0]} are both given; give one of them")
         found[parser.sections[key]][key] = read_value(key, text, parser.kinds[key])
+    verb.check_read(key for section, keys in found.items() if section is Config for key in keys)
     return Command(rest, options, found)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,17 @@ def shown(value: Any) -> str:
         return json.dumps(value, default=str)[:_SHOWN]
     except (ValueError, RecursionError, TypeError):
         return f"a {type(value).__name__}"
+
+
+_FOLDERS = re.compile(
+    r"""(?:^|(?<=["'=]))(?:~|[A-Za-z]:)?/(?:[^/"'\n:;]+/)+(?=[^/\s"'])"""  # a whole value, which may hold spaces
+    r"""|(?<![\w.~…/:+-])(?:~|[A-Za-z]:)?/(?:[^/\s"',:;()\[\]{}]+/)+(?=[^/\s"'])"""  # within a sentence
+)
+
+
+def without_folders(text: str) -> str:
+    """Replace the folders of absolute paths in text by `…/`: `…/llama` of `/home/me/llama`. Relative paths and addresses stay."""
+    return _FOLDERS.sub("…/", text)
 
 
 def value_problem(value: Any) -> str | None:

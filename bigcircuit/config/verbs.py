@@ -1,11 +1,12 @@
 """The verbs of the command line as data: their parsers and their help are made of this table."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigcircuit.config.own_code import read_modules
 from bigcircuit.config.schema import Section
+from bigcircuit.errors import UserError
 
 Settings = Mapping[type[Section], str]
 """Settings that a verb takes: section -> prefix of its keys. The first section that has a key gets it."""
@@ -68,6 +69,19 @@ class Verb(NamedTuple):
     """Whether words beside the options are taken, as files and folders."""
     defaults: Mapping[str, str] = {}
     """Settings that have another default with this verb -> that default."""
+    reads: tuple[str, ...] = ()
+    """Sections and settings of a run's config that the verb depends on, where these are not all; `prune` has them all."""
+    instead: Mapping[str, str] = {}
+    """Settings of a run's config that the verb does not read -> its own option that is probably meant."""
+
+    def check_read(self, keys: Iterable[str]) -> None:
+        """Raise UserError for a setting of a run's config, by dotted key, that would change nothing."""
+        for key in keys:
+            parts = [key[:end] for end, sign in enumerate(f"{key}.") if sign == "."]
+            if self.reads and (key in self.instead or not set(parts) & set(self.reads)):
+                own = self.instead.get(key, "")
+                meant = f"its own setting is --{own}" if own else "leave it out"
+                raise UserError(f"--{key}: {self.name} does not read it, so it would change nothing; {meant}")
 
 
 _CONFIG = Option(
@@ -85,6 +99,11 @@ _ALLOW = Option(
 _PRESET = Option(
     "preset", "Settings that come with the package, such as paper or default, under those of --config.", "NAME"
 )
+_READ_WITH_CIRCUITS = (
+    "model", "task", "deepspeed", "ablation.data", "ablation.prompts", "train.batch_size", "train.micro_batch_size",
+    "train.store", "train.store_memory", "train.checkpointing",
+)  # fmt: skip
+"""Settings of a run's config by which finished circuits are scored."""
 _SETTINGS = "[--config FILE] [--SETTING VALUE ...]"
 
 _TABLE = (
@@ -160,6 +179,8 @@ _TABLE = (
         options=(_CONFIG._replace(meaning="Config file (YAML) that names model and task of circuit files."), _ALLOW),
         names=True,
         defaults={"model.path": "the run's", "train.micro_batch_size": "the run's"},
+        reads=_READ_WITH_CIRCUITS,
+        instead={"ablation.kind": "ablations", "ablation.per_position": "ablations", "task.labels": "control"},
     ),
     Verb(
         name="compare",
@@ -192,6 +213,8 @@ _TABLE = (
         options=(_CONFIG._replace(meaning="Config file (YAML) that names model and task of a circuit file."),),
         names=True,
         defaults={"model.path": "the run's"},
+        reads=_READ_WITH_CIRCUITS,
+        instead={"ablation.kind": "ablation", "ablation.per_position": "ablation", "task.labels": ""},
     ),
     Verb(
         name="recover",
@@ -210,6 +233,30 @@ _TABLE = (
         ).split(),
         names=True,
         defaults={"model.path": "the base of the export", "output": "EXPORT-recovered"},
+        reads=("model", "deepspeed", "output"),
+        instead={
+            **{
+                f"train.{name}": f"recover.{name}"
+                for name in (
+                    "steps",
+                    "lr",
+                    "lr_final",
+                    "lr_warmup",
+                    "batch_size",
+                    "micro_batch_size",
+                    "clip",
+                    "seed",
+                    "log_every",
+                    "save_every",
+                )
+            },
+            "task.path": "recover.text",
+            "task.text.generate": "recover.generate",
+            "task.text.column": "recover.field",
+            "task.text.window": "recover.tokens",
+            "task.split.test": "recover.held_out",
+            "task.seed": "recover.seed",
+        },  # fmt: skip
     ),
     Verb(
         name="convert",

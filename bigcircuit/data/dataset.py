@@ -36,12 +36,14 @@ class TaskData(NamedTuple):
     """Hash of all pairs in order."""
     tokens_sha256: str
     """Hash of the token ids of all examples in order: the same pairs have others under another tokenizer."""
+    held_out_sha256: str = ""
+    """Hash of the token ids of the test split in order, before pairs are left out for the model's sake."""
     bad: tuple[str, ...] = ()
     """Problem of each pair that `task.bad_pairs: drop` left out."""
     unsolved: int = 0
     """Number of pairs left out because the full model gets them wrong."""
     notes: tuple[str, ...] = ()
-    """What the user should know about the tokens of the pairs, one line each."""
+    """What the user should know about the tokens of the pairs or documents, one line each."""
 
 
 def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskData:
@@ -49,11 +51,13 @@ def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskDa
     if task.name == TEXT_TASK:
         return _load_text(task, tokenizer, hf_config)
     pairs, examples, bad = _examples(task, tokenizer, hf_config)
+    splits = split(examples, pairs, task.split.model_dump(), task.seed)
     return TaskData(
-        splits=split(examples, pairs, task.split.model_dump(), task.seed),
+        splits=splits,
         pairs=pairs,
         sha256=_sha256(pairs),
         tokens_sha256=_tokens_sha256(examples),
+        held_out_sha256=_tokens_sha256(splits["test"]),
         bad=bad,
         notes=tuple(notes(task, pairs, examples, tokenizer)),
     )
@@ -73,14 +77,17 @@ def text_data(task: TaskConfig, corpus: Corpus, hf_config: Any) -> TaskData:
     examples = windows_of_corpus(corpus, task.text, task.path or TEXT_TASK)
     for length in frequency_switches(hf_config):
         _check_one_side(examples, length)
+    splits = split_windows(examples, corpus.splits, task.split.model_dump(), task.seed)
     return TaskData(
-        splits=split_windows(examples, corpus.splits, task.split.model_dump(), task.seed),
+        splits=splits,
         pairs=[
             Pair(clean=e.clean, corrupted=e.corrupted, answers=e.answers, wrong_answers=(), source=e.source)
             for e in examples
         ],
         sha256=corpus.sha256,
         tokens_sha256=_tokens_sha256(examples),
+        held_out_sha256=_tokens_sha256(splits["test"]),
+        notes=corpus.notes,
     )
 
 

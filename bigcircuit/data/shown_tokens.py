@@ -1,4 +1,5 @@
-"""Show a pair as the tokens that a model reads: the clean prompt above the corrupted one, with marks where they differ."""
+"""Show a pair as the tokens that a model reads: the clean prompt above the corrupted one, with marks where they differ; or a window
+of general text."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,8 +21,12 @@ def token_lines(example: Example, tokenizer: Any | None, width: int) -> Iterator
     """Yield lines that show a pair, each token between bars; `^` stands below tokens that differ. The middle of a long prefix that
     both prompts share is left out.
 
-    width: columns of the terminal; longer prompts are broken. tokenizer: None shows token ids.
+    width: columns of the terminal; longer prompts are broken. tokenizer: None shows token ids. A window is shown as its context and
+    what is scored.
     """
+    if example.is_window:
+        yield from _window_lines(example, tokenizer, width)
+        return
     above, below = (token_texts(tokenizer, (), ids) for ids in (example.clean, example.corrupted))
     widths = [max(map(cell_len, pieces)) for pieces in zip(above, below, strict=True)]
     columns = [
@@ -45,6 +50,17 @@ def token_lines(example: Example, tokenizer: Any | None, width: int) -> Iterator
         shown = ["|" + "|".join(token_texts(tokenizer, example.clean, ids)) + "|" for ids in group[:_ANSWERS]]
         more = [f"and {len(group) - _ANSWERS} more"] if len(group) > _ANSWERS else []
         yield _line(label, ", ".join([*shown, *more]))
+
+
+def _window_lines(example: Example, tokenizer: Any | None, width: int) -> Iterator[str]:
+    (scored,) = example.answers
+    for label, before, ids in (("context", (), example.clean), ("scored", example.clean, scored)):
+        columns = [(text, "", False) for text in token_texts(tokenizer, before, ids)]
+        if len(ids) > _LONG:
+            gap = (f"... {len(ids) - 2 * _KEPT} tokens ...", "", False)
+            columns = [*columns[:_KEPT], gap, *columns[-_KEPT:]]
+        for part in _broken(columns, width - _INDENT):
+            yield _line(label, "|" + "|".join(text for text, _, _ in part) + "|")
 
 
 def _line(label: str, text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from bigcircuit.config.schema import TaskConfig
 from bigcircuit.config.text import TextConfig
+from bigcircuit.data.notes import corpus_notes
 from bigcircuit.data.pair import Example, TokenIds
 from bigcircuit.data.readers.cells import is_flat
 from bigcircuit.data.readers.rows import read_rows
@@ -115,6 +116,8 @@ class Corpus(NamedTuple):
     """Split that the row of each document names; all empty where none does."""
     sha256: str
     """Hash of the documents in order, before tokenisation."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the tokens of the documents, one line each."""
 
 
 def read_corpus(task: TaskConfig, tokenizer: Any | None, vocab_size: int, positions: int | None) -> Corpus:
@@ -125,11 +128,15 @@ def read_corpus(task: TaskConfig, tokenizer: Any | None, vocab_size: int, positi
     assert task.path is not None
     check_window(task.text, positions)
     documents = read_documents(task.path, task.text.column)
+    rows = tokenize_documents(documents, tokenizer, task.special_tokens, vocab_size)
+    texts = {document.source: document.text for document in documents if isinstance(document.text, str)}
+    ids = {document.source: row for document, row in zip(documents, rows, strict=True) if document.source in texts}
     return Corpus(
-        documents=tokenize_documents(documents, tokenizer, task.special_tokens, vocab_size),
+        documents=rows,
         sources=[document.source for document in documents],
         splits=[document.split for document in documents],
         sha256=_sha256([document.text for document in documents]),
+        notes=tuple(corpus_notes(task, texts, ids, len(documents), tokenizer)),
     )
 
 

@@ -43,7 +43,7 @@ def evaluate_circuits(
     progress = progress or ProgressDisplay(ranks.is_first, ranks.set_status)
     with progress.phase("reading circuits and pairs"):
         plan = plan_evaluation(names, settings, ranks, config, overrides or {}, progress)
-    for note in (note for data in plan.data.values() for note in data.notes):
+    for note in plan.notes:
         progress.print_line(f"note: {note}")
     if saves_memory(plan.config, plan.model.deepspeed is not None):
         return_freed_memory()

@@ -31,6 +31,8 @@ class LoadedCircuit(NamedTuple):
     """Config of the circuit's run, or of `--config`, with overrides."""
     control: bool
     """Whether the circuit is a control, see `--control`."""
+    found_on: TaskConfig | None = None
+    """The task of the circuit's run, without overrides; None for a circuit whose run folder is not at hand."""
 
     @property
     def task(self) -> TaskConfig:
@@ -67,17 +69,39 @@ def _open(path: Path, control: bool, config: str | None, overrides: Mapping[str,
                 f"{path}: is a run folder, which has a config of its own, so --config {config} would change nothing; leave it out, "
                 f"or name a circuit file of the folder"
             )
-        of_run = run_config(path, overrides)
-        files = circuit_files(path)
-        return [LoadedCircuit(name_of(path, file), file, Circuit.load(file), of_run, control) for file in files]
-    circuit = Circuit.load(path)
-    run = run_of(path)
+        of_run, found_on = run_config(path, overrides), _task_of(path)
+        return [
+            LoadedCircuit(
+                name=name_of(path, file),
+                path=file,
+                circuit=Circuit.load(file),
+                config=of_run,
+                control=control,
+                found_on=found_on,
+            )
+            for file in circuit_files(path)
+        ]
+    circuit, run = Circuit.load(path), run_of(path)
     if config is not None:
-        given = apply_overrides(lambda over: load(config, over), overrides)
-        return [LoadedCircuit(path.stem, path, circuit, given, control)]
-    if run is None:
+        named = apply_overrides(lambda over: load(config, over), overrides)
+    elif run is not None:
+        named = run_config(run, overrides)
+    else:
         raise UserError(f"{path}: does not lie in a run folder; give --config FILE that names its model and task")
-    return [LoadedCircuit(name_of(run, path), path, circuit, run_config(run, overrides), control)]
+    return [
+        LoadedCircuit(
+            name=name_of(run, path) if run and config is None else path.stem,
+            path=path,
+            circuit=circuit,
+            config=named,
+            control=control,
+            found_on=_task_of(run) if run else None,
+        )
+    ]
+
+
+def _task_of(folder: Path) -> TaskConfig:
+    return run_config(folder, {}).task.model_copy(update={"labels": "own"})
 
 
 def run_config(folder: Path, overrides: Mapping[str, Any]) -> Config:

@@ -15,6 +15,7 @@ from bigcircuit.distributed.ranks import Ranks
 from bigcircuit.errors import UserError
 from bigcircuit.evaluation.ablation_constants import CircuitConstants, MeanDataReader, resolve_constants
 from bigcircuit.evaluation.config import EvaluationSettings
+from bigcircuit.evaluation.held_out import TrainingPrompts, check_held_out
 from bigcircuit.evaluation.open_circuits import (
     LoadedCircuit,
     check_same_model,
@@ -48,6 +49,8 @@ class EvaluationPlan(NamedTuple):
     micro_batches: MicroBatches
     folder: Path
     """Folder for evaluation.json."""
+    notes: Sequence[str] = ()
+    """What the user should know about tokens and held-out pairs, one line each."""
 
     def task_of(self, loaded: LoadedCircuit) -> str:
         """Find the short name of the task that a circuit was found on."""
@@ -86,8 +89,12 @@ def plan_evaluation(
         check_same_model(loaded, model.shapes, settings.any_model, progress)
     tasks = _tasks(circuits, settings.tasks)
     data = {name: load_task(task, model.tokenizer, model.hf_config) for name, task in tasks.items()}
+    notes = [note for task_data in data.values() for note in task_data.notes]
+    prompts = TrainingPrompts(model.tokenizer, model.hf_config, [(tasks[name], data[name]) for name in tasks])
     for loaded in circuits if not settings.any_model else ():
         check_same_tokens(loaded, data[_task_name(tasks, loaded)])
+        found = [check_held_out(loaded, name, task, data[name], prompts) for name, task in tasks.items()]
+        notes += filter(None, found)
     ablations = settings.ablations or tuple(
         dict.fromkeys(loaded.found_under for loaded in circuits if not loaded.control)
     )
@@ -123,6 +130,7 @@ def plan_evaluation(
         settings=settings,
         micro_batches=MicroBatches.of(first, ranks, progress),
         folder=folder,
+        notes=notes,
     )
 
 

@@ -5,7 +5,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bigcircuit.config.load import load
+from bigcircuit.config.load import dotted_keys, load
+from bigcircuit.config.verbs import VERBS
 from bigcircuit.distributed.ranks import joined_ranks
 from bigcircuit.evaluation.config import EvaluationSettings, validated
 from bigcircuit.evaluation.evaluate import evaluate_circuits
@@ -35,6 +36,7 @@ def evaluate(
     given = dotted(settings)
     own = {key: value for key, value in given.items() if key in EvaluationSettings.model_fields}
     rest = {key: value for key, value in given.items() if key not in own}
+    VERBS["evaluate"].check_read(key for key in rest if key in dotted_keys())
     if isinstance(circuits, FoundCircuits):
         names = [str(circuits.folder)]
     else:

@@ -76,6 +76,8 @@ def recover(
     if is_finished:
         progress.print_line(f"{path} holds a finished recovery with these settings; nothing to do")
         return path
+    for note in opened.text.notes:
+        progress.print_line(f"note: {note}")
     ranks.barrier()  # every rank has looked at the folder before the first writes to it
     with folder.locked() if ranks.is_first else nullcontext():
         if ranks.is_first:

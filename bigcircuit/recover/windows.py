@@ -21,8 +21,9 @@ _NAMES = {
     "task.text.window": "recover.tokens",
     "task.split": "recover.held_out",
     "task.path": "recover.text",
+    "set task.special_tokens to false, or ": "",
 }
-"""Keys of a text task -> the settings of a recovery that stand for them."""
+"""Keys of a text task -> the settings of a recovery that stand for them; remedies that a recovery does not have -> nothing."""
 
 
 def with_text(settings: RecoverSettings, given: Mapping[str, Any]) -> Config:
@@ -49,7 +50,8 @@ def with_text(settings: RecoverSettings, given: Mapping[str, Any]) -> Config:
 def load_text(config: Config, base: ResolvedModel) -> TaskData:
     """Read the corpus, or lay out the samples, before weights are loaded. Raises UserError."""
     with _named_as_here():
-        return load_task(config.task, base.tokenizer, base.hf_config)
+        text = load_task(config.task, base.tokenizer, base.hf_config)
+    return text._replace(notes=tuple(map(_as_here, text.notes)))
 
 
 def complete_text(config: Config, base: FrozenModel, text: TaskData, micro_batches: MicroBatches) -> TaskData:
@@ -64,7 +66,10 @@ def _named_as_here() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = str(error)
-        for key, name in _NAMES.items():
-            message = message.replace(key, name)
-        raise UserError(message) from error
+        raise UserError(_as_here(str(error))) from error
+
+
+def _as_here(message: str) -> str:
+    for key, name in _NAMES.items():
+        message = message.replace(key, name)
+    return message

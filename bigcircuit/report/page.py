@@ -21,7 +21,7 @@ from bigcircuit.io.files import write_bytes
 from bigcircuit.metrics.numbers import count_text, percent_text, precise_text, score_text
 from bigcircuit.metrics.registry import page_scores
 from bigcircuit.model.granularity import NODE_NAMES
-from bigcircuit.report.share import as_it_is, without_folders
+from bigcircuit.report.share import as_it_is, share
 from bigcircuit.report.svg import inline_svg
 
 _TEMPLATES = "templates"
@@ -35,7 +35,7 @@ def write_page(template: str, page: Any, output: Path) -> Path:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=without_folders,
+        finalize=share,
     )
     environment.filters |= {
         "number": count_text,

@@ -6,11 +6,11 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
+from bigcircuit.config.plain import without_folders
 from bigcircuit.io.run_dir import read_metrics
 from bigcircuit.metrics.registry import SCORES
 from bigcircuit.report.axes import fit_scale
 from bigcircuit.report.figures import MUTED, PAPER, SERIES, STYLE, Chart, Line, drawable, lines, new_axes
-from bigcircuit.report.share import without_folders
 from bigcircuit.results.sweep import SweepResult, SweepTrial
 
 FRONT, REST = SERIES[0], SERIES[5]

@@ -172,7 +172,21 @@ def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:
         raise UserError(f"{source}: population is set; a sweep makes its own: search train.seed or the members' keys")
     if not config.train.steps:
         raise UserError(f"{source}: train.steps is 0; a sweep trains its trials, so set it to 600, say")
-    return Sweep(config, parse_section({"space": {}} | search, source, SweepSettings, "sweep.", overrides))
+    settings = parse_section({"space": {}} | search, source, SweepSettings, "sweep.", overrides)
+    _check_penalties_act(config, settings, source)
+    return Sweep(config, settings)
+
+
+def _check_penalties_act(config: Config, settings: SweepSettings, source: str) -> None:
+    """Raise UserError for a penalty that is searched though targets of the base config keep it from acting in every trial."""
+    targets = config.target.sizes()
+    searched = [key for key in settings.space if key.startswith("penalty.")]
+    idle = [key for key in searched if "total" in targets or key.removeprefix("penalty.") in targets]
+    if idle and not any(key.startswith("target.") for key in settings.space):
+        raise UserError(
+            f"{source}: sweep.space has {idle[0]}, which is without effect because a target asks for the size "
+            f"(target.{', target.'.join(targets)}); leave one out"
+        )
 
 
 def shared_settings(config: Config) -> str:

@@ -123,6 +123,7 @@ def describe(context: RunContext, member_state: MemberState, scores: Scores) -> 
         "task": config.task.path.rsplit("/", 1)[-1] if config.task.path else config.task.name,
         "task_sha256": context.data.sha256,
         "task_tokens_sha256": context.data.tokens_sha256,
+        "held_out_sha256": context.data.held_out_sha256,
         "ablation": config.ablation.name,
         "ablation_data": (config.ablation.data or "").rsplit("/", 1)[-1],
         "ablation_data_sha256": "" if reference is None else reference.sha256,

@@ -1,5 +1,6 @@
 """Circuits on a hub and in folders, with their cards."""
 
+import json
 import os
 import subprocess
 import sys
@@ -74,6 +75,19 @@ def test_text_of_a_stranger_is_only_text_in_a_card(finished_run, tmp_path):
     text = card.read_text()
     assert "<script>" not in text and "\nimport os" not in text and "(b)`" not in text
     assert text.count("\n---\n") == 1  # the end of the front matter
+
+
+def test_a_card_names_no_folders_of_this_machine(finished_run, tmp_path):
+    circuit = Circuit.load(finished_run.path)
+    local = {
+        "model": "/home/me/my models/llama", "task": "/home/me/pairs.jsonl", "adapter": "~/adapters/lora",
+        "ablation_data": "/home/me/other.jsonl", "parents": json.dumps([{"name": "/home/me/runs/a"}, "/home/me/runs/b"]),
+    }  # fmt: skip
+    folder = Circuit(circuit.masks, {}, {**circuit.metadata, **local}).save_pretrained(tmp_path / "c")
+    card = (folder / "README.md").read_text()
+    assert "/home/me" not in card and "~/" not in card and str(tmp_path) not in card
+    for shown in ("Circuit of …/pairs.jsonl in …/llama", "| …/other.jsonl |", "| …/a, …/b |", "| …/lora |"):
+        assert shown in card
 
 
 @pytest.mark.parametrize(

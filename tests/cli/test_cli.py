@@ -248,6 +248,27 @@ def test_choices_are_named_wherever_they_come_from():
             "command line: model.device: input should be 'auto', 'cuda' or 'cpu', not \"tpu\"",
         ),
         ("evaluate r --fractions [[1]]", "--fractions: Input should be a valid number, not [1]"),
+        (
+            "evaluate runs/a --ablation.kind mean",
+            "--ablation.kind: evaluate does not read it, so it would change nothing; its own setting is --ablations",
+        ),
+        (
+            "evaluate runs/a --gates.init 2",
+            "--gates.init: evaluate does not read it, so it would change nothing; leave it out",
+        ),
+        (
+            "evaluate runs/a --task.labels random",
+            "--task.labels: evaluate does not read it, so it would change nothing; its own setting is --control",
+        ),
+        ("export runs/a --train.lr 2", "--train.lr: export does not read it, so it would change nothing; leave it out"),
+        (
+            "export runs/a --ablation.kind zero",
+            "--ablation.kind: export does not read it, so it would change nothing; its own setting is --ablation",
+        ),
+        (
+            "recover small --recover.generate 9 --train.steps 50",
+            "--train.steps: recover does not read it, so it would change nothing; its own setting is --recover.steps",
+        ),
         ("compare runs/a --draws 3", "--draws is not a setting; `--help all` lists them"),
         (
             "compare runs/a --train.steps 3",

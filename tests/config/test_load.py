@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bigcircuit.cli import parse_verb
-from bigcircuit.config.load import dotted_keys, load, members
+from bigcircuit.config.load import dotted_keys, load, members, penalty_note
 from bigcircuit.config.schema import Config
 from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError
@@ -203,6 +203,18 @@ def test_a_value_that_is_typed_is_not_blamed_on_the_file(tmp_path, overrides, me
     with pytest.raises(UserError) as error:
         load(path, overrides)
     assert str(error.value).removeprefix(f"{tmp_path}/").startswith(message)
+
+
+def test_penalties_that_do_not_act_are_told():
+    given = {"penalty.head": 1.0, "penalty.mlp_neuron": 2.0}
+    said = ["{}: without effect where a target asks for the size; leave one out"]
+    for targets, idle in (
+        ({}, ""),
+        ({"target.mlp_neuron": 50}, "penalty.mlp_neuron"),
+        ({"target.total": 50}, "penalty.head, penalty.mlp_neuron"),
+    ):
+        found = penalty_note(members(load(None, {**given, **targets})))
+        assert found == ([line.format(idle) for line in said] if idle else [])
 
 
 def test_members_differ_only_where_asked():

@@ -48,7 +48,7 @@ def test_a_second_beginning_is_told(tmp_path, tokenizer):
     _, found = told(tmp_path, tokenizer, rows)
     assert found == [
         "3 of 3 pairs begin with '<s>', and the tokenizer adds it once more; set task.special_tokens to false, or leave it out "
-        "of the prompts (the first: FILE:1)"
+        "of the texts (the first: FILE:1)"
     ]
     data, found = told(tmp_path, tokenizer, rows, special_tokens=False)
     assert found == []
@@ -104,7 +104,7 @@ LETTERS = {letter: place for place, letter in enumerate("?ATEehnmtaluc ")}
 WORDS = {word: place for place, word in enumerate(("?", "Then", " met", " Anna", " Emma"))}
 
 
-@pytest.mark.parametrize(
+without_all_tokens = pytest.mark.parametrize(
     ("model", "lost"),
     [
         (tokenizers.models.BPE(LETTERS, []), "ü"),  # left out without a word
@@ -112,10 +112,17 @@ WORDS = {word: place for place, word in enumerate(("?", "Then", " met", " Anna",
         (tokenizers.models.WordLevel(WORDS, unk_token="?"), "?"),  # of which every lone letter is unknown
     ],
 )
-def test_text_without_tokens_is_told(model, lost):
+
+
+def of_few_tokens(model, lost):
     fast = tokenizers.Tokenizer(model)
     fast.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "merged_with_next")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="?" if lost == "?" else None)
+    return PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="?" if lost == "?" else None)
+
+
+@without_all_tokens
+def test_text_without_tokens_is_told(model, lost):
+    tokenizer = of_few_tokens(model, lost)
     rows = [("Then Anna met", " Anna"), ("Thün Anna met", " Anna"), ("Then Anna met", " Anün")]
     pairs = [
         Pair(clean=a, corrupted=a.replace("Anna", "Emma"), answers=(b,), wrong_answers=(" Emma",), source=f"FILE:{i}")
@@ -127,6 +134,41 @@ def test_text_without_tokens_is_told(model, lost):
         "(the first: FILE:1)"
     ]
     assert notes(TaskConfig(), pairs[:1], tokenize_pairs(pairs[:1], tokenizer, 100), tokenizer) == []
+
+
+def told_of_corpus(tmp_path, tokenizer, texts):
+    """The notes on a corpus of these documents."""
+    path = write_pairs(tmp_path / "corpus.jsonl", [{"text": text} for text in texts])
+    config = load_config(ModelConfig())
+    data = load_task(TaskConfig(name="text", path=path, text={"window": 16}), tokenizer, config)
+    return [note.removeprefix(f"{path}: ").replace(path, "FILE") for note in data.notes]
+
+
+@without_all_tokens
+def test_documents_without_tokens_are_told(tmp_path, model, lost):
+    tokenizer, texts = of_few_tokens(model, lost), ["Then Anna met", "Thün Anna met", " Emma met Anün", [1, 2, 3]]
+    assert told_of_corpus(tmp_path, tokenizer, texts) == [
+        f"2 of 4 documents have text without tokens, such as {lost!r}, which is left out or read as unknown; reword it "
+        "(the first: FILE:2)"
+    ]
+    assert told_of_corpus(tmp_path, tokenizer, [texts[0], texts[0] + " Emma", texts[3]]) == []
+
+
+def test_special_tokens_in_documents_are_told(tmp_path, tokenizer):
+    """The embedded tokenizer begins a text with <s>; an end token that it adds itself is none of the text."""
+    ending = copy.deepcopy(tokenizer)
+    ending.eos_token = "Then"
+    ending.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A Then", special_tokens=[("<s>", tokenizer.bos_token_id), ("Then", ending.eos_token_id)]
+    )
+    texts = ["Anna met Emma", "<s>Emma met", "Anna met Then"]
+    assert told_of_corpus(tmp_path, ending, texts) == [
+        "1 of 3 documents begin with '<s>', and the tokenizer adds it once more; set task.special_tokens to false, or leave it "
+        "out of the texts (the first: FILE:2)",
+        "1 of 3 documents have the end token 'Then' in their texts, where it stays a token of the text; set task.path to a file "
+        "without it if the model should not read or predict it (the first: FILE:3)",
+    ]
+    assert told_of_corpus(tmp_path, ending, ["Anna met Emma", "Emma met", "Anna met"]) == []
 
 
 @pytest.mark.parametrize(

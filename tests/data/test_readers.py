@@ -147,6 +147,28 @@ def test_a_cell_of_a_csv_file_beside_text_stays_text(tmp_path, cell):
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "json", "parquet"])
+def test_a_list_that_is_spelled_as_text_is_refused(tmp_path, ending):
+    """As pandas writes a column of lists to CSV."""
+    plain = {"clean": "a b", "corrupted": "c b", "answers": " a", "wrong_answers": " c"}
+    message = "{'role': 'user', 'content': 'a'}"
+    for column, cell, said in (
+        (
+            "answers",
+            "[' a', ' b']",
+            r"""answers is the text "\[' a', ' b'\]", which spells a list; write the list as JSON, """,
+        ),
+        ("wrong_answers", "[' c']", r"""if the text itself is the answer, \["\[' c'\]"\]$"""),
+        ("clean", f"[{message}]", "clean is the text .*, which spells a list of messages; write the list as JSON"),
+    ):
+        path = WRITERS[ending][0](tmp_path / f"p.{ending}", [plain | {column: cell}])
+        with pytest.raises(UserError, match=rf"^{path}(:| row )[012]: .*{said}"):
+            read_pairs(path)
+    meant = [plain | {"clean": "[' a', ' b']", "answers": ["['a']"], "wrong_answers": "['a]"}]
+    [pair] = read_pairs(WRITERS[ending][0](tmp_path / f"q.{ending}", meant))
+    assert pair[:4] == ("[' a', ' b']", "c b", ("['a']",), ("['a]",))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "json", "parquet"])
 def test_a_lone_text_is_one_answer(tmp_path, ending):
     rows = [{"clean": "a b", "corrupted": "c b", "answers": " a", "wrong_answers": " c"}]
     pairs = read_pairs(WRITERS[ending][0](tmp_path / f"pairs.{ending}", rows))

@@ -48,6 +48,40 @@ def test_token_ids_without_a_tokenizer():
     ]
 
 
+def test_a_window_is_its_context_and_what_is_scored(tokenizer):
+    ids = tuple(tokenizer("Then Anna gave Kate Rose", add_special_tokens=True)["input_ids"])
+    window = Example(
+        id=0, clean=ids[:2], corrupted=ids[:2], answers=(ids[2:],), wrong_answers=(), source="f", document=0
+    )
+    assert list(token_lines(window, tokenizer, 80)) == [
+        "  context        |<s>|Then|",
+        "  scored         | Anna| gave| Kate| Rose|",
+    ]
+    long = window._replace(answers=(tuple(range(100, 200)),))
+    assert list(token_lines(long, None, 60))[1:] == [
+        "  scored         |100|101|102|103|104|105|106|107|108|109|",
+        "  scored         |110|111|112|113|114|115|116|117|118|119|",
+        "  scored         |... 60 tokens ...|180|181|182|183|184|185|",
+        "  scored         |186|187|188|189|190|191|192|193|194|195|",
+        "  scored         |196|197|198|199|",
+    ]
+
+
+def test_check_of_a_corpus_speaks_of_windows_and_tells_its_notes(tmp_path):
+    path = write_pairs(tmp_path / "c.jsonl", [{"text": f"{name} met"} for name in ("<s>Anna", "Emma", "Lucy", "Jane")])
+    config = load(
+        None,
+        {"task.name": "text", "task.path": path, "task.text.window": 8, "ablation.kind": "zero"}
+        | {"output": str(tmp_path / "run"), "target.total": 100},
+    )
+    console = PlainConsole(file=io.StringIO(), width=200)
+    check_config(config, console)
+    text = console.file.getvalue()
+    assert f"note: {path}: 1 of 4 documents begin with '<s>'" in text
+    assert "windows of text" in text and "  scored " in text
+    assert not any(word in text for word in ("pairs", "corrupted", "wrong answers", "differ"))
+
+
 def test_a_long_prompt_is_broken_between_tokens(tokenizer):
     lines = shown(tokenizer, "Then Anna gave" * 6, "Then Tom gave" * 6, (" Anna",), (" Tom",), width=40)
     prompts = lines[:-2]

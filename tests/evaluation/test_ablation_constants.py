@@ -157,7 +157,7 @@ def loaded(found_under, metadata, tensors=TENSORS, **ablation):
     """A circuit of this name, whose config has these settings of `ablation`."""
     config = load(None, {f"ablation.{key}": value for key, value in ablation.items()})
     circuit = Circuit({}, {}, {"ablation": found_under, **metadata}, tensors)
-    return LoadedCircuit("c", Path("c"), circuit, config, control=False)
+    return LoadedCircuit(name="c", path=Path("c"), circuit=circuit, config=config, control=False)
 
 
 NAMED = {"ablation_data": "ioi", "ablation_data_sha256": "a", "ablation_prompts": "clean", "task_sha256": "t"}

@@ -1,5 +1,6 @@
 """The plan of an evaluation: names of tasks, and the ablation of each circuit's minimality."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ def files(finished, tmp_path):
     for name in ("interchange", "zero", "optimal"):
         metadata = {**circuit.metadata, "ablation": name}
         Circuit(circuit.masks, {}, metadata).save(tmp_path / f"{name}.safetensors")
-    (tmp_path / "task.yaml").write_text("task: {name: ioi, size: 40}\n")
+    task = json.loads((finished / "config.json").read_text())["config"]["task"]
+    (tmp_path / "task.yaml").write_text(f"task: {json.dumps(task)}\n")
     return tmp_path
 
 

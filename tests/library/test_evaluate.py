@@ -64,3 +64,8 @@ def test_metrics_that_cannot_be_scores_are_refused(run, metrics, message):
 def test_a_setting_that_does_not_exist_is_named(run):
     with pytest.raises(UserError, match="drawz is not a setting"):
         bigcircuit.evaluate(run, drawz=3)
+
+
+def test_a_setting_that_an_evaluation_does_not_read_is_refused(run):
+    with pytest.raises(UserError, match=r"ablation\.kind: evaluate does not read it, .* its own setting is --ablations"):
+        bigcircuit.evaluate(run, **{"ablation.kind": "mean"})

@@ -82,6 +82,7 @@ def test_circuit_file_opens_without_this_project(finished_run):
         "task",
         "task_sha256",
         "task_tokens_sha256",
+        "held_out_sha256",
         "threads",
         "seed",
     ):

@@ -201,6 +201,18 @@ def test_text_of_a_file_is_divided_into_windows(exports, tmp_path, capsys):
     assert "windows of up to 12 tokens" in capsys.readouterr().out
 
 
+def test_a_recovery_tells_notes_on_its_text_with_remedies_that_it_has(exports, tmp_path, capsys):
+    text = tmp_path / "text.jsonl"
+    rows = [f"{'<s>' * (n < 2)}Anna met {n} dogs and gave them a ball" for n in range(8)]
+    text.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    words = [exports / "compact", *QUICK[:-2], "--recover.text", text, "--recover.steps", 1]
+    assert recovered(*words, "--output", tmp_path / "out") == 0
+    assert (
+        f"note: {text}: 2 of 8 documents begin with '<s>', and the tokenizer adds it once more; leave it out of the texts "
+        f"(the first: {text}:1)" in capsys.readouterr().out
+    )
+
+
 def test_another_model_of_the_same_sizes_is_no_base(exports, tmp_path, capsys):
     other = shutil.copytree(Path(bigcircuit.__file__).parent / "embedded/model", tmp_path / "other")
     weights = load_file(other / FILE)

@@ -13,6 +13,7 @@ from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.cli import answer, run_report
 from bigcircuit.config.load import load
+from bigcircuit.config.plain import without_folders
 from bigcircuit.data.dataset import load_task
 from bigcircuit.data.micro_batches import MicroBatches
 from bigcircuit.distributed.ranks import Ranks
@@ -23,7 +24,6 @@ from bigcircuit.forward.streams import Streams
 from bigcircuit.metrics.predictions import example_predictions
 from bigcircuit.report import charts, page_content
 from bigcircuit.report.render import write_report
-from bigcircuit.report.share import without_folders
 from bigcircuit.results.run import open_source
 from tests.helpers.browser import Opened
 from tests.helpers.short_reports import circuit_of, expected, listed

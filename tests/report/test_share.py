@@ -2,7 +2,7 @@
 
 import pytest
 
-from bigcircuit.report.share import as_it_is, without_folders
+from bigcircuit.report.share import as_it_is, share
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,8 @@ from bigcircuit.report.share import as_it_is, without_folders
     ],
 )
 def test_absolute_paths_lose_their_folders(text, shown):
-    assert without_folders(text) == shown
-    assert without_folders(as_it_is(text)) == as_it_is(text), "text of the data stays"
+    assert share(text) == shown
+    assert share(as_it_is(text)) == as_it_is(text), "text of the data stays"
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,12 @@ def test_absolute_paths_lose_their_folders(text, shown):
     ],
 )
 def test_all_else_stays(text):
-    assert without_folders(text) == text
+    assert share(text) == text
+
+
+def test_pages_name_no_folders(reported, swept):
+    """Of a run and of a sweep, whose settings have absolute paths."""
+    for page, base in ((reported.one.path / "report.html", reported.one.path.parent), (swept / "report.html", swept)):
+        assert str(base) in (page.parent / ("config.json" if page.parent != swept else "sweep.json")).read_text()
+        text = page.read_text()
+        assert str(base) not in text and "…/" in text

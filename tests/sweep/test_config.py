@@ -34,6 +34,10 @@ def searched(tmp_path, section):
             "sweep.space has 125,000 combinations; list fewer values, or set sweep.search to random",
         ),
         (
+            "{target: {total: 100}, sweep: {space: {penalty.head: [1, 2]}}}",
+            "sweep.space has penalty.head, which is without effect because a target asks for the size (target.total); leave",
+        ),
+        (
             "sweep: {trials: 1000000000, space: {train.lr: [1]}}",
             "sweep.trials: input should be less than or equal to 100000",
         ),
@@ -61,6 +65,14 @@ def test_a_mistake_is_one_line_with_its_key(tmp_path, section, said):
     with pytest.raises(UserError) as caught:
         searched(tmp_path, section)
     assert said in str(caught.value) and "\n" not in str(caught.value) and "function-after" not in str(caught.value)
+
+
+def test_penalties_beside_targets_are_searched_where_targets_are(tmp_path):
+    for section in (
+        "{target: {total: 100}, sweep: {space: {penalty.head: [1, 2], target.total: [null, 100]}}}",
+        "{target: {mlp_neuron: 100}, sweep: {space: {penalty.head: [1, 2]}}}",
+    ):
+        assert len(searched(tmp_path, section).settings.space["penalty.head"]) == 2
 
 
 def test_help_names_options_as_they_are_typed(capsys):

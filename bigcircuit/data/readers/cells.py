@@ -1,7 +1,10 @@
 """Checked access to the cells of a row. Every function raises ValueError with a message that names the column."""
 
+import ast
+import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from bigcircuit.data.pair import Message, Text
@@ -31,6 +34,10 @@ def prompt(values: Values, column: str) -> Text:
     """Read a prompt: text, kept exactly, or a list of token ids for models without a tokenizer."""
     value: Any = values.get(column)
     if isinstance(value, str):
+        if is_conversation(messages := _spelled_list(value)) and all("role" in message for message in messages):
+            raise ValueError(
+                f"{column} is the text {value!r:.60}, which spells a list of messages; write the list as JSON"
+            )
         return _valid_unicode(value, column)
     if is_flat(value):
         return tuple(value)
@@ -71,6 +78,11 @@ def answers(values: Values, column: str) -> tuple[Text, ...]:
     """Read answers: a text, a list of texts or of lists of token ids. A flat list of numbers is ONE answer of several ids."""
     value: Any = values.get(column)
     if isinstance(value, str):
+        if (found := _spelled_list(value)) and all(isinstance(item, str) for item in found):
+            raise ValueError(
+                f"{column} is the text {value!r:.60}, which spells a list; write the list as JSON, {json.dumps(found):.60}, or, "
+                f"if the text itself is the answer, {json.dumps([value]):.60}"
+            )
         return (_valid_unicode(value, column),)
     if value == []:
         raise ValueError(f"{column} is an empty list; give at least one answer and one wrong answer")
@@ -141,6 +153,20 @@ def _valid_unicode(value: str, column: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{column} holds half a character, {value[error.start]!r}; write it as UTF-8 text") from None
     return value
+
+
+def _spelled_list(value: str) -> list:
+    """Return the list that a text spells as Python writes it, such as `['a', 'b']` in CSV files of pandas; [] of other texts."""
+    if not (value.startswith("[") and value.endswith("]")) or len(value) > _LONGEST_LIST:
+        return []
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        found = ast.literal_eval(value)
+        return found if isinstance(found, list) else []
+    return []
+
+
+_LONGEST_LIST = 100_000
+"""Characters of a text above which it is not looked at as a list."""
 
 
 def _is_id(value: Any) -> bool:
