@@ -237,10 +237,23 @@ def test_a_page_replaces_pages_alone(reported, tmp_path, capsys):
         assert answer(run_report, [str(circuit), "--output", str(tmp_path / "page.html")]) == 0
 
 
+def test_a_table_of_sixteen_heads_is_shown_whole_and_a_longer_one_shows_that_it_goes_on(browser, reported):
+    box = Opened(browser, reported.one.report).page.locator("[aria-label='Kept heads']")
+    rows = """(box, count) => {
+        const body = box.querySelector("tbody"), row = body.rows[0]
+        body.replaceChildren(...Array.from({length: count}, () => row.cloneNode(true)))
+        return [box.scrollHeight > box.clientHeight, getComputedStyle(box).backgroundImage.split("linear-gradient").length - 1]
+    }"""
+    assert box.evaluate(rows, 16)[0] is False
+    assert box.evaluate(rows, 64) == [True, 4]  # two gradients show more at the side, two below
+
+
 def test_the_first_screens_tell_which_heads_and_open_the_circuit(browser, reported):
     opened = Opened(browser, reported.one.report, width=360)
     page, kept = opened.page, circuit_of(reported.one.path / "circuit.safetensors")["head"]
     names = page.locator("[aria-label='Kept heads'] tbody th").all_text_contents()
+    layer, head = re.fullmatch(r"L(\d+)H(\d+)", names[0]).groups()
+    assert page.get_by_text(f"{len(names)} kept, {names[0]} is head {head} of layer {layer}").is_visible()
     assert sorted(names) == sorted(f"L{layer}H{head}" for layer, head in kept.nonzero().tolist())
     page.locator("[aria-label='Kept heads'] thead button").first.click()
     names = page.locator("[aria-label='Kept heads'] tbody th").all_text_contents()
