@@ -237,6 +237,36 @@ def test_a_page_replaces_pages_alone(reported, tmp_path, capsys):
         assert answer(run_report, [str(circuit), "--output", str(tmp_path / "page.html")]) == 0
 
 
+def test_the_page_goes_from_the_drawing_to_heads_what_they_do_and_code_before_prompts_and_scores(
+    browser, reported, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(reported.one.path, folder)
+    content = json.loads((folder / "evaluation.json").read_text())
+    neuron = {"name": "L0MLP.3", "raises": [" Anna"], "lowers": [" iron"]}
+    head = {"name": "L0H1", "weights": [0.1, 0.9]}
+    content["inside"] = {
+        name: {"tokens": ["<s>", " Mary"], "heads": [head], "neurons": [neuron]} for name in ("a", "b")
+    }
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    page = Opened(browser, render_run(folder)).page
+    names = (
+        "#shown",
+        "[aria-label='Kept heads']",
+        ".looks",
+        "[aria-label='Tokens of neurons']",
+        "pre.copy",
+        ".prompts",
+        "#scores",
+    )
+    tops = [page.locator(name).first.bounding_box()["y"] for name in names]
+    assert tops == sorted(tops)
+    assert page.get_by_text("What the most needed nodes do in a").is_visible()
+    assert not page.get_by_text("What the most needed nodes do in b").is_visible()
+    page.get_by_text("Most needed nodes of 1 more circuit").click()
+    assert page.get_by_text("What the most needed nodes do in b").is_visible()
+
+
 def test_a_table_of_sixteen_heads_is_shown_whole_and_a_longer_one_shows_that_it_goes_on(browser, reported):
     box = Opened(browser, reported.one.report).page.locator("[aria-label='Kept heads']")
     rows = """(box, count) => {
