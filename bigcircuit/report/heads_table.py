@@ -13,6 +13,8 @@ class HeadsTable(NamedTuple):
     """Kept heads by name, and the columns about them."""
 
     names: Sequence[str]
+    legend: str
+    """Sentence that explains the first name."""
     places: Sequence[int]
     """Number of each head in the model, to sort by."""
     columns: Sequence[Column]
@@ -47,7 +49,9 @@ def heads_table(circuits: Mapping[str, Circuit], evaluations: Sequence[Json]) ->
         columns.append(Column("kept by", cells))
     widest = 1 + max(head for _, head in places.values())
     numbers = [layer * widest + head for layer, head in (places[name] for name in order)]
-    return HeadsTable(order, numbers, columns, about if rises else "", grouped)
+    layer, head = places[order[0]]
+    legend = f"{order[0]} is head {head} of layer {layer}"
+    return HeadsTable(order, legend, numbers, columns, about if rises else "", grouped)
 
 
 def _rises(evaluations: Sequence[Json]) -> tuple[dict[tuple[int, int], Json], bool, str]:

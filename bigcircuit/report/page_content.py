@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigcircuit.ablation.kinds import DEFAULT, KINDS
@@ -57,8 +58,6 @@ class MeasuredRun(NamedTuple):
     """Answers to four questions about the first circuit, each with its `sign`."""
     first: str
     """Name of the first circuit where several were evaluated, else empty."""
-    inside: Mapping[str, Json]
-    """Circuit -> what its most needed heads and neurons do."""
     missing: Sequence[str]
     """One sentence for each part of the evaluation that was asked for and is missing."""
     scores: score_tables.ScoreTable | None
@@ -86,8 +85,10 @@ class Page:
     shown: Sequence[ShownCircuit]
     heads: HeadsTable | None
     """Kept heads of all circuits; None if no head is kept or the circuits are of several models."""
+    inside: Mapping[str, Json]
+    """Name of an evaluated circuit -> what its most needed heads and neurons do."""
     snippet: str
-    """Python that opens the first circuit; empty without a file."""
+    """Python that opens the first circuit that has a file; empty without any."""
     not_drawn: int
     gone: Sequence[str]
     """Names of circuits whose files are gone."""
@@ -144,7 +145,12 @@ def page_content(sources: Sequence[RunSource]) -> Page:
         columns=circuit_columns(listed),
         shown=shown,
         heads=heads_table(at_hand, evaluations) if at_hand and same_model(list(at_hand.values())) else None,
-        snippet=_snippet(first) if at_hand else "",
+        inside={
+            name if alone else f"{source.name}: {name}": nodes
+            for source in sources
+            for name, nodes in (source.evaluation or {}).get("inside", {}).items()
+        },
+        snippet=next((_snippet(member, member.place) for member in first.members if member.place), ""),
         not_drawn=left,
         gone=[name for name in members if name not in at_hand],
         training=charts.training_charts(members),
@@ -161,16 +167,14 @@ def page_content(sources: Sequence[RunSource]) -> Page:
     )
 
 
-def _snippet(source: RunSource) -> str:
-    """Write the Python that opens the first circuit of a page and runs text through it."""
-    member = source.members[0]
-    place = source.path / member.file if source.path.is_dir() else source.path
+def _snippet(member: RunCircuit, file: Path) -> str:
+    """Write the Python that opens a circuit from its file and runs text through it."""
     needs = KINDS[member.metadata.get("ablation", DEFAULT)].needs_corrupted
     given = ', corrupted_ids=tokenizer(CORRUPTED, return_tensors="pt")' if needs else ""
     model = str(member.about.get("model", "")) or "MODEL"
     return (
         "import bigcircuit\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"circuit = bigcircuit.Circuit.load({str(place)!r})\n"
+        f"circuit = bigcircuit.Circuit.load({str(file)!r})\n"
         f"path = {'bigcircuit.EMBEDDED' if model == 'embedded' else repr(model)}\n"
         "model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)\n"
         f"with circuit.applied(model{given}) as masked:\n"
@@ -202,7 +206,6 @@ def _measured(source: RunSource, rows: Sequence[Json], alone: bool) -> MeasuredR
             verdict="",
             checks=(),
             first="",
-            inside={},
             missing=(),
             scores=scores,
             tables=None,
@@ -222,7 +225,6 @@ def _measured(source: RunSource, rows: Sequence[Json], alone: bool) -> MeasuredR
         verdict=evaluation["verdict"],
         checks=[{**one, "sign": CHECK_SIGNS.get(one["answer"], "?")} for one in evaluation.get("checks", ())],
         first=own[0] if len(own) > 1 else "",
-        inside=evaluation.get("inside", {}),
         missing=missing,
         scores=None,
         tables=score_tables.score_tables(evaluation),

@@ -8,13 +8,18 @@ from bigcircuit.circuit.metadata import HASH_KEYS
 from bigcircuit.io.files import Json, file_sha256
 
 
-def circuit_of(record: Json, folder: Path) -> Circuit | None:
-    """Load the circuit of a record from a file with the recorded hash; None if there is no such file any more.
+def file_of(record: Json, folder: Path) -> Path | None:
+    """Find the circuit file of a record by the recorded hash; None if there is no such file any more.
 
     folder: of the JSON file. The recorded path is tried first, relative to the current folder; then the path with ever fewer of
     its first parts, relative to the JSON file's folder and all folders above it.
     """
-    found = next((path for path in _places(Path(record["file"]), folder) if _has_hash(path, record["sha256"])), None)
+    return next((path for path in _places(Path(record["file"]), folder) if _has_hash(path, record["sha256"])), None)
+
+
+def circuit_of(record: Json, folder: Path) -> Circuit | None:
+    """Load the circuit of a record from its file, as `file_of` finds it; None if there is no such file any more."""
+    found = file_of(record, folder)
     return None if found is None else Circuit.load(found)
 
 

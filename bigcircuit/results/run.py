@@ -30,6 +30,8 @@ class RunCircuit:
     """Path relative to the run folder, or as it was given."""
     circuit: Circuit | None
     """None where the circuit file is gone, so that only evaluation.json or comparison.json describes the circuit."""
+    place: Path | None
+    """The circuit file, from the current folder or absolute; None where it is gone."""
     row: Json = field(default_factory=dict)
     """Row of summary.json; without a summary, what the circuit file or evaluation.json holds of the same."""
     metadata: Json = field(default_factory=dict)
@@ -96,7 +98,8 @@ def open_source(path: Path, summary: Json | None = None) -> RunSource:
     about |= {"evaluation": found["evaluation"]["settings"]} if "evaluation" in found else {}
     members = []
     for index, row in enumerate(summary["members"]):
-        circuit = Circuit.load(path / row["circuit"])
+        place = path / row["circuit"]
+        circuit = Circuit.load(place)
         examples = shown[index] if index < len(shown) else ()
         mine = [line for line in metrics if line.get("member") == index]
         members.append(
@@ -104,6 +107,7 @@ def open_source(path: Path, summary: Json | None = None) -> RunSource:
                 name=str(row["member"]),
                 file=row["circuit"],
                 circuit=circuit,
+                place=place,
                 row=row,
                 metadata=circuit.metadata,
                 about=about,
@@ -125,12 +129,14 @@ def _without_run(path: Path, found: Mapping[str, Json]) -> RunSource:
 
 def _recorded(record: Json, content: Json, folder: Path) -> RunCircuit:
     """Read a circuit that evaluation.json or comparison.json records. content: of the JSON file; folder: that holds it."""
-    circuit = recorded.circuit_of(record, folder)
+    place = recorded.file_of(record, folder)
+    circuit = Circuit.load(place) if place else None
     about = recorded.about(record, content)
     return RunCircuit(
         name=record["name"],
         file=record["file"],
         circuit=circuit,
+        place=place,
         row={"scores": {}, **(_row(Path(record["file"]), circuit) if circuit else {}), **recorded.row_of(record)},
         metadata=circuit.metadata if circuit else recorded.metadata_of(record, content, about),
         about=about,
@@ -146,6 +152,7 @@ def _circuit_file(path: Path) -> RunSource:
         name=name,
         file=path.name,
         circuit=circuit,
+        place=path,
         row=_row(path, circuit),
         metadata=circuit.metadata,
         about={key: circuit.metadata.get(key, "") for key in ("model", "task")},

@@ -1,4 +1,4 @@
-"""The README is short, and its sentences and those of the first pages are."""
+"""The README is short, and the sentences of all pages are."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/tutorial.md", "docs/install.md", "docs/python.md", "docs/behaviours.md", "docs/evaluate.md")
+PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")))
 _NOT_PROSE = re.compile(r"^```.*?^```|<!--.*?-->|^\|.*?$|^#.*?$|!\[[^\]]*\]\([^)]*\)", re.MULTILINE | re.DOTALL)
 
 
@@ -41,4 +41,4 @@ def test_readme_has_700_to_900_words():
 @pytest.mark.parametrize("page", PAGES)
 def test_the_mean_sentence_has_fewer_than_20_words(page):
     found = sentences(prose(page))
-    assert len(found) >= 10 and sum(found) / len(found) < 20
+    assert found and sum(found) / len(found) < 20

@@ -237,10 +237,53 @@ def test_a_page_replaces_pages_alone(reported, tmp_path, capsys):
         assert answer(run_report, [str(circuit), "--output", str(tmp_path / "page.html")]) == 0
 
 
+def test_the_page_goes_from_the_drawing_to_heads_what_they_do_and_code_before_prompts_and_scores(
+    browser, reported, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(reported.one.path, folder)
+    content = json.loads((folder / "evaluation.json").read_text())
+    neuron = {"name": "L0MLP.3", "raises": [" Anna"], "lowers": [" iron"]}
+    head = {"name": "L0H1", "weights": [0.1, 0.9]}
+    content["inside"] = {
+        name: {"tokens": ["<s>", " Mary"], "heads": [head], "neurons": [neuron]} for name in ("a", "b")
+    }
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    page = Opened(browser, render_run(folder)).page
+    names = (
+        "#shown",
+        "[aria-label='Kept heads']",
+        ".looks",
+        "[aria-label='Tokens of neurons']",
+        "pre.copy",
+        ".prompts",
+        "#scores",
+    )
+    tops = [page.locator(name).first.bounding_box()["y"] for name in names]
+    assert tops == sorted(tops)
+    assert page.get_by_text("What the most needed nodes do in a").is_visible()
+    assert not page.get_by_text("What the most needed nodes do in b").is_visible()
+    page.get_by_text("Most needed nodes of 1 more circuit").click()
+    assert page.get_by_text("What the most needed nodes do in b").is_visible()
+
+
+def test_a_table_of_sixteen_heads_is_shown_whole_and_a_longer_one_shows_that_it_goes_on(browser, reported):
+    box = Opened(browser, reported.one.report).page.locator("[aria-label='Kept heads']")
+    rows = """(box, count) => {
+        const body = box.querySelector("tbody"), row = body.rows[0]
+        body.replaceChildren(...Array.from({length: count}, () => row.cloneNode(true)))
+        return [box.scrollHeight > box.clientHeight, getComputedStyle(box).backgroundImage.split("linear-gradient").length - 1]
+    }"""
+    assert box.evaluate(rows, 16)[0] is False
+    assert box.evaluate(rows, 64) == [True, 4]  # two gradients show more at the side, two below
+
+
 def test_the_first_screens_tell_which_heads_and_open_the_circuit(browser, reported):
     opened = Opened(browser, reported.one.report, width=360)
     page, kept = opened.page, circuit_of(reported.one.path / "circuit.safetensors")["head"]
     names = page.locator("[aria-label='Kept heads'] tbody th").all_text_contents()
+    layer, head = re.fullmatch(r"L(\d+)H(\d+)", names[0]).groups()
+    assert page.get_by_text(f"{len(names)} kept, {names[0]} is head {head} of layer {layer}").is_visible()
     assert sorted(names) == sorted(f"L{layer}H{head}" for layer, head in kept.nonzero().tolist())
     page.locator("[aria-label='Kept heads'] thead button").first.click()
     names = page.locator("[aria-label='Kept heads'] tbody th").all_text_contents()

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -371,13 +372,28 @@ def test_a_folder_of_an_evaluation_or_a_comparison_alone(browser, apart, tmp_pat
     asked = facts_of(page, "#asked")
     if folder == "evaluated":
         own = json.loads((apart / "many/examples.json").read_text())["members"][1]
-        prompts = page.locator(".circuit:visible .examples .prompt:first-child").all_text_contents()
+        prompts = page.locator(".prompts:visible .examples .prompt:first-child").all_text_contents()
         assert prompts == [one["prompt"] for one in own]
         pairs = json.loads((apart / "many/summary.json").read_text())["pairs"]
         assert asked["Pairs"] == [", ".join(f"{n} {split}" for split, n in pairs.items() if n)]
         assert asked["Evaluation"][0].startswith("2 random circuits")
     assert page.locator("#overlap").count() == 1
     opened.assert_quiet()
+
+
+@pytest.mark.parametrize("folder", ["evaluated", "compared"])
+def test_the_snippet_opens_the_circuit_wherever_its_file_is(apart, tmp_path, monkeypatch, folder):
+    """Records name files from the folder that the command ran in, which is not the folder of the JSON file."""
+    shutil.copytree(apart, tmp_path / "runs")
+    path = tmp_path / "runs" / folder / ("evaluation.json" if folder == "evaluated" else "comparison.json")
+    content = json.loads(path.read_text())
+    for index, one in enumerate(content["circuits"]):
+        one["file"] = f"runs/many/circuits/{index}.safetensors"
+    path.write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    page = page_content.page_content([open_source(Path(f"runs/{folder}"))])
+    named = re.search(r"Circuit\.load\('([^']+)'\)", page.snippet)[1]
+    assert named == "runs/many/circuits/0.safetensors" and Circuit.load(named).masks
 
 
 @pytest.mark.parametrize("folder", ["evaluated", "compared"])

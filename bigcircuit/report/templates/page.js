@@ -15,6 +15,7 @@ function pick() {
   const wanted = circuits.find(one => `#${one.id}` === decodeURIComponent(location.hash)) || circuits.find(one => one.classList.contains("on")) || circuits[0];
   if (!wanted) return; // no circuit file was at hand
   circuits.forEach(one => one.classList.toggle("on", one === wanted));
+  all(".prompts").forEach(one => one.classList.toggle("on", one.dataset.circuit === wanted.id));
   const member = /^(?:member|trial)-(.*)$/.exec(wanted.id)?.[1] ?? null;
   all(".pick a").forEach(link => link.getAttribute("href") === `#${wanted.id}` ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current"));
   all(".of-member").forEach(mark => mark.classList.toggle("on", mark.dataset.member === member));
