@@ -8,9 +8,10 @@ share of the parameters, learns masks of heads and MLP neurons and what closed o
 heads and MLP neurons on the training windows, and keeps the best of them, with at least as many parameters as the learned circuit:
 over all layers; as many in every layer; in each layer as many heads as the learned circuit, and MLP neurons in its proportions; or
 in each layer as many groups of keys and values, heads and MLP neurons as the learned circuit, which are exactly as many parameters.
-Under zero or mean ablation. Which of these eight counts for a baseline is chosen on the validation documents. The learned circuit
-and the best baseline are then exported (`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the same
-settings. The command resumes.
+Under zero or mean ablation. Which of these eight counts for a baseline is chosen on the validation documents. A second ratio is to
+the baselines that divide a size over the layers themselves (the first two), as their users run them. The learned circuit and the
+best baseline are then exported (`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the same settings.
+The command resumes.
 """
 
 import argparse
@@ -182,7 +183,7 @@ def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, 
     summary = json.loads(folder.summary.read_text())
     result = {
         "model": model, "settings": dict(settings), "full": summary["full"]["perplexity"], "methods": [],
-        "documents": {name: len({example.document for example in split}) for name, split in data.splits.items()},
+        "own_sizes": [], "documents": {name: len({example.document for example in split}) for name, split in data.splits.items()},
     }  # fmt: skip
     for index, share in enumerate(REMOVED):
         row = {"method": LEARNED_GATES, "removed": share, "ablation": "optimal", "structure": ""}
@@ -190,12 +191,15 @@ def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, 
             {**row, **size(frozen, learned[index].masks), **summary["members"][index]["scores"]["perplexity"]}
         )
     on_validation = [one["mean"] for one in scored(candidates, data.splits["validation"])]
-    chosen = {}
+    chosen, own = dict[tuple[float, str], Candidate](), dict[tuple[float, str], Candidate]()
     for _, one in sorted(zip(on_validation, candidates, strict=True), key=lambda pair: pair[0]):
         chosen.setdefault((one.removed, one.method), one)
-    for one, perplexity in zip(chosen.values(), scored(list(chosen.values()), test), strict=True):
-        row = {"method": one.method, "removed": one.removed, "ablation": one.ablation.name, "structure": one.structure}
-        result["methods"].append({**row, **size(frozen, one.masks), **perplexity})
+        if not one.structure.endswith("as learned"):
+            own.setdefault((one.removed, one.method), one)
+    for kind, best_ones in (("methods", chosen), ("own_sizes", own)):
+        for one, perplexity in zip(best_ones.values(), scored(list(best_ones.values()), test), strict=True):
+            row = {"method": one.method, "removed": one.removed, "ablation": one.ablation.name}
+            result[kind].append({**row, "structure": one.structure, **size(frozen, one.masks), **perplexity})
     for index, share in enumerate(REMOVED):
         best = next(one for one in chosen.values() if one.removed == share)  # dictionaries keep the order of validation
         circuit = Circuit(best.masks, {}, learned[index].metadata).under(best.ablation)
@@ -270,8 +274,14 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
             rows = [_row(result, name, share) for share in REMOVED]
             cells = [" ".join(filter(None, [_interval(row), row["ablation"], row["structure"]])) for row in rows]
             lines.append(f"| {METHOD_LABELS[name]} | {' | '.join(cells)} |")
-        ratios = [_ratio(full["mean"], _row(result, LEARNED_GATES, s)["mean"], _best(result, s)) for s in REMOVED]
-        lines.append(f"| **ratio** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
+        for kind, label in (("methods", "ratio"), ("own_sizes", "ratio, baselines with layer sizes of their own")):
+            best = [
+                min(row["mean"] for row in result[kind] if row["method"] in METHODS and row["removed"] == s)
+                for s in REMOVED
+            ]
+            learned = [_row(result, LEARNED_GATES, share)["mean"] for share in REMOVED]
+            ratios = [_ratio(full["mean"], *pair) for pair in zip(learned, best, strict=True)]
+            lines.append(f"| **{label}** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
         if after := result.get("recovered"):
             for kind, label in (("learned", "learned gates"), ("baseline", "best baseline")):
                 cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*after[f"{kind} {share}"]) for share in REMOVED]
@@ -289,10 +299,6 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _row(result: Mapping[str, Any], name: str, share: float) -> Mapping[str, Any]:
     return next(row for row in result["methods"] if row["method"] == name and row["removed"] == share)
-
-
-def _best(result: Mapping[str, Any], share: float) -> float:
-    return min(_row(result, name, share)["mean"] for name in METHODS)
 
 
 def _ratio(full: float, learned: float, baseline: float) -> float:
