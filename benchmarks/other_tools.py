@@ -21,13 +21,18 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from bigcircuit.ablation.ablation import ZERO
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.config.schema import ModelConfig
 from bigcircuit.convert.config import ConversionSettings
 from bigcircuit.convert.convert import convert_file
 from bigcircuit.convert.formats import CONVERT_FORMATS
+from bigcircuit.export.request import ExportRequest
+from bigcircuit.export.verify import Prompts, run_masked
 from bigcircuit.model.load import load_frozen
+from bigcircuit.model.resolve import resolve_model
+from bigcircuit.model.sites import FrozenModel
 from tests.helpers.exports import random_constants, request_of, write_export
 
 OUTPUT = Path(__file__).with_suffix(".md")
@@ -84,16 +89,12 @@ def _widths(shapes: Any) -> dict[str, list[int]]:
 
 def _gguf(config: ModelConfig, folder: Path, frozen: Any, prompts: torch.Tensor) -> dict[str, torch.Tensor]:
     """Export GGUF files, also of a Qwen2 and a Qwen3 with these weights, and continue prompts with the masked models."""
-    from bigcircuit.ablation.ablation import ZERO
-    from bigcircuit.export.verify import Prompts, run_masked
-    from bigcircuit.model.resolve import resolve_model
-
     resolved, found = resolve_model(config), {}
     for name, ablation in (("zero", ZERO), ("mean", random_constants(frozen.shapes))):
         circuit = Circuit.load(folder / "zero.safetensors")
         request = request_of(resolved, ablation, circuit.masks)
         write_export("gguf", request, folder / f"gguf-{name}")
-        found[f"text.{name}"] = run_masked(frozen, request, Prompts(prompts, prompts.shape[1], _NEW))["text"]
+        found |= _continued(name, frozen, request, prompts)
     generator = torch.Generator().manual_seed(1)
     for name in ("qwen2", "qwen3"):
         base = ModelConfig(path=str(_as_qwen(name, frozen, Path(config.path), folder)))
@@ -105,8 +106,18 @@ def _gguf(config: ModelConfig, folder: Path, frozen: Any, prompts: torch.Tensor)
         closed = complete_masks({"head": heads, "mlp_neuron": kept["mlp_neuron"]}, other.shapes)
         request = request_of(resolve_model(base), ZERO, closed)
         write_export("gguf", request, folder / f"gguf-{name}")
-        found[f"text.{name}"] = run_masked(other, request, Prompts(prompts, prompts.shape[1], _NEW))["text"]
+        found |= _continued(name, other, request, prompts)
     return found
+
+
+def _continued(
+    name: str, frozen: FrozenModel, request: ExportRequest, prompts: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Continue prompts greedily with a masked model: tokens, and the log-probabilities by which each was chosen."""
+    tokens = prompts.shape[1]
+    text = run_masked(frozen, request, Prompts(prompts, tokens, _NEW))["text"]
+    logits = run_masked(frozen, request, Prompts(torch.cat([prompts, text], 1), tokens, 1))["logits"]
+    return {f"text.{name}": text, f"chosen.{name}": logits[:, tokens - 1 : -1].log_softmax(-1).contiguous()}
 
 
 def _as_qwen(name: str, frozen: Any, path: Path, folder: Path) -> Path:

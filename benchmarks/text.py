@@ -6,10 +6,12 @@ python -m benchmarks.text MODEL [MODEL ...] [--output FOLDER] [--documents N] [-
 Each model writes its own corpus (task.text.generate), half of whose documents are held out. One population, a circuit for each
 share of the parameters, learns masks of heads and MLP neurons and what closed ones output (optimal ablation). Every baseline scores
 heads and MLP neurons on the training windows, and keeps the best of them, with at least as many parameters as the learned circuit:
-over all layers, as many in every layer, or in each layer as many as the learned circuit; under zero or mean ablation. Which of
-these six counts for a baseline is chosen on the validation documents. (As many heads as the learned circuit, in other groups of
-keys and values, can have up to 1% of the parameters less.) The learned circuit and the best baseline are then exported
-(`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the same settings. The command resumes.
+over all layers; as many in every layer; in each layer as many heads as the learned circuit, and MLP neurons in its proportions; or
+in each layer as many groups of keys and values, heads and MLP neurons as the learned circuit, which are exactly as many parameters.
+Under zero or mean ablation. Which of these eight counts for a baseline is chosen on the validation documents. A second ratio is to
+the baselines that divide a size over the layers themselves (the first two), as their users run them. The learned circuit and the
+best baseline are then exported (`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the same settings.
+The command resumes.
 """
 
 import argparse
@@ -89,11 +91,27 @@ def unit_scores(scores: NodeScores, shapes: Sequence[LayerShape]) -> dict[str, T
 def best_in_layers(
     scores: Mapping[str, Tensor], counts: Mapping[str, Sequence[int]], shapes: Sequence[LayerShape]
 ) -> Masks:
-    """Keep the best nodes of each layer, as many as `counts` says."""
-    places = {
-        name: values.argsort(dim=1, descending=True, stable=True).argsort(dim=1) for name, values in scores.items()
-    }
-    return complete_masks({name: places[name] < torch.tensor(counts[name]).unsqueeze(1) for name in places}, shapes)
+    """Keep the best nodes of each layer, as many as `counts` says.
+
+    With `kv_group` in it heads are in so many groups: the best of each of the groups whose heads have most together, then others.
+    """
+    heads = scores["head"].double()
+    if "kv_group" in counts:
+        grouped = heads.unflatten(1, (shapes[0].kv_heads, -1))
+        inside = _places(grouped.sum(-1)) < torch.tensor(counts["kv_group"]).unsqueeze(1)
+        first = _places(grouped) == 0
+        # Places in their order as scores: first ones of kept groups, others of kept groups, the rest.
+        order = 2.0 * inside.unsqueeze(-1) + (inside.unsqueeze(-1) & first)
+        heads = order.flatten(1) * heads.shape[1] - _places(heads)
+    chosen = {"head": heads, "mlp_neuron": scores["mlp_neuron"]}
+    return complete_masks(
+        {name: _places(values) < torch.tensor(counts[name]).unsqueeze(1) for name, values in chosen.items()}, shapes
+    )
+
+
+def _places(scores: Tensor) -> Tensor:
+    """Number the values along the last dimension from the largest, 0, to the smallest."""
+    return scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
 
 def structures(
@@ -122,8 +140,15 @@ def structures(
         return best_in_layers(scores, {"head": [round(share * shape.heads)] * layers, "mlp_neuron": widths}, shapes)
 
     yield "in every layer", smallest(layers * shape.intermediate, alike)
-    sizes = {name: learned[name].sum(1).tolist() for name in scores}
+    sizes = {name: learned[name].sum(1).tolist() for name in ("kv_group", "head", "mlp_neuron")}
     yield "as learned", best_in_layers(scores, sizes, shapes)
+
+    def proportional(total: int) -> Masks:
+        share = total / max(sum(sizes["mlp_neuron"]), 1)
+        widths = [min(round(width * share), shape.intermediate) for width in sizes["mlp_neuron"]]
+        return best_in_layers(scores, {"head": sizes["head"], "mlp_neuron": widths}, shapes)
+
+    yield "heads as learned", smallest(layers * shape.intermediate, proportional)
 
 
 def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +183,7 @@ def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, 
     summary = json.loads(folder.summary.read_text())
     result = {
         "model": model, "settings": dict(settings), "full": summary["full"]["perplexity"], "methods": [],
-        "documents": {name: len({example.document for example in split}) for name, split in data.splits.items()},
+        "own_sizes": [], "documents": {name: len({example.document for example in split}) for name, split in data.splits.items()},
     }  # fmt: skip
     for index, share in enumerate(REMOVED):
         row = {"method": LEARNED_GATES, "removed": share, "ablation": "optimal", "structure": ""}
@@ -166,12 +191,15 @@ def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, 
             {**row, **size(frozen, learned[index].masks), **summary["members"][index]["scores"]["perplexity"]}
         )
     on_validation = [one["mean"] for one in scored(candidates, data.splits["validation"])]
-    chosen = {}
+    chosen, own = dict[tuple[float, str], Candidate](), dict[tuple[float, str], Candidate]()
     for _, one in sorted(zip(on_validation, candidates, strict=True), key=lambda pair: pair[0]):
         chosen.setdefault((one.removed, one.method), one)
-    for one, perplexity in zip(chosen.values(), scored(list(chosen.values()), test), strict=True):
-        row = {"method": one.method, "removed": one.removed, "ablation": one.ablation.name, "structure": one.structure}
-        result["methods"].append({**row, **size(frozen, one.masks), **perplexity})
+        if not one.structure.endswith("as learned"):
+            own.setdefault((one.removed, one.method), one)
+    for kind, best_ones in (("methods", chosen), ("own_sizes", own)):
+        for one, perplexity in zip(best_ones.values(), scored(list(best_ones.values()), test), strict=True):
+            row = {"method": one.method, "removed": one.removed, "ablation": one.ablation.name}
+            result[kind].append({**row, "structure": one.structure, **size(frozen, one.masks), **perplexity})
     for index, share in enumerate(REMOVED):
         best = next(one for one in chosen.values() if one.removed == share)  # dictionaries keep the order of validation
         circuit = Circuit(best.masks, {}, learned[index].metadata).under(best.ablation)
@@ -246,8 +274,14 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
             rows = [_row(result, name, share) for share in REMOVED]
             cells = [" ".join(filter(None, [_interval(row), row["ablation"], row["structure"]])) for row in rows]
             lines.append(f"| {METHOD_LABELS[name]} | {' | '.join(cells)} |")
-        ratios = [_ratio(full["mean"], _row(result, LEARNED_GATES, s)["mean"], _best(result, s)) for s in REMOVED]
-        lines.append(f"| **ratio** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
+        for kind, label in (("methods", "ratio"), ("own_sizes", "ratio, baselines with layer sizes of their own")):
+            best = [
+                min(row["mean"] for row in result[kind] if row["method"] in METHODS and row["removed"] == s)
+                for s in REMOVED
+            ]
+            learned = [_row(result, LEARNED_GATES, share)["mean"] for share in REMOVED]
+            ratios = [_ratio(full["mean"], *pair) for pair in zip(learned, best, strict=True)]
+            lines.append(f"| **{label}** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
         if after := result.get("recovered"):
             for kind, label in (("learned", "learned gates"), ("baseline", "best baseline")):
                 cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*after[f"{kind} {share}"]) for share in REMOVED]
@@ -265,10 +299,6 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _row(result: Mapping[str, Any], name: str, share: float) -> Mapping[str, Any]:
     return next(row for row in result["methods"] if row["method"] == name and row["removed"] == share)
-
-
-def _best(result: Mapping[str, Any], share: float) -> float:
-    return min(_row(result, name, share)["mean"] for name in METHODS)
 
 
 def _ratio(full: float, learned: float, baseline: float) -> float:

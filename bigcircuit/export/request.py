@@ -13,7 +13,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.export.cut import LayerCut, cuts_in_place, with_all_heads
 from bigcircuit.export.source import SourceWeights
 from bigcircuit.export.tensors import LayerParts
-from bigcircuit.model.granularity import ATTENTION, MLP
+from bigcircuit.model.granularity import ATTENTION, EXPERT, MLP
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.model.weight_files import model_folder
@@ -56,6 +56,11 @@ class ExportRequest:
         """
         subject = f"--format {name}: {self.hf_config.model_type} ({self.base.architecture.kind})"
         remedy = "use --format zeroed, or evaluate the circuit in place"
+        if alike and any(EXPERT in layer.sites for layer in self.base.layers):
+            raise UserError(
+                f"{subject} routes tokens among all of its experts, and a stock class cannot do without some of them; use --format "
+                "compact or zeroed, or evaluate the circuit in place"
+            )
         if not self.is_dense:
             raise UserError(
                 f"{subject} has layers that are not one attention and one MLP, which this format cannot cut; {remedy}"

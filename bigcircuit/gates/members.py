@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.config.schema import Config
 from bigcircuit.gates.noise import Noise
+from bigcircuit.gates.parameter_weights import ParameterWeights
 from bigcircuit.gates.parametrisation import has_exact_sizes
 from bigcircuit.model.granularity import (
     GRANULARITIES,
@@ -21,6 +22,7 @@ from bigcircuit.model.granularity import (
     widest,
     widest_values,
 )
+from bigcircuit.model.parameter_count import SharedParameters
 from bigcircuit.seeding import mix
 
 Shapes = Sequence[LayerShape]
@@ -79,13 +81,22 @@ class Member(nn.Module):
 class Members(nn.Module):
     """Base of a population: members that share a pass. A member may belong to several."""
 
-    def __init__(self, members: Sequence[Member], shapes: Shapes, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        shapes: Shapes,
+        device: torch.device | str = "cpu",
+        shared: Sequence[Sequence[SharedParameters]] = (),
+    ) -> None:
+        """shared: what nodes of each layer use; needed where members ask for a share of the parameters."""
         super().__init__()
+        self.shared = shared
         self.shapes = tuple(shapes)
         # A list of modules, so that their parameters are the population's; torch's stubs do not know of what.
         self.members = cast(Sequence[Member], nn.ModuleList(members))
         self.device = torch.device(device)
         self._noise = Noise(device)
+        self._weights: dict[tuple[str, ...], ParameterWeights] = {}
 
     def __len__(self) -> int:
         return len(self.members)
@@ -107,6 +118,14 @@ class Members(nn.Module):
     def widths(self, name: str) -> list[int]:
         """Count the nodes of a granularity in each layer."""
         return [GRANULARITIES[name].width(shape) for shape in self.shapes]
+
+    def parameter_weights(self, names: Sequence[str]) -> ParameterWeights:
+        """Weights in parameters of the nodes of these granularities."""
+        key = tuple(names)
+        if key not in self._weights:
+            gated = list(self.members[0].log_alpha)
+            self._weights[key] = ParameterWeights(self.shared, self.shapes, names, gated, self.device)
+        return self._weights[key]
 
     def column(self, values: Sequence[float]) -> Tensor:
         """Lay out one number a member as float32 [P, 1, 1]."""

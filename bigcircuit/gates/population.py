@@ -6,10 +6,11 @@ apart from those of the others. A pass stacks them along the leading member dime
 Shapes: P members, B examples, L layers, n nodes of a granularity in the widest layer, w its true width in one layer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bigcircuit.ablation.ablation import Ablation, Moments
 from bigcircuit.ablation.learned import ConstantsStart
@@ -24,14 +25,21 @@ from bigcircuit.model.granularity import (
     finest,
     spread,
 )
+from bigcircuit.model.parameter_count import SharedParameters
 
 
 class Population(Members):
     """P members, the parametrisation of their gates and the start of their learned constants."""
 
-    def __init__(self, members: Sequence[Member], shapes: Shapes, device: torch.device | str = "cpu") -> None:
-        """members: all of one parametrisation; a member may belong to several populations."""
-        super().__init__(members, shapes, device)
+    def __init__(
+        self,
+        members: Sequence[Member],
+        shapes: Shapes,
+        device: torch.device | str = "cpu",
+        shared: Sequence[Sequence[SharedParameters]] = (),
+    ) -> None:
+        """members: all of one parametrisation; a member may belong to several populations. shared: as for `Members`."""
+        super().__init__(members, shapes, device, shared)
         self._parametrisation = PARAMETRISATIONS[members[0].config.gates.parametrisation]
         self._gates = self._parametrisation.implementation
         self.centre: dict[str, Tensor] = {}
@@ -40,13 +48,19 @@ class Population(Members):
         """The unit in which their offsets are counted."""
 
     @classmethod
-    def new(cls, configs: Sequence[Config], shapes: Shapes, device: torch.device | str = "cpu") -> "Population":
-        """Make one new member for each config."""
-        return cls([Member(config, shapes, device) for config in configs], shapes, device)
+    def new(
+        cls,
+        configs: Sequence[Config],
+        shapes: Shapes,
+        device: torch.device | str = "cpu",
+        shared: Sequence[Sequence[SharedParameters]] = (),
+    ) -> "Population":
+        """Make one new member for each config. shared: as for `Members`."""
+        return cls([Member(config, shapes, device) for config in configs], shapes, device, shared)
 
     def part(self, members: Sequence[Member]) -> "Population":
         """Make a population of other members with the same shapes, device and start of learned constants."""
-        found = Population(members, self.shapes, self.device)
+        found = Population(members, self.shapes, self.device, self.shared)
         found.centre, found.spread = self.centre, self.spread
         return found
 
@@ -85,10 +99,12 @@ class Population(Members):
     def expected_open(self) -> dict[str, Tensor]:
         """Compute the expected number of open nodes by granularity, and of site neurons as `total`, each float32 [P].
 
-        A node is open when its own gate and all gates above it are, so chains of probabilities multiply.
+        A node is open when its own gate and all gates above it are, so chains of probabilities multiply. Where members ask for a
+        share of the parameters, `parameters` is the expected one.
         """
         gates = self._gates.open_shares(self)
         sums: dict[str, list[Tensor]] = {}
+        leaves: dict[str, dict[int, Tensor]] = {}
         for index, shape in enumerate(self.shapes):
             chain: dict[str, Tensor] = {}
             for name, own in self.layer(gates, index).items():
@@ -101,7 +117,25 @@ class Population(Members):
                 leaf = finest(chain, site)
                 if leaf is not None:
                     sums.setdefault("total", []).append(expand(chain[leaf], site, shape).sum(-1))
-        return {name: torch.stack(parts).sum(0).float() for name, parts in sums.items()}
+                    leaves.setdefault(leaf, {})[index] = chain[leaf]
+        found = {name: torch.stack(parts).sum(0).float() for name, parts in sums.items()}
+        if any(member.config.target.parameters is not None for member in self.members):
+            found["parameters"] = self._share_of_parameters(leaves, gates)
+        return found
+
+    def _share_of_parameters(self, leaves: Mapping[str, Mapping[int, Tensor]], gates: Mapping[str, Tensor]) -> Tensor:
+        """Compute the expected share of the parameters that is kept, float32 [P].
+
+        leaves: how far the finest nodes of each layer are open, with what is above them, [P, w]. gates: [P, L, n].
+        """
+        weights = self.parameter_weights(list(leaves))
+        rows = [
+            pad(own, (0, gates[name].shape[-1] - own.shape[-1])) for name, one in leaves.items() for own in one.values()
+        ]
+        open_ = torch.cat(rows, -1)
+        weight = weights.weigh(open_.detach(), torch.ones_like(open_))
+        kept = (weight * open_).sum(-1, keepdim=True) + weights.outside(gates)
+        return (kept[:, 0] / weights.total).float()
 
     def decided(self, member: int) -> dict[str, Tensor]:
         """Copy log_alpha of a member by granularity, [L, n], shifted so that gates above 0 are open, as `discretise` takes it."""

@@ -25,7 +25,7 @@ def pressure(train: TrainConfig, name: str, done: float) -> float:
     return min(1.0, (done - start) / train.penalty_ramp) if train.penalty_ramp else 1.0
 
 
-def allowed_size(train: TrainConfig, everything: int, asked: int, done: float) -> float:
+def allowed_size(train: TrainConfig, everything: float, asked: float, done: float) -> float:
     """Size that target mode allows: from all nodes down to the asked ones, geometrically over the ramp."""
     share = pressure(train, "total", done)
     return everything * (min(asked, everything) / everything) ** share

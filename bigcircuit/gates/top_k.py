@@ -9,6 +9,7 @@ Shapes: P members, B examples, L layers, n nodes of a granularity in the widest 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,20 +61,31 @@ def open_shares(population: Members) -> dict[str, Tensor]:
 def decided(population: Members, member: int) -> dict[str, Tensor]:
     """Subtract the threshold of the asked sizes from log_alpha of a member: gates above 0 are open. By granularity, [L, n]."""
     log_alpha = {name: values.detach().double() for name, values in population.members[member].log_alpha.items()}
-    sizes, found = population.members[member].config.target.sizes(), dict[str, Tensor]()
+    target, found = population.members[member].config.target, dict[str, Tensor]()
+    sizes = target.sizes()
     for asked, names in _groups(sizes, list(log_alpha)):
         chosen = {name: (values > 0).double() for name, values in found.items()}
-        weight = torch.cat([_weight(population, name, chosen, asked == "total").flatten() for name in names])
         scores = torch.cat([log_alpha[name].flatten() for name in names])
-        border = _border(scores[weight > 0], weight[weight > 0], _left(asked, sizes))
+        if asked == "total" and target.parameters is not None:
+            budget = population.parameter_weights(names)
+            weight = budget.weigh(scores, _weights(population, names, chosen, in_neurons=False))
+            size = target.parameters * budget.total - float(budget.outside(chosen))
+            border = _border(scores[weight > 0], weight[weight > 0], size, above=False)
+        else:
+            weight = _weights(population, names, chosen, asked == "total")
+            border = _border(scores[weight > 0], weight[weight > 0], _left(asked, sizes))
         found |= {name: log_alpha[name] - border for name in names}
     return {name: values.float() for name, values in found.items()}
 
 
-def _border(scores: Tensor, weight: Tensor, size: int) -> Tensor:
-    """Threshold of a size: half-way between the weakest of the strongest nodes that together weigh `size`, and the next node."""
+def _border(scores: Tensor, weight: Tensor, size: float, above: bool = True) -> Tensor:
+    """Threshold of a size: half-way between the weakest of the strongest nodes that together weigh `size`, and the next node.
+
+    above: whether they weigh at least the size, else at most; one node is above the threshold in any case.
+    """
     order = torch.argsort(scores, descending=True)
-    count = int((torch.cumsum(weight[order], 0) < size).sum()) + 1
+    held = torch.cumsum(weight[order], 0)
+    count = int((held < size).sum()) + 1 if above else max(int((held <= size).sum()), 1)
     strongest = torch.cat([scores[order], scores[order[-1:]] - 1])
     return strongest[min(count, len(order)) - 1 : min(count, len(order)) + 1].mean()
 
@@ -91,54 +103,91 @@ def _left(asked: str, sizes: Mapping[str, int]) -> int:
     return max(sizes[asked] - own, 1)
 
 
-def _sizes_to_train(population: Members, examples: Sequence[int], asked: str, everything: int) -> Tensor:
-    """Sizes of a group of `everything` nodes in training: of every example, [P, B, 1], where they are sampled; else one for the
-    update, [P, 1, 1]. In float64 for the reason given in hard_concrete.py."""
+class _Budget(NamedTuple):
+    """What the nodes of a group may weigh together, in nodes, neurons or parameters."""
+
+    asked: str
+    """Target that the group meets."""
+    weight: Tensor
+    """Weight of each node, [P or 1, B or 1, N]."""
+    everything: Sequence[float]
+    """Weight of all nodes of the group, and of those that count beside them, by member."""
+    beside: Tensor | None
+    """Part of the size that nodes outside of the group have, [P, B or 1, 1]; None where these do not count."""
+
+
+def _sizes_to_train(population: Members, examples: Sequence[int], budget: _Budget) -> Tensor:
+    """Sizes of a group in training: of every example, [P, B, 1], where they are sampled; else one for the update, [P, 1, 1].
+
+    In float64 for the reason given in hard_concrete.py."""
     if population.members[0].config.gates.sampled_sizes:
         drawn = population.uniform(_SIZE_LAYER, examples, 1).double()
+        everything = torch.tensor(budget.everything, dtype=drawn.dtype, device=drawn.device).view(-1, 1, 1)
         return (everything * torch.exp(-math.log(_SMALLEST) * drawn)).float()
-    allowed, least = (sizes.double() for sizes in _range(population, asked, everything))
+    allowed, least = (sizes.double() for sizes in _range(population, budget))
     share = population.uniform(_SIZE_LAYER, [_WHOLE_UPDATE], 1).double()
     return (allowed * (least / allowed) ** share).float()
 
 
-def _allowed_sizes(population: Members, asked: str, everything: int) -> Tensor:
-    """Sizes that a group of `everything` nodes is allowed now, [P, 1, 1]."""
-    return _range(population, asked, everything)[0]
+def _allowed_sizes(population: Members, budget: _Budget) -> Tensor:
+    """Sizes that a group is allowed now, [P, 1, 1]."""
+    return _range(population, budget)[0]
 
 
-def _range(population: Members, asked: str, everything: int) -> tuple[Tensor, Tensor]:
+def _range(population: Members, budget: _Budget) -> tuple[Tensor, Tensor]:
     """Sizes that a group is allowed now, and the least sizes that an update looks ahead to, [P, 1, 1] each."""
-    now = [(m.config, _left(asked, m.config.target.sizes()), m.done) for m in population.members]
-    allowed = [allowed_size(config.train, everything, size, done) for config, size, done in now]
-    least = [
-        min(size, everything) if config.gates.look_ahead else at
-        for (config, size, _), at in zip(now, allowed, strict=True)
-    ]
+    allowed, least = [], []
+    for member, everything in zip(population.members, budget.everything, strict=True):
+        config, target = member.config, member.config.target
+        size: float = _left(budget.asked, target.sizes())
+        if budget.asked == "total" and target.parameters is not None:
+            size = target.parameters * everything
+        allowed.append(allowed_size(config.train, everything, size, member.done))
+        least.append(min(size, everything) if config.gates.look_ahead else allowed[-1])
     return population.column(allowed), population.column(least)
 
 
-def _solve(population: Members, sizes: Callable[[str, int], Tensor]) -> dict[str, Tensor]:
-    """Solve for the soft values of all gates, by granularity [P, B or 1, L, n].
-
-    sizes: target and number of nodes (or neurons) of a group -> sizes, [P, B or 1, 1].
-    """
+def _solve(population: Members, sizes: Callable[[_Budget], Tensor]) -> dict[str, Tensor]:
+    """Solve for the soft values of all gates, by granularity [P, B or 1, L, n]. sizes: of a group, [P, B or 1, 1]."""
     stacked, values = population.stack(), dict[str, Tensor]()
     soft = population.column([temperature(member.config.gates, member.done) for member in population.members])
     for asked, names in _groups(population.members[0].config.target.sizes(), list(stacked)):
-        everything = sum(width * _counts(population, name, asked == "total")[i] for name in names
-                         for i, width in enumerate(population.widths(name)))  # fmt: skip
-        weights = [_weight(population, name, values, asked == "total") for name in names]
-        scores = [stacked[name].unsqueeze(1) for name in names]
-        solved = soft_top_k(
-            torch.cat([part.flatten(2) for part in scores], -1),
-            sizes(asked, everything),
-            soft,
-            torch.cat([w.expand_as(part).flatten(2) for w, part in zip(weights, scores, strict=True)], -1),
-        )
+        scores = torch.cat([stacked[name].unsqueeze(1).flatten(2) for name in names], -1)
+        budget = _budget(population, asked, names, values, scores)
+        size = sizes(budget)
+        if budget.beside is not None:
+            size = (size.double() - budget.beside).clamp(min=1)
+        solved = soft_top_k(scores, size, soft, budget.weight)
         parts = solved.split([stacked[name][0].numel() for name in names], -1)
         values |= {name: part.unflatten(-1, stacked[name].shape[1:]) for name, part in zip(names, parts, strict=True)}
     return values
+
+
+def _budget(
+    population: Members, asked: str, names: Sequence[str], above: Mapping[str, Tensor], scores: Tensor
+) -> _Budget:
+    """Weigh the nodes of a group, under the gates that are solved already."""
+    neurons = sum(width * _counts(population, name, asked == "total")[i] for name in names
+                  for i, width in enumerate(population.widths(name)))  # fmt: skip
+    weight = _weights(population, names, above, asked == "total")
+    everything: list[float] = [neurons] * len(population)
+    shares = [member.config.target.parameters for member in population.members]
+    if asked != "total" or shares.count(None) == len(shares):
+        return _Budget(asked, weight, everything, None)
+    weighed = torch.tensor([share is not None for share in shares], device=population.device).view(-1, 1, 1)
+    weights = population.parameter_weights(names)
+    own = weights.weigh(scores.detach().double(), _weights(population, names, above, in_neurons=False).detach())
+    everything = [neurons if share is None else weights.total for share in shares]
+    return _Budget(
+        asked, torch.where(weighed, own, weight.double()), everything, torch.where(weighed, weights.outside(above), 0.0)
+    )
+
+
+def _weights(population: Members, names: Sequence[str], above: Mapping[str, Tensor], in_neurons: bool) -> Tensor:
+    """Weigh each node of a group, [..., N], see `_weight`."""
+    found = [_weight(population, name, above, in_neurons).flatten(-2) for name in names]
+    leading = torch.broadcast_shapes(*(one.shape[:-1] for one in found))
+    return torch.cat([one.expand(*leading, -1) for one in found], -1)
 
 
 def _weight(population: Members, name: str, above: Mapping[str, Tensor], in_neurons: bool) -> Tensor:

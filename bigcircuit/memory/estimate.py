@@ -37,6 +37,7 @@ from bigcircuit.model.sites import FrozenModel
 from bigcircuit.train.resolve import ResolvedRun
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import faithfulness_gradient
+from bigcircuit.train.targets import shared_for
 
 META = torch.device("meta")
 _LIVE_PARAMETERS = 1_000_000_000
@@ -290,7 +291,7 @@ def ranking_peak(run: ResolvedRun) -> int:
 
     def count(few: ResolvedRun) -> int:
         member = few.members[0]
-        population = Population.new([member], few.model.shapes)
+        population = Population.new([member], few.model.shapes, shared=shared_for([member], few.model.skeleton))
         return _peak(lambda: discretise(population.decided(0), few.model.shapes, member.target.sizes()))
 
     return from_few_layers(run, count, 1)
@@ -320,7 +321,7 @@ def blank_state(run: ResolvedRun, device: torch.device) -> TrainState:
     """Make the state at step 0 of a run whose ablation is not measured."""
     # The hinge looks at values, which the meta device does not have; it is a few numbers a prompt.
     configs = [override(member, {"train.hinge": 0.0}, "estimate") for member in run.members]
-    population = Population.new(configs, run.model.shapes, device)
+    population = Population.new(configs, run.model.shapes, device, shared_for(configs, run.model.skeleton))
     if KINDS[run.config.ablation.name].learned:
         population.start_constants(_moments(run, 1, device))
     return TrainState.new(population, run.model.nodes)

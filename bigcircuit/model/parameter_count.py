@@ -12,10 +12,11 @@ not counted: they are never pruned.
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from bigcircuit.model.architectures import FUSED, KEYS, LATENT, QUERIES, VALUES
-from bigcircuit.model.granularity import ATTENTION, EXPERT, LEAVES, MIXER, MLP, SITE_WIDTH
+from bigcircuit.model.granularity import ATTENTION, EXPERT, EXPERT_NEURON, LEAVES, MIXER, MLP, SITE_WIDTH
 from bigcircuit.model.paths import in_features, inputs_of_mlp, out_features
 from bigcircuit.model.sites import FrozenModel, Layer
 from bigcircuit.model.zero3 import numel
@@ -28,6 +29,32 @@ class ParameterCount(NamedTuple):
     total: int
 
 
+class SharedParameters(NamedTuple):
+    """Parameters of a layer in parts, each kept while any of the neurons that use it is."""
+
+    users: Mapping[str, Tensor]
+    """By site, int64 [site width]: number of the part that each neuron uses."""
+    size: int
+    """Parameters of a part."""
+
+    @property
+    def parts(self) -> int:
+        """Number of parts."""
+        return 1 + max((int(numbers.max()) for numbers in self.users.values()), default=0)
+
+
+def shared_parameters(layer: Layer, with_expert_neurons: bool = False) -> list[SharedParameters]:
+    """List what the neurons of a layer use: together all parameters of the layer, MLP outputs taken as kept.
+
+    with_expert_neurons: whether neurons of experts have masks, in place of whole experts.
+    """
+    found = [one for site in layer.sites for one in _SHARED[site](layer, with_expert_neurons)]
+    everything = sum(numel(p) for p in layer.module.parameters())
+    rest = everything - sum(one.size * one.parts for one in found)
+    users = {site: numbers for one in found for site, numbers in one.users.items()}
+    return [*found, SharedParameters({site: torch.zeros_like(numbers) for site, numbers in users.items()}, rest)]
+
+
 def count_parameters(frozen: FrozenModel, masks: Mapping[str, Tensor]) -> ParameterCount:
     """Count the parameters that a circuit keeps.
 
@@ -35,76 +62,73 @@ def count_parameters(frozen: FrozenModel, masks: Mapping[str, Tensor]) -> Parame
     """
     kept = total = 0
     for index, layer in enumerate(frozen.layers):
-        own = {
-            site: masks[LEAVES[site]][index, : SITE_WIDTH[site](layer.shape)]
-            for site in SITE_WIDTH
-            if LEAVES[site] in masks and SITE_WIDTH[site](layer.shape)
-        }
-        parts = [_COUNTS[site](layer, own) for site in layer.sites]
-        everything = sum(numel(p) for p in layer.module.parameters())
-        rest = everything - sum(part.total for part in parts)
-        kept += sum(part.kept for part in parts) + rest * any(part.kept for part in parts)
-        total += everything
+        for one in shared_parameters(layer, "expert_neuron" in masks):
+            used = torch.zeros(one.parts, dtype=torch.bool)
+            for site, numbers in one.users.items():
+                used[numbers[masks[LEAVES[site]][index, : len(numbers)].cpu()]] = True
+            kept += one.size * int(used.sum())
+            total += one.size * one.parts
+        if "mlp_output" in masks and MLP in layer.sites:
+            closed = layer.shape.hidden - int(masks["mlp_output"][index, : layer.shape.hidden].sum())
+            kept -= closed * int(masks[LEAVES[MLP]][index, : layer.shape.intermediate].sum())
     return ParameterCount(kept, total)
 
 
-def _attention(layer: Layer, masks: Mapping[str, Tensor]) -> ParameterCount:
+def _attention(layer: Layer, _: bool) -> Iterator[SharedParameters]:
     shape = layer.shape
-    neurons = masks[ATTENTION].view(shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
-    heads, groups = int(neurons.any(-1).sum()), int(neurons.flatten(1).any(-1).sum())
-    values, rows = int(neurons.any(1).sum()), (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    kept, total = _columns(layer, ATTENTION, int(neurons.sum()))
+    per_group = shape.heads // shape.kv_heads * shape.head_dim
+    neurons = torch.arange(shape.heads * shape.head_dim)
+    heads, groups = ({ATTENTION: neurons // width} for width in (shape.head_dim, per_group))
+    values = {ATTENTION: neurons // per_group * shape.head_dim + neurons % shape.head_dim}
+    rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    yield from _columns(layer, ATTENTION)
     for name, size, width in _projections(layer.owner(ATTENTION)):
         if name in FUSED and width == rows:
-            kept += size // rows * (shape.head_dim * (heads + groups) + values)
+            yield SharedParameters(heads, size // rows * shape.head_dim)
+            yield SharedParameters(groups, size // rows * shape.head_dim)
+            yield SharedParameters(values, size // rows)
         elif (name in QUERIES or name in LATENT) and width % shape.heads == 0:
-            kept += size // shape.heads * heads
+            yield SharedParameters(heads, size // shape.heads)
         elif name in KEYS and width % shape.kv_heads == 0:
-            kept += size // shape.kv_heads * groups
+            yield SharedParameters(groups, size // shape.kv_heads)
         elif name in VALUES and width == shape.kv_heads * shape.head_dim:
-            kept += size // width * values
-        else:
-            continue
-        total += size
-    return ParameterCount(kept, total)
+            yield SharedParameters(values, size // width)
 
 
-def _mlp(layer: Layer, masks: Mapping[str, Tensor]) -> ParameterCount:
-    width, hidden, neurons = layer.shape.intermediate, layer.shape.hidden, int(masks[MLP].sum())
-    outputs = int(masks["mlp_output"].sum()) if "mlp_output" in masks else hidden
-    down = _size(layer.sites[MLP])
-    kept, total = neurons * outputs + (down - width * hidden) * bool(neurons), down
+def _mlp(layer: Layer, _: bool) -> Iterator[SharedParameters]:
+    yield from _columns(layer, MLP)
     for module in mlp_inputs(layer):
-        kept, total = kept + _size(module) // width * neurons, total + _size(module)
-    return ParameterCount(kept, total)
+        yield SharedParameters({MLP: torch.arange(layer.shape.intermediate)}, _size(module) // layer.shape.intermediate)
 
 
-def _mixer(layer: Layer, masks: Mapping[str, Tensor]) -> ParameterCount:
-    neurons = int(masks[MIXER].sum())
-    kept, total = _columns(layer, MIXER, neurons)
-    whole = sum(numel(p) for p in layer.owner(MIXER).parameters())
-    return ParameterCount(kept + (whole - total) * bool(neurons), whole)
+def _mixer(layer: Layer, _: bool) -> Iterator[SharedParameters]:
+    yield from _columns(layer, MIXER)
+    inside = sum(numel(p) for p in layer.owner(MIXER).parameters()) - _size(layer.sites[MIXER])
+    yield SharedParameters({MIXER: torch.zeros(SITE_WIDTH[MIXER](layer.shape), dtype=torch.long)}, inside)
 
 
-def _experts(layer: Layer, masks: Mapping[str, Tensor]) -> ParameterCount:
+def _experts(layer: Layer, with_neurons: bool) -> Iterator[SharedParameters]:
     shape, total = layer.shape, sum(numel(p) for p in layer.sites[EXPERT].parameters())
-    if "expert_neuron" in masks:
-        neurons = masks["expert_neuron"].view(shape.experts, shape.expert_width)
-        share = total // shape.experts // shape.expert_width
+    if with_neurons:
+        neurons, share = torch.arange(shape.experts * shape.expert_width), total // shape.experts // shape.expert_width
+        yield SharedParameters({EXPERT_NEURON: neurons}, share)
         rest = total // shape.experts - share * shape.expert_width
-        return ParameterCount(share * int(neurons.sum()) + rest * int(neurons.any(-1).sum()), total)
-    return ParameterCount(total // shape.experts * int(masks[EXPERT].sum()), total)
+        yield SharedParameters({EXPERT_NEURON: neurons // shape.expert_width}, rest)
+    else:
+        yield SharedParameters({EXPERT: torch.arange(shape.experts)}, total // shape.experts)
 
 
-_COUNTS = {ATTENTION: _attention, MLP: _mlp, MIXER: _mixer, EXPERT: _experts}
-"""Site -> function of a layer and its masks by site: parameters that a node of the site owns, kept and all."""
+_SHARED = {ATTENTION: _attention, MLP: _mlp, MIXER: _mixer, EXPERT: _experts}
+"""Site -> function of a layer: parameters that nodes of the site use; the flag says whether neurons of experts have masks."""
 
 
-def _columns(layer: Layer, site: str, neurons: int) -> tuple[int, int]:
-    """Count the parameters of an output projection: kept, and all. neurons: how many are kept."""
-    projection = layer.sites[site]
-    size, columns = _size(projection), in_features(projection) * out_features(projection)
-    return neurons * out_features(projection) + (size - columns) * bool(neurons), size
+def _columns(layer: Layer, site: str) -> Iterator[SharedParameters]:
+    """List the parameters of an output projection: a column of each neuron, and its bias."""
+    projection, neurons = layer.sites[site], torch.arange(SITE_WIDTH[site](layer.shape))
+    outputs = out_features(projection)
+    yield SharedParameters({site: neurons}, outputs)
+    bias = _size(projection) - in_features(projection) * outputs
+    yield SharedParameters({site: torch.zeros_like(neurons)}, bias)
 
 
 def _projections(owner: nn.Module) -> Iterator[tuple[str, int, int]]:

@@ -16,7 +16,18 @@ from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.config.schema import Config, TargetConfig
 from bigcircuit.errors import UserError
 from bigcircuit.gates.discretise import Masks, discretise
-from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, MLP, MLP_OUTPUT, SITE_WIDTH, LayerShape, fold
+from bigcircuit.model.granularity import (
+    ATTENTION,
+    COUNTED,
+    GRANULARITIES,
+    MLP,
+    MLP_OUTPUT,
+    SITE_WIDTH,
+    LayerShape,
+    fold,
+    granularities_of,
+    widest,
+)
 from bigcircuit.model.parameter_count import count_parameters
 from bigcircuit.model.sites import FrozenModel
 
@@ -57,7 +68,7 @@ def sized_masks(log_alpha: Mapping[str, Tensor], frozen: FrozenModel, target: Ta
 
     if target.parameters is None:
         return of_total(sizes.get("total", 0))
-    nodes = sum(SITE_WIDTH[site](shape) for shape in frozen.shapes for site in (ATTENTION, MLP))
+    nodes = sum(SITE_WIDTH[site](shape) for shape in frozen.shapes for site in COUNTED)
     return of_total(_largest(nodes, lambda total: _fits(of_total(total), frozen, target.parameters)))
 
 
@@ -77,8 +88,23 @@ def check_layer_sizes(members: Sequence[Config], skeleton: FrozenModel) -> None:
                     "target.per_layer is uniform, which keeps MLP outputs whole; leave mlp_output out of gates.granularities"
                 )
             _check_uniform(target, skeleton)
-        elif (asked := target.mlp_neuron) is not None and asked % multiple:
+        elif target.parameters is not None:
+            _check_share(target, target.parameters, gated, skeleton)
+        if target.per_layer == "free" and (asked := target.mlp_neuron) is not None and asked % multiple:
             raise _not_reachable("mlp_neuron", asked, multiple, "multiples of target.multiple_of")
+
+
+def _check_share(target: TargetConfig, share: float, gated: Sequence[str], skeleton: FrozenModel) -> None:
+    """Raises UserError where nodes without gates, or with sizes of their own, keep more than the share that is asked for."""
+    names = [name for name in granularities_of(skeleton.shapes) if name in gated]
+    same = {name: torch.zeros(len(skeleton.shapes), widest(skeleton.shapes, name)) for name in names}
+    counted = count_parameters(skeleton, discretise(same, skeleton.shapes, {**target.sizes(), "total": 1}))
+    if counted.kept > share * counted.total:
+        raise UserError(
+            f"target.parameters is {share:g}, and with a single neuron of attention, mixers and MLPs "
+            f"{counted.kept / counted.total:.2g} of the parameters are kept, by nodes without gates or with sizes of their own; "
+            "raise it, or lower those sizes (of experts: target.expert)"
+        )
 
 
 def _check_uniform(target: TargetConfig, skeleton: FrozenModel) -> None:

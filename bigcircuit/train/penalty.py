@@ -20,7 +20,12 @@ class Duals:
         self.config = config
         self.nodes = nodes
         # Top-k gates have the asked size by construction.
-        self.sizes = {} if has_exact_sizes(config.gates.parametrisation) else config.target.sizes()
+        self.sizes: dict[str, float] = (
+            {} if has_exact_sizes(config.gates.parametrisation) else {**config.target.sizes()}
+        )
+        if "total" in self.sizes and config.target.parameters is not None:
+            del self.sizes["total"]
+            self.sizes["parameters"], self.nodes = config.target.parameters, {**nodes, "parameters": 1}
         self.value = dict.fromkeys(self.sizes, 0.0)
 
     def terms(self, expected: dict[str, Tensor], done: float) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from bigcircuit.model.sites import FrozenModel
 from bigcircuit.runtime.host_memory import return_freed_memory, saves_memory
 from bigcircuit.train.pair_filters import complete_data, swap_pairs
 from bigcircuit.train.resolve import ResolvedRun
+from bigcircuit.train.targets import shared_for
 
 
 class RunContext(NamedTuple):
@@ -60,7 +61,9 @@ class RunContext(NamedTuple):
 
     def population(self, configs: Sequence[Config]) -> Population:
         """New members with these settings."""
-        population = Population.new(configs, self.streams.frozen.shapes, self.micro_batches.ranks.device)
+        frozen = self.streams.frozen
+        shared = shared_for(configs, frozen)
+        population = Population.new(configs, frozen.shapes, self.micro_batches.ranks.device, shared)
         if KINDS[self.config.ablation.name].learned and self.moments is not None:
             population.start_constants(self.moments)
         return population

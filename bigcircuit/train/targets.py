@@ -8,6 +8,7 @@ from bigcircuit.config.schema import Config
 from bigcircuit.errors import UserError
 from bigcircuit.forward import expert_neurons
 from bigcircuit.model.granularity import COUNTED, EXPERT, LEAVES, counted_sites, finest
+from bigcircuit.model.parameter_count import SharedParameters, shared_parameters
 from bigcircuit.model.sites import FrozenModel
 
 
@@ -30,6 +31,14 @@ def count_targets(members: Sequence[Config], nodes: Mapping[str, int]) -> tuple[
         counted.append(override(member, counts, "target") if counts else member)
     check_targets(counted, nodes)
     return tuple(counted)
+
+
+def shared_for(members: Sequence[Config], frozen: FrozenModel) -> list[list[SharedParameters]]:
+    """List what the nodes of each layer use, where members ask for a share of the parameters; else an empty list."""
+    if all(member.target.parameters is None for member in members):
+        return []
+    with_neurons = any("expert_neuron" in member.gates.granularities for member in members)
+    return [shared_parameters(layer, with_neurons) for layer in frozen.layers]
 
 
 def check_expert_neurons(members: Sequence[Config], frozen: FrozenModel) -> None:

@@ -166,6 +166,15 @@ def test_layers_that_are_not_alike_are_refused(tmp_path):
         other.check_layers("compact")
 
 
+@pytest.mark.parametrize("form", ["uniform", "gguf"])
+def test_mixtures_are_refused_where_a_stock_class_needs_all_experts(tmp_path, form):
+    build_tiny("qwen3_moe").save_pretrained(tmp_path / "base")
+    model = resolve_model(ModelConfig(path=str(tmp_path / "base")))
+    message = rf"--format {form}: qwen3_moe \(mixture of experts\) routes tokens among all of its experts, .* --format compact or"
+    with pytest.raises(UserError, match=message):
+        write_export(form, request_of(model, masks=leaf_masks(model.shapes)), tmp_path / form)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

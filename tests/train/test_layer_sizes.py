@@ -6,17 +6,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.models import build_tiny
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.cli import answer, run_export, run_prune
 from bigcircuit.config.load import load
 from bigcircuit.config.sizes import TargetConfig
 from bigcircuit.errors import UserError
 from bigcircuit.gates.discretise import count, discretise
+from bigcircuit.model.granularity import GATED, GRANULARITIES, granularities_of, node_counts, widest
 from bigcircuit.model.parameter_count import count_parameters
+from bigcircuit.model.sites import find_sites
 from bigcircuit.train.layer_sizes import check_layer_sizes, sized_masks
 from bigcircuit.train.targets import count_targets
 from tests.helpers.short_runs import QUICK
-from tests.helpers.tiny_models import tiny_model
+from tests.helpers.tiny_models import TINY, tiny_model
 
 L, H, K, D, F = 3, 4, 2, 4, 10
 """Layers, query heads, key/value heads, head width and MLP neurons of the model."""
@@ -149,6 +152,46 @@ def test_sizes_that_no_circuit_has_are_one_line(frozen, settings, message):
     with pytest.raises(UserError) as error:
         check_layer_sizes(count_targets([config], nodes), frozen)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+EXPERTS = {
+    **TINY,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 24,
+}
+
+
+def test_experts_without_gates_set_the_least_share():
+    mixture = tiny_model("qwen2_moe", EXPERTS)
+    nodes = node_counts(mixture.shapes, list(GRANULARITIES))
+
+    def checked(settings):
+        counted = count_targets([load(None, {f"target.{key}": value for key, value in settings.items()})], nodes)
+        check_layer_sizes(counted, mixture)
+        return counted[0].target
+
+    with pytest.raises(
+        UserError, match=r"target\.parameters is 0\.5, and with a single neuron .* of the parameters are kept"
+    ):
+        checked({"parameters": 0.5, "expert": 12})
+    target = checked({"parameters": 0.5, "expert": 5})
+    gates = {name: torch.randn(3, widest(mixture.shapes, name)) for name in granularities_of(mixture.shapes, GATED)}
+    masks = sized_masks(gates, mixture, target)
+    counted = count_parameters(mixture, masks)
+    assert count(masks)["expert"] == 5 and 0.47 < counted.kept / counted.total <= 0.5
+
+
+def test_a_share_of_a_hybrid_can_be_all_of_its_mixers():
+    hybrid = find_sites(build_tiny("olmo_hybrid"))
+    gates = {
+        name: torch.randn(len(hybrid.shapes), widest(hybrid.shapes, name))
+        for name in granularities_of(hybrid.shapes, GATED)
+    }
+    masks = sized_masks(gates, hybrid, TargetConfig(parameters=1.0))
+    counted = count_parameters(hybrid, masks)
+    assert counted.kept == counted.total
 
 
 def test_a_trained_population_has_the_sizes_and_its_uniform_export_cuts_without_padding(tmp_path):
