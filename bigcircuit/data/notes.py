@@ -62,6 +62,16 @@ def notes(task: TaskConfig, pairs: Sequence[Pair], examples: Sequence[Example], 
     return _lines(found, path, f"{len(examples)} pairs")
 
 
+def size_notes(task: TaskConfig, pairs: int) -> list[str]:
+    """Say that a pair file is read whole, where `task.size` is set to fewer pairs than it has."""
+    asked = task.name == "pairs" and task.size != TaskConfig().size and task.size < pairs
+    return (
+        [f"{task.path}: all its {pairs} pairs are read; task.size, {task.size}, is for tasks that are built"]
+        if asked
+        else []
+    )
+
+
 def corpus_notes(
     task: TaskConfig, texts: Mapping[str, str], ids: Mapping[str, TokenIds], documents: int, tokenizer: Any | None
 ) -> list[str]:

@@ -86,6 +86,16 @@ def test_split_column(tmp_path, ending):
     assert [pair.split for pair in pairs] == ["train", "test"]
 
 
+@pytest.mark.parametrize("name", ["Split", "splits", " split"])
+def test_a_column_that_is_almost_called_split_is_not_passed_over(tmp_path, name):
+    path = write_csv(tmp_path / "p.csv", [{**row, name: "test"} for row in ROWS])
+    with pytest.raises(UserError, match=rf"p\.csv:2: column '{name}' has splits, and only a column split is read"):
+        read_pairs(path)
+    assert [pair.split for pair in read_pairs(path, columns={"split": name})] == ["test", "test"]
+    path = write_csv(tmp_path / "q.csv", [{**row, name: "a"} for row in ROWS])
+    assert [pair.split for pair in read_pairs(path)] == ["", ""]
+
+
 @pytest.mark.parametrize("ending", WRITERS)
 def test_token_ids(tmp_path, ending):
     """A flat list of numbers is one answer; a list of lists is several."""
