@@ -166,6 +166,11 @@ def _csv(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
         twice = next((name for name in header if header.count(name) > 1), None)
         if twice is not None:
             raise UserError(f"{path}:1: the header has column {twice!r} more than once; rename one")
+        if len(header) > 1 and all(name.startswith(" ") for name in header[1:]):
+            raise UserError(
+                f"{path}:1: there is a space after each of the {_SEPARATORS[mark]}, which would be part of the cells; remove the "
+                "spaces there"
+            )
         start = lines.line_num + 1
         for cells in lines:
             if cells and len(cells) != len(header):
