@@ -12,6 +12,7 @@ os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -22,6 +23,9 @@ from tests.helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_t
 SHARED = Path(__file__).parents[2] / "shared"
 torch.set_num_threads(1)
 logging.disable_progress_bar()
+# A busy machine is slow, which is no fault of the code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

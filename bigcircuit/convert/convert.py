@@ -54,6 +54,8 @@ def convert_file(path: Path, settings: ConversionSettings, progress: ProgressDis
 def _output(path: Path, settings: ConversionSettings, suffix: str) -> Path:
     output = Path(settings.output) if settings.output else path.with_suffix(suffix)
     check_name(str(output), "--output")
+    if suffix and output.suffix.lower() != suffix:
+        raise UserError(f"--output {output}: the file is of the kind {suffix}; name it {output.with_suffix(suffix)}")
     if output.exists() and (suffix or not output.is_dir()):
         raise UserError(f"{output}: exists already; move it, or name another file with --output")
     return output

@@ -14,7 +14,7 @@ from bigcircuit.config.text import TEXT_TASK
 from bigcircuit.data.builders import BUILDERS, LIST_BUILDERS, find_builder
 from bigcircuit.data.builders.words import alignment_problem
 from bigcircuit.data.chat import ChatRenderer, as_conversation
-from bigcircuit.data.notes import notes, with_leading_space
+from bigcircuit.data.notes import notes, size_notes, with_leading_space
 from bigcircuit.data.pair import Example, Pair
 from bigcircuit.data.readers.read import pairs_of_rows, read_pairs
 from bigcircuit.data.readers.rows import read_rows
@@ -59,7 +59,7 @@ def load_task(task: TaskConfig, tokenizer: Any | None, hf_config: Any) -> TaskDa
         tokens_sha256=_tokens_sha256(examples),
         held_out_sha256=_tokens_sha256(splits["test"]),
         bad=bad,
-        notes=tuple(notes(task, pairs, examples, tokenizer)),
+        notes=(*size_notes(task, len(pairs)), *notes(task, pairs, examples, tokenizer)),
     )
 
 

@@ -54,12 +54,27 @@ def notes(task: TaskConfig, pairs: Sequence[Pair], examples: Sequence[Example], 
             f'write "5" in {path} to say so, or [[5]] where 5 is a token id',
         ),
         _Note(
+            [e.source for e in of_text if _has_two_spaces(pairs[e.id])],
+            "have a space at the end of the prompt and another at the beginning of an answer",
+            "remove one of the two",
+        ),
+        _Note(
             [e.source for e in of_text if e.id in unspaced],
             "have an answer without a space before it, though the prompt ends with a whole word",
             "set task.leading_space to add, or begin the answers with a space",
         ),
     )
     return _lines(found, path, f"{len(examples)} pairs")
+
+
+def size_notes(task: TaskConfig, pairs: int) -> list[str]:
+    """Say that a pair file is read whole, where `task.size` is set to fewer pairs than it has."""
+    asked = task.name == "pairs" and task.size != TaskConfig().size and task.size < pairs
+    return (
+        [f"{task.path}: all its {pairs} pairs are read; task.size, {task.size}, is for tasks that are built"]
+        if asked
+        else []
+    )
 
 
 def corpus_notes(
@@ -136,6 +151,13 @@ def with_leading_space(pair: Pair) -> Pair:
 def _has_two_starts(start: TokenIds, ids: TokenIds) -> bool:
     """Return whether tokens begin twice with what the tokenizer adds before every text."""
     return bool(start) and ids[: 2 * len(start)] == start * 2
+
+
+def _has_two_spaces(pair: Pair) -> bool:
+    ends = [isinstance(prompt, str) and prompt.endswith(" ") for prompt in (pair.clean, pair.corrupted)]
+    return any(ends) and any(
+        isinstance(answer, str) and answer.startswith(" ") for answer in (*pair.answers, *pair.wrong_answers)
+    )
 
 
 def _has_end(example: Example, end: int | None, start: int) -> bool:

@@ -14,7 +14,7 @@ from bigcircuit.config.text import TextConfig
 from bigcircuit.data.notes import corpus_notes
 from bigcircuit.data.pair import Example, TokenIds
 from bigcircuit.data.readers.cells import is_flat
-from bigcircuit.data.readers.rows import read_rows
+from bigcircuit.data.readers.rows import read_rows, split_of
 from bigcircuit.data.splits import SPLITS
 from bigcircuit.errors import UserError
 from bigcircuit.model.library_errors import explain_library_errors
@@ -77,9 +77,7 @@ def _rows(path: str, column: str) -> Iterator[Document]:
             has = ", ".join(map(str, list(row.values)[:12]))
             raise UserError(f"{row.source}: no column {column}; it has {has}; name yours in task.text.column")
         cell = row.values[column]
-        split = row.values.get("split") or ""
-        if split not in ("", *SPLITS):
-            raise UserError(f"{row.source}: split is {split!r:.60}; use {', '.join(SPLITS)}")
+        split = split_of(row, SPLITS)
         if not isinstance(cell, str) and not is_flat(cell):
             raise UserError(f"{row.source}: column {column} is of type {type(cell).__name__}; give text or token ids")
         if cell:

@@ -66,6 +66,7 @@ def tokenize_pairs(
             sound = [(index, pair) for index, pair in sound if bool(pair.messages) != rendered or pair in readable]
     examples: list[Example] = []
     seen: dict[tuple, str] = {}
+    judged: dict[TokenIds, dict[TokenIds, tuple[bool, str]]] = {}
     for index, pair in sound:
         with _collecting_errors(left_out):
             example = _example(index, pair, tokens[bool(pair.messages)], answer_tokens)
@@ -73,6 +74,7 @@ def tokenize_pairs(
             key = example[1:5]
             if key in seen:
                 raise UserError(f"{pair.source}: the same pair as {seen[key]}; remove one")
+            _check_agrees(example, judged.setdefault(example.clean, {}))
             seen[key] = pair.source
             examples.append(example)
     return examples
@@ -255,6 +257,23 @@ def _check(example: Example, max_tokens: int, vocab_size: int | None) -> None:
         )
     if vocab_size is not None:
         _check_vocabulary(example, vocab_size)
+
+
+def _check_agrees(example: Example, judged: dict[TokenIds, tuple[bool, str]]) -> None:
+    """Raise UserError if an answer of a pair is a wrong answer of another one with the same clean prompt, or the other way round.
+
+    judged: answers to the prompt so far -> whether they are right, and which pair says so; those of this pair are added.
+    """
+    own = {**dict.fromkeys(example.wrong_answers, False), **dict.fromkeys(example.answers, True)}
+    for answer, right in own.items():
+        before, source = judged.get(answer, (right, ""))
+        if before != right:
+            raise UserError(
+                f"{example.source}: what is {'an answer' if right else 'a wrong answer'} here is "
+                f"{'a wrong answer' if right else 'an answer'} to the same prompt at {source}; remove one of the two pairs"
+            )
+    for answer, right in own.items():
+        judged.setdefault(answer, (right, example.source))
 
 
 def _indistinct(example: Example) -> tuple[TokenIds, TokenIds] | None:

@@ -22,7 +22,7 @@ from bigcircuit.io.provenance import versions
 from bigcircuit.model.granularity import COUNTED, GRANULARITIES, LEAVES, LayerShape, node_counts
 from bigcircuit.report.run_page import write_run_page
 from bigcircuit.results.comparison import ComparedCircuit, Comparison
-from bigcircuit.results.locate import circuit_files, name_of, run_of, unique
+from bigcircuit.results.locate import check_named_once, circuit_files, name_of, run_of, unique
 from bigcircuit.results.result_files import save_result
 from bigcircuit.runtime.console import PlainConsole
 
@@ -92,6 +92,7 @@ def _open(names: Sequence[str]) -> list[CircuitFile]:
         for file in circuit_files(path) if path.is_dir() else [path]:
             label = unique(name_of(path if path.is_dir() else run_of(path), file), found)
             found[label] = CircuitFile(label, file, Circuit.load(file))
+    check_named_once(file.path for file in found.values())
     if len(found) < 2:
         raise UserError("compare needs two circuits or more: bigcircuit compare runs/a runs/b")
     return list(found.values())

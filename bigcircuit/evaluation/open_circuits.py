@@ -16,7 +16,7 @@ from bigcircuit.data.dataset import TaskData
 from bigcircuit.errors import UserError
 from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.model.granularity import LayerShape
-from bigcircuit.results.locate import circuit_files, name_of, run_of, unique
+from bigcircuit.results.locate import check_named_once, circuit_files, name_of, run_of, unique
 from bigcircuit.runtime.progress import ProgressDisplay
 
 
@@ -59,6 +59,7 @@ def open_circuits(
         for loaded in _open(Path(name), control, config, overrides):
             label = unique(loaded.name, found)
             found[label] = loaded._replace(name=label)
+    check_named_once(loaded.path for loaded in found.values())
     return list(found.values())
 
 

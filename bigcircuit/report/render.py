@@ -9,6 +9,7 @@ from bigcircuit.report import charts, page_content
 from bigcircuit.report.page import write_page
 from bigcircuit.report.svg import write_figures
 from bigcircuit.report.sweep_page import render_sweep
+from bigcircuit.results.locate import check_named_once
 from bigcircuit.results.run import open_source
 from bigcircuit.results.sweep import is_sweep, read_sweep
 
@@ -39,6 +40,7 @@ def write_report(names: Sequence[str], output: Path | None = None, figures: Path
         if len(paths) > 1:
             raise UserError(f"{sweeps[0]}: a sweep has a page of its own; name it alone, or its circuits/*.safetensors")
         return render_sweep(read_sweep(paths[0]), output, figures)
+    check_named_once(paths)
     sources = [open_source(path) for path in paths]
     page = page_content.page_content(sources)
     written = [write_page("page.html", page, output)]
@@ -53,3 +55,7 @@ def _check_output(output: Path) -> None:
         raise UserError(f"--output {output}: is a folder; name a file such as {output / 'report.html'}")
     if output.exists() and not output.read_bytes()[:1024].lstrip().lower().startswith(b"<!doctype html"):
         raise UserError(f"--output {output}: is a file and no page; name another")
+    if output.suffix.lower() not in ("", ".html", ".htm"):
+        raise UserError(
+            f"--output {output}: a page is HTML; name it {output.with_suffix('.html')}, or give --figures for files"
+        )

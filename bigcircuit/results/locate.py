@@ -1,10 +1,11 @@
 """Find the circuit files of a run, the run of a circuit file, and short names for both."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from itertools import chain, count
 from pathlib import Path
 
 from bigcircuit.circuit.folder import circuit_files as circuit_files
+from bigcircuit.errors import UserError
 
 
 def run_of(path: Path) -> Path | None:
@@ -23,3 +24,12 @@ def name_of(folder: Path | None, file: Path) -> str:
 def unique(label: str, taken: Container[str]) -> str:
     """Return the label, or the first of label-2, label-3, ... that is not taken."""
     return next(name for name in chain([label], (f"{label}-{n}" for n in count(2))) if name not in taken)
+
+
+def check_named_once(files: Iterable[Path]) -> None:
+    """Raise UserError for a file that is named twice, also by its folder: beside itself a circuit would look confirmed."""
+    seen: set[Path] = set()
+    for file in files:
+        if (real := file.resolve()) in seen:
+            raise UserError(f"{file}: is named twice; name each circuit once")
+        seen.add(real)

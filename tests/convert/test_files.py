@@ -234,6 +234,10 @@ def test_a_table_counts_neurons(tmp_path):
 def test_mistakes_are_one_line(model, scored, tmp_path, capsys):
     assert "--to onnx: not a format; known: circuit-tracer, circuitkit" in refused(capsys, scored, "--to", "onnx")
     assert "exists already" in refused(capsys, scored, "--to", "eap-ig", "--output", tmp_path / "graph.json")
+    torch.save(["A0.1"], tmp_path / "g.pt")
+    for words, kind in (((scored, "--to", "csv"), ".csv"), ((tmp_path / "g.pt",), ".safetensors")):
+        said = refused(capsys, *words, "--model.path", model, "--output", tmp_path / "x.json")
+        assert f"--output {tmp_path / 'x.json'}: the file is of the kind {kind}; name it {tmp_path / 'x'}{kind}" in said
     assert "a circuit file of the format bigcircuit/1 already; evaluate" in refused(capsys, scored)
     (tmp_path / "bad.csv").write_text("layer,kind,head,kept\n0,head,9,1\n")
     assert "bad.csv: line 2 names no node of the model" in refused(capsys, tmp_path / "bad.csv", "--model.path", model)

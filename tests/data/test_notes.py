@@ -43,6 +43,21 @@ def test_pairs_as_they_should_be_are_not_remarked_on(tmp_path, tokenizer):
     assert told(tmp_path, tokenizer, ROWS)[1] == []
 
 
+def test_a_size_that_a_pair_file_does_not_have_is_told(tmp_path, tokenizer):
+    assert told(tmp_path, tokenizer, ROWS, size=3)[1] == []
+    data, found = told(tmp_path, tokenizer, ROWS, size=2)
+    assert sum(map(len, data.splits.values())) == 3
+    assert found == ["all its 3 pairs are read; task.size, 2, is for tasks that are built"]
+
+
+def test_a_space_on_both_sides_of_the_answer_is_told(tmp_path, tokenizer):
+    _, found = told(tmp_path, tokenizer, changed(clean="Then Anna met ", corrupted="Then Emma met "))
+    assert found == [
+        "1 of 3 pairs have a space at the end of the prompt and another at the beginning of an answer; remove one of the two "
+        "(the first: FILE:1)"
+    ]
+
+
 def test_a_second_beginning_is_told(tmp_path, tokenizer):
     rows = [{**row, "clean": f"<s>{row['clean']}", "corrupted": f"<s>{row['corrupted']}"} for row in ROWS]
     _, found = told(tmp_path, tokenizer, rows)

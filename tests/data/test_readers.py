@@ -86,6 +86,16 @@ def test_split_column(tmp_path, ending):
     assert [pair.split for pair in pairs] == ["train", "test"]
 
 
+@pytest.mark.parametrize("name", ["Split", "splits", "split "])
+def test_a_column_that_is_almost_called_split_is_not_passed_over(tmp_path, name):
+    path = write_csv(tmp_path / "p.csv", [{**row, name: "test"} for row in ROWS])
+    with pytest.raises(UserError, match=rf"p\.csv:2: column '{name}' has splits, and only a column split is read"):
+        read_pairs(path)
+    assert [pair.split for pair in read_pairs(path, columns={"split": name})] == ["test", "test"]
+    path = write_csv(tmp_path / "q.csv", [{**row, name: "a"} for row in ROWS])
+    assert [pair.split for pair in read_pairs(path)] == ["", ""]
+
+
 @pytest.mark.parametrize("ending", WRITERS)
 def test_token_ids(tmp_path, ending):
     """A flat list of numbers is one answer; a list of lists is several."""
@@ -112,6 +122,12 @@ def test_a_csv_file_may_have_semicolons_or_tabs_between_its_cells(tmp_path, mark
         )
     expected = [pair._replace(corrupted=pair.corrupted + ", ;\t") for pair in PAIRS]
     assert without_source(read_pairs(str(path))) == expected
+
+
+def test_spaces_after_commas_would_be_part_of_prompts(tmp_path):
+    (tmp_path / "p.csv").write_text("clean, corrupted, answers, wrong_answers\na, b, c, d\n")
+    with pytest.raises(UserError, match=r"p\.csv:1: there is a space after each of the commas, which would be part"):
+        read_pairs(str(tmp_path / "p.csv"))
 
 
 def test_a_row_group_of_parquet_that_cannot_be_decoded_costs_no_row_before_it(tmp_path):

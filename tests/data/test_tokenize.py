@@ -214,6 +214,33 @@ def test_an_answer_given_twice_is_refused():
         )
 
 
+def test_pairs_that_contradict_each_other_are_refused():
+    """With the same clean prompt and another corrupted one, or the same roles turned round."""
+    first = Pair(clean=(1, 2), corrupted=(3, 2), answers=((5,),), wrong_answers=((6,),), source="f:1")
+    agreeing = first._replace(corrupted=(4, 2), wrong_answers=((7,),), source="f:2")
+    turned = first._replace(clean=(3, 2), corrupted=(1, 2), answers=((6,),), wrong_answers=((5,),), source="f:3")
+    assert len(tokenize_pairs([first, agreeing, turned], None, 64)) == 3
+    for answers, wrong, said in (
+        (
+            ((6,),),
+            ((8,),),
+            "what is an answer here is a wrong answer to the same prompt at f:1; remove one of the two pairs",
+        ),
+        (
+            ((8,),),
+            ((5,),),
+            "what is a wrong answer here is an answer to the same prompt at f:1; remove one of the two pairs",
+        ),
+    ):
+        other = first._replace(corrupted=(4, 2), answers=answers, wrong_answers=wrong, source="f:4")
+        with pytest.raises(UserError) as caught:
+            tokenize_pairs([first, agreeing, other], None, 64)
+        assert str(caught.value) == f"f:4: {said}"
+        left_out = []
+        kept = tokenize_pairs([first, other, agreeing], None, 64, left_out=left_out)
+        assert [example.source for example in kept] == ["f:1", "f:2"] and len(left_out) == 1
+
+
 def test_ten_thousand_pairs_take_seconds(embedded_tokenizer):
     """Texts of 20 to 30 tokens, all different, with two answers each."""
     names = WOMEN[:10] + MEN[:10]

@@ -50,6 +50,7 @@ def test_members_of_a_population_are_compared_and_new_circuits_saved(population,
     [
         ([], "compare needs two circuits or more"),
         (["{run}/circuits/0.safetensors"], "compare needs two circuits or more"),
+        (["{run}", "{run}/circuits/0.safetensors"], "circuits/0.safetensors: is named twice; name each circuit once"),
         (["{run}", "--save", "product"], "product is not known"),
         (["{run}", "--draws", "3"], "not a setting"),
         (["{run}/nothing.safetensors", "{run}"], "no such circuit file"),

@@ -67,5 +67,7 @@ def test_a_setting_that_does_not_exist_is_named(run):
 
 
 def test_a_setting_that_an_evaluation_does_not_read_is_refused(run):
-    with pytest.raises(UserError, match=r"ablation\.kind: evaluate does not read it, .* its own setting is --ablations"):
+    with pytest.raises(
+        UserError, match=r"ablation\.kind: evaluate does not read it, .* its own setting is --ablations"
+    ):
         bigcircuit.evaluate(run, **{"ablation.kind": "mean"})

@@ -201,6 +201,8 @@ def test_the_same_files_give_the_same_page(reported, tmp_path):
     [
         ([], "report needs a run folder or a circuit file"),
         (["RUN", "--colour", "red"], "report has no option --colour"),
+        (["RUN", "--output", "page.pdf"], "--output page.pdf: a page is HTML; name it page.html, or give --figures"),
+        (["RUN", "RUN"], "is named twice; name each circuit once"),
         (["ABSENT"], "no such circuit file"),
         (["EMPTY"], "has no summary.json, so no finished run"),
         (["DAMAGED"], "summary.json: not readable as JSON"),

@@ -41,11 +41,3 @@ def test_absolute_paths_lose_their_folders(text, shown):
 )
 def test_all_else_stays(text):
     assert share(text) == text
-
-
-def test_pages_name_no_folders(reported, swept):
-    """Of a run and of a sweep, whose settings have absolute paths."""
-    for page, base in ((reported.one.path / "report.html", reported.one.path.parent), (swept / "report.html", swept)):
-        assert str(base) in (page.parent / ("config.json" if page.parent != swept else "sweep.json")).read_text()
-        text = page.read_text()
-        assert str(base) not in text and "…/" in text

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bigcircuit.results.locate import name_of, run_of, unique
+from bigcircuit.errors import UserError
+from bigcircuit.results.locate import check_named_once, name_of, run_of, unique
 
 
 @pytest.fixture
@@ -24,3 +25,13 @@ def test_names_are_unique():
     assert unique("a", []) == "a"
     assert unique("a", ["a", "a-2", "b"]) == "a-3"
     assert unique(Path("x/y").name, {"y"}) == "y-2"
+
+
+def test_a_file_is_named_once(folder, tmp_path):
+    file, link = folder / "circuit.safetensors", tmp_path / "link.safetensors"
+    file.write_text("")
+    link.symlink_to(file)
+    check_named_once([file, folder / "circuits/1.safetensors"])
+    for again in (file, folder / "circuits/../circuit.safetensors", link):
+        with pytest.raises(UserError, match="is named twice; name each circuit once"):
+            check_named_once([file, again])

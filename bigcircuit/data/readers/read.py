@@ -8,7 +8,7 @@ from typing import Any
 
 from bigcircuit.data.pair import Pair
 from bigcircuit.data.readers.formats import FORMATS, PairFormat
-from bigcircuit.data.readers.rows import SourceRow, read_rows
+from bigcircuit.data.readers.rows import SourceRow, read_rows, split_of
 from bigcircuit.data.splits import OFF_DISTRIBUTION, SPLITS
 from bigcircuit.errors import UserError
 
@@ -111,9 +111,7 @@ def _convert(row: SourceRow, chosen: PairFormat) -> Pair:
         pair = chosen.convert(row.values)
     except ValueError as error:
         raise UserError(f"{row.source}: {error}") from error
-    split = row.values.get("split") or ""
-    if split not in ("", *SPLITS, OFF_DISTRIBUTION):
-        raise UserError(f"{row.source}: split is {split!r:.60}; use {', '.join(SPLITS)} or {OFF_DISTRIBUTION}")
+    split = split_of(row, (*SPLITS, OFF_DISTRIBUTION))
     return pair._replace(split=split, source=row.source, template=str(row.values.get("template") or ""))
 
 

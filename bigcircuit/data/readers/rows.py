@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,22 @@ def read_rows(path: str) -> Iterator[SourceRow]:
     if content.startswith(_GIT_LFS):
         raise UserError(f"{path}: is a pointer of git-lfs and not the file itself; fetch the file with git lfs pull")
     return _checked(path, _READERS[file.suffix.lower()](path, content))
+
+
+def split_of(row: SourceRow, names: Sequence[str]) -> str:
+    """Read the split that a row names, any of `names`; empty where it names none.
+
+    Raises UserError for another one, and for a column that is called almost so and has splits.
+    """
+    split = row.values.get("split")
+    if split is None or split == "":
+        for name, value in row.values.items():
+            if name != "split" and str(name).strip().casefold() in ("split", "splits") and value in names:
+                raise UserError(f"{row.source}: column {name!r} has splits, and only a column split is read; rename it")
+        return ""
+    if split not in names:
+        raise UserError(f"{row.source}: split is {split!r:.60}; use {', '.join(names[:-1])} or {names[-1]}")
+    return str(split)
 
 
 def _checked(path: str, rows: Iterator[tuple[dict[str, Any], str]]) -> Iterator[SourceRow]:
@@ -150,6 +166,11 @@ def _csv(path: str, content: bytes) -> Iterator[tuple[dict[str, Any], str]]:
         twice = next((name for name in header if header.count(name) > 1), None)
         if twice is not None:
             raise UserError(f"{path}:1: the header has column {twice!r} more than once; rename one")
+        if len(header) > 1 and all(name.startswith(" ") for name in header[1:]):
+            raise UserError(
+                f"{path}:1: there is a space after each of the {_SEPARATORS[mark]}, which would be part of the cells; remove the "
+                "spaces there"
+            )
         start = lines.line_num + 1
         for cells in lines:
             if cells and len(cells) != len(header):
