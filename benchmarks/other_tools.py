@@ -88,7 +88,7 @@ def _widths(shapes: Any) -> dict[str, list[int]]:
 
 
 def _gguf(config: ModelConfig, folder: Path, frozen: Any, prompts: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Export GGUF files, also of a Qwen2 and a Qwen3 with these weights, and continue prompts with the masked models."""
+    """Export GGUF files, also of other families with these weights, and continue prompts with the masked models."""
     resolved, found = resolve_model(config), {}
     for name, ablation in (("zero", ZERO), ("mean", random_constants(frozen.shapes))):
         circuit = Circuit.load(folder / "zero.safetensors")
@@ -96,8 +96,8 @@ def _gguf(config: ModelConfig, folder: Path, frozen: Any, prompts: torch.Tensor)
         write_export("gguf", request, folder / f"gguf-{name}")
         found |= _continued(name, frozen, request, prompts)
     generator = torch.Generator().manual_seed(1)
-    for name in ("qwen2", "qwen3"):
-        base = ModelConfig(path=str(_as_qwen(name, frozen, Path(config.path), folder)))
+    for name in ("qwen2", "qwen3", "gemma2", "gemma3_text"):
+        base = ModelConfig(path=str(_as_other(name, frozen, Path(config.path), folder)))
         other = load_frozen(base)
         masks = Circuit.load(folder / "zero.safetensors").masks
         # Few closed nodes, because the model is made up; of a Qwen2 all heads are kept, as llama.cpp wants them.
@@ -120,13 +120,16 @@ def _continued(
     return {f"text.{name}": text, f"chosen.{name}": logits[:, tokens - 1 : -1].log_softmax(-1).contiguous()}
 
 
-def _as_qwen(name: str, frozen: Any, path: Path, folder: Path) -> Path:
-    """Write a Qwen with the weights of a Llama, and biases or norms of queries and keys of its own."""
+def _as_other(name: str, frozen: Any, path: Path, folder: Path) -> Path:
+    """Write a model of another family with the weights of a Llama, and biases and other norms of its own."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     known = frozen.model.config.to_dict()
-    settings = {key: value for key, value in known.items() if key not in ("model_type", "architectures", "head_dim")}
-    config = AutoConfig.for_model(name, **settings, **({"head_dim": known["head_dim"]} if name == "qwen3" else {}))
+    own = {} if name == "qwen2" else {"head_dim": known["head_dim"]}
+    if name.startswith("gemma"):
+        own |= {"query_pre_attn_scalar": known["head_dim"], "sliding_window": 16, "tie_word_embeddings": True}
+    left_out = {"model_type", "architectures", "head_dim", *(["rope_parameters"] if name.startswith("gemma") else [])}
+    config = AutoConfig.for_model(name, **{key: value for key, value in known.items() if key not in left_out} | own)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

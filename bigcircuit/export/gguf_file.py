@@ -7,8 +7,9 @@ that the two numbers that rotate together lie beside each other.
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.export.cut import LayerCut
 from bigcircuit.export.folder import CutTensors, config_json
 from bigcircuit.export.folder_plan import written_sizes
+from bigcircuit.export.gguf_families import FAMILIES, GgufFamily, add_family_settings, check_settings, rope_of
 from bigcircuit.export.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from bigcircuit.export.request import ExportRequest, PreparedExport
 from bigcircuit.export.source import SourceWeights
@@ -28,29 +30,6 @@ from bigcircuit.io.files import reporting_disk_errors
 GGUF_FILE = "model.gguf"
 
 
-class _Family(NamedTuple):
-    """How llama.cpp computes a model type."""
-
-    architecture: str
-    """Its name in the file, and of the class of transformers that reads the file."""
-    reordered: bool
-    """Whether rows of queries and keys are reordered."""
-    adds_biases: bool
-    """Whether it adds biases to all projections."""
-    takes_width: bool
-    """Whether heads may be of another width together than the hidden size."""
-    read_by_itself: bool
-    """Whether transformers reads the width of a head from the file, and needs no config beside it."""
-
-
-_LLAMA = _Family("llama", reordered=True, adds_biases=True, takes_width=True, read_by_itself=True)
-_FAMILIES = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _Family("qwen2", reordered=False, adds_biases=False, takes_width=False, read_by_itself=True),
-    "qwen3": _Family("qwen3", reordered=False, adds_biases=False, takes_width=True, read_by_itself=False),
-}
-"""Model type -> how it is written."""
 _OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _INSIDE = {
     "input_layernorm": "attn_norm",
@@ -70,19 +49,17 @@ _BIASES_NOTE = (
     "projections have biases, which llama.cpp adds; transformers adds them with config=AutoConfig.from_pretrained(DIR), and drops "
     "them without"
 )
-_CONFIG_NOTE = (
-    "transformers does not read the width of a head from such a file: give config=AutoConfig.from_pretrained(DIR)"
-)
+_CONFIG_NOTE = "transformers does not read all settings from such a file: give config=AutoConfig.from_pretrained(DIR)"
 
 
 def plan_gguf(request: ExportRequest) -> PreparedExport:
     """Plan the file. Raises UserError for what a reader of the file would not compute, and where the package gguf is absent."""
     request.check_layers("gguf")
     config = request.hf_config
-    family = _FAMILIES.get(config.model_type)
+    family = FAMILIES.get(config.model_type)
     if family is None:
         raise UserError(
-            f"--format gguf: {config.model_type} is none of {', '.join(_FAMILIES)}, whose layout is written here; use --format "
+            f"--format gguf: {config.model_type} is none of {', '.join(FAMILIES)}, whose layout is written here; use --format "
             "uniform, and llama.cpp's own converter on that folder"
         )
     if any(request.biased) and not family.adds_biases:
@@ -90,23 +67,19 @@ def plan_gguf(request: ExportRequest) -> PreparedExport:
             f"--format gguf: the constants of {request.ablation.name} ablation need biases, which llama.cpp does not add for "
             f"{config.model_type}; give --ablation zero"
         )
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(
-            f"--format gguf: rotary scaling {rope['rope_type']} is not written here; use --format uniform, and llama.cpp's own "
-            "converter on that folder"
-        )
+    remedy = "use --format uniform, and llama.cpp's own converter on that folder"
+    kinds = {rope_of(config, kind).get("rope_type", "default") for kind in ("full_attention", "sliding_attention")}
+    if scaled := kinds - {"default"}:
+        raise UserError(f"--format gguf: rotary scaling {', '.join(sorted(scaled))} is not written here; {remedy}")
     need("--format gguf", "gguf")
-    window = getattr(config, "sliding_window", None)
+    window = None if family.period else getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings and getattr(config, "use_sliding_window", True):
-        raise UserError(
-            f"--format gguf: attention within a window of {window} tokens is not written here; use --format uniform, and "
-            "llama.cpp's own converter on that folder"
-        )
+        raise UserError(f"--format gguf: attention within a window of {window} tokens is not written here; {remedy}")
     # The only one of the two that transformers reads back; its class can have all biases that llama.cpp adds.
     biases = {key: True for key, needed in zip(("attention_bias", "mlp_bias"), request.biased, strict=True) if needed}
-    cut = uniform_cut(request, biases, only=family.architecture)
+    cut = uniform_cut(request, biases, only=family.written_as)
     written = cut.written.shapes[0]
+    check_settings(family, cut.written.model.config)
     if not family.takes_width and written.heads * written.head_dim != written.hidden:
         raise UserError(
             f"--format gguf: llama.cpp reads {config.model_type} with all {request.base.shapes[0].heads} heads alone, and here are "
@@ -146,11 +119,12 @@ def write_gguf(
     from gguf import GGMLQuantizationType, GGUFWriter
 
     config, shape = cut.written.model.config, cut.written.shapes[0]
-    family = _FAMILIES[config.model_type]
+    family = FAMILIES[config.model_type]
     writer = GGUFWriter(path, family.architecture)
     _add_settings(writer, config, cut.cuts, tokenizer)
+    add_family_settings(writer, family, config)
     heads = (shape.heads, shape.kv_heads) if family.reordered else None
-    planned = [_layout(one, heads) for one in tensors.planned()]
+    planned = [_layout(one, heads, family) for one in tensors.planned()]
     kinds = {
         torch.float32: GGMLQuantizationType.F32,
         torch.float16: GGMLQuantizationType.F16,
@@ -177,7 +151,7 @@ def _stored(dtype: torch.dtype) -> torch.dtype:
     return torch.int16 if dtype == torch.bfloat16 else dtype
 
 
-def _layout(one: Planned, heads: tuple[int, int] | None) -> Planned:
+def _layout(one: Planned, heads: tuple[int, int] | None, family: GgufFamily) -> Planned:
     """Give a tensor its name and order of rows; norms are float32 in such files.
 
     heads: query and key/value heads whose rows are reordered.
@@ -187,11 +161,18 @@ def _layout(one: Planned, heads: tuple[int, int] | None) -> Planned:
         name, make = _OUTSIDE[module], one.make
     else:
         number, _, inside = module.removeprefix("model.layers.").partition(".")
-        name, make = f"blk.{number}.{_INSIDE[inside]}", one.make
+        name, make = f"blk.{number}.{family.norms.get(inside) or _INSIDE[inside]}", one.make
         if heads is not None and inside.endswith(("q_proj", "k_proj")):
             make = _Reordered(one.make, heads[inside.endswith("k_proj")])
+    if family.norm_offset and module.endswith("norm"):
+        make = partial(_moved, make, family.norm_offset)
     dtype = torch.float32 if len(one.size) == 1 else one.dtype
     return Planned(f"{name}.{leaf}", one.size, dtype, make)
+
+
+def _moved(make: Callable[[], Tensor], offset: float) -> Tensor:
+    """Make a tensor in float32 with a number added."""
+    return make().float() + offset
 
 
 class _Reordered:
@@ -218,7 +199,7 @@ def _add_settings(writer: Any, config: Any, cuts: list[LayerCut], tokenizer: Ggu
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_freq_base(rope_of(config)["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     if isinstance(tokenizer, str):

@@ -27,6 +27,9 @@ PROMPTS = Prompts(torch.randint(3, 96, (2, 10), generator=torch.Generator().manu
 QWEN2 = {key: value for key, value in TINY.items() if key != "head_dim"}
 
 
+GEMMA = {**TINY, "sliding_window": 4, "query_pre_attn_scalar": 8, "tie_word_embeddings": True}
+
+
 def all_heads(model):
     """Request for a circuit in which MLP neurons alone are closed."""
     drawn, shapes = request_of(model).masks["mlp_neuron"], model.shapes
@@ -52,6 +55,8 @@ def test_llama_and_mistral_are_read_back_in_a_fresh_process(tmp_path):
         "mistral": request_of(saved_tiny("mistral", {**TINY, "sliding_window": None}, tmp_path / "mistral-base")),
         "bf16": request_of(resolve_model(ModelConfig(path=str(tmp_path / "bf16"), dtype="bfloat16"))),
         "qwen3": request_of(saved_tiny("qwen3", TINY, tmp_path / "qwen3-base")),
+        "gemma2": request_of(saved_tiny("gemma2", GEMMA, tmp_path / "gemma2-base")),
+        "gemma3": request_of(saved_tiny("gemma3_text", GEMMA, tmp_path / "gemma3-base")),
         "qwen2": all_heads(saved_tiny("qwen2", QWEN2, tmp_path / "qwen2-base")),
     }
     requests |= {
@@ -73,6 +78,18 @@ def test_llama_and_mistral_are_read_back_in_a_fresh_process(tmp_path):
     reader = GGUFReader(tmp_path / "qwen3/out/model.gguf")
     assert field(reader, "general.architecture") == "qwen3" and (tmp_path / "qwen3/out/config.json").exists()
     assert "blk.0.attn_q_norm.weight" in {tensor.name for tensor in reader.tensors}
+    reader = GGUFReader(tmp_path / "gemma2/out/model.gguf")
+    stored = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    base = load_frozen(requests["gemma2"].model.config).model.state_dict()
+    torch.testing.assert_close(
+        stored["blk.1.ffn_norm.weight"], base["model.layers.1.pre_feedforward_layernorm.weight"] + 1
+    )
+    assert field(reader, "gemma2.attention.sliding_window") == 4 and "output.weight" not in stored
+    assert (
+        field(reader, "gemma2.attn_logit_softcapping") == 50 and field(reader, "gemma2.final_logit_softcapping") == 30
+    )
+    reader = GGUFReader(tmp_path / "gemma3/out/model.gguf")
+    assert (field(reader, "gemma3.rope.freq_base"), field(reader, "gemma3.rope.freq_base_swa")) == (1e6, 1e4)
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "bf16/out/model.gguf").tensors}
     assert kinds["blk.0.attn_q.weight"] == "BF16" and kinds["blk.0.attn_norm.weight"] == "F32"
     assert "output.weight" not in kinds, "tied embeddings are stored once"
@@ -114,7 +131,7 @@ def test_what_the_file_cannot_say_is_refused(tmp_path):
     windowed = {**TINY, "sliding_window": 4}
     with pytest.raises(UserError, match="attention within a window of 4 tokens is not written here"):
         write_export("gguf", request_of(saved_tiny("mistral", windowed, tmp_path / "windowed")), tmp_path / "w")
-    with pytest.raises(UserError, match="olmo2 is none of llama, mistral, qwen2, qwen3"):
+    with pytest.raises(UserError, match="olmo2 is none of llama, mistral, qwen2, qwen3, gemma2, gemma3_text"):
         write_export("gguf", request_of(saved_tiny("olmo2", TINY, tmp_path / "olmo")), tmp_path / "y")
     qwen = request_of(saved_tiny("qwen3", TINY, tmp_path / "qwen"))
     with pytest.raises(
@@ -126,3 +143,29 @@ def test_what_the_file_cannot_say_is_refused(tmp_path):
     scaled = {**TINY, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
     with pytest.raises(UserError, match="rotary scaling linear is not written here"):
         write_export("gguf", request_of(saved_tiny("llama", scaled, tmp_path / "scaled")), tmp_path / "z")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (
+            "gemma2",
+            {"query_pre_attn_scalar": 16},
+            "llama.cpp scales scores by 8 and not by 16 for a gemma2 of 3 layers",
+        ),
+        (
+            "gemma3_text",
+            {"layer_types": ["full_attention"] * 3},
+            "llama.cpp takes every 6th layer as one without a window",
+        ),
+        ("gemma2", {"tie_word_embeddings": False}, "llama.cpp reads embeddings and vocabulary projection as one"),
+        (
+            "gemma3_text",
+            {"attention_bias": True},
+            "llama.cpp has no biases of queries, keys and values for a gemma3_text",
+        ),
+    ],
+)
+def test_what_llama_cpp_derives_by_itself_has_to_be_so(tmp_path, name, settings, message):
+    with pytest.raises(UserError, match=message):
+        write_export("gguf", request_of(saved_tiny(name, GEMMA | settings, tmp_path / "base")), tmp_path / "out")
