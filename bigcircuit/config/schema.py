@@ -88,7 +88,7 @@ class TaskConfig(Section):
     columns: dict[str, str] = {}
     """Canonical column -> column of the file, for files that name them differently."""
     split: SplitConfig = SplitConfig()
-    size: Positive = 400
+    size: Annotated[int, Field(ge=1, le=250_000)] = 400
     """Pairs a task builder makes, before splitting."""
     seed: Count = 0
     """Seed of the builder, of the split and of the order of the data; members of a population share it."""

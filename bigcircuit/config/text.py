@@ -29,7 +29,7 @@ class TextConfig(Section):
     not scored again. By default the length of a window, whose first token alone is then context."""
     column: str = "text"
     """Column of a data set, JSONL or Parquet file with the text of a document, or its token ids."""
-    generate: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    generate: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Documents that the model itself writes, one window each, sampled from its start token at temperature 1 by `task.seed`, in
     place of a corpus."""
     loss: Literal["kl", "cross_entropy"] = "kl"

@@ -28,11 +28,11 @@ class EvaluationSettings(Section):
     ablations: Names = Field(
         (), description=f"Any of {', '.join(KINDS)}, or all; by default those the circuits were found under."
     )
-    draws: Count = 100
+    draws: Annotated[int, Field(ge=0, le=100_000)] = 100
     """Random circuits of the same shape; 0 for none."""
     fractions: Annotated[tuple[Fraction, ...], BeforeValidator(_listed)] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Shares of the complement that are opened beside the circuit (partial ablation)."""
-    partial_draws: Count = 5
+    partial_draws: Annotated[int, Field(ge=0, le=100_000)] = 5
     """Random choices at each of these fractions; 0 leaves partial ablation out."""
     groups: Count = 256
     """Most tests of minimality a granularity: where more nodes are kept, neighbours are closed together. 0 for none."""
@@ -55,7 +55,7 @@ class EvaluationSettings(Section):
     at_once: Positive = 16
     """Circuits that share one pass over the model; fewer need less memory."""
     any_model: bool = False
-    """Allow a model of the same widths that is not the one a circuit was found in."""
+    """Allow a model of the same widths that is not the one a circuit was found in, and held-out pairs that it was trained on."""
     output: str | None = None
     """Folder for evaluation.json; by default the folder of the first run or circuit."""
     seed: Count = 0

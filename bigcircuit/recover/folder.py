@@ -68,6 +68,18 @@ class ExportFolder:
         """Config and weights."""
         return [self.path / "config.json", *sorted(self.path.glob("*.safetensors"))]
 
+    def check_division(self, division: Mapping[str, str]) -> None:
+        """Raise UserError where the export was recovered on the same text divided otherwise, and was trained on held-out text.
+
+        division: hashes of a text and of its held-out windows, as export.json has them.
+        """
+        before = self.result.get("recovered", {})
+        if before.get("text_sha256") == division["text_sha256"] and {**before, **division} != before:
+            raise UserError(
+                f"{self.path}: was recovered on this text divided otherwise, so it was trained on some of the held-out text; "
+                "give recover.seed, recover.held_out and recover.tokens as then, or other text"
+            )
+
     @torch.no_grad()
     def rounded(self, model: Any) -> Any:
         """Round the weights of a model to the dtypes in which they are stored, in place."""

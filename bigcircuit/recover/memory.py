@@ -26,7 +26,13 @@ def needed_memory(export: ExportFolder, base: ResolvedModel, settings: RecoverSe
 
 
 def check_memory(export: ExportFolder, base: ResolvedModel, settings: RecoverSettings) -> None:
-    """Raises UserError where a rank needs more memory than is free."""
+    """Raises UserError where a rank needs more memory than is free, or for matrices of a higher rank than any that they add to."""
+    highest = max(min(size) for size in export.sizes.values() if len(size) == 2)
+    if settings.train == "lora" and settings.rank > highest:
+        raise UserError(
+            f"recover.rank is {settings.rank:,} but no matrix of {export.path} has a rank above {highest:,}; lower it, or set "
+            "recover.train to rows"
+        )
     needed, free = needed_memory(export, base, settings), FreeMemory.measure(base.config.device).free
     if needed > free:
         less = "recover.train lora" if settings.train == "rows" else "a lower recover.rank"

@@ -156,6 +156,8 @@ def _run(opened: _Checked, folder: RunDir, ranks: Ranks, progress: ProgressDispl
     micro_batches = MicroBatches(settings.micro_batch_size, ranks, progress=progress)
     text = complete_text(opened.config, frozen, opened.text, micro_batches)
     ranks.check_equal({"windows": text.tokens_sha256})
+    division = {"text_sha256": text.sha256, "held_out_sha256": text.held_out_sha256}
+    export.check_division(division)
     training, held_out = text.splits["train"], text.splits["test"]
     with progress.phase("scoring before"):
         of_base = score_windows(base, base, held_out, settings, ranks)
@@ -176,7 +178,7 @@ def _run(opened: _Checked, folder: RunDir, ranks: Ranks, progress: ProgressDispl
     scores = {name: one._asdict() for name, one in (("base", of_base), ("before", before), ("after", after))}
     if not ranks.is_first:
         return
-    compared = write_recovered(folder.path, export, trained, done, settings, scores, progress)
+    compared = write_recovered(folder.path, export, trained, done, settings, {**division, **scores}, progress)
     write_json(
         folder.path / RECOVER_FILE, {**_settings_content(opened), **scores, "trained_parameters": count, **compared}
     )

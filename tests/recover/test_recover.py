@@ -201,6 +201,19 @@ def test_text_of_a_file_is_divided_into_windows(exports, tmp_path, capsys):
     assert "windows of up to 12 tokens" in capsys.readouterr().out
 
 
+def test_text_of_an_earlier_recovery_is_not_held_out_in_the_next(exports, tmp_path, capsys):
+    text = tmp_path / "text.jsonl"
+    rows = [f"Anna met {n} dogs and gave them a ball" for n in range(8)]
+    text.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    words = [*QUICK[:-2], "--recover.text", text, "--recover.steps", 1]
+    assert recovered(exports / "compact", *words, "--output", tmp_path / "once") == 0
+    assert recovered(tmp_path / "once", *words, "--output", tmp_path / "twice") == 0
+    capsys.readouterr()
+    for name, place in (("once", "a"), ("twice", "b")):
+        assert recovered(tmp_path / name, *words, "--recover.seed", 1, "--output", tmp_path / place) == 2
+        assert "was recovered on this text divided otherwise" in capsys.readouterr().err
+
+
 def test_a_recovery_tells_notes_on_its_text_with_remedies_that_it_has(exports, tmp_path, capsys):
     text = tmp_path / "text.jsonl"
     rows = [f"{'<s>' * (n < 2)}Anna met {n} dogs and gave them a ball" for n in range(8)]
@@ -245,6 +258,7 @@ def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
         ((compact, "--recover.text", tmp_path / "none.txt", *out), "no such file; set recover.text to a corpus"),
         ((compact, *QUICK, "--recover.tokens", 100000, *out), "recover.tokens is 100000 but the model has"),
         ((compact, *QUICK, "--recover.train", "rows", "--recover.merge", "false", *out), "leave merge out"),
+        ((compact, *QUICK, "--recover.rank", 100000, *out), "recover.rank is 100,000 but no matrix of"),
     ):
         assert recovered(*words) == 2
         shown = capsys.readouterr().err
