@@ -50,7 +50,12 @@ GGUF_FAMILIES = {
         architecture="gemma2", written_as="gemma2", norms=_GEMMA_NORMS, norm_offset=1.0, period=2, scaled_by_width=46
     ),
     "gemma3_text": GgufFamily(
-        "gemma3", "gemma3_text", norms=_GEMMA_NORMS, norm_offset=1.0, period=6, scaled_by_width=62
+        architecture="gemma3",
+        written_as="gemma3_text",
+        norms=_GEMMA_NORMS,
+        norm_offset=1.0,
+        period=6,
+        scaled_by_width=62,
     ),
 }
 """Model type -> how it is written."""
