@@ -52,7 +52,7 @@ class TargetConfig(_by_granularity(Size, None, total=_TOTAL)):  # type: ignore[m
     def sizes(self) -> dict[str, int]:
         """The targets that are set; in the config of a member of a resolved run shares are numbers of nodes.
 
-        A share of the parameters stands for the same share of the site neurons, towards which gates are trained.
+        A share of the parameters stands in for `total`, as that share of the site neurons; gates are weighed in parameters then.
         """
         found = {name: size for name, size in self if size is not None and name in NODE_NAMES}
         return found if self.parameters is None else {"total": self.parameters} | found

@@ -35,20 +35,27 @@ class GgufFamily(NamedTuple):
     """Number of layers at which scores are scaled by hidden size / heads in place of the width of a head: the 27B models."""
 
 
-_LLAMA = GgufFamily("llama", "llama", reordered=True, adds_biases=True, read_by_itself=True)
+_LLAMA = GgufFamily(architecture="llama", written_as="llama", reordered=True, adds_biases=True, read_by_itself=True)
 _GEMMA_NORMS = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
-FAMILIES = {
+GGUF_FAMILIES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "qwen2": GgufFamily("qwen2", "qwen2", takes_width=False, read_by_itself=True),
-    "qwen3": GgufFamily("qwen3", "qwen3"),
-    "gemma2": GgufFamily("gemma2", "gemma2", norms=_GEMMA_NORMS, norm_offset=1.0, period=2, scaled_by_width=46),
+    "qwen2": GgufFamily(architecture="qwen2", written_as="qwen2", takes_width=False, read_by_itself=True),
+    "qwen3": GgufFamily(architecture="qwen3", written_as="qwen3"),
+    "gemma2": GgufFamily(
+        architecture="gemma2", written_as="gemma2", norms=_GEMMA_NORMS, norm_offset=1.0, period=2, scaled_by_width=46
+    ),
     "gemma3_text": GgufFamily(
-        "gemma3", "gemma3_text", norms=_GEMMA_NORMS, norm_offset=1.0, period=6, scaled_by_width=62
+        architecture="gemma3",
+        written_as="gemma3_text",
+        norms=_GEMMA_NORMS,
+        norm_offset=1.0,
+        period=6,
+        scaled_by_width=62,
     ),
 }
 """Model type -> how it is written."""

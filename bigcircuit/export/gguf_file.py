@@ -19,7 +19,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.export.cut import LayerCut
 from bigcircuit.export.folder import CutTensors, config_json
 from bigcircuit.export.folder_plan import written_sizes
-from bigcircuit.export.gguf_families import FAMILIES, GgufFamily, add_family_settings, check_settings, rope_of
+from bigcircuit.export.gguf_families import GGUF_FAMILIES, GgufFamily, add_family_settings, check_settings, rope_of
 from bigcircuit.export.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from bigcircuit.export.request import ExportRequest, PreparedExport
 from bigcircuit.export.source import SourceWeights
@@ -56,10 +56,10 @@ def plan_gguf(request: ExportRequest) -> PreparedExport:
     """Plan the file. Raises UserError for what a reader of the file would not compute, and where the package gguf is absent."""
     request.check_layers("gguf")
     config = request.hf_config
-    family = FAMILIES.get(config.model_type)
+    family = GGUF_FAMILIES.get(config.model_type)
     if family is None:
         raise UserError(
-            f"--format gguf: {config.model_type} is none of {', '.join(FAMILIES)}, whose layout is written here; use --format "
+            f"--format gguf: {config.model_type} is none of {', '.join(GGUF_FAMILIES)}, whose layout is written here; use --format "
             "uniform, and llama.cpp's own converter on that folder"
         )
     if any(request.biased) and not family.adds_biases:
@@ -119,7 +119,7 @@ def write_gguf(
     from gguf import GGMLQuantizationType, GGUFWriter
 
     config, shape = cut.written.model.config, cut.written.shapes[0]
-    family = FAMILIES[config.model_type]
+    family = GGUF_FAMILIES[config.model_type]
     writer = GGUFWriter(path, family.architecture)
     _add_settings(writer, config, cut.cuts, tokenizer)
     add_family_settings(writer, family, config)

@@ -1,7 +1,7 @@
 """Gates whose sizes are settings: soft top-k of every granularity that has a size, coarse ones first.
 
 A node counts by as much as the gates above it are open. `total` is met by the leaves that have no size of their own together,
-in neurons.
+in neurons, and `parameters` in its place in parameters (parameter_weights.py).
 
 Shapes: P members, B examples, L layers, n nodes of a granularity in the widest layer.
 """

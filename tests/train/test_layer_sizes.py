@@ -218,3 +218,23 @@ def test_a_trained_population_has_the_sizes_and_its_uniform_export_cuts_without_
         assert not any("padding" in note or "twice" in note for note in found["notes"])
         layers = {n: t.numel() for n, t in load_file(out / "model.safetensors").items() if ".layers." in n}
         assert sum(layers.values()) == row["parameters"]["kept"]
+
+
+@pytest.mark.parametrize("parametrisation", ["sigmoid_top_k", "hard_concrete"])
+def test_training_sees_the_share_by_which_the_circuit_is_decided(tmp_path, parametrisation):
+    words = {key: value for key, value in QUICK.items() if key != "target.total"} | {
+        "gates.granularities": "[head, mlp_neuron]",
+        "gates.parametrisation": parametrisation,
+        "target.parameters": 0.5,
+        "train.log_every": 1,
+        "output": str(tmp_path / "run"),
+    }
+    assert answer(run_prune, [f"--{key}={value}" for key, value in words.items()]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    shares = [row["open.parameters"] for row in rows if "open.parameters" in row]
+    if parametrisation == "sigmoid_top_k":
+        assert shares[-1] == pytest.approx(0.5, rel=1e-3) and shares[0] > 0.9
+    else:
+        assert [row["dual.parameters"] for row in rows if "dual.parameters" in row][-1] > 0
+    kept = json.loads((tmp_path / "run/summary.json").read_text())["members"][0]["parameters_kept"]
+    assert 0.48 < kept <= 0.5
