@@ -326,7 +326,7 @@ def test_dashes_and_underscores_in_names_are_the_same():
 @pytest.mark.parametrize("words", [["--local_rank=1"], ["--local-rank=1"], ["--local_rank", "1"]])
 @pytest.mark.parametrize("verb", ["prune", "evaluate"])
 def test_what_launchers_add_is_ignored(verb, words):
-    assert parse_verb(verb, [*words, "--train.steps", "3"]) == parse_verb(verb, ["--train.steps", "3"])
+    assert parse_verb(verb, [*words, "--train.batch_size", "3"]) == parse_verb(verb, ["--train.batch_size", "3"])
 
 
 def test_what_launchers_add_before_the_verb_is_ignored(run):
