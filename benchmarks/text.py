@@ -9,9 +9,9 @@ heads and MLP neurons on the training windows, and keeps the best of them, with 
 over all layers; as many in every layer; in each layer as many heads as the learned circuit, and MLP neurons in its proportions; or
 in each layer as many groups of keys and values, heads and MLP neurons as the learned circuit, which are exactly as many parameters.
 Under zero or mean ablation. Which of these eight counts for a baseline is chosen on the validation documents. A second ratio is to
-the baselines that divide a size over the layers themselves (the first two), as their users run them. The learned circuit and the
-best baseline are then exported (`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the same settings.
-The command resumes.
+the baselines that divide a size over the layers themselves (the first two) and so need nothing of the learned circuit. The learned
+circuit and the best baseline are then exported (`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the
+same settings. The command resumes.
 """
 
 import argparse
