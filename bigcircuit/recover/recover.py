@@ -184,6 +184,13 @@ def _run(opened: _Checked, folder: RunDir, ranks: Ranks, progress: ProgressDispl
     )
     for line in _lines(folder.path, {"the base": of_base, "before": before, "after": after}):
         progress.print_line(line)
+    was, now = before._asdict(), after._asdict()
+    score = "kl" if settings.loss == "kl" else "perplexity"
+    if now[score][0] > was[score][0]:
+        progress.print_line(
+            f"note: {score} of held-out text rose from {was[score][0]:.4g} to {now[score][0]:.4g}; give more text than these "
+            f"{len(training)} windows (recover.generate, recover.text), fewer recover.steps, or a lower recover.lr"
+        )
 
 
 def _train(

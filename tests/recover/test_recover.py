@@ -48,6 +48,16 @@ def content(path) -> dict:
     return json.loads((path / "recover.json").read_text())
 
 
+def test_a_recovery_that_made_it_worse_is_told(exports, tmp_path, capsys):
+    assert recovered(exports / "compact", *QUICK, "--recover.lr", 1, "--output", tmp_path / "worse") == 0
+    found, said = content(tmp_path / "worse"), capsys.readouterr()
+    assert found["after"]["kl"][0] > found["before"]["kl"][0]
+    assert "note: kl of held-out text rose from" in said.out + said.err and "a lower recover.lr" in said.out + said.err
+    assert recovered(exports / "compact", *QUICK, "--recover.lr", 0.003, "--output", tmp_path / "better") == 0
+    found, said = content(tmp_path / "better"), capsys.readouterr()
+    assert found["after"]["kl"][0] < found["before"]["kl"][0] and "held-out text rose" not in said.out + said.err
+
+
 def equal(one, other) -> bool:
     first, second = load_file(one / FILE), load_file(other / FILE)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
