@@ -51,7 +51,14 @@ def heads_table(circuits: Mapping[str, Circuit], evaluations: Sequence[Json]) ->
     numbers = [layer * widest + head for layer, head in (places[name] for name in order)]
     layer, head = places[order[0]]
     legend = f"{order[0]} is head {head} of layer {layer}"
-    return HeadsTable(order, legend, numbers, columns, about if rises else "", grouped)
+    return HeadsTable(
+        names=order,
+        legend=legend,
+        places=numbers,
+        columns=columns,
+        measured=about if rises else "",
+        grouped=grouped,
+    )
 
 
 def _rises(evaluations: Sequence[Json]) -> tuple[dict[tuple[int, int], Json], bool, str]:
