@@ -97,6 +97,10 @@ class Members(nn.Module):
         self.device = torch.device(device)
         self._noise = Noise(device)
         self._weights: dict[tuple[str, ...], ParameterWeights] = {}
+        self.centre: dict[str, Tensor] = {}
+        """By site [L, n]: where the learned constants of all members start; empty without optimal ablation."""
+        self.spread: dict[str, Tensor] = {}
+        """The unit in which their offsets are counted."""
 
     def __len__(self) -> int:
         return len(self.members)

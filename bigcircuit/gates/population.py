@@ -16,7 +16,7 @@ from bigcircuit.ablation.ablation import Ablation, Moments
 from bigcircuit.ablation.learned import ConstantsStart
 from bigcircuit.config.schema import Config
 from bigcircuit.gates.members import Member, Members, Shapes
-from bigcircuit.gates.parametrisation import PARAMETRISATIONS
+from bigcircuit.gates.parametrisation import PARAMETRISATIONS, Implementation, Parametrisation
 from bigcircuit.model.granularity import (
     GRANULARITIES,
     LEAVES,
@@ -29,23 +29,15 @@ from bigcircuit.model.parameter_count import SharedParameters
 
 
 class Population(Members):
-    """P members, the parametrisation of their gates and the start of their learned constants."""
+    """P members, all of one parametrisation."""
 
-    def __init__(
-        self,
-        members: Sequence[Member],
-        shapes: Shapes,
-        device: torch.device | str = "cpu",
-        shared: Sequence[Sequence[SharedParameters]] = (),
-    ) -> None:
-        """members: all of one parametrisation; a member may belong to several populations. shared: as for `Members`."""
-        super().__init__(members, shapes, device, shared)
-        self._parametrisation = PARAMETRISATIONS[members[0].config.gates.parametrisation]
-        self._gates = self._parametrisation.implementation
-        self.centre: dict[str, Tensor] = {}
-        """By site [L, n]: where the learned constants of all members start; empty without optimal ablation."""
-        self.spread: dict[str, Tensor] = {}
-        """The unit in which their offsets are counted."""
+    @property
+    def _parametrisation(self) -> Parametrisation:
+        return PARAMETRISATIONS[self.members[0].config.gates.parametrisation]
+
+    @property
+    def _gates(self) -> Implementation:
+        return self._parametrisation.implementation
 
     @classmethod
     def new(
