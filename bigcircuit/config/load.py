@@ -122,8 +122,13 @@ def check_objective(configs: Sequence[Config]) -> None:
 
 def idle_penalties(config: Config) -> list[str]:
     """List the keys of penalties that are set and do not act, because the size of what they close is asked for."""
+    return [f"penalty.{name}" for name, weight in config.penalty if weight and is_idle(name, config)]
+
+
+def is_idle(name: str, config: Config) -> bool:
+    """Return whether the penalty of a granularity does not act, because targets ask for the size of what it closes."""
     targets = config.target.sizes()
-    return [f"penalty.{name}" for name, weight in config.penalty if weight and (name in targets or "total" in targets)]
+    return name in targets or "total" in targets
 
 
 def penalty_note(configs: Sequence[Config]) -> list[str]:

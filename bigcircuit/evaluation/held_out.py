@@ -1,9 +1,10 @@
 """Whether pairs that a circuit was trained on are among those that it is scored on as held out."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from bigcircuit.config.load import flatten
 from bigcircuit.config.plain import shown
 from bigcircuit.config.schema import TaskConfig
 from bigcircuit.data.dataset import TaskData, load_task
@@ -88,17 +89,7 @@ def _prompts(example: Example) -> Sequence[TokenIds]:
 def _changes(loaded: LoadedCircuit, task: TaskConfig) -> Iterator[str]:
     """Name the settings that differ from those of the circuit's run."""
     assert loaded.found_on is not None
-    before, now = _flat(loaded.found_on.model_dump()), _flat(task.model_dump())
-    for key, value in now.items():
+    before = dict(flatten(loaded.found_on.model_dump(), "task."))
+    for key, value in flatten(task.model_dump(), "task."):
         if before.get(key) != value:
-            yield f"task.{key} is {shown(value)} and was {shown(before.get(key))}"
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = (
-            {f"{key}.{name}": one for name, one in _flat(value).items()} if isinstance(value, Mapping) else {key: value}
-        )
-        found |= inner
-    return found
+            yield f"{key} is {shown(value)} and was {shown(before.get(key))}"

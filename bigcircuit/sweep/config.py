@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from bigcircuit.config.load import check_key, check_objective, flatten, members, override, parse_section, set_dotted
+from bigcircuit.config.load import (
+    check_key,
+    check_objective,
+    flatten,
+    is_idle,
+    members,
+    override,
+    parse_section,
+    set_dotted,
+)
 from bigcircuit.config.plain import shown
 from bigcircuit.config.schema import MEMBER_KEYS, Config, Positive, Section
 from bigcircuit.config.yaml_file import read_yaml
@@ -179,13 +188,12 @@ def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:
 
 def _check_penalties_act(config: Config, settings: SweepSettings, source: str) -> None:
     """Raise UserError for a penalty that is searched though targets of the base config keep it from acting in every trial."""
-    targets = config.target.sizes()
     searched = [key for key in settings.space if key.startswith("penalty.")]
-    idle = [key for key in searched if "total" in targets or key.removeprefix("penalty.") in targets]
+    idle = [key for key in searched if is_idle(key.removeprefix("penalty."), config)]
     if idle and not any(key.startswith("target.") for key in settings.space):
         raise UserError(
             f"{source}: sweep.space has {idle[0]}, which is without effect because a target asks for the size "
-            f"(target.{', target.'.join(targets)}); leave one out"
+            f"(target.{', target.'.join(config.target.sizes())}); leave one out"
         )
 
 
