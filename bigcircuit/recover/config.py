@@ -25,6 +25,10 @@ class RecoverSettings(Section):
     """Most tokens of a window."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the documents on which the model is scored before and after, and not trained; a column `split` wins."""
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the documents, not trained, by whose loss the step is chosen whose weights are written; 0 writes the last step's."""
+    validate_every: Positive = 20
+    """Steps between two scores on the validation windows; the export as it is, step 0, is scored too."""
     steps: Count = 300
     """Updates."""
     batch_size: Positive = 16
@@ -59,6 +63,11 @@ class RecoverSettings(Section):
         if bool(self.text) == bool(self.generate):
             given = "both are given" if self.text else "none is given"
             raise ValueError(f"recover takes recover.text or recover.generate, and {given}; give one of them")
+        if self.held_out + self.validation >= 1:
+            raise ValueError(
+                f"recover.held_out {self.held_out:g} and recover.validation {self.validation:g} leave no text to train on; make "
+                "them add up to less than 1"
+            )
         if self.train == "rows" and not self.merge:
             raise ValueError("recover.merge is false and recover.train is rows, which are the weights; leave merge out")
         return self

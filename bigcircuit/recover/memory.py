@@ -8,7 +8,7 @@ from bigcircuit.recover.folder import ExportFolder
 from bigcircuit.runtime.host_memory import FreeMemory
 
 _STATE = 4 + 8 + 8
-"""Bytes of a trained parameter beside its value: gradient, its sum in float64, Adam's two moments."""
+"""Bytes of a trained parameter beside its values, now and at the best step: gradient, its sum in float64, Adam's two moments."""
 
 
 def needed_memory(export: ExportFolder, base: ResolvedModel, settings: RecoverSettings) -> int:
@@ -20,9 +20,10 @@ def needed_memory(export: ExportFolder, base: ResolvedModel, settings: RecoverSe
     else:
         matrices = [size for size in export.sizes.values() if len(size) == 2]
         trained, width = sum(settings.rank * sum(size) for size in matrices), DTYPES[export.dtype].itemsize
+    values = 4 + (4 if settings.validation else 0)
     logits = settings.micro_batch_size * settings.tokens * export.hf_config.vocab_size
     # Logits of both models, their logarithms and the gradient.
-    return frozen * DTYPES[base.config.dtype].itemsize + own * width + trained * (4 + _STATE) + 5 * 4 * logits
+    return frozen * DTYPES[base.config.dtype].itemsize + own * width + trained * (values + _STATE) + 5 * 4 * logits
 
 
 def check_memory(export: ExportFolder, base: ResolvedModel, settings: RecoverSettings) -> None:

@@ -12,30 +12,27 @@ from typing import Any, NamedTuple
 import torch
 
 from bigcircuit.config.schema import Config
-from bigcircuit.data.collate import batch_indices
 from bigcircuit.data.dataset import TaskData
 from bigcircuit.data.micro_batches import MicroBatches
-from bigcircuit.data.pair import Example
 from bigcircuit.distributed.ranks import Ranks
-from bigcircuit.errors import Stopped, UserError
+from bigcircuit.errors import UserError
 from bigcircuit.export.loading import load_exported
-from bigcircuit.io import checkpoint
 from bigcircuit.io.checkpoint import SHARED_FOLDER
 from bigcircuit.io.files import file_sha256, read_json, write_json
 from bigcircuit.io.provenance import versions
-from bigcircuit.io.run_dir import MetricsFile, RunDir
+from bigcircuit.io.run_dir import RunDir
 from bigcircuit.model.fingerprint import fingerprint
 from bigcircuit.model.load import DTYPES, load_frozen
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
 from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.folder import RECOVER_FILE, ExportFolder, check_base, open_export, write_recovered
+from bigcircuit.recover.loop import train_export
 from bigcircuit.recover.memory import check_memory
-from bigcircuit.recover.step import Models, RecoverState, TextScores, score_windows, update_export
-from bigcircuit.recover.trainable import TrainedModel, make_trainable
+from bigcircuit.recover.step import SCORES, BestStep, Models, TextScores, score_windows
+from bigcircuit.recover.trainable import make_trainable
 from bigcircuit.recover.windows import complete_text, load_text, with_text
 from bigcircuit.runtime.progress import ProgressDisplay
 
-_KEPT_CHECKPOINTS = 2
 _CHANGEABLE = ("save_every",)
 """Settings that do not affect the result."""
 
@@ -158,7 +155,7 @@ def _run(opened: _Checked, folder: RunDir, ranks: Ranks, progress: ProgressDispl
     ranks.check_equal({"windows": text.tokens_sha256})
     division = {"text_sha256": text.sha256, "held_out_sha256": text.held_out_sha256}
     export.check_division(division)
-    training, held_out = text.splits["train"], text.splits["test"]
+    held_out = text.splits["test"]
     with progress.phase("scoring before"):
         of_base = score_windows(base, base, held_out, settings, ranks)
         before = score_windows(model, base, held_out, settings, ranks)
@@ -168,10 +165,18 @@ def _run(opened: _Checked, folder: RunDir, ranks: Ranks, progress: ProgressDispl
     trained = make_trainable(model, opened.base.skeleton.path, settings)
     count = sum(one.parameter.numel() for one in trained.trained)
     progress.print_line(
-        f"{export.path}: {export.format}; {count:,} parameters are trained ({settings.train}), {len(training)} windows of "
-        f"up to {settings.tokens} tokens, {len(held_out)} held out"
+        f"{export.path}: {export.format}; {count:,} parameters are trained ({settings.train}), "
+        f"{' + '.join(str(len(text.splits[name])) for name in ('train', 'validation', 'test'))} windows of up to "
+        f"{settings.tokens} tokens to train on, to choose the step by, and held out"
     )
-    _train(trained, Models(trained.model, base), training, opened, folder, ranks, progress)
+    if settings.validation and not text.splits["validation"]:
+        progress.print_line(
+            "note: no text is left to choose the step by, so the last step's weights are written; give more documents, or rows "
+            "with split validation"
+        )
+    best = train_export(
+        trained, Models(trained.model, base), text, settings, opened.fingerprint, folder, ranks, progress
+    )
     with progress.phase("merging and scoring after"):
         done = export.rounded(trained.merged() if settings.merge else trained.model)
         after = score_windows(done, base, held_out, settings, ranks)
@@ -179,67 +184,28 @@ def _run(opened: _Checked, folder: RunDir, ranks: Ranks, progress: ProgressDispl
     if not ranks.is_first:
         return
     compared = write_recovered(folder.path, export, trained, done, settings, {**division, **scores}, progress)
-    write_json(
-        folder.path / RECOVER_FILE, {**_settings_content(opened), **scores, "trained_parameters": count, **compared}
-    )
+    results = {**scores, **_best_content(best), "trained_parameters": count, **compared}
+    write_json(folder.path / RECOVER_FILE, {**_settings_content(opened), **results})
     for line in _lines(folder.path, {"the base": of_base, "before": before, "after": after}):
         progress.print_line(line)
-    was, now = before._asdict(), after._asdict()
-    score = "kl" if settings.loss == "kl" else "perplexity"
-    if now[score][0] > was[score][0]:
+    score = SCORES[settings.loss]
+    was, now = (getattr(one, score)[0] for one in (before, after))
+    remedy = f"give more text than these {len(text.splits['train'])} windows (recover.generate, recover.text), fewer "
+    remedy += "recover.steps, or a lower recover.lr"
+    if best is not None and not best.step:
         progress.print_line(
-            f"note: {score} of held-out text rose from {was[score][0]:.4g} to {now[score][0]:.4g}; give more text than these "
-            f"{len(training)} windows (recover.generate, recover.text), fewer recover.steps, or a lower recover.lr"
+            f"note: no step lowered {score} of validation text, so the export is written as it was; {remedy}"
         )
+    elif best is not None:
+        progress.print_line(
+            f"the weights of step {best.step} of {settings.steps} are written: {score} of validation text {best.score:.4g}"
+        )
+    if now > was:
+        progress.print_line(f"note: {score} of held-out text rose from {was:.4g} to {now:.4g}; {remedy}")
 
 
-def _train(
-    trained: TrainedModel,
-    models: Models,
-    windows: Sequence[Example],
-    opened: _Checked,
-    folder: RunDir,
-    ranks: Ranks,
-    progress: ProgressDisplay,
-) -> None:
-    """Run the loop: update, log and save when due. Raises Stopped, with the state saved."""
-    settings, state = opened.settings, RecoverState.new(trained.trained)
-    saved = checkpoint.load_on_all(folder.checkpoints, progress.print_line, ranks)
-    if saved is not None:
-        if saved.base != opened.fingerprint:
-            raise UserError(f"{folder.checkpoints}: is of another recovery; name another folder with --output")
-        state.restore(saved)
-        progress.print_line(f"resuming {folder.path} at step {state.step}")
-        if (threads := saved.data["threads"]) != torch.get_num_threads():
-            progress.print_line(
-                f"note: torch used {threads} threads before, so numbers may differ from those of a run in one piece; set "
-                f"OMP_NUM_THREADS={threads} for the same bits"
-            )
-
-    def save() -> None:
-        if ranks.is_first:
-            checkpoint.save(folder.checkpoints, state.step, state.export(opened.fingerprint), _KEPT_CHECKPOINTS)
-
-    metrics = MetricsFile(folder, state.step, state.step) if ranks.is_first else None
-    with ranks.stop.handling_signals():
-        try:
-            with progress.phase("recovering", settings.steps, "steps", done=state.step, lasting=True) as updates:
-                while state.step < settings.steps:
-                    chosen = batch_indices(len(windows), settings.batch_size, state.step, settings.seed)
-                    state.losses.append(update_export(state, models, [windows[n] for n in chosen], settings, ranks))
-                    updates.advance(values={settings.loss: state.losses[-1]})
-                    if state.step % settings.log_every == 0 or state.step == settings.steps:
-                        if metrics:
-                            mean = sum(state.losses) / len(state.losses)
-                            metrics.write([{"step": state.step, "loss": mean}])
-                        state.losses = []
-                    if state.step % settings.save_every == 0 or state.step == settings.steps:
-                        save()
-                    ranks.stop_if_requested()
-        except Stopped:
-            save()
-            progress.print_line(f"{folder.path}: stopped at step {state.step}, which is saved")
-            raise
+def _best_content(best: BestStep | None) -> dict[str, Any]:
+    return {} if best is None else {"best_step": best.step, "validation": best.score}
 
 
 def _lines(path: Path, scores: dict[str, TextScores]) -> list[str]:

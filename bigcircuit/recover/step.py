@@ -29,15 +29,39 @@ def shares(count: int, size: int, ranks: Ranks) -> Iterator[slice]:
             yield slice(start, start + size)
 
 
+class BestStep(NamedTuple):
+    """The step with the lowest loss on validation windows."""
+
+    step: int
+    score: float
+    """As SCORES of the loss names it."""
+    values: list[Tensor]
+    """Of what is trained, in its order."""
+
+
 @dataclass
 class RecoverState:
-    """Adam's state (Kingma and Ba 2015) and the step; the order of the windows is a function of the step."""
+    """Adam's state (Kingma and Ba 2015), the step and the best step; the order of the windows is a function of the step."""
 
     trained: Sequence[Trained]
     optimizer: torch.optim.Adam
     step: int = 0
     losses: list[float] = field(default_factory=list)
     """Losses since the last line of metrics.jsonl."""
+    best: BestStep | None = None
+    """None before the first score on validation windows, and where there are none."""
+
+    def keep_if_best(self, score: float) -> None:
+        """Keep the values of this step if their score on the validation windows is the lowest so far."""
+        if self.best is None or score < self.best.score:
+            self.best = BestStep(self.step, score, [one.parameter.detach().clone() for one in self.trained])
+
+    @torch.no_grad()
+    def use_best(self) -> None:
+        """Set what is trained to its values at the best step."""
+        if self.best is not None:
+            for one, value in zip(self.trained, self.best.values, strict=True):
+                one.parameter.copy_(value)
 
     @classmethod
     def new(cls, trained: Sequence[Trained]) -> "RecoverState":
@@ -51,13 +75,21 @@ class RecoverState:
             tensors[f"{one.name}.value"] = one.parameter.detach()
             for key in ("exp_avg", "exp_avg_sq") if self.step else ():
                 tensors[f"{one.name}.{key}"] = self.optimizer.state[one.parameter][key]
-        data = {"step": self.step, "losses": self.losses, "threads": torch.get_num_threads()}
+        data = {"step": self.step, "losses": self.losses, "threads": torch.get_num_threads(), "best": None}
+        if self.best is not None:
+            data["best"] = [self.best.step, self.best.score]
+            named = zip(self.trained, self.best.values, strict=True)
+            tensors |= {f"{one.name}.best": value for one, value in named}
         return SavedState(tensors, data, dict(base))
 
     @torch.no_grad()
     def restore(self, saved: SavedState) -> None:
         """Restore the state that `export` collected, of the same export and settings."""
         self.step, self.losses = saved.data["step"], list(saved.data["losses"])
+        if saved.data["best"] is not None:
+            values = [saved.tensors[f"{one.name}.best"].to(one.parameter.device, copy=True) for one in self.trained]
+            step, score = saved.data["best"]
+            self.best = BestStep(step, score, values)
         for one in self.trained:
             one.parameter.copy_(saved.tensors[f"{one.name}.value"])
             if self.step:
@@ -137,6 +169,10 @@ def update_export(
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return float(loss)
+
+
+SCORES = {"kl": "kl", "next_token": "perplexity"}
+"""`recover.loss` -> the field of TextScores that it lowers."""
 
 
 class TextScores(NamedTuple):

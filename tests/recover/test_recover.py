@@ -14,8 +14,9 @@ from bigcircuit.cli import answer, run_export, run_recover
 from bigcircuit.config.text import TextConfig
 from bigcircuit.data.collate import collate
 from bigcircuit.data.text import samples, windows_of_corpus
-from bigcircuit.io.run_dir import RunDir
-from bigcircuit.recover import recover as recover_module
+from bigcircuit.io import checkpoint
+from bigcircuit.io.run_dir import RunDir, read_metrics
+from bigcircuit.recover import loop
 from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.step import compare_windows, rate_at
 from bigcircuit.recover.trainable import make_trainable
@@ -49,13 +50,51 @@ def content(path) -> dict:
 
 
 def test_a_recovery_that_made_it_worse_is_told(exports, tmp_path, capsys):
-    assert recovered(exports / "compact", *QUICK, "--recover.lr", 1, "--output", tmp_path / "worse") == 0
+    last = ["--recover.validation", 0]
+    assert recovered(exports / "compact", *QUICK, *last, "--recover.lr", 1, "--output", tmp_path / "worse") == 0
     found, said = content(tmp_path / "worse"), capsys.readouterr()
     assert found["after"]["kl"][0] > found["before"]["kl"][0]
     assert "note: kl of held-out text rose from" in said.out + said.err and "a lower recover.lr" in said.out + said.err
     assert recovered(exports / "compact", *QUICK, "--recover.lr", 0.003, "--output", tmp_path / "better") == 0
     found, said = content(tmp_path / "better"), capsys.readouterr()
     assert found["after"]["kl"][0] < found["before"]["kl"][0] and "held-out text rose" not in said.out + said.err
+
+
+def test_the_step_that_predicts_validation_text_best_is_written(exports, tmp_path, capsys):
+    words = [exports / "compact", *QUICK, "--recover.generate", 60, "--recover.lr", 0.1, "--recover.validate_every", 1]
+    assert recovered(*words, "--recover.steps", 12, "--output", tmp_path / "whole") == 0
+    found, rows = content(tmp_path / "whole"), read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    scores = {row["step"]: row["validation.kl"] for row in rows if "validation.kl" in row}
+    best = min(scores, key=scores.__getitem__)
+    assert list(scores) == list(range(13)) and 0 < best < 12, "the rate is too high for the last step to be the best"
+    assert (found["best_step"], found["validation"]) == (best, scores[best])
+    assert f"the weights of step {best} of 12 are written" in capsys.readouterr().out
+    saved = checkpoint.load_newest(tmp_path / "whole/checkpoints", print)
+    assert saved.data["step"] == 12 and saved.data["best"] == [best, scores[best]]
+    frozen = bigcircuit.load_exported(tmp_path / "whole"), bigcircuit.load_exported(exports / "compact")
+    for name in {name.removesuffix(".best") for name in saved.tensors if name.endswith("lora_B.best")}:
+        path = name.removesuffix(".lora_B")
+        added = 2.0 * saved.tensors[f"{name}.best"] @ saved.tensors[f"{path}.lora_A.best"]  # alpha / rank
+        one, other = (model.get_submodule(path).weight for model in frozen)
+        torch.testing.assert_close(one - other, added, atol=1e-6, rtol=1e-5)
+
+
+def test_an_export_that_no_step_improves_is_written_as_it_was(exports, tmp_path, capsys):
+    assert recovered(exports / "compact", *QUICK, "--recover.lr", 1, "--output", tmp_path / "out") == 0
+    found, said = content(tmp_path / "out"), capsys.readouterr().out
+    assert (
+        found["best_step"] == 0 and found["after"] == found["before"] and equal(exports / "compact", tmp_path / "out")
+    )
+    assert "note: no step lowered kl of validation text" in said and "held-out text rose" not in said
+
+
+def test_text_without_validation_rows_keeps_the_last_step(exports, tmp_path, capsys):
+    text = tmp_path / "text.jsonl"
+    rows = [{"text": f"Anna met {n} dogs", "split": "train" if n < 6 else "test"} for n in range(8)]
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert recovered(exports / "compact", *QUICK[:-2], "--recover.text", text, "--output", tmp_path / "out") == 0
+    assert "best_step" not in content(tmp_path / "out")
+    assert "note: no text is left to choose the step by" in capsys.readouterr().out
 
 
 def equal(one, other) -> bool:
@@ -104,8 +143,9 @@ def test_two_processes_train_the_same_bits_as_one(exports, tmp_path, kind):
 @pytest.mark.parametrize("kind", ["lora", "rows"])
 def test_a_stopped_recovery_goes_on_to_the_same_bits(exports, tmp_path, monkeypatch, kind):
     words = [exports / "compact", *QUICK, "--recover.train", kind, "--recover.save_every", 2]
+    words += ["--recover.validate_every", 3]
     assert recovered(*words, "--output", tmp_path / "whole") == 0
-    real, steps = recover_module.update_export, []
+    real, steps = loop.update_export, []
 
     def interrupted(state, *rest):
         steps.append(state.step)
@@ -113,12 +153,10 @@ def test_a_stopped_recovery_goes_on_to_the_same_bits(exports, tmp_path, monkeypa
             raise KeyboardInterrupt
         return real(state, *rest)
 
-    monkeypatch.setattr(recover_module, "update_export", interrupted)
+    monkeypatch.setattr(loop, "update_export", interrupted)
     assert recovered(*words, "--output", tmp_path / "parts") == 130
     assert not (tmp_path / "parts" / FILE).exists() and "after" not in content(tmp_path / "parts")
-    monkeypatch.setattr(
-        recover_module, "update_export", lambda state, *rest: steps.append(state.step) or real(state, *rest)
-    )
+    monkeypatch.setattr(loop, "update_export", lambda state, *rest: steps.append(state.step) or real(state, *rest))
     assert recovered(*words, "--output", tmp_path / "parts") == 0
     assert steps == [0, 1, 2, 3, 2, 3, 4, 5], "it goes on from the checkpoint of step 2"
     assert equal(tmp_path / "whole", tmp_path / "parts")
@@ -268,6 +306,7 @@ def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
         ((compact, "--recover.text", tmp_path / "none.txt", *out), "no such file; set recover.text to a corpus"),
         ((compact, *QUICK, "--recover.tokens", 100000, *out), "recover.tokens is 100000 but the model has"),
         ((compact, *QUICK, "--recover.train", "rows", "--recover.merge", "false", *out), "leave merge out"),
+        ((compact, *QUICK, "--recover.held_out", 0.9, *out), "leave no text to train on; make them add up to less"),
         ((compact, *QUICK, "--recover.rank", 100000, *out), "recover.rank is 100,000 but no matrix of"),
     ):
         assert recovered(*words) == 2
