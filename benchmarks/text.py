@@ -11,7 +11,7 @@ in each layer as many groups of keys and values, heads and MLP neurons as the le
 Under zero or mean ablation. Which of these eight counts for a baseline is chosen on the validation documents. A second ratio is to
 the baselines that divide a size over the layers themselves (the first two) and so need nothing of the learned circuit. The learned
 circuit and the best baseline are then exported (`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the
-same settings. The command resumes.
+same settings; the step is chosen on the validation documents. The command resumes.
 """
 
 import argparse
@@ -159,7 +159,7 @@ def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, 
     frozen = run.model.load(Ranks().device)
     data = complete_data(config, frozen, run.data, run.micro_batches)
     train, test = data.splits["train"], data.splits["test"]
-    write_corpus(output / f"{Path(model).name}.jsonl", train, test)
+    write_corpus(output / f"{Path(model).name}.jsonl", data.splits)
     learned = [Circuit.load(folder.circuit(str(index), len(REMOVED))) for index in range(len(REMOVED))]
     means = mean_ablation(frozen, train, run.micro_batches)
     candidates = []
@@ -214,13 +214,9 @@ def size(frozen: FrozenModel, masks: Masks) -> dict[str, Any]:
     return {"parameters": kept / total, "kept": count(masks)}
 
 
-def write_corpus(path: Path, train: Sequence[Example], test: Sequence[Example]) -> None:
+def write_corpus(path: Path, splits: Mapping[str, Sequence[Example]]) -> None:
     """Write windows as rows of token ids with their split."""
-    rows = [
-        {"text": e.clean + e.answers[0], "split": name}
-        for name, part in (("train", train), ("test", test))
-        for e in part
-    ]
+    rows = [{"text": e.clean + e.answers[0], "split": name} for name, part in splits.items() for e in part]
     write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
