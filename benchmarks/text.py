@@ -53,6 +53,11 @@ from bigcircuit.train.resolve import resolve
 TABLE = Path(__file__).with_suffix(".md")
 REMOVED = (0.2, 0.35, 0.5)
 """Shares of the parameters of the layers that are removed."""
+BASELINE_SETS = {
+    "methods": ("ratio", "best baseline"),
+    "own_sizes": ("ratio, baselines with layer sizes of their own", "best baseline with layer sizes of its own"),
+}
+"""Sets of baselines -> what the table calls the ratio to their best, and their best."""
 METHODS = ("weight_magnitude", "activation_magnitude", "taylor", "fluctuation", "block_influence", "random")
 PRESET = Path(__file__).parents[1] / "configs/presets/text.yaml"
 
@@ -196,15 +201,17 @@ def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, 
         chosen.setdefault((one.removed, one.method), one)
         if not one.structure.endswith("as learned"):
             own.setdefault((one.removed, one.method), one)
-    for kind, best_ones in (("methods", chosen), ("own_sizes", own)):
+    for kind, best_ones in zip(BASELINE_SETS, (chosen, own), strict=True):
         for one, perplexity in zip(best_ones.values(), scored(list(best_ones.values()), test), strict=True):
             row = {"method": one.method, "removed": one.removed, "ablation": one.ablation.name}
             result[kind].append({**row, "structure": one.structure, **size(frozen, one.masks), **perplexity})
-    for index, share in enumerate(REMOVED):
-        best = next(one for one in chosen.values() if one.removed == share)  # dictionaries keep the order of validation
-        circuit = Circuit(best.masks, {}, learned[index].metadata).under(best.ablation)
-        circuit.save(output / f"{Path(model).name}-baseline" / f"{index}.safetensors")
-        result[f"best at {share}"] = best.method
+        for index, share in enumerate(REMOVED):
+            best = next(
+                one for one in best_ones.values() if one.removed == share
+            )  # dictionaries keep the order of validation
+            circuit = Circuit(best.masks, {}, learned[index].metadata).under(best.ablation)
+            circuit.save(output / f"{Path(model).name}-{kind}" / f"{index}.safetensors")
+            result[f"best of {kind} at {share}"] = best.method
     return result
 
 
@@ -226,7 +233,7 @@ def recovered(model: str, output: Path, steps: int, settings: Mapping[str, Any])
     source = output / f"{name}.model.json"
     write_json(source, {"model": {"path": model}})
     for index, share in enumerate(REMOVED):
-        circuits = {"learned": output / name / "circuits", "baseline": output / f"{name}-baseline"}
+        circuits = {"learned": output / name / "circuits", **{one: output / f"{name}-{one}" for one in BASELINE_SETS}}
         for kind, folder in circuits.items():
             small, done = output / f"{name}-{kind}-{index}", output / f"{name}-{kind}-{index}-recovered"
             if not small.exists():
@@ -270,7 +277,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
             rows = [_row(result, name, share) for share in REMOVED]
             cells = [" ".join(filter(None, [_interval(row), row["ablation"], row["structure"]])) for row in rows]
             lines.append(f"| {METHOD_LABELS[name]} | {' | '.join(cells)} |")
-        for kind, label in (("methods", "ratio"), ("own_sizes", "ratio, baselines with layer sizes of their own")):
+        for kind, (label, _) in BASELINE_SETS.items():
             best = [
                 min(row["mean"] for row in result[kind] if row["method"] in METHODS and row["removed"] == s)
                 for s in REMOVED
@@ -279,16 +286,16 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
             ratios = [_ratio(full["mean"], *pair) for pair in zip(learned, best, strict=True)]
             lines.append(f"| **{label}** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
         if after := result.get("recovered"):
-            for kind, label in (("learned", "learned gates"), ("baseline", "best baseline")):
-                cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*after[f"{kind} {share}"]) for share in REMOVED]
-                if kind == "baseline":
-                    cells = [
-                        f"{cell} {METHOD_LABELS[result[f'best at {share}']]}"
-                        for cell, share in zip(cells, REMOVED, strict=True)
-                    ]
-                lines.append(f"| {label}, {result['recover_steps']} steps of recovery | {' | '.join(cells)} |")
-            ratios = [_ratio(full["mean"], after[f"learned {s}"][0], after[f"baseline {s}"][0]) for s in REMOVED]
-            lines.append(f"| **ratio after recovery** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
+            own = [after[f"learned {share}"] for share in REMOVED]
+            what = f"{result['recover_steps']} steps of recovery"
+            lines.append(f"| learned gates, {what} | {' | '.join(map(_after, own))} |")
+            for kind, (label, best_one) in BASELINE_SETS.items():
+                theirs = [after[f"{kind} {share}"] for share in REMOVED]
+                names = [METHOD_LABELS[result[f"best of {kind} at {share}"]] for share in REMOVED]
+                cells = [f"{_after(one)} {name}" for one, name in zip(theirs, names, strict=True)]
+                lines.append(f"| {best_one}, {what} | {' | '.join(cells)} |")
+                ratios = [_ratio(full["mean"], one[0], other[0]) for one, other in zip(own, theirs, strict=True)]
+                lines.append(f"| **{label}, after recovery** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
         lines.append("")
     return lines
 
@@ -299,6 +306,10 @@ def _row(result: Mapping[str, Any], name: str, share: float) -> Mapping[str, Any
 
 def _ratio(full: float, learned: float, baseline: float) -> float:
     return (learned - full) / max(baseline - full, math.ulp(full))
+
+
+def _after(values: Sequence[float]) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*values)
 
 
 def _interval(row: Mapping[str, Any]) -> str:

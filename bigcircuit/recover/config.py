@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from bigcircuit.config.schema import Count, Fraction, Positive, Section, Weight
 
+_RATES = {"lora": 1e-3, "rows": 1e-4}
+"""`recover.train` -> the default of `recover.lr`: at 1e-3 whole weights lose what they had (benchmarks/LOG.md)."""
+
 
 class RecoverSettings(Section):
     """How an exported model is fine-tuned, and on which text."""
@@ -35,8 +38,8 @@ class RecoverSettings(Section):
     """Windows of an update, over all ranks."""
     micro_batch_size: Positive = 8
     """Windows that go through the models at once on one rank; the result is the same on every number of ranks."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Highest learning rate of Adam."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Highest learning rate of Adam; none: 1e-3 for `lora`, 1e-4 for `rows`."""
     lr_final: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Learning rate at the end as a share of the highest; the decay is a cosine."""
     lr_warmup: Fraction = 0.05
@@ -57,6 +60,11 @@ class RecoverSettings(Section):
     """Steps between two lines of metrics.jsonl."""
     save_every: Positive = 100
     """Steps between two checkpoints; the newest two are kept."""
+
+    @property
+    def highest_rate(self) -> float:
+        """Highest learning rate, given or by what is trained."""
+        return self.lr or _RATES[self.train]
 
     @model_validator(mode="after")
     def _one_source(self) -> "RecoverSettings":

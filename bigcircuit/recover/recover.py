@@ -107,7 +107,7 @@ def _open(
     check_base(export, base)
     text = load_text(config, base)
     check_memory(export, base, settings)
-    plain = {key: value for key, value in settings.model_dump(mode="json").items() if key not in _CHANGEABLE}
+    plain = {key: value for key, value in _plain(settings).items() if key not in _CHANGEABLE}
     known = {
         "settings": hashlib.sha256(json.dumps(plain | {"text": ""}, sort_keys=True).encode()).hexdigest(),
         "text": text.sha256,
@@ -117,11 +117,15 @@ def _open(
     return _Checked(export=export, base=base, settings=settings, config=config, text=text, fingerprint=known)
 
 
+def _plain(settings: RecoverSettings) -> dict[str, Any]:
+    return {**settings.model_dump(mode="json"), "lr": settings.highest_rate}
+
+
 def _settings_content(opened: _Checked) -> dict[str, Any]:
     return {
         "export": str(opened.export.path),
         "base": {key: value for key, value in opened.base.config.model_dump(mode="json").items() if value is not None},
-        "settings": opened.settings.model_dump(mode="json"),
+        "settings": _plain(opened.settings),
         "fingerprint": opened.fingerprint,
         "command": sys.argv,
         "versions": versions(),

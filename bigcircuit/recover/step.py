@@ -124,9 +124,9 @@ def rate_at(settings: RecoverSettings, step: int) -> float:
     """Learning rate of an update: a linear rise, then half a cosine down to `lr_final` of the highest."""
     rise = max(round(settings.lr_warmup * settings.steps), 1)
     if step < rise:
-        return settings.lr * (step + 1) / rise
+        return settings.highest_rate * (step + 1) / rise
     done = (step - rise) / max(settings.steps - rise, 1)
-    return settings.lr * (settings.lr_final + (1 - settings.lr_final) * 0.5 * (1 + math.cos(math.pi * done)))
+    return settings.highest_rate * (settings.lr_final + (1 - settings.lr_final) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def update_export(
@@ -161,7 +161,7 @@ def update_export(
     if not (torch.isfinite(loss).all() and torch.isfinite(norm)):
         raise DivergedError(
             f"step {state.step + 1}: the loss or its gradient is not finite; nothing was updated and the last checkpoint is good; "
-            f"lower recover.lr ({settings.lr:g})"
+            f"lower recover.lr ({settings.highest_rate:g})"
         )
     for group in state.optimizer.param_groups:
         group["lr"] = rate_at(settings, state.step)
