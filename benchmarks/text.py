@@ -11,7 +11,7 @@ in each layer as many groups of keys and values, heads and MLP neurons as the le
 Under zero or mean ablation. Which of these eight counts for a baseline is chosen on the validation documents. A second ratio is to
 the baselines that divide a size over the layers themselves (the first two) and so need nothing of the learned circuit. The learned
 circuit and the best baseline are then exported (`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the
-same settings; the step is chosen on the validation documents. The command resumes.
+same settings; step and learning rate, of two, are chosen on the validation documents. The command resumes.
 """
 
 import argparse
@@ -58,6 +58,8 @@ BASELINE_SETS = {
     "own_sizes": ("ratio, baselines with layer sizes of their own", "best baseline with layer sizes of its own"),
 }
 """Sets of baselines -> what the table calls the ratio to their best, and their best."""
+RATES = (1e-3, 1e-4)
+"""Learning rates of a recovery: the small model wants the high one, the larger the low one."""
 METHODS = ("weight_magnitude", "activation_magnitude", "taylor", "fluctuation", "block_influence", "random")
 PRESET = Path(__file__).parents[1] / "configs/presets/text.yaml"
 
@@ -235,20 +237,26 @@ def recovered(model: str, output: Path, steps: int, settings: Mapping[str, Any])
     for index, share in enumerate(REMOVED):
         circuits = {"learned": output / name / "circuits", **{one: output / f"{name}-{one}" for one in BASELINE_SETS}}
         for kind, folder in circuits.items():
-            small, done = output / f"{name}-{kind}-{index}", output / f"{name}-{kind}-{index}-recovered"
+            small = output / f"{name}-{kind}-{index}"
             if not small.exists():
                 written = ExportSettings(format="compact", output=str(small), verify=False, speed=False)
                 export_circuit([str(folder / f"{index}.safetensors")], written, Ranks(), config=str(source))
-            asked = RecoverSettings(
-                train="rows",
-                text=str(output / f"{name}.jsonl"),
-                tokens=settings["task.text.window"],
-                steps=steps,
-                batch_size=settings["train.batch_size"],
-                verify=False,
-            )
-            recover([str(small)], asked, Ranks(), {"output": str(done)})
-            found[f"{kind} {share}"] = json.loads((done / RECOVER_FILE).read_text())["after"]["perplexity"]
+            tried = []
+            for rate in RATES:
+                asked = RecoverSettings(
+                    train="rows",
+                    text=str(output / f"{name}.jsonl"),
+                    tokens=settings["task.text.window"],
+                    steps=steps,
+                    batch_size=settings["train.batch_size"],
+                    lr=rate,
+                    verify=False,
+                )
+                done = output / f"{small.name}-recovered-{rate:g}"
+                recover([str(small)], asked, Ranks(), {"output": str(done)})
+                tried.append(json.loads((done / RECOVER_FILE).read_text()))
+            best = min(tried, key=lambda one: one["validation"])
+            found[f"{kind} {share}"] = best["after"]["perplexity"]
     return found
 
 
