@@ -77,7 +77,7 @@ class ExportFolder:
         if before.get("text_sha256") == division["text_sha256"] and {**before, **division} != before:
             raise UserError(
                 f"{self.path}: was recovered on this text divided otherwise, so it was trained on some of the held-out text; "
-                "give recover.seed, recover.held_out and recover.tokens as then, or other text"
+                "give recover.seed, recover.held_out, recover.validation and recover.tokens as then, or other text"
             )
 
     @torch.no_grad()
