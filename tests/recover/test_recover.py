@@ -138,6 +138,7 @@ def test_two_processes_train_the_same_bits_as_one(exports, tmp_path, kind):
     launch(2, "launchers/recover.py", *words, "--deepspeed", "zero2", "--output", str(tmp_path / "two"))
     assert equal(tmp_path / "one", tmp_path / "two")
     assert content(tmp_path / "one")["after"] == content(tmp_path / "two")["after"]
+    assert content(tmp_path / "one")["settings"]["lr"] == {"lora": 1e-3, "rows": 1e-4}[kind]
 
 
 @pytest.mark.parametrize("kind", ["lora", "rows"])
