@@ -11,7 +11,7 @@ from bigcircuit.errors import Stopped, UserError
 from bigcircuit.io import checkpoint
 from bigcircuit.io.run_dir import MetricsFile, RunDir
 from bigcircuit.recover.config import RecoverSettings
-from bigcircuit.recover.step import SCORES, BestStep, Models, RecoverState, score_windows, update_export
+from bigcircuit.recover.step import LOWERED_SCORES, BestStep, Models, RecoverState, score_windows, update_export
 from bigcircuit.recover.trainable import TrainedModel
 from bigcircuit.runtime.progress import ProgressDisplay
 
@@ -56,10 +56,10 @@ def train_export(
             return
         base = models.base if settings.loss == "kl" else models.export
         scores = score_windows(models.export, base, validation, settings, ranks)
-        score = getattr(scores, SCORES[settings.loss])[0]
+        score = getattr(scores, LOWERED_SCORES[settings.loss])[0]
         state.keep_if_best(score)
         if metrics:
-            metrics.write([{"step": state.step, f"validation.{SCORES[settings.loss]}": score}])
+            metrics.write([{"step": state.step, f"validation.{LOWERED_SCORES[settings.loss]}": score}])
 
     done = state.step if saved is not None else -1  # lines of step 0 are written again without a checkpoint
     metrics = MetricsFile(folder, done, done) if ranks.is_first else None

@@ -28,7 +28,7 @@ from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.folder import RECOVER_FILE, ExportFolder, check_base, open_export, write_recovered
 from bigcircuit.recover.loop import train_export
 from bigcircuit.recover.memory import check_memory
-from bigcircuit.recover.step import SCORES, BestStep, Models, TextScores, score_windows
+from bigcircuit.recover.step import LOWERED_SCORES, BestStep, Models, TextScores, score_windows
 from bigcircuit.recover.trainable import make_trainable
 from bigcircuit.recover.windows import complete_text, load_text, with_text
 from bigcircuit.runtime.progress import ProgressDisplay
@@ -192,7 +192,7 @@ def _run(opened: _Checked, folder: RunDir, ranks: Ranks, progress: ProgressDispl
     write_json(folder.path / RECOVER_FILE, {**_settings_content(opened), **results})
     for line in _lines(folder.path, {"the base": of_base, "before": before, "after": after}):
         progress.print_line(line)
-    score = SCORES[settings.loss]
+    score = LOWERED_SCORES[settings.loss]
     was, now = (getattr(one, score)[0] for one in (before, after))
     remedy = f"give more text than these {len(text.splits['train'])} windows (recover.generate, recover.text), fewer "
     remedy += "recover.steps, or a lower recover.lr"

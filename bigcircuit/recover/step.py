@@ -34,7 +34,7 @@ class BestStep(NamedTuple):
 
     step: int
     score: float
-    """As SCORES of the loss names it."""
+    """As LOWERED_SCORES of the loss names it."""
     values: list[Tensor]
     """Of what is trained, in its order."""
 
@@ -171,7 +171,7 @@ def update_export(
     return float(loss)
 
 
-SCORES = {"kl": "kl", "next_token": "perplexity"}
+LOWERED_SCORES = {"kl": "kl", "next_token": "perplexity"}
 """`recover.loss` -> the field of TextScores that it lowers."""
 
 
