@@ -75,8 +75,14 @@ def write_weights(folder: Path, tensors: Sequence[Planned], advance: Callable[[i
     """
     files = list(_divided(tensors, shard))
     names = [WEIGHTS] if len(files) == 1 else [_shard_name(number, len(files)) for number in range(1, len(files) + 1)]
-    for name, held in zip(names, files, strict=True):
-        _write_file(folder / name, held, advance)
+    # A file goes to the disk while the next is written.
+    with ThreadPoolExecutor(1) as pool:
+        syncs = [
+            pool.submit(_sync, folder / name, _write_file(folder / name, held, advance))
+            for name, held in zip(names, files, strict=True)
+        ]
+        for one in syncs:
+            one.result()
     if len(files) > 1:
         index = {
             "metadata": {"total_size": sum(one.bytes for one in tensors)},
@@ -100,8 +106,11 @@ def _divided(tensors: Sequence[Planned], shard: int) -> Iterator[list[Planned]]:
     yield held
 
 
-def _write_file(path: Path, tensors: Sequence[Planned], advance: Callable[[int], None]) -> None:
-    """Write one safetensors file. Larger numbers come first, which keeps all aligned, as the library does it."""
+def _write_file(path: Path, tensors: Sequence[Planned], advance: Callable[[int], None]) -> int:
+    """Write one safetensors file. Larger numbers come first, which keeps all aligned, as the library does it.
+
+    Returns a descriptor of the file, which `_sync` closes.
+    """
     ordered = sorted(tensors, key=lambda one: (-one.dtype.itemsize, one.name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -129,7 +138,16 @@ def _write_file(path: Path, tensors: Sequence[Planned], advance: Callable[[int],
             assert tuple(tensor.shape) == one.size, f"{one.name} is {tuple(tensor.shape)}, not {one.size}"
             content: Any = tensor.flatten().view(torch.uint8).numpy()
             _write_all(file, content.data, advance)
-        os.fsync(file.fileno())
+        return os.dup(file.fileno())
+
+
+def _sync(path: Path, descriptor: int) -> None:
+    """Wait until a written file is on the disk, and close its descriptor. Raises UserError if the disk is full."""
+    try:
+        with reporting_disk_errors(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(file: Any, content: memoryview, advance: Callable[[int], None]) -> None:
