@@ -139,11 +139,13 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     except ReportedError as error:
         error.show = ranks.report_error(error)
         raise
-    except RuntimeError:
+    except RuntimeError as error:
         if ranks.watchdog is not None:
             # A launcher that noticed the failure first would end this process before it has printed the cause.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            ranks.watchdog.wait_for_verdict()
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            ranks.watchdog.wait_for_verdict(reason)
+            ranks.watchdog.close(reason, 1)
         raise
     ranks.barrier()  # all heartbeats go through rank 0, which must not exit early
     if ranks.watchdog is not None:

@@ -43,7 +43,7 @@ class Watchdog:
     def __init__(self, rank: int, connections: Mapping[int, Connection]) -> None:
         self._rank = rank
         self._peers = {peer: _Peer(connection) for peer, connection in connections.items()}
-        self._status, self._status_count = "starting", 0
+        self._status, self._status_count, self._error = "starting", 0, ""
         self._stop = threading.Event()
         self._activity = _Activity()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -62,16 +62,20 @@ class Watchdog:
         self._stop.set()
         return self._send_heartbeat(reason, code)
 
-    def wait_for_verdict(self) -> None:
-        """After a failed communication, wait until the watchdog ends the process with the name of the rank that caused it.
+    def wait_for_verdict(self, error: str) -> None:
+        """After an error, wait until the watchdog ends the process with the name of the rank whose loss has caused it.
 
-        Returns if no rank turns out to be lost.
+        Returns where no rank turns out to be lost, on rank 0 as soon as all ranks have an error of their own.
         """
-        self._thread.join(1.5 * TIMEOUT)
+        self._error, until = error, time.monotonic() + 1.5 * TIMEOUT
+        while time.monotonic() < until and not (
+            self._rank == 0 and all(p.heartbeat.get("error") for p in self._peers.values())
+        ):
+            time.sleep(0.1)
 
     def _send_heartbeat(self, reason: str = "", code: int = 0) -> bool:
         heartbeat = {"status_count": self._status_count, "status": self._status, "reason": reason, "code": code,
-                     **self._activity.sample()}  # fmt: skip
+                     "error": self._error, **self._activity.sample()}  # fmt: skip
         message = json.dumps(heartbeat).encode() + b"\n"
         return all([peer.send(message) for peer in self._peers.values()])
 
@@ -162,7 +166,7 @@ class _Peer:
             return "died"
         if now - self._last_heartbeat > TIMEOUT:
             return f"has not been heard of for {TIMEOUT:.0f} s"
-        if now - self._last_activity > TIMEOUT:
+        if now - self._last_activity > TIMEOUT and not self.heartbeat.get("error"):  # it waits for the verdict
             return f"hangs: it has done nothing for {TIMEOUT:.0f} s"
         return None
 

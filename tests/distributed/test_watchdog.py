@@ -44,3 +44,14 @@ def test_a_rank_that_sleeps_for_ever_ends_the_job(tmp_path):
     assert lost.ending.seconds < TIMEOUT + 10
     assert re.search(r"rank 1 on \S+ hangs: it has done nothing for 4 s; its last line: pruning: 6/30 steps", lost.text)
     assert lost.step == 6
+
+
+@pytest.mark.parametrize("ranks", [[0, 1], [1]])
+def test_an_error_of_a_rank_is_shown_and_is_no_hang(tmp_path, ranks):
+    fault = ("broken", {"ranks": ranks, "step": 6, "timeout": TIMEOUT})
+    with interrupted_runs.Job(tmp_path / "run", fault=fault) as job:
+        lost = job.interruption()
+    assert lost.ending.code != 0 and "hangs" not in lost.ending.text
+    assert "Traceback" in lost.ending.text and "RuntimeError: the library is broken" in lost.ending.text
+    told = re.search(r"rank 1 on \S+ stopped: RuntimeError: the library is broken; the same command goes on", lost.text)
+    assert bool(told) == (ranks == [1])

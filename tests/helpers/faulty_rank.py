@@ -50,6 +50,17 @@ def slow(seconds: float, timeout: float) -> None:
     around_update(lambda _: time.sleep(seconds))
 
 
+def broken(ranks: list[int], step: int, timeout: float) -> None:
+    """Raise an error that is no mistake of the user on some ranks. timeout: seconds, in place of the 15 s of watchdog.py."""
+    watchdog.TIMEOUT = timeout
+
+    def before(state: TrainState) -> None:
+        if RANK in ranks and state.step == step:
+            raise RuntimeError("the library is broken\nin a second line")
+
+    around_update(before)
+
+
 def not_a_number(rank: int, step: int, folder: str) -> Callable[[], None]:
     """Make the loss of one rank NaN in the update after `step`; every rank writes its last step and hashes of its gates."""
     plain, poisoned, states = train_step.comparison_of, [], []
