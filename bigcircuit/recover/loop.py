@@ -32,7 +32,7 @@ def train_export(
 
     Returns the best step, None without validation windows. Raises Stopped, with the state saved.
     """
-    windows, validation = text.splits["train"], text.splits["validation"]
+    windows, validation = text.splits["train"], text.splits["validation"] if settings.validation else []
     state = RecoverState.new(trained.trained)
     saved = checkpoint.load_on_all(folder.checkpoints, progress.print_line, ranks)
     if saved is not None:

@@ -95,6 +95,16 @@ def test_text_without_validation_rows_keeps_the_last_step(exports, tmp_path, cap
     assert recovered(exports / "compact", *QUICK[:-2], "--recover.text", text, "--output", tmp_path / "out") == 0
     assert "best_step" not in content(tmp_path / "out")
     assert "note: no text is left to choose the step by" in capsys.readouterr().out
+    named = [
+        {**row, "split": "validation"} if row["split"] == "test" and row["text"].endswith("7 dogs") else row
+        for row in rows
+    ]
+    text.write_text("".join(json.dumps(row) + "\n" for row in named))
+    words = [exports / "compact", *QUICK[:-2], "--recover.text", text]
+    assert recovered(*words, "--output", tmp_path / "by row") == 0
+    assert "best_step" in content(tmp_path / "by row") and "no text is left" not in capsys.readouterr().out
+    assert recovered(*words, "--recover.validation", 0, "--output", tmp_path / "last") == 0
+    assert "best_step" not in content(tmp_path / "last") and "no text is left" not in capsys.readouterr().out
 
 
 def equal(one, other) -> bool:
