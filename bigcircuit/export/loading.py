@@ -24,8 +24,9 @@ def load_exported(folder: str | Path, **settings: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    from bigcircuit.model.library_errors import explain_library_errors
+    from bigcircuit.model.library_errors import explain_library_errors, quieten_libraries
 
+    quieten_libraries()
     path = Path(folder)
     opening = explain_library_errors(f"{path}: cannot be loaded", path if path.is_dir() else None, _AGAIN)
     if (path / "adapter_config.json").exists():

@@ -1,6 +1,8 @@
-"""Turn what a library raises on files of the user (model, tokenizer, adapter) into one line."""
+"""Turn what a library raises on files of the user (model, tokenizer, adapter) into one line, and its reports into none."""
 
+import logging
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,13 @@ _LONGEST = 300
 """Characters of a library's message that are shown."""
 _OF_RANKS = ("/torch/distributed/", "/deepspeed/")
 """Folders of libraries whose errors are about other ranks or the DeepSpeed config, and not about files."""
+
+
+def quieten_libraries() -> None:
+    """Keep reports about kernels that are not used here, and about what torchao registers, off the terminal; peft loads it too."""
+    for library in ("torchao", "bitsandbytes", "compressed_tensors", "torch.utils._pytree"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
 
 
 @contextmanager

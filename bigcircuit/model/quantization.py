@@ -1,6 +1,5 @@
 """Quantised frozen weights: the formats whose gradients are those of the dequantised weights, and how each is loaded."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from bigcircuit.model.dequantised_linear import (
     read_torchao,
     use_dequantised,
 )
+from bigcircuit.model.library_errors import quieten_libraries
 from bigcircuit.model.weight_files import NOT_FLOATING, stored_tensors
 
 
@@ -109,7 +109,7 @@ def quantization_of(config: ModelConfig, hf_config: Any, is_sharded: bool = Fals
     Raises UserError for a format that is not in WEIGHT_FORMATS, for one whose package is not installed, and for settings that do
     not go together.
     """
-    _quieten()
+    quieten_libraries()
     subject = f"model.path {config.path}"
     settings, asked = _plain(getattr(hf_config, "quantization_config", None)), config.quantization
     if settings is None:
@@ -272,12 +272,6 @@ def is_installed(name: str) -> bool:
     """Whether the package that reads a format is there."""
     package = WEIGHT_FORMATS[name].package
     return package is None or not missing("quantization", package)
-
-
-def _quieten() -> None:
-    """Keep reports about kernels that are not used here, and about what torchao registers, off the terminal."""
-    for library in ("torchao", "bitsandbytes", "compressed_tensors", "torch.utils._pytree"):
-        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def _check_package(subject: str, name: str) -> None:

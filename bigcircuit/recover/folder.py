@@ -22,7 +22,7 @@ from bigcircuit.export.verify import FreshRun, compare_outputs, random_prompts, 
 from bigcircuit.export.writer import Planned, copy_beside, write_text, write_weights
 from bigcircuit.io.files import read_json, remove, reporting_disk_errors, sync_dir, temporary_path
 from bigcircuit.model.architectures import ARCHITECTURES
-from bigcircuit.model.library_errors import explain_library_errors
+from bigcircuit.model.library_errors import explain_library_errors, quieten_libraries
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.trainable import TrainedModel
@@ -101,6 +101,7 @@ def open_export(path: Path) -> ExportFolder:
         )
     from transformers import AutoConfig
 
+    quieten_libraries()
     register_config()
     read_json(path / "config.json", remedy, "model_type")
     dtypes, sizes = {}, {}

@@ -36,8 +36,8 @@ def launcher_command(name: str, ranks: int = 2) -> list[str]:
     return [sys.executable, *(torchrun if name == "torchrun" else [])]
 
 
-def launch(ranks: int, *words: str, timeout: float = 300) -> None:
-    """Run a program on ranks of torchrun to its end; fails with its output if its exit code is not 0.
+def launch(ranks: int, *words: str, timeout: float = 300) -> str:
+    """Run a program on ranks of torchrun to its end and return its output; fails with it if its exit code is not 0.
 
     words: a file, or -m and a module, and its arguments. timeout: seconds.
     """
@@ -45,6 +45,7 @@ def launch(ranks: int, *words: str, timeout: float = 300) -> None:
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
 
 
 def option_words(values: Mapping[str, Any]) -> list[str]:
