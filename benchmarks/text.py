@@ -208,9 +208,8 @@ def measure(model: str, output: Path, settings: Mapping[str, Any]) -> dict[str, 
             row = {"method": one.method, "removed": one.removed, "ablation": one.ablation.name}
             result[kind].append({**row, "structure": one.structure, **size(frozen, one.masks), **perplexity})
         for index, share in enumerate(REMOVED):
-            best = next(
-                one for one in best_ones.values() if one.removed == share
-            )  # dictionaries keep the order of validation
+            # Dictionaries keep the order of validation.
+            best = next(one for one in best_ones.values() if one.removed == share)
             circuit = Circuit(best.masks, {}, learned[index].metadata).under(best.ablation)
             circuit.save(output / f"{Path(model).name}-{kind}" / f"{index}.safetensors")
             result[f"best of {kind} at {share}"] = best.method
@@ -296,11 +295,11 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         if after := result.get("recovered"):
             own = [after[f"learned {share}"] for share in REMOVED]
             what = f"{result['recover_steps']} steps of recovery"
-            lines.append(f"| learned gates, {what} | {' | '.join(map(_after, own))} |")
+            lines.append(f"| learned gates, {what} | {' | '.join(_with_ends(*one) for one in own)} |")
             for kind, (label, best_one) in BASELINE_SETS.items():
                 theirs = [after[f"{kind} {share}"] for share in REMOVED]
                 names = [METHOD_LABELS[result[f"best of {kind} at {share}"]] for share in REMOVED]
-                cells = [f"{_after(one)} {name}" for one, name in zip(theirs, names, strict=True)]
+                cells = [f"{_with_ends(*one)} {name}" for one, name in zip(theirs, names, strict=True)]
                 lines.append(f"| {best_one}, {what} | {' | '.join(cells)} |")
                 ratios = [_ratio(full["mean"], one[0], other[0]) for one, other in zip(own, theirs, strict=True)]
                 lines.append(f"| **{label}, after recovery** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
@@ -316,12 +315,12 @@ def _ratio(full: float, learned: float, baseline: float) -> float:
     return (learned - full) / max(baseline - full, math.ulp(full))
 
 
-def _after(values: Sequence[float]) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*values)
-
-
 def _interval(row: Mapping[str, Any]) -> str:
-    return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return _with_ends(row["mean"], row["low"], row["high"])
+
+
+def _with_ends(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def main() -> None:
