@@ -38,6 +38,7 @@ from bigcircuit.train.setup import RunContext, set_up
 from bigcircuit.train.state import TrainState, metric_rows
 from bigcircuit.train.step import update, validate
 from bigcircuit.train.summary_table import closing_sentence, closing_table
+from bigcircuit.train.weight_copy import WeightCopy
 
 
 def prune(
@@ -112,7 +113,8 @@ def introduce(context: RunContext, progress: ProgressDisplay) -> None:
 def start_or_resume(context: RunContext, folder: RunDir, progress: ProgressDisplay) -> TrainState:
     """Make new gates (warm-started if asked) and learned constants, or load the state of the newest checkpoint."""
     population = context.population(context.run.members)
-    state = TrainState.new(population, context.nodes)
+    weights = WeightCopy.asked_for(context.config.train, context.streams.frozen)
+    state = TrainState.new(population, context.nodes, weights)
     saved = checkpoint.load_on_all(folder.checkpoints, progress.print_line, context.micro_batches.ranks)
     if saved is None:
         context.warm_start(population)
@@ -171,7 +173,10 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
             if ranks.is_first and not is_text:
                 for line in count_solved([validation, training], micro_batches).lines():
                     progress.print_line(line)
-            with progress.phase("pruning", steps, "steps", done=state.step, lasting=True) as updates:
+            with (
+                state.weights_in_model(),
+                progress.phase("pruning", steps, "steps", done=state.step, lasting=True) as updates,
+            ):
                 while True:
                     if due(settings.validate_every) and (state.validated < state.step or not steps):
                         rows = validate(state, streams, validation, micro_batches)

@@ -252,6 +252,9 @@ class TrainConfig(Section):
     """Step of the dual variables of target mode, in nats of loss per whole open fraction."""
     dual_stiffness: Weight = 30.0
     """Weight of the squared relative excess over the allowed size in target mode, in nats."""
+    weight_lr: Weight = 0.0
+    """Highest learning rate of a copy of the layers' weights that learns along, under `task.name text`: gates then choose what is
+    best after `recover` and not as it is (docs/text.md). The copy is given up at the end. 0: no copy."""
     seed: Count = 0
     """Seed of a member's gates and noise."""
     checkpointing: bool | Literal["cpu"] = False

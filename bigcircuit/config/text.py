@@ -54,6 +54,8 @@ def text_settings_problem(config: Any) -> str | None:
     There is one stream of tokens and no answer that is wrong, so all that takes a second prompt or a contrast is refused.
     """
     task = config.task
+    if config.train.weight_lr and (problem := _weight_copy_problem(config)):
+        return problem
     if task.name != TEXT_TASK:
         given = [name for name, value in TextConfig() if getattr(task.text, name) != value]
         return f"task.text.{given[0]} is set but task.name is {task.name}; set task.name to text" if given else None
@@ -83,3 +85,19 @@ def text_settings_problem(config: Any) -> str | None:
     if task.split.by != "prompt":
         return f"task.split.by is {task.split.by} but task.name is text, which is split by document; leave it out"
     return None
+
+
+def _weight_copy_problem(config: Any) -> str | None:
+    """Say what does not go with weights that learn along; None if nothing."""
+    population, model = config.population, config.model
+    others = {
+        f"task.name {config.task.name}": config.task.name != TEXT_TASK,
+        "a population, whose members would share one copy": population.seeds > 1 or len(population.members) > 1,
+        f"model.dtype {model.dtype}": model.dtype != "float32",
+        f"model.weights {model.weights}": model.weights != "resident",
+        f"model.quantization {model.quantization}": model.quantization not in ("none", "dequantise"),
+        f"train.saved {config.train.saved}": config.train.saved != "exact",
+        "deepspeed": config.deepspeed is not None,
+    }
+    found = next((name for name, is_set in others.items() if is_set), None)
+    return found and f"train.weight_lr is set and does not go with {found}; leave one of them out"

@@ -38,6 +38,7 @@ from bigcircuit.train.resolve import ResolvedRun
 from bigcircuit.train.state import TrainState
 from bigcircuit.train.step import faithfulness_gradient
 from bigcircuit.train.targets import shared_for
+from bigcircuit.train.weight_copy import WeightCopy
 
 META = torch.device("meta")
 _LIVE_PARAMETERS = 1_000_000_000
@@ -168,7 +169,7 @@ def resting(run: ResolvedRun, work: Workload, is_gpu: bool) -> Estimate:
     allocated = {
         **weights,
         **_constants(run, work),
-        "gates, Adam moments and sums": (3 * 4 + 8) * sum(p.numel() for p in state.parameters),
+        "trained values, Adam moments and sums": (3 * 4 + 8) * sum(p.numel() for p in state.parameters),
         "reference logits": positions * head.shape[int(work.windows)] * head.element_size(),
     }
     if run.stores_corrupted:
@@ -275,7 +276,7 @@ def meta_update(run: ResolvedRun, work: Workload) -> Callable[[], object]:
 
     def run_pass() -> object:
         store = None if recorded is None else (lambda _: recorded)
-        with streams:
+        with streams, state.weights_in_model():
             return faithfulness_gradient(state, streams, lambda _: reference, examples, one_batch, store)
 
     return run_pass
@@ -324,7 +325,8 @@ def blank_state(run: ResolvedRun, device: torch.device) -> TrainState:
     population = Population.new(configs, run.model.shapes, device, shared_for(configs, run.model.skeleton))
     if KINDS[run.config.ablation.name].learned:
         population.start_constants(_moments(run, 1, device))
-    return TrainState.new(population, run.model.nodes)
+    weights = WeightCopy.asked_for(run.config.train, run.model.skeleton)
+    return TrainState.new(population, run.model.nodes, weights)
 
 
 def _moments(run: ResolvedRun, positions: int, device: torch.device) -> Moments:

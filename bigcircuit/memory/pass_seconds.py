@@ -190,7 +190,7 @@ class _Probe:
         return self._head.new_zeros(len(micro_batch.batch.score_row), width)
 
     def _timed(self, run_pass: Callable[[], object]) -> float:
-        with self._streams:
+        with self._streams, self._state.weights_in_model():
             return _median(run_pass, self._micro_batches.ranks.device)
 
 

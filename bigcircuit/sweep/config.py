@@ -182,6 +182,10 @@ def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:
     if not config.train.steps:
         raise UserError(f"{source}: train.steps is 0; a sweep trains its trials, so set it to 600, say")
     settings = parse_section({"space": {}} | search, source, SweepSettings, "sweep.", overrides)
+    if config.train.weight_lr or "train.weight_lr" in settings.space:
+        raise UserError(
+            f"{source}: train.weight_lr is set, and trials share frozen weights; leave it out, or use prune"
+        )
     _check_penalties_act(config, settings, source)
     return Sweep(config, settings)
 

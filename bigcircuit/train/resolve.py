@@ -81,6 +81,7 @@ def resolve(config: Config, ranks: Ranks, progress: ProgressDisplay | None = Non
         data = load_task(config.task, model.tokenizer, model.hf_config)
         ablation_data = load_ablation_data(config, model.tokenizer, model.hf_config)
     _check_saved(config, model)
+    _check_weight_copy(config, model)
     check_expert_neurons(configs, model.skeleton)
     counted = count_targets(configs, model.nodes)
     check_layer_sizes(counted, model.skeleton)
@@ -106,4 +107,13 @@ def _check_saved(config: Config, model: ResolvedModel) -> None:
     if config.train.saved != "exact" and (found := [name for name, is_set in others.items() if is_set]):
         raise UserError(
             f"train.saved is {config.train.saved}, which does not go with {found[0]}; set it to exact, or leave {found[0]} out"
+        )
+
+
+def _check_weight_copy(config: Config, model: ResolvedModel) -> None:
+    """Raises UserError where weights that are to learn along are quantised."""
+    if config.train.weight_lr and model.quantization.bits is not None:
+        raise UserError(
+            f"{config.model.path}: has quantised weights, and train.weight_lr trains a copy of them; set --model.quantization "
+            "dequantise, or leave train.weight_lr out"
         )

@@ -1,6 +1,7 @@
 """Training state: gates, Adam moments, dual variables and the best validated gates of every member."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from bigcircuit.gates.members import Member
 from bigcircuit.gates.population import Population
 from bigcircuit.io.checkpoint import SavedState
 from bigcircuit.train.penalty import Duals
+from bigcircuit.train.weight_copy import WeightCopy
 
 
 @dataclass
@@ -117,16 +119,22 @@ class TrainState:
     """Updates made by the run; a member with fewer steps than the longest stops earlier."""
     validated: int = 0
     """Step of the last validation."""
+    weights: WeightCopy | None = None
+    """Copied weights that learn along; None without `train.weight_lr`."""
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """All trained parameters, gates and learned constants, in a fixed order."""
-        return list(self.population.parameters())
+        """All trained parameters, gates, learned constants and copied weights, in a fixed order."""
+        return [*self.population.parameters(), *(self.weights.parameters if self.weights else ())]
+
+    def weights_in_model(self) -> AbstractContextManager[None]:
+        """Put copied weights into the model inside the context; does nothing without them."""
+        return self.weights.in_model() if self.weights else nullcontext()
 
     @classmethod
-    def new(cls, population: Population, nodes: dict[str, int]) -> "TrainState":
+    def new(cls, population: Population, nodes: dict[str, int], weights: WeightCopy | None = None) -> "TrainState":
         """Make the state at step 0."""
-        return cls(population, [MemberState.new(member, nodes) for member in population.members])
+        return cls(population, [MemberState.new(member, nodes) for member in population.members], weights=weights)
 
     def export(self, base: Mapping[str, str]) -> SavedState:
         """Collect the tensors and plain data that `restore` needs, with the fingerprint of the run."""
@@ -143,6 +151,8 @@ class TrainState:
             data["members"].append(plain)
         for site, centre in self.population.centre.items():
             tensors |= {f"constants.centre.{site}": centre, f"constants.spread.{site}": self.population.spread[site]}
+        if self.weights:
+            tensors |= {f"weights.{name}": values for name, values in self.weights.export().items()}
         return SavedState(tensors, data, dict(base))
 
     def restore(self, state: SavedState) -> None:
@@ -153,6 +163,8 @@ class TrainState:
             member_state.restore(_below(state.tensors, f"{index}.", device), plain)
         self.population.centre = _below(state.tensors, "constants.centre.", device)
         self.population.spread = _below(state.tensors, "constants.spread.", device)
+        if self.weights:
+            self.weights.restore(_below(state.tensors, "weights.", device), self.step)
 
 
 def _short(name: str) -> str:

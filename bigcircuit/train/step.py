@@ -35,7 +35,7 @@ class Sums(NamedTuple):
     """Sums of the faithfulness terms over examples and ranks, in float64, so that no float32 bit depends on their order."""
 
     gradient: Tensor
-    """float64 [all gates and learned constants of all members in order]"""
+    """float64 [all gates and learned constants of all members, and copied weights, in order]"""
     kl: Tensor
     """float64 [P], nats; the mean over the batch."""
     hinge: Tensor
@@ -68,7 +68,9 @@ def faithfulness_gradient(
         loss = (weights[:, 0] * terms.loss + weights[:, 1] * terms.hinge).sum() / len(chosen)
         if terms.own is not None:
             loss = loss + terms.own.sum() / len(chosen)
-        gradient = torch.autograd.grad(loss, parameters)
+        # A copied weight may be used by no token of a pass; a gate never.
+        unused = state.weights is not None
+        gradient = torch.autograd.grad(loss, parameters, allow_unused=unused, materialize_grads=unused)
         streams.frozen.release_gathered()
         if micro_batch.is_counted:
             sums.gradient.add_(torch.cat([g.reshape(-1) for g in gradient]))
@@ -184,6 +186,8 @@ def update(
             member_state.member.clamp_()
             member_state.member.step += 1
         member_state.optimizer.zero_grad(set_to_none=True)
+    if state.weights:
+        state.weights.step()
     state.step += 1
     return logged | {f"open.{name}": sizes for name, sizes in cost.expected.items()}
 
@@ -203,6 +207,8 @@ def _prepare(state: TrainState, logged: Mapping[str, Tensor]) -> Tensor:
             found.append(torch.nn.utils.clip_grad_norm_(parameters.values(), train.clip))
             group["lr"] = own
         norms.append(found[len(logged)])
+        if state.weights:  # of the one member
+            found.append(state.weights.prepare(train, member_state.done))
         if not member_state.finished and not all(map(torch.isfinite, found)):
             lost.append(index)
     if lost:

@@ -65,7 +65,7 @@ def test_estimate_of_what_is_known_in_closed_form():
     small = estimate(without_pairs({"train.checkpointing": True}), WORK, is_gpu=False).allocated
     assert one["frozen weights"] == sum(p.numel() * 4 for p in skeleton(load(None).model).model.parameters())
     assert one["reference logits"] == (2 * 50 + 50) * 1030 * 4, "training pairs serve both ways"
-    assert four["gates, Adam moments and sums"] == 4 * one["gates, Adam moments and sums"]
+    assert four["trained values, Adam moments and sums"] == 4 * one["trained values, Adam moments and sums"]
     assert four["activations and gradients"] == pytest.approx(4 * one["activations and gradients"], rel=0.2)
     assert small["activations and gradients"] < 0.6 * one["activations and gradients"]
     sharded = without_pairs({"deepspeed": str(ROOT / "configs/deepspeed/zero3.json")})
@@ -128,7 +128,7 @@ def test_the_estimate_knows_of_constants_and_of_the_stream_that_is_not_run():
     assert parts["mean"]["ablation constants"] == 4 * neurons
     assert parts["optimal"]["ablation constants"] == 12 * neurons
     assert "ablation constants" not in parts["zero"]
-    gates = "gates, Adam moments and sums"
+    gates = "trained values, Adam moments and sums"
     assert parts["optimal"][gates] - parts["mean"][gates] == 20 * sites
     activations = {kind: part["activations and gradients"] for kind, part in parts.items()}
     assert activations["zero"] < activations["interchange"]
