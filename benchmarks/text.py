@@ -1,7 +1,7 @@
 """Prune models on general text and compare held-out perplexities with methods of the literature, at equal parameters.
 
 python -m benchmarks.text MODEL [MODEL ...] [--output FOLDER] [--documents N] [--window TOKENS] [--batch_size WINDOWS]
-    [--steps UPDATES] [--recover UPDATES]
+    [--steps UPDATES] [--recover UPDATES] [--weight_lr RATE]
 
 Each model writes its own corpus (task.text.generate), half of whose documents are held out. One population, a circuit for each
 share of the parameters, learns masks of heads and MLP neurons and what closed ones output (optimal ablation). Every baseline scores
@@ -11,7 +11,9 @@ in each layer as many groups of keys and values, heads and MLP neurons as the le
 Under zero or mean ablation. Which of these eight counts for a baseline is chosen on the validation documents. A second ratio is to
 the baselines that divide a size over the layers themselves (the first two) and so need nothing of the learned circuit. The learned
 circuit and the best baseline are then exported (`compact`) and fine-tuned by `bigcircuit recover` on the training windows, with the
-same settings; step and learning rate, of two, are chosen on the validation documents. The command resumes.
+same settings; step and learning rate, of two, are chosen on the validation documents. With --weight_lr circuits are learned once
+more, one a run, beside a copy of the weights that learns along (train.weight_lr), for 1,000 updates, and recovered too. The command
+resumes.
 """
 
 import argparse
@@ -60,6 +62,8 @@ BASELINE_SETS = {
 """Sets of baselines -> what the table calls the ratio to their best, and their best."""
 RATES = (1e-3, 1e-4)
 """Learning rates of a recovery: the small model wants the high one, the larger the low one."""
+ALONG_STEPS = 1000
+"""Updates of gates beside weights that learn along."""
 METHODS = ("weight_magnitude", "activation_magnitude", "taylor", "fluctuation", "block_influence", "random")
 PRESET = Path(__file__).parents[1] / "configs/presets/text.yaml"
 
@@ -231,31 +235,53 @@ def write_corpus(path: Path, splits: Mapping[str, Sequence[Example]]) -> None:
 def recovered(model: str, output: Path, steps: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Export and recover the learned circuits and the best baselines. Returns perplexities by method and share."""
     name, found = Path(model).name, {}
-    source = output / f"{name}.model.json"
-    write_json(source, {"model": {"path": model}})
+    circuits = {"learned": output / name / "circuits", **{one: output / f"{name}-{one}" for one in BASELINE_SETS}}
     for index, share in enumerate(REMOVED):
-        circuits = {"learned": output / name / "circuits", **{one: output / f"{name}-{one}" for one in BASELINE_SETS}}
         for kind, folder in circuits.items():
             small = output / f"{name}-{kind}-{index}"
-            if not small.exists():
-                written = ExportSettings(format="compact", output=str(small), verify=False, speed=False)
-                export_circuit([str(folder / f"{index}.safetensors")], written, Ranks(), config=str(source))
-            tried = []
-            for rate in RATES:
-                asked = RecoverSettings(
-                    train="rows",
-                    text=str(output / f"{name}.jsonl"),
-                    tokens=settings["task.text.window"],
-                    steps=steps,
-                    batch_size=settings["train.batch_size"],
-                    lr=rate,
-                    verify=False,
-                )
-                done = output / f"{small.name}-recovered-{rate:g}"
-                recover([str(small)], asked, Ranks(), {"output": str(done)})
-                tried.append(json.loads((done / RECOVER_FILE).read_text()))
-            best = min(tried, key=lambda one: one["validation"])
-            found[f"{kind} {share}"] = best["after"]["perplexity"]
+            found[f"{kind} {share}"] = after_recovery(model, folder / f"{index}.safetensors", small, steps, settings)
+    return found
+
+
+def after_recovery(model: str, circuit: Path, small: Path, steps: int, settings: Mapping[str, Any]) -> Any:
+    """Export a circuit to `small` and recover it at the rate that validation documents choose. Returns its perplexity."""
+    name, output = Path(model).name, small.parent
+    source = output / f"{name}.model.json"
+    write_json(source, {"model": {"path": model}})
+    if not small.exists():
+        written = ExportSettings(format="compact", output=str(small), verify=False, speed=False)
+        export_circuit([str(circuit)], written, Ranks(), config=str(source))
+    tried = []
+    for rate in RATES:
+        asked = RecoverSettings(
+            train="rows",
+            text=str(output / f"{name}.jsonl"),
+            tokens=settings["task.text.window"],
+            steps=steps,
+            batch_size=settings["train.batch_size"],
+            lr=rate,
+            verify=False,
+        )
+        done = output / f"{small.name}-recovered-{rate:g}"
+        recover([str(small)], asked, Ranks(), {"output": str(done)})
+        tried.append(json.loads((done / RECOVER_FILE).read_text()))
+    return min(tried, key=lambda one: one["validation"])["after"]["perplexity"]
+
+
+def learned_along(model: str, output: Path, steps: int, rate: float, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Learn circuits beside weights that learn along, and recover their exports. Returns perplexities by share."""
+    name, found = Path(model).name, {}
+    own = {key: value for key, value in settings.items() if key not in ("population.members", "task.text.generate")}
+    for index, share in enumerate(REMOVED):
+        folder = output / f"{name}-along-{index}"
+        asked = {
+            "output": str(folder), "task.path": str(output / f"{name}.jsonl"), "train.steps": ALONG_STEPS,
+            "train.validate_every": ALONG_STEPS // 4, "train.weight_lr": rate, "target.parameters": round(1 - share, 4),
+        }  # fmt: skip
+        circuit = prune(load(PRESET, {**own, **asked}), Ranks()).circuit("0", 1)
+        found[f"along {share}"] = after_recovery(
+            model, circuit, output / f"{name}-along-{index}-small", steps, settings
+        )
     return found
 
 
@@ -293,16 +319,27 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
             ratios = [_ratio(full["mean"], *pair) for pair in zip(learned, best, strict=True)]
             lines.append(f"| **{label}** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
         if after := result.get("recovered"):
-            own = [after[f"learned {share}"] for share in REMOVED]
+            kinds = {"learned": "learned gates"}
+            if "along" in result:
+                after = {**after, **result["along"]}
+                kinds["along"] = f"learned gates, train.weight_lr {result['weight_lr']:g}"
+            own = {kind: [after[f"{kind} {share}"] for share in REMOVED] for kind in kinds}
             what = f"{result['recover_steps']} steps of recovery"
-            lines.append(f"| learned gates, {what} | {' | '.join(_with_ends(*one) for one in own)} |")
+            for kind, label in kinds.items():
+                lines.append(f"| {label}, {what} | {' | '.join(_with_ends(*one) for one in own[kind])} |")
             for kind, (label, best_one) in BASELINE_SETS.items():
                 theirs = [after[f"{kind} {share}"] for share in REMOVED]
                 names = [METHOD_LABELS[result[f"best of {kind} at {share}"]] for share in REMOVED]
                 cells = [f"{_with_ends(*one)} {name}" for one, name in zip(theirs, names, strict=True)]
                 lines.append(f"| {best_one}, {what} | {' | '.join(cells)} |")
-                ratios = [_ratio(full["mean"], one[0], other[0]) for one, other in zip(own, theirs, strict=True)]
-                lines.append(f"| **{label}, after recovery** | {' | '.join(f'**{value:.2f}**' for value in ratios)} |")
+                for ours, which in kinds.items():
+                    ratios = [
+                        _ratio(full["mean"], one[0], other[0]) for one, other in zip(own[ours], theirs, strict=True)
+                    ]
+                    cells = [f"**{value:.2f}**" for value in ratios]
+                    lines.append(
+                        f"| **{which.replace('learned gates', label, 1)}, after recovery** | {' | '.join(cells)} |"
+                    )
         lines.append("")
     return lines
 
@@ -333,6 +370,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="windows of an update")
     parser.add_argument("--steps", type=int, default=600, help="updates of the gates")
     parser.add_argument("--recover", type=int, default=300, help="updates of the recovery; 0 leaves it out")
+    parser.add_argument("--weight_lr", type=float, default=0.0, help="train.weight_lr of circuits to recover; 0: none")
     arguments = parser.parse_args()
     results = []
     for model in arguments.models:
@@ -342,7 +380,13 @@ def main() -> None:
         result = json.loads(file.read_text())
         if arguments.recover and "recovered" not in result:
             result["recovered"] = recovered(model, arguments.output, arguments.recover, result["settings"])
-            write_json(file, {**result, "recover_steps": arguments.recover})
+            result["recover_steps"] = arguments.recover
+            write_json(file, result)
+        if arguments.weight_lr and result.get("weight_lr") != arguments.weight_lr:
+            found = learned_along(
+                model, arguments.output, result["recover_steps"], arguments.weight_lr, result["settings"]
+            )
+            write_json(file, {**result, "along": found, "weight_lr": arguments.weight_lr})
         results.append(json.loads(file.read_text()))
         TABLE.write_text("\n".join(table(results)))
     print(TABLE.read_text())  # noqa: T201
