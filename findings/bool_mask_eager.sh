@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # A boolean attention mask [rows, 1, queries, keys] masks with sdpa; with eager attention it adds 1 to scores and blocks nothing.
 #
-# Guess: True is "may attend" in both, as in torch's own attention; or the implementation that cannot use it refuses it. Switching from
-# sdpa to eager, to read attention patterns, changes logits by rounding only.
-# What happens (transformers 5.24.0): a mask of four dimensions is handed through as it is. sdpa takes booleans as a mask. Eager attention
-# adds it to the scores, True as 1 and False as 0: later tokens are seen, and a knocked-out edge is merely e times weaker. A causal mask
-# of whole numbers is an error in sdpa and is added in eager; zeros and -inf in float work in both. Masks of two dimensions are not concerned.
+# Guess: True is "may attend" in both, as in torch's own attention; or the implementation that cannot use it refuses it. Switching
+# from sdpa to eager, to read attention patterns, changes logits by rounding only.
+# What happens (transformers 5.24.0): a mask of four dimensions is handed through as it is. sdpa takes booleans as a mask. Eager
+# attention adds it to the scores, True as 1 and False as 0: later tokens are seen, and a knocked-out edge is merely e times weaker. A
+# causal mask of whole numbers is an error in sdpa and is added in eager; zeros and -inf in float work in both. Masks of two
+# dimensions are not concerned.
 # Consequence: attention knockouts and tree or packed masks must be additive floats; a test with sdpa does not show it.
 #
 # Output seen: largest change of the first token's logits when later tokens change; largest difference from the plain causal pass

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # generate and generate_batch of transformers read eos_token_id=None in opposite ways, and the second changes the caller's GenerationConfig.
 #
-# Guess: continuous batching is the same greedy decoding, faster: with the same GenerationConfig both give the same tokens, and a config
-# that is passed is only read.
-# What happens (transformers 5.24.0): eos_token_id=None means "the model's own" to generate, which stops there, and "none" to generate_batch,
-# which says so in a warning and goes on to max_new_tokens. It also writes -1 into the object that was passed, so that a later generate with the same object no longer
-# stops either, nor one of another model that has the object.
-# Consequence: give eos_token_id a number, and each call a GenerationConfig of its own; texts of the two are else of different lengths.
+# Guess: continuous batching is the same greedy decoding, faster: with the same GenerationConfig both give the same tokens, and a
+# config that is passed is only read.
+# What happens (transformers 5.24.0): eos_token_id=None means "the model's own" to generate, which stops there, and "none" to
+# generate_batch, which says so in a warning and goes on to max_new_tokens. It also writes -1 into the object that was passed, so that
+# a later generate with the same object no longer stops either, nor one of another model that has the object.
+# Consequence: give eos_token_id a number, and each call a GenerationConfig of its own; texts of the two are else of different
+# lengths.
 #
 # Output seen: number of new tokens of the prompt that reaches the end token, of 8 at most
 #   transformers 5.24.0

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Copying another checkpoint over the file of a model that is already loaded turns the loaded model into the other one.
 #
-# Guess: after from_pretrained the model is in memory; what happens to its folder concerns the next load. (As it does on a GPU, and as it did
-# when checkpoints were pickles.)
-# What happens (transformers 5.24.0, safetensors 0.8.0, Linux, CPU): parameters in the dtype of the file are views of the mapped file, and
-# stay so. `cp`, shutil.copyfile and rsync --inplace write into the same file, so the next pass computes with the new weights: the
+# Guess: after from_pretrained the model is in memory; what happens to its folder concerns the next load. (As it does on a GPU, and as
+# it did when checkpoints were pickles.)
+# What happens (transformers 5.24.0, safetensors 0.8.0, Linux, CPU): parameters in the dtype of the file are views of the mapped file,
+# and stay so. `cp`, shutil.copyfile and rsync --inplace write into the same file, so the next pass computes with the new weights: the
 # logits are those of the other model, bit for bit, without an error. It goes for safetensors' load_file with assign=True too. A model
-# that was loaded in another dtype, or whose weights were copied, stays. save_pretrained puts a new file in the place of the old
-# one, and does no harm.
-# Consequence: a job that evaluates `latest/` on CPU while a trainer copies into it scores a mixture of two checkpoints. Write beside and
-# rename; or clone the parameters after loading.
+# that was loaded in another dtype, or whose weights were copied, stays. save_pretrained puts a new file in the place of the old one,
+# and does no harm.
+# Consequence: a job that evaluates `latest/` on CPU while a trainer copies into it scores a mixture of two checkpoints. Write beside
+# and rename; or clone the parameters after loading.
 #
 # Output seen: the logits of the model in memory after another checkpoint was written to its folder
 #   transformers 5.24.0, safetensors 0.8.0

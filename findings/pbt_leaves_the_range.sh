@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Population-based training of Ray Tune leaves the range that a setting was given, and never moves a small integer.
 #
-# Guess: hyperparam_mutations={"dropout": tune.uniform(0, 0.9), "layers": tune.randint(1, 9)} is the space: whatever is perturbed stays in
-# it, as values of a list do, and an integer goes at least one up or down.
+# Guess: hyperparam_mutations={"dropout": tune.uniform(0, 0.9), "layers": tune.randint(1, 9)} is the space: whatever is perturbed
+# stays in it, as values of a list do, and an integer goes at least one up or down.
 # What happens (ray 2.60.0): a perturbation multiplies by 1.2 or 0.8 and looks at no bound, so a dropout of .8 passes .9 at the first
-# 1.2, and soon 1, as long as larger is better. An integer is multiplied and rounded: 1 and 2 stay what they are for ever
-# (2 * 1.2 and 2 * 0.8 both round to 2). The domain is used only where a value is drawn anew, a quarter of the time by default; here never.
+# 1.2, and soon 1, as long as larger is better. An integer is multiplied and rounded: 1 and 2 stay what they are for ever (2 * 1.2 and
+# 2 * 0.8 both round to 2). The domain is used only where a value is drawn anew, a quarter of the time by default; here never.
 # Consequence: bound settings in custom_explore_fn; search small integers and bounded numbers as lists, or with PB2, which has bounds.
 #
 # Output seen:

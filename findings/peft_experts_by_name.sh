@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # The same target_modules train the experts of a mixture with LoRA in Qwen3-MoE, and leave them out in Mixtral, or with any other method.
 #
-# Guess: "down_proj" finds the experts' down projections, in every mixture that has them under this name and with every method of PEFT, as
-# it did while experts were Linear modules; a method that cannot reach them says so. And "all-linear" takes the linear layers, not the
-# router's bare parameter.
-# What happens (peft 0.21.2, transformers 5.24.0): transformers holds experts as two stacked parameters without Linear modules. For LoRA
-# peft translates the name that the type had in transformers 4 (down_proj in Qwen3-MoE and OLMoE, w2 in Mixtral), and no other; gpt-oss is
-# left out. (IA)3, VeRA, LoHa and OFT match k_proj and v_proj alone, also by peft's own default for Mixtral (k_proj, v_proj, w2). No error and no warning, as long as one other name matches: attention is trained and nothing else. "all-linear"
-# takes experts AND router in three of the four types, whose choice of experts then differs from the base model's, and neither in gpt-oss.
-# The translation is written into the LoraConfig that was given: the same object, used for a Mixtral after a Qwen3-MoE, reaches experts.
-# Consequence: count the trainable parameters by layer part before a run; an adapter of today is not that of transformers 4 with the same config.
+# Guess: "down_proj" finds the experts' down projections, in every mixture that has them under this name and with every method of
+# PEFT, as it did while experts were Linear modules; a method that cannot reach them says so. And "all-linear" takes the linear
+# layers, not the router's bare parameter.
+# What happens (peft 0.21.2, transformers 5.24.0): transformers holds experts as two stacked parameters without Linear modules. For
+# LoRA peft translates the name that the type had in transformers 4 (down_proj in Qwen3-MoE and OLMoE, w2 in Mixtral), and no other;
+# gpt-oss is left out. (IA)3, VeRA, LoHa and OFT match k_proj and v_proj alone, also by peft's own default for Mixtral (k_proj,
+# v_proj, w2). No error and no warning, as long as one other name matches: attention is trained and nothing else. "all-linear" takes
+# experts AND router in three of the four types, whose choice of experts then differs from the base model's, and neither in gpt-oss.
+# The translation is written into the LoraConfig that was given: the same object, used for a Mixtral after a Qwen3-MoE, reaches
+# experts.
+# Consequence: count the trainable parameters by layer part before a run; an adapter of today is not that of transformers 4 with the
+# same config.
 #
 # Output seen: parts of a layer with trainable parameters for target_modules k_proj, v_proj, down_proj
 #   peft 0.21.2, transformers 5.24.0

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # PEFT's add_weighted_adapter with combination_type="linear" does not give the sum of the adapters' changes of the weights.
 #
-# Guess: "linear" with weights [1, 1] is delta_a + delta_b, as the name says, and the default "svd" is an approximation of it at the rank;
-# with [1, -1] it is task arithmetic: the one without the other. Two equal adapters with [.5, .5] and one with [1] agree in any case.
-# What happens (peft 0.21.2): the factors are combined, not their products: (A1 + A2) and (B1 + B2) are formed with the square roots of the
-# weights, so the change has B1 A2 + B2 A1 in it, as large as the sum itself for adapters that have nothing in common. Only
+# Guess: "linear" with weights [1, 1] is delta_a + delta_b, as the name says, and the default "svd" is an approximation of it at the
+# rank; with [1, -1] it is task arithmetic: the one without the other. Two equal adapters with [.5, .5] and one with [1] agree in any
+# case.
+# What happens (peft 0.21.2): the factors are combined, not their products: (A1 + A2) and (B1 + B2) are formed with the square roots
+# of the weights, so the change has B1 A2 + B2 A1 in it, as large as the sum itself for adapters that have nothing in common. Only
 # "cat", which adds the ranks up, is the sum.
 # Consequence: use "cat" for sums and differences of adapters, and check the change of a weight before a merged model is trusted.
 #

@@ -3,10 +3,10 @@
 #
 # Guess: tokenizer.json is the whole tokenizer, as in transformers 4: AutoTokenizer gives the ids that tokenizers.Tokenizer.from_file
 # gives, whatever tokenizer_class says, and what save_pretrained wrote comes back as it was.
-# What happens (transformers 5.24.0, tokenizers 0.22): where tokenizer_class is one of the library's own (GPT2Tokenizer, GPT2TokenizerFast,
-# Qwen2Tokenizer, GPTNeoXTokenizer, CohereTokenizer), vocabulary and merges alone are taken from the file, and normalizer and
-# pre-tokenizer are those of the class. A lower-casing GPT-2 tokenizer that transformers itself has saved comes back cased, silently.
-# With PreTrainedTokenizerFast, TokenizersBackend or no class the file is used as it is.
+# What happens (transformers 5.24.0, tokenizers 0.22): where tokenizer_class is one of the library's own (GPT2Tokenizer,
+# GPT2TokenizerFast, Qwen2Tokenizer, GPTNeoXTokenizer, CohereTokenizer), vocabulary and merges alone are taken from the file, and
+# normalizer and pre-tokenizer are those of the class. A lower-casing GPT-2 tokenizer that transformers itself has saved comes back
+# cased, silently. With PreTrainedTokenizerFast, TokenizersBackend or no class the file is used as it is.
 # Consequence: set tokenizer_class to TokenizersBackend for a tokenizer that differs from its class, and compare ids with those of the
 # tokenizers package before examples are aligned token by token.
 #

@@ -6,7 +6,8 @@
 # What happens (transformers 5.24.0, deepspeed 0.19.8): while an HfDeepSpeedConfig of stage 3 without "bf16" or "fp16" is alive, a
 # bfloat16 checkpoint that is loaded with dtype=torch.bfloat16 is divided in float32, and model.config.dtype is bfloat16 all the same.
 # With {"bf16": {"enabled": true}} even dtype=torch.float32 gives bfloat16. The DeepSpeed config alone decides.
-# Consequence: a job that was planned at two bytes a weight needs four; look at parameter.ds_tensor.dtype after loading, not at the config.
+# Consequence: a job that was planned at two bytes a weight needs four; look at parameter.ds_tensor.dtype after loading, not at the
+# config.
 #
 # Output seen: dtype asked, section of the DeepSpeed config -> dtype of the pieces, of the config, bytes of the pieces
 #   transformers 5.24.0, deepspeed 0.19.8

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Under ZeRO-3 a layer that runs twice in a forward pass keeps its weights gathered after backward, if the run WITHOUT a graph is the second.
 #
-# Guess: the weights of a layer are gathered for each use and released after it; a layer that is called twice, once for gradients and once
-# for a reference or an ablated stream, costs a second gather, and the order of the two calls is a matter of taste.
+# Guess: the weights of a layer are gathered for each use and released after it; a layer that is called twice, once for gradients and
+# once for a reference or an ablated stream, costs a second gather, and the order of the two calls is a matter of taste.
 # What happens (deepspeed 0.19.8, torch 2.13.0, frozen weights, every limit at 0): with the run without a graph first all is released.
-# With it last losses and gradients are the same, but backward releases nothing: after it every rank holds the weights of the whole model,
-# until the next forward pass. It makes no difference whether the run is under no_grad or only has an input that needs no gradient.
+# With it last losses and gradients are the same, but backward releases nothing: after it every rank holds the weights of the whole
+# model, until the next forward pass. It makes no difference whether the run is under no_grad or only has an input that needs no
+# gradient.
 # Consequence: the memory that ZeRO-3 was to save is needed in full at the end of each step; run the stream without gradients first.
 #
 # Output seen: share of the weights that is gathered after forward, after backward

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Inside deepspeed.zero.Init with bf16 on, torch.arange(300, dtype=torch.float32) is bfloat16: position 257 is 256.
 #
-# Guess: zero.Init divides Parameters, in the dtype of the DeepSpeed config; buffers, and tensors that ask for float32 by name, are what
-# the model's code says.
-# What happens (deepspeed 0.19.8, transformers 5.24.0): constructors of torch are replaced inside the context, and every floating-point tensor
-# that arange, tensor, zeros, ones, full and others make is cast, an explicit dtype notwithstanding; float64 too. Tables of positions that are
-# computed in __init__ are computed from rounded numbers: a sinusoidal table is off by most of its amplitude, and Llama's inv_freq is
-# bfloat16 (.1 becomes .1001: a tenth of a radian at position 1000). Buffers like that are in no checkpoint, so loading repairs nothing.
-# Under HfDeepSpeedConfig transformers itself keeps torch.arange as it was; with zero.Init by hand, as here, it does not.
+# Guess: zero.Init divides Parameters, in the dtype of the DeepSpeed config; buffers, and tensors that ask for float32 by name, are
+# what the model's code says.
+# What happens (deepspeed 0.19.8, transformers 5.24.0): constructors of torch are replaced inside the context, and every
+# floating-point tensor that arange, tensor, zeros, ones, full and others make is cast, an explicit dtype notwithstanding; float64
+# too. Tables of positions that are computed in __init__ are computed from rounded numbers: a sinusoidal table is off by most of its
+# amplitude, and Llama's inv_freq is bfloat16 (.1 becomes .1001: a tenth of a radian at position 1000). Buffers like that are in no
+# checkpoint, so loading repairs nothing. Under HfDeepSpeedConfig transformers itself keeps torch.arange as it was; with zero.Init by
+# hand, as here, it does not.
 # Consequence: after zero.Init compute such buffers anew, or build without bf16 in its config and cast parameters.
 #
 # Output seen:
