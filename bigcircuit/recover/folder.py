@@ -108,7 +108,10 @@ def open_export(path: Path) -> ExportFolder:
     read_json(path / "config.json", remedy, "model_type")
     dtypes, sizes = {}, {}
     for file in sorted(path.glob("*.safetensors")):
-        with explain_library_errors(f"{file}: cannot be read", path, remedy), safe_open(file, framework="pt") as weights:
+        with (
+            explain_library_errors(f"{file}: cannot be read", path, remedy),
+            safe_open(file, framework="pt") as weights,
+        ):
             for name in weights.keys():  # noqa: SIM118
                 part = weights.get_slice(name)
                 if (dtype := _DTYPES.get(part.get_dtype())) is None:
