@@ -126,7 +126,8 @@ def _size(source_format: ConvertFormat, circuit: Circuit, shapes: Sequence[Layer
     kept, nodes = circuit.sizes(), node_counts(shapes, ("head", "mlp"))
     return (
         f"{source_format.name}: {kept['head']} of {nodes['head']} heads and {kept['mlp']} of {nodes['mlp']} MLPs are kept, with "
-        f"{'all' if whole else 'of'} their neurons {kept['total']} of {nodes['total']}, under {circuit.ablation_name} ablation"
+        f"{'all their neurons ' if whole else ''}{kept['total']} of {nodes['total']}{'' if whole else ' neurons'}, under "
+        f"{circuit.ablation_name} ablation"
     )
 
 

@@ -17,7 +17,7 @@ _LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
 _BY_LAYER_NUMBER = {"gpt_neo": "attention_types", "gpt2": "scale_attn_by_inverse_layer_idx"}
 """Model type -> setting under which a layer computes something else at another place."""
 _SUBSTITUTES = {"llama": ("mistral", {"sliding_window": None})}
-"""Model type whose config refuses sizes -> a type with the same tensors whose config takes them, and its settings."""
+"""Model type whose config refuses sizes -> a type whose config takes them, with the same tensors but for biases; its settings."""
 _BIASES = (("attention_out_bias", "attention_bias", "use_bias"), ("mlp_bias", "use_bias"))
 """Settings that give the output projection of attention a bias, and that of the MLP, in the order of preference."""
 
@@ -86,9 +86,17 @@ def sized_config(
             made = skeleton_of(changed_config(hf_config, changes | settings, model_type))
         except Exception:  # classes refuse sizes in many ways
             continue
+        if model_type is not None and only is None:
+            own = skeleton_of(changed_config(hf_config, flags or {}))
+            if _tensor_names(made) != _tensor_names(own):
+                continue
         if all(found == expected for found in made.shapes):
             return made
     return None
+
+
+def _tensor_names(frozen: FrozenModel) -> set[str]:
+    return {name for name, _ in frozen.layers[0].module.named_parameters()}
 
 
 def bias_flags(hf_config: Any, wanted: tuple[bool, bool]) -> dict[str, bool] | None:

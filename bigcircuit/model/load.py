@@ -13,7 +13,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.model.adapter import ADAPTER_CONFIG, adapt
 from bigcircuit.model.deepspeed_config import DeepSpeedConfig, check_weights, pieces_on, with_auto_values
 from bigcircuit.model.layer_stream import streamed
-from bigcircuit.model.library_errors import explain_library_errors
+from bigcircuit.model.library_errors import explain_library_errors, quieten_libraries
 from bigcircuit.model.quantization import finish_loading, quantization_of
 from bigcircuit.model.sites import FrozenModel, architecture_of, find_sites
 from bigcircuit.model.tensor_check import check_loading_info, opening_weights
@@ -146,6 +146,7 @@ def skeleton(config: ModelConfig, hf_config: Any = None) -> FrozenModel:
 
 def whole_skeleton(config: ModelConfig, hf_config: Any = None) -> Any:
     """Build the Hugging Face model of a checkpoint on the meta device, as `skeleton`; of a multimodal one with its wrapper."""
+    quieten_libraries()
     settings = deepcopy(hf_config or load_config(config))  # transformers writes the attention into it
     chosen = _attention(config, settings)
     subject = f"model.path {config.path}: no model can be built from config.json"

@@ -26,6 +26,7 @@ from bigcircuit.model.library_errors import explain_library_errors, quieten_libr
 from bigcircuit.model.resolve import ResolvedModel
 from bigcircuit.recover.config import RecoverSettings
 from bigcircuit.recover.trainable import TrainedModel
+from bigcircuit.results.shape import check_shape
 from bigcircuit.runtime.progress import ProgressDisplay
 
 RECOVER_FILE = "recover.json"
@@ -95,6 +96,7 @@ def open_export(path: Path) -> ExportFolder:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; {remedy}")
     result = read_json(path / EXPORT_FILE, remedy, "format", "model", "dtype", "adapter")
+    check_shape(result.get("recovered", {}), dict[str, Any], f"{path / EXPORT_FILE}: recovered", remedy)
     if result["format"] not in TRAINED_FORMATS:
         raise UserError(
             f"{path}: is of format {result['format']}, whose weights are not trained; export it as {', '.join(TRAINED_FORMATS)}"
@@ -106,10 +108,15 @@ def open_export(path: Path) -> ExportFolder:
     read_json(path / "config.json", remedy, "model_type")
     dtypes, sizes = {}, {}
     for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
+        with (
+            explain_library_errors(f"{file}: cannot be read", path, remedy),
+            safe_open(file, framework="pt") as weights,
+        ):
             for name in weights.keys():  # noqa: SIM118
                 part = weights.get_slice(name)
-                dtypes[name], sizes[name] = _DTYPES[part.get_dtype()], torch.Size(part.get_shape())
+                if (dtype := _DTYPES.get(part.get_dtype())) is None:
+                    raise UserError(f"{file}: {name} is {part.get_dtype()}, which no export writes; {remedy}")
+                dtypes[name], sizes[name] = dtype, torch.Size(part.get_shape())
     if not dtypes:
         raise UserError(f"{path}: holds no weights (*.safetensors); {remedy}")
     with explain_library_errors(f"{path}: its config.json cannot be opened", path, remedy):

@@ -350,3 +350,13 @@ def test_without_the_model_what_is_guessed_is_told(scored, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "note: its embeddings are called embeds, as Llama's are; for GPT-2 name the model" in shown
     assert "note: MLPs are taken to read the heads of their layer" in shown
+
+
+def test_rows_that_a_table_of_nodes_lacks_are_told(model, tmp_path, capsys):
+    rows = [f"{layer},head,{head},1" for layer in range(LAYERS) for head in range(HEADS)]
+    rows += [f"{layer},mlp,,1" for layer in range(LAYERS)]
+    for name, kept, told in (("whole", rows, False), ("cut", rows[:-2], True)):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join(["layer,kind,head,kept", *kept]) + "\n")
+        assert answer(run_convert, [str(path), "--model.path", str(model)]) == 0
+        assert ("2 heads and MLPs have no row and are taken as closed" in capsys.readouterr().out) is told

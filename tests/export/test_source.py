@@ -111,6 +111,20 @@ def test_the_width_of_heads_that_divide_no_hidden_size_is_written_as_mistral(tmp
     assert_masked(request, tmp_path / "out")
 
 
+@pytest.mark.parametrize(("own_biases", "constants"), [(True, False), (False, True)])
+def test_a_llama_with_biases_is_padded_because_mistral_has_none(tmp_path, own_biases, constants):
+    settings = {**TINY, "num_key_value_heads": 4, "attention_bias": own_biases}
+    model = saved_tiny("llama", settings, tmp_path / "base")
+    masks = {name: mask.clone() for name, mask in request_of(model).masks.items()}
+    masks["attention_neuron"][:] = torch.tensor([True] * 24 + [False] * 8)
+    masks["mlp_neuron"][:, :9] = True
+    request = request_of(model, random_constants(model.shapes) if constants else ZERO, masks)
+    write_export("uniform", request, tmp_path / "out")
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.model_type, config.num_attention_heads, config.attention_bias) == ("llama", 4, True)
+    assert_masked(request, tmp_path / "out")
+
+
 def test_layers_that_add_nothing_are_left_out_and_sliding_windows_keep_their_layers(tmp_path):
     settings = {**TINY, "sliding_window": 4, "query_pre_attn_scalar": 8}
     model = saved_tiny("gemma2", settings, tmp_path / "base")

@@ -327,6 +327,27 @@ def test_mistakes_are_one_line_and_leave_nothing(exports, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
+def test_exports_edited_by_hand_are_refused_in_one_line(exports, tmp_path, capsys):
+    def edited(name: str) -> Path:
+        return Path(shutil.copytree(exports / "compact", tmp_path / name))
+
+    cut = edited("cut") / FILE
+    cut.write_bytes(cut.read_bytes()[:9000])
+    whole = edited("whole numbers") / FILE
+    save_file({**load_file(whole), "model.ids": torch.arange(3)}, whole, metadata={"format": "pt"})
+    listed = edited("list") / "export.json"
+    listed.write_text(json.dumps(json.loads(listed.read_text()) | {"recovered": []}))
+    for file, message in (
+        (cut, f"{FILE}: cannot be read (SafetensorError"),
+        (whole, "model.ids is I64, which no export writes"),
+        (listed, "export.json: recovered: it: input should be an object"),
+    ):
+        assert recovered(file.parent, *QUICK, "--output", tmp_path / "out") == 2
+        shown = capsys.readouterr().err
+        assert message in shown and len(shown.splitlines()) == 1, shown
+        assert not (tmp_path / "out").exists()
+
+
 def test_weights_that_are_not_finite_are_blamed_and_not_the_rate(exports, tmp_path, capsys):
     other = shutil.copytree(exports / "compact", tmp_path / "other")
     weights = load_file(other / FILE)

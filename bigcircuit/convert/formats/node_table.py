@@ -51,7 +51,9 @@ def read(data: CsvFile, shapes: Sequence[LayerShape], source: str) -> KeptNodes:
                 f"{source}: line {number} names no node of the model; write layer (0 to {len(shapes) - 1}), kind (head or mlp), "
                 f"head (0 to {shapes[0].heads - 1}, empty for an mlp), kept (0 or 1) and score (a number or nothing)"
             ) from error
-    return KeptNodes(kept, [], node_extra(scores, shapes))
+    missing = sum(shape.heads + 1 for shape in shapes) - len(seen)
+    notes = [f"{missing} heads and MLPs have no row and are taken as closed; is the file whole?"] if missing else []
+    return KeptNodes(kept, notes, node_extra(scores, shapes))
 
 
 def write(graph: GraphCircuit, path: Path) -> list[str]:
