@@ -86,7 +86,7 @@ def plan_gguf(request: ExportRequest) -> PreparedExport:
             f"{written.heads}; close neurons of MLPs alone (gates.granularities), or use --format uniform"
         )
     has_biases = family.adds_biases and any(name.endswith(".bias") for name, _ in cut.written.model.named_parameters())
-    tokenizer = read_tokenizer((request.beside or Path()) / "tokenizer.json", config.vocab_size)
+    tokenizer = read_tokenizer(request.model.tokenizer, config.vocab_size)
     notes = [
         *cut.notes,
         *([f"no tokenizer is in the file: {tokenizer}; give token ids"] if isinstance(tokenizer, str) else []),

@@ -1,7 +1,10 @@
-"""A tokenizer.json as GGUF has it: tokens with scores and types, merges, and the name of the pre-tokenizer."""
+"""A tokenizer as GGUF has it: tokens with scores and types, merges, and the name of the pre-tokenizer.
+
+It is read as transformers opens it, which is what a model is measured with: for some classes transformers takes vocabulary and
+merges alone from tokenizer.json, and normalizer and pre-tokenizer from the class (findings/tokenizer_json_overruled.sh).
+"""
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
@@ -28,11 +31,15 @@ class GgufTokenizer(NamedTuple):
     add_bos: bool
 
 
-def read_tokenizer(path: Path, vocabulary: int) -> GgufTokenizer | str:
-    """Read tokenizer.json. vocabulary: rows of the embeddings. Returns the reason in words where GGUF has no such tokenizer."""
-    if not path.is_file():
+def read_tokenizer(tokenizer: Any | None, vocabulary: int) -> GgufTokenizer | str:
+    """Read a model's tokenizer, None where it has none. vocabulary: rows of the embeddings.
+
+    Returns the reason in words where GGUF has no such tokenizer.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
         return "the model has no tokenizer.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(backend.to_str())
     model = content["model"]
     if model.get("type") != "BPE":
         return f"its model is {model.get('type')}, and GGUF takes BPE"
@@ -44,11 +51,14 @@ def read_tokenizer(path: Path, vocabulary: int) -> GgufTokenizer | str:
             return f"token {token!r} has number {number}, beyond the {vocabulary} rows of the embeddings"
         tokens[number] = token
     merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+    marks_spaces = _marks_spaces(content["normalizer"], content["pre_tokenizer"])
+    # With byte-level merges nothing is unknown, and classes name their end token there.
+    unknown = model.get("unk_token") or (marks_spaces and getattr(tokenizer, "unk_token", None))
     for token, (number, special) in added.items():
         # What is added and not special is found in texts before anything is merged.
-        types[number] = (_UNKNOWN if token == model.get("unk_token") else _CONTROL) if special else _USER_DEFINED
+        types[number] = (_UNKNOWN if token == unknown else _CONTROL) if special else _USER_DEFINED
     add_bos = _adds_first_token(content)
-    if content["pre_tokenizer"] is None and _marks_spaces(content["normalizer"]):
+    if marks_spaces:
         places = {left + right: place for place, (left, right) in reversed(list(enumerate(merges)))}
         for number, token in enumerate(tokens):
             if token.startswith("<0x") and token.endswith(">") and len(token) == 6:
@@ -58,6 +68,9 @@ def read_tokenizer(path: Path, vocabulary: int) -> GgufTokenizer | str:
         return GgufTokenizer(
             model="llama", tokens=tokens, types=types, scores=scores, merges=[], pre="default", add_bos=add_bos
         )
+    normalizer = (content["normalizer"] or {}).get("type")
+    if normalizer not in (None, "NFC"):  # llama.cpp has none for byte-level merges; most text is NFC as it is
+        return f"its normalizer is {normalizer}, and llama.cpp has none"
     pre = _pre_tokenizer(content["pre_tokenizer"])
     if pre is None:
         return "llama.cpp has no name for its pre-tokenizer"
@@ -65,8 +78,16 @@ def read_tokenizer(path: Path, vocabulary: int) -> GgufTokenizer | str:
     return GgufTokenizer(model="gpt2", tokens=tokens, types=types, scores=[], merges=spelled, pre=pre, add_bos=add_bos)
 
 
-def _marks_spaces(normalizer: Any) -> bool:
-    """Whether a space is put in front of the text and all spaces become one character, as SentencePiece does it."""
+def _marks_spaces(normalizer: Any, pre_tokenizer: Any) -> bool:
+    """Whether a space is put in front of the text and all spaces become one character, as SentencePiece does it.
+
+    transformers' own class for Llama does it in a pre-tokenizer, others in normalizers.
+    """
+    if pre_tokenizer is not None:
+        marks = pre_tokenizer["type"] == "Metaspace" and pre_tokenizer["replacement"] == _SPACE
+        return (
+            marks and normalizer is None and pre_tokenizer["prepend_scheme"] != "never" and not pre_tokenizer["split"]
+        )
     steps = (normalizer or {}).get("normalizers", [])
     return [step["type"] for step in steps] == ["Prepend", "Replace"] and steps[1].get("content") == _SPACE
 

@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("gguf", reason="the package gguf is not here (pip install 'bigcircuit[gguf]')")
 
 from gguf import GGUFReader
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bigcircuit.ablation.ablation import ZERO
 from bigcircuit.circuit.masks import complete_masks
@@ -123,8 +124,32 @@ def test_added_tokens_that_are_not_special_are_of_a_type_that_is_found_before_me
     flags = dict.fromkeys(("special", "single_word", "lstrip", "rstrip", "normalized"), False)
     plain = {"id": size, "content": name, **flags}
     (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "added_tokens": [*content["added_tokens"], plain]}))
-    found = read_tokenizer(tmp_path / "tokenizer.json", size + 1)
+    found = read_tokenizer(PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")), size + 1)
     assert (found.tokens[size], found.types[size], found.types[:3]) == (name, 4, [2, 3, 3])
+
+
+def test_the_tokenizer_is_as_transformers_opens_it(shared, tmp_path):
+    """The class of Llama has a pre-tokenizer of its own, that of GPT-2 no normalizer, whatever tokenizer.json says."""
+    stories = shared / "models/stories260k"
+    plain = read_tokenizer(AutoTokenizer.from_pretrained(stories), 512)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    opened = {}
+    lower = json.loads((shared / "data/tokenizers/gpt2/tokenizer.json").read_text()) | {
+        "normalizer": {"type": "Lowercase"}
+    }
+    for kind, content, tokens in (
+        ("LlamaTokenizer", json.loads((stories / "tokenizer.json").read_text()), names),
+        ("GPT2Tokenizer", lower, {}),
+        ("TokenizersBackend", lower, {}),
+    ):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, **tokens}))
+        opened[kind] = read_tokenizer(AutoTokenizer.from_pretrained(folder), 512 if tokens else 50257)
+    assert opened["LlamaTokenizer"] == plain
+    assert opened["GPT2Tokenizer"].pre == "gpt-2"
+    assert opened["TokenizersBackend"] == "its normalizer is Lowercase, and llama.cpp has none"
 
 
 def test_what_the_file_cannot_say_is_refused(tmp_path):
