@@ -1,6 +1,6 @@
-"""Find circuits of the pretrained models in ../shared: run every config at several sizes and write the table.
+"""Find circuits of the pretrained models: run every config of configs/stories260k and configs/babyllama105 and write the table.
 
-python benchmarks/circuits.py [--totals 290 150] [--configs configs/stories260k/natural_pronoun_swap.yaml ...]
+python -m benchmarks.circuits [--only PART_OF_A_NAME]
 """
 
 import argparse

@@ -17,6 +17,9 @@ from bigcircuit.errors import UserError
 from bigcircuit.gates.parametrisation import automatic, has_exact_sizes
 from bigcircuit.model.granularity import LEAVES, NODE_NAMES
 
+COMMAND_LINE = "command line"
+"""Source of settings that are typed."""
+
 
 def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None, *, preset: str | None = None) -> Config:
     """Read a config file, apply dotted overrides, validate. Raises UserError naming file and key.
@@ -27,13 +30,9 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None, *,
     merge(raw, read_yaml(Path(path)) if path else {})
     for key, value in (overrides or {}).items():
         set_dotted(raw, key, value)
-    config = parse_section(raw, str(path or _TYPED), typed=overrides or {})
+    config = parse_section(raw, str(path or COMMAND_LINE), typed=overrides or {})
     members(config)
     return config
-
-
-_TYPED = "command line"
-"""Source of settings that are typed."""
 
 
 def parse_section(
@@ -51,7 +50,7 @@ def parse_section(
         return kind.model_validate(raw)
     except ValidationError as error:
         text = _describe(error, prefix, kind)
-        raise UserError(f"{_TYPED if any(key in text for key in typed) else source}: {text}") from error
+        raise UserError(f"{COMMAND_LINE if any(key in text for key in typed) else source}: {text}") from error
 
 
 def members(config: Config) -> list[Config]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigcircuit.config.load import parse_section, set_dotted
+from bigcircuit.config.load import COMMAND_LINE, parse_section, set_dotted
 from bigcircuit.config.schema import AblationName, ModelConfig, Section
 from bigcircuit.config.yaml_file import read_yaml
 from bigcircuit.errors import UserError
@@ -41,4 +41,4 @@ def conversion_settings(names: Sequence[str], given: Mapping[str, Any]) -> tuple
     raw: dict[str, Any] = {} if config is None else {"model": read_yaml(Path(config)).get("model", {})}
     for key, value in given.items():
         set_dotted(raw, key, value)
-    return Path(names[0]), parse_section(raw, config or "command line", ConversionSettings, typed=given)
+    return Path(names[0]), parse_section(raw, config or COMMAND_LINE, ConversionSettings, typed=given)

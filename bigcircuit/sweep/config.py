@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from bigcircuit.config.load import (
+    COMMAND_LINE,
     check_key,
     check_objective,
     flatten,
@@ -165,7 +166,7 @@ class Sweep(NamedTuple):
 
 def load_sweep(path: str | Path | None, overrides: Mapping[str, Any]) -> Sweep:
     """Read a sweep's config with dotted overrides. Raises UserError naming file and key."""
-    source = str(path or "command line")
+    source = str(path or COMMAND_LINE)
     raw = read_yaml(Path(path)) if path else {}
     for key, value in overrides.items():
         set_dotted(raw, key, value)
