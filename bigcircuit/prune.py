@@ -23,6 +23,7 @@ from bigcircuit.io.files import write_json
 from bigcircuit.io.provenance import versions
 from bigcircuit.io.run_dir import MetricsFile, RunDir, choose_run_dir, claimed, settings_sha256
 from bigcircuit.memory.fit import check_fits, explain_out_of_memory
+from bigcircuit.model.fingerprint import weight_inodes
 from bigcircuit.model.granularity import node_counts
 from bigcircuit.model.sites import FrozenModel
 from bigcircuit.model.zero3 import explain_deepspeed
@@ -31,7 +32,7 @@ from bigcircuit.runtime.host_memory import watch_memory
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.runtime.trackers import Trackers, check_trackers
 from bigcircuit.train.final_circuits import final_circuits
-from bigcircuit.train.fingerprint import check_same_fingerprint
+from bigcircuit.train.fingerprint import check_same_fingerprint, check_weights_unchanged
 from bigcircuit.train.pair_filters import count_solved
 from bigcircuit.train.resolve import resolve
 from bigcircuit.train.setup import RunContext, set_up
@@ -160,9 +161,12 @@ def train(context: RunContext, state: TrainState, folder: RunDir, progress: Prog
 
     def save() -> None:
         if ranks.is_first:
+            if context.run.model.stays_in_files:
+                check_weights_unchanged(config, context.run.fingerprint, files)
             exported = state.export(fingerprint_of(context))
             checkpoint.save(folder.checkpoints, state.step, exported, settings.keep_checkpoints)
 
+    files = weight_inodes(config.model)
     record = Recorder(config, folder, state) if ranks.is_first else None
     with ranks.stop.handling_signals():
         try:

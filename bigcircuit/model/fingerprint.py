@@ -20,6 +20,8 @@ TOKENIZER_FILES = (
 )
 """Patterns of the files from which the tokenizers of transformers are made."""
 
+WEIGHTS = "*.safetensors"
+
 
 def fingerprint(config: ModelConfig, progress: ProgressDisplay | None = None) -> dict[str, str]:
     """Hash the files of the base model. progress: shows how much is hashed.
@@ -31,7 +33,7 @@ def fingerprint(config: ModelConfig, progress: ProgressDisplay | None = None) ->
     adapter = model_folder(config.adapter) if config.adapter else None
     files = {
         "config": _files(folder, "config.json"),
-        "weights": _files(folder, "*.safetensors"),
+        "weights": _files(folder, WEIGHTS),
         "tokenizer": _files(folder, *TOKENIZER_FILES),
         "adapter": _files(adapter, "adapter_config.json", "*.safetensors"),
     }
@@ -44,6 +46,11 @@ def fingerprint(config: ModelConfig, progress: ProgressDisplay | None = None) ->
     remember_hashes(taken)
     hashes |= taken
     return {part: _joined([hashes[path] for path in paths]) for part, paths in files.items()}
+
+
+def weight_inodes(config: ModelConfig) -> dict[Path, int]:
+    """Return the inode of every weight file of the base model: another one is another file in its place."""
+    return {path: path.stat().st_ino for path in _files(model_folder(config.path, config.revision), WEIGHTS)}
 
 
 def _files(folder: Path | None, *patterns: str) -> list[Path]:

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from bigcircuit.config.schema import Config
 from bigcircuit.data.dataset import AblationData, TaskData
 from bigcircuit.errors import UserError
-from bigcircuit.model.fingerprint import fingerprint
+from bigcircuit.model.fingerprint import fingerprint, weight_inodes
 from bigcircuit.runtime.progress import ProgressDisplay
 from bigcircuit.train.own_loss import loss_sha256
 
@@ -37,6 +38,23 @@ def run_fingerprint(
     if config.train.loss:
         pairs["source of train.loss"] = loss_sha256(config.train.loss)
     return {name: found.get(part, "") for part, name in MODEL_PARTS.items()} | pairs
+
+
+def check_weights_unchanged(config: Config, known: Mapping[str, str], inodes: Mapping[Path, int]) -> None:
+    """Compare weight files with what they were when the run began, so that no gates of a mixture of two models are saved.
+
+    On CPU weights are mapped from their files: what is written into a file is computed with from then on
+    (findings/overwritten_file_changes_model.sh). A new file in the place of the old one does no harm. known: fingerprint of the
+    run; inodes: of the files when it began. Raises UserError. Files of 64 MiB and more are read only if their times have changed.
+    """
+    before = known[MODEL_PARTS["weights"]]
+    if not before or weight_inodes(config.model) != inodes:
+        return
+    if (now := fingerprint(config.model)["weights"]) != before:
+        raise UserError(
+            f"{config.model.path}: weight files were written into while the run computed with them (sha256 {before[:12]}, now "
+            f"{now[:12]}), so nothing more is saved; put them back and resume from the last checkpoint, or use --fresh"
+        )
 
 
 def check_same_fingerprint(name: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:

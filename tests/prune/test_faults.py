@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
 from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.errors import UserError
 from bigcircuit.io import checkpoint
 from bigcircuit.io.files import tensor_sha256
+from bigcircuit.model.load import EMBEDDED
 from tests.helpers import interrupted_runs
 from tests.helpers.bad_disks import NotPermittedError, disk
 from tests.helpers.crash_points import crash_everywhere
@@ -111,6 +114,35 @@ def test_not_a_number_on_one_rank_stops_all_before_the_same_update(tmp_path, und
     assert one["step"] == found.saved == 12
     assert one["gates"] == gates_sha256(states_of(undisturbed / "checkpoints")["step-000012"])
     assert Result.of(run_or_resume(tmp_path / "run", Ranks())).equals(Result.of(undisturbed))
+
+
+def test_weights_that_are_written_into_are_in_no_checkpoint(tmp_path, undisturbed, monkeypatch):
+    """Mapped weights change with their file. A new file in the place of the old one does not matter."""
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    weights = folder / "model.safetensors"
+    run = sys.modules["bigcircuit.prune"]
+    before, update = weights.read_bytes(), run.update
+
+    def write(state, *arguments):
+        if state.step == 5:
+            with weights.open("r+b") as file:
+                file.seek(-4, 2)
+                file.write(b"\0\0\0\0")
+        return update(state, *arguments)
+
+    monkeypatch.setattr(run, "update", write)
+    with pytest.raises(
+        UserError, match="weight files were written into while the run computed with them.*put them back"
+    ):
+        run_or_resume(tmp_path / "run", Ranks(), model__path=str(folder))
+    assert list(states_of(tmp_path / "run/checkpoints")) == ["step-000004"]
+    monkeypatch.setattr(run, "update", update)
+    beside = tmp_path / "beside"
+    beside.write_bytes(before)
+    beside.replace(weights)
+    found = Result.of(run_or_resume(tmp_path / "run", Ranks(), model__path=str(folder)))
+    assert states_equal(found.state, Result.of(undisturbed).state)
 
 
 def gates_sha256(state):
