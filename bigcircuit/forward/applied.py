@@ -283,9 +283,13 @@ class AppliedMasks:
         ids = bound.get("inputs_embeds") if ids is None else ids
         if not isinstance(ids, Tensor):
             raise UserError("a model with a circuit is called with input_ids (a tensor of token ids, [rows, tokens])")
-        # By type, as its name differs between models and versions; some types of older models and of xLSTM have no base class.
-        cache = next((value for value in bound.values() if type(value).__name__.endswith("Cache")), None)
+        cache = next((value for value in bound.values() if _is_cache(value)), None)
         return _Call(ids, bound.get("attention_mask"), cache, bound)
+
+
+def _is_cache(value: Any) -> bool:
+    """Tell a cache by its type: its name differs between models and versions. That of xLSTM is no `Cache`."""
+    return isinstance(value, Cache) or type(value).__name__.endswith("Cache")
 
 
 def _twice(value: Any, rows: int, name: str) -> Any:
