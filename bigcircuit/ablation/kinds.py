@@ -45,6 +45,11 @@ class AblationKind(NamedTuple):
         """Whether activations are measured over a data set first, see `ablation.data` and `ablation.prompts`."""
         return bool(self.tensors)
 
+    @property
+    def needs_positions(self) -> bool:
+        """Whether what closed nodes output depends on the position of a token."""
+        return self.per_position or self.sample is not None
+
 
 KINDS: dict[str, AblationKind] = {
     "interchange": AblationKind(

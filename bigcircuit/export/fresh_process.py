@@ -72,17 +72,19 @@ def run_prompts(model: Any, prompts: Tensor, prompt_tokens: int, new_tokens: int
 @torch.no_grad()
 def greedy(model: Any, prompt: Tensor, new_tokens: int) -> Tensor:
     """Continue a prompt [T] by the likeliest tokens, with a key/value cache where the model has one; returns the new ones."""
+    from transformers.cache_utils import Cache
+
     found: list[Tensor] = []
     output = model(input_ids=prompt.unsqueeze(0), use_cache=True)
     for _ in range(new_tokens):
         found.append(output.logits[0, -1].argmax())
         if len(found) == new_tokens:
             break
-        cache = getattr(output, "past_key_values", None)
-        if cache is None:  # recurrent models keep their state elsewhere: all tokens are run again
+        cache = {name: value for name, value in output.items() if isinstance(value, Cache)}
+        if cache:  # the next call takes it by the same name, which differs between models and versions
+            output = model(input_ids=found[-1].view(1, 1), **cache, use_cache=True)
+        else:  # the model keeps its state elsewhere: all tokens are run again
             output = model(input_ids=torch.cat([prompt, torch.stack(found)]).unsqueeze(0), use_cache=False)
-        else:
-            output = model(input_ids=found[-1].view(1, 1), past_key_values=cache, use_cache=True)
     return torch.stack(found) if found else prompt[:0]
 
 

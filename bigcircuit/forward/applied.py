@@ -157,9 +157,17 @@ class _Call(NamedTuple):
     cache: Cache | None
     arguments: dict[str, Any]
 
+    @property
+    def past(self) -> int | None:
+        """Number of tokens in the cache; None where it does not count them, as in recurrent models."""
+        try:
+            return 0 if self.cache is None else int(self.cache.get_seq_length())
+        except (ValueError, AttributeError):
+            return None
+
     def tokens(self) -> TokenRows:
         """Return positions, counted from the first token that is not padding, and rows as examples."""
-        past = 0 if self.cache is None else int(self.cache.get_seq_length())
+        past = self.past or 0
         new, device = self.ids.shape[1], self.ids.device
         positions = self.arguments.get("position_ids")
         if isinstance(self.mask, Tensor) and self.mask.ndim == 2:
@@ -241,6 +249,11 @@ class AppliedMasks:
 
     def _call(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = self._read(args, kwargs)
+        if not self._takes_cache(call):
+            raise UserError(
+                f"a cache cannot be used under {self.ablation.name} ablation in a model of this kind "
+                f"({self.frozen.architecture.kind}); set use_cache to False"
+            )
         if self.corrupted is None:
             with self._streams.masking(call.tokens(), self.masks.__getitem__):
                 return plain(**call.arguments)
@@ -249,17 +262,17 @@ class AppliedMasks:
                 raise UserError(
                     f"{name} cannot be used under interchange ablation, which runs two prompts; leave it out"
                 )
-        if call.cache is not None and not self.frozen.architecture.suffix:
-            raise UserError(
-                f"a cache cannot be used under interchange ablation in a model of this kind ({self.frozen.architecture.kind}); set "
-                "use_cache to False"
-            )
         beside = self.corrupted.beside(call.ids, call.mask, call.cache)
         doubled = {
             name: _twice(call.arguments[name], len(call.ids), name) for name in _BY_ROW if name in call.arguments
         }
         with self._streams.masking(call.tokens(), self.masks.__getitem__, len(beside), self.corrupted.other_cache):
             return plain(**{**call.arguments, **doubled, "input_ids": torch.cat([call.ids, beside])})
+
+    def _takes_cache(self, call: _Call) -> bool:
+        if self.corrupted is not None:
+            return call.cache is None or self.frozen.architecture.suffix
+        return call.past is not None or not self.ablation.kind.needs_positions
 
     def _read(self, args: tuple, kwargs: dict[str, Any]) -> _Call:
         bound = self._signature.bind_partial(*args, **kwargs).arguments
@@ -270,8 +283,13 @@ class AppliedMasks:
         ids = bound.get("inputs_embeds") if ids is None else ids
         if not isinstance(ids, Tensor):
             raise UserError("a model with a circuit is called with input_ids (a tensor of token ids, [rows, tokens])")
-        cache = bound.get("past_key_values")
-        return _Call(ids, bound.get("attention_mask"), cache if isinstance(cache, Cache) else None, bound)
+        cache = next((value for value in bound.values() if _is_cache(value)), None)
+        return _Call(ids, bound.get("attention_mask"), cache, bound)
+
+
+def _is_cache(value: Any) -> bool:
+    """Tell a cache by its type: its name differs between models and versions. That of xLSTM is no `Cache`."""
+    return isinstance(value, Cache) or type(value).__name__.endswith("Cache")
 
 
 def _twice(value: Any, rows: int, name: str) -> Any:

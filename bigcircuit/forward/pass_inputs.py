@@ -1,11 +1,13 @@
 """Small functions of what goes into a pass and what comes out of a layer."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from bigcircuit.ablation.ablation import Tokens
 from bigcircuit.data.collate import Batch
@@ -29,6 +31,13 @@ def of_queries(mask: Tensor | None, queries: int) -> Tensor | None:
 def repeat_rows(tensor: Tensor | None, copies: int) -> Tensor | None:
     """Repeat all rows of a tensor, one copy after the other."""
     return None if tensor is None else tensor.repeat(copies, *[1] * (tensor.ndim - 1))
+
+
+def named_cache(model: nn.Module, cache: Cache | None) -> dict[str, Cache]:
+    """Name a cache as the model's argument: `cache` from transformers 5.24 on, `past_key_values` before; nothing for None."""
+    if cache is None:
+        return {}
+    return {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
 
 
 def hidden_of(output: Any) -> Tensor:

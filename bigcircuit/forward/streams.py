@@ -27,7 +27,7 @@ from bigcircuit.forward.expert_pass import run_experts
 from bigcircuit.forward.interpolate import Interpolate
 from bigcircuit.forward.kept_passes import KeptPasses
 from bigcircuit.forward.last_columns import FEWEST, count_columns, run_last_columns
-from bigcircuit.forward.pass_inputs import hidden_of, of_queries, repeat_rows, replace_forward, tokens_of
+from bigcircuit.forward.pass_inputs import hidden_of, named_cache, of_queries, repeat_rows, replace_forward, tokens_of
 from bigcircuit.forward.pass_state import ExpertWatcher, MaskSource, Pass, Watcher
 from bigcircuit.forward.rows import (
     ArgumentShapes,
@@ -242,8 +242,8 @@ class Streams:
                 input_ids=tokens,
                 attention_mask=repeat_rows(of_queries(state.batch.attention_mask, tokens.shape[1]), copies),
                 position_ids=None if positions is None else repeat_rows(positions[:, -tokens.shape[1] :], copies),
-                past_key_values=cache,
                 use_cache=False,
+                **named_cache(self.frozen.model, cache),
             )
         found = output.logits if state.head_inputs is None else state.head_inputs
         return found[:, : len(state.batch.score_row)] if isinstance(state.batch, Batch) else found

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from benchmarks.models import build_tiny
 from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.data.collate import collate
@@ -13,6 +14,7 @@ from bigcircuit.errors import UserError
 from bigcircuit.forward.applied import AppliedMasks, CorruptedPrompts
 from bigcircuit.forward.streams import Streams
 from bigcircuit.model.granularity import SITE_WIDTH
+from bigcircuit.model.sites import find_sites
 from tests.helpers.tiny_models import TINY, TINY_CASES, tiny_examples, tiny_model
 
 NEW = 5
@@ -98,6 +100,32 @@ def test_generation_with_a_cache_equals_whole_passes_token_by_token(name, settin
         with applied(frozen, ablation, corrupted) as model:
             found = model.generate(clean, do_sample=False, **HOW)
         assert torch.equal(found, greedy_by_hand(frozen, ablation, clean, corrupted)), ablation
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "falcon_mamba"])
+def test_a_recurrent_cache_is_refused_where_positions_count(name, prompts):
+    frozen = find_sites(build_tiny(name))
+    clean, corrupted = (part % 57 + 3 for part in prompts)
+    with applied(frozen, "mean") as model:
+        found = model.generate(clean, do_sample=False, **HOW)
+    assert torch.equal(found, greedy_by_hand(frozen, "mean", clean, corrupted))
+    for ablation in ("mean_per_position", "noise", "interchange"):
+        with applied(frozen, ablation, corrupted) as model:
+            with pytest.raises(UserError, match=rf"{ablation} ablation in a model of this kind \(recurrent\)"):
+                model.generate(clean, **HOW)
+            model.generate(clean, **{**HOW, "use_cache": False})
+
+
+class OwnCache:
+    """A cache of a model's own type, which counts no tokens."""
+
+
+def test_a_cache_of_another_type_is_not_overlooked(frozen, prompts):
+    with (
+        applied(frozen, "noise") as model,
+        pytest.raises(UserError, match="a cache cannot be used under noise ablation"),
+    ):
+        model(prompts[0], past_key_values=OwnCache())
 
 
 def plain(how):

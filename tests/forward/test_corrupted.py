@@ -1,12 +1,22 @@
 """Passes over the suffix, against keys, values and site inputs of the corrupted run, are the two-stream pass."""
 
+import inspect
+
 import pytest
 import torch
 
 from bigcircuit.ablation.ablation import INTERCHANGE
 from bigcircuit.data.collate import collate
 from bigcircuit.forward.streams import Streams
-from tests.helpers.tiny_models import DENSE_SITES, TINY_CASES, constant_masks, random_masks, tiny_model, uneven_examples
+from tests.helpers.tiny_models import (
+    DENSE_SITES,
+    TINY,
+    TINY_CASES,
+    constant_masks,
+    random_masks,
+    tiny_model,
+    uneven_examples,
+)
 
 
 def gradients(logits, masks):
@@ -51,3 +61,12 @@ def test_a_recomputed_layer_gives_the_same_gradients(name):
             corrupted = streams.record(batch, DENSE_SITES)
             found.append(gradients(streams.masked(batch, masks.__getitem__, 2, corrupted), masks))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_arguments_have_the_names_of_the_model():
+    """Old names are still taken by transformers 5.24, with a warning."""
+    frozen, batch, given = tiny_model("llama", TINY), collate(uneven_examples(), full=False), []
+    frozen.model.register_forward_pre_hook(lambda _, __, kwargs: given.append(set(kwargs)), with_kwargs=True)
+    with torch.no_grad(), Streams(frozen, INTERCHANGE) as streams:
+        streams.masked(batch, constant_masks(frozen, 1.0), 1, streams.record(batch, DENSE_SITES))
+    assert len(given) >= 2 and set().union(*given) <= set(inspect.signature(frozen.model.forward).parameters)
