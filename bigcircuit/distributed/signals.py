@@ -8,6 +8,23 @@ from dataclasses import dataclass
 from types import FrameType
 
 
+@contextmanager
+def exiting_on_sigterm() -> Iterator[None]:
+    """Have SIGTERM raise SystemExit inside, so that what is half written is removed; for work that has no state to save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @dataclass
 class StopRequest:
     """Request of a signal to stop this process.

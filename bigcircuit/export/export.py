@@ -1,6 +1,5 @@
 """`bigcircuit export`: a circuit as a model that runs without this project, top to bottom."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ from bigcircuit.ablation.ablation import Ablation
 from bigcircuit.ablation.kinds import KINDS
 from bigcircuit.config.plain import check_name
 from bigcircuit.distributed.ranks import Ranks
+from bigcircuit.distributed.signals import exiting_on_sigterm
 from bigcircuit.errors import UserError
 from bigcircuit.evaluation.config import EvaluationSettings
 from bigcircuit.evaluation.open_circuits import LoadedCircuit, check_same_model, open_circuits
@@ -35,7 +35,14 @@ from bigcircuit.export.verify import (
     run_masked,
 )
 from bigcircuit.gates.discretise import Masks
-from bigcircuit.io.files import check_writable, remove, reporting_disk_errors, sync_dir, temporary_path
+from bigcircuit.io.files import (
+    check_writable,
+    remove_leftovers,
+    removing,
+    reporting_disk_errors,
+    sync_dir,
+    temporary_path,
+)
 from bigcircuit.model.granularity import ATTENTION, GRANULARITIES, LEAVES, MLP, SITE_WIDTH
 from bigcircuit.model.load import load_frozen
 from bigcircuit.model.resolve import ResolvedModel, resolve_model
@@ -205,10 +212,10 @@ def _stand_in(opened: _Opened, ablation: str) -> Ablation:
 
 @contextmanager
 def _aside(output: Path) -> Iterator[Path]:
-    """Make a folder beside the output that takes its place at the end; after an error nothing is left of it."""
+    """Make a folder beside the output that takes its place at the end; after an error or SIGTERM nothing is left of it."""
     folder = temporary_path(output)
-    remove(folder)
-    try:
+    remove_leftovers(output)
+    with exiting_on_sigterm(), removing(folder):
         with reporting_disk_errors(folder):
             folder.mkdir(parents=True)
         yield folder
@@ -216,9 +223,6 @@ def _aside(output: Path) -> Iterator[Path]:
             sync_dir(folder)
             folder.rename(output)
             sync_dir(output.parent)
-    finally:
-        if folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _verified(

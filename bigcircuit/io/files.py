@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -15,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from bigcircuit.errors import UserError
 
@@ -117,6 +120,14 @@ def is_temporary(path: Path) -> bool:
     No other program makes such names, so that what has one can be removed.
     """
     return re.fullmatch(rf"\..+\.[0-9]+{re.escape(_TEMPORARY)}", path.name, re.DOTALL) is not None
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what has a temporary name of `path`, but for that of another process that lives on this host."""
+    for found in filter(is_temporary, path.parent.glob(f".{glob.escape(path.name)}.*")):
+        owner = int(found.name.removesuffix(_TEMPORARY).rpartition(".")[2])
+        if owner == os.getpid() or not psutil.pid_exists(owner):
+            remove(found)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from bigcircuit.distributed.signals import exiting_on_sigterm
 from bigcircuit.errors import UserError
 from bigcircuit.export.formats import EXPORT_FORMATS
 from bigcircuit.export.fresh_process import run_prompts
@@ -20,7 +21,7 @@ from bigcircuit.export.result import EXPORT_FILE
 from bigcircuit.export.source import SourceWeights
 from bigcircuit.export.verify import FreshRun, compare_outputs, random_prompts, run_fresh
 from bigcircuit.export.writer import Planned, copy_beside, write_text, write_weights
-from bigcircuit.io.files import read_json, remove, reporting_disk_errors, sync_dir, temporary_path
+from bigcircuit.io.files import read_json, remove_leftovers, removing, reporting_disk_errors, sync_dir, temporary_path
 from bigcircuit.model.architectures import ARCHITECTURES
 from bigcircuit.model.library_errors import explain_library_errors, quieten_libraries
 from bigcircuit.model.resolve import ResolvedModel
@@ -174,8 +175,8 @@ def write_recovered(
     recover.json holds of the comparison. Raises UserError if the folder does not load or computes something else.
     """
     folder = temporary_path(output / "model")
-    remove(folder)
-    try:
+    remove_leftovers(output / "model")
+    with exiting_on_sigterm(), removing(folder):
         with reporting_disk_errors(folder):
             folder.mkdir(parents=True)
         if settings.merge:
@@ -197,9 +198,6 @@ def write_recovered(
             for path in sorted(folder.iterdir(), key=lambda path: path.name == EXPORT_FILE):
                 path.replace(output / path.name)
             sync_dir(output)
-    finally:
-        if folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
     return compared
 
 

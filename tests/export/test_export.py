@@ -1,7 +1,10 @@
 """The verb: a run or a circuit file becomes a model, with what it costs and whether it is right."""
 
 import json
+import os
 import re
+import signal
+import subprocess
 
 import pytest
 from safetensors.torch import load_file
@@ -11,6 +14,7 @@ from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.cli import answer, run_export
 from bigcircuit.export import export as export_module
 from bigcircuit.export.verify import FreshResult
+from bigcircuit.io.files import temporary_path
 from tests.helpers.short_runs import run
 
 QUIET = ["--speed", "false"]
@@ -120,6 +124,25 @@ def test_mistakes_are_one_line_and_leave_nothing(runs, tmp_path, capsys):
         assert message in refused(capsys, *words)
         assert not out.exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_leaves_nothing_and_a_crash_leaves_what_the_next_export_removes(runs, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "out"
+
+    def stop(*_):
+        assert len(list(tmp_path.iterdir())) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export_module, "_verified", stop)
+        with pytest.raises(SystemExit) as ended:
+            run_export([str(runs / "zero"), "--format", "zeroed", "--output", str(output), *UNCHECKED])
+    assert ended.value.code == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
+    ended_process = subprocess.Popen(["true"])
+    ended_process.wait()
+    temporary_path(output, ended_process.pid).mkdir()
+    exported(capsys, runs / "zero", "--format", "zeroed", "--output", output, *UNCHECKED)
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_an_export_that_differs_is_not_kept(runs, tmp_path, capsys, monkeypatch):

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -16,6 +19,7 @@ from bigcircuit.io.files import (
     files_sha256,
     is_temporary,
     read_json,
+    remove_leftovers,
     temporary_path,
     tensor_sha256,
     tensors_to_bytes,
@@ -158,3 +162,18 @@ def test_json_that_is_wrong_is_one_line_with_the_remedy(tmp_path, content, messa
         path.write_bytes(content)
     with pytest.raises(UserError, match=rf"x\.json: {message}"):
         read_json(path, "make it again", "a")
+
+
+def test_leftovers_are_removed_but_for_those_of_a_process_that_lives(tmp_path):
+    path = tmp_path / "out [1]"
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout
+    made = {owner: temporary_path(path, owner) for owner in (int(gone), os.getpid(), os.getppid())}
+    for folder in made.values():
+        (folder / "weights").mkdir(parents=True)
+    others = [tmp_path / ".out [1].hidden", temporary_path(tmp_path / "out 1", int(gone))]
+    for other in others:
+        other.mkdir()
+    remove_leftovers(path)
+    assert sorted(tmp_path.iterdir()) == sorted([made[os.getppid()], *others])
