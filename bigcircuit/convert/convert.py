@@ -118,6 +118,12 @@ def _write_other(path: Path, settings: ConversionSettings) -> Converted:
     notes = chosen.write(graph, output)
     if config is None and chosen.to in _WITH_EDGES:
         notes = [*notes, "MLPs are taken to read the heads of their layer; --model.path tells where they do not"]
+    if chosen.read is not None and circuit.ablation_name != ConversionSettings().ablation:
+        name = circuit.ablation_name
+        notes = [
+            *notes,
+            f"the format does not say that the circuit is under {name} ablation; read it back with --ablation {name}",
+        ]
     size = f"{chosen.name}: {int(graph.heads.sum())} heads and {int(graph.mlps.sum())} MLPs are kept"
     return Converted(output, circuit, [size, *(f"note: {note}" for note in notes)])
 
@@ -152,4 +158,6 @@ def _describe_other(path: Path, error: Exception) -> str:
                 )
             return f"a safetensors file that holds no circuit; {KNOWN_FORMATS}"
     except Exception:  # whatever safetensors raises: it is no such file
+        if path.suffix == ".jsonl":
+            return f"lines of JSON, such as pairs or text, and no circuit; name pairs with --task.path in prune. {KNOWN_FORMATS}"
         return f"not readable as JSON ({error}); copy it again: {KNOWN_FORMATS}"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bigcircuit.distributed.signals import exiting_on_sigterm
 from bigcircuit.errors import UserError
+from bigcircuit.export.compact_config import MODEL_TYPE
 from bigcircuit.export.formats import EXPORT_FORMATS
 from bigcircuit.export.fresh_process import run_prompts
 from bigcircuit.export.loading import register_config
@@ -102,11 +103,19 @@ def open_export(path: Path) -> ExportFolder:
         raise UserError(
             f"{path}: is of format {result['format']}, whose weights are not trained; export it as {', '.join(TRAINED_FORMATS)}"
         )
+    if (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"{path}: holds an adapter and no weights; recover the export that it is of again, with recover.merge true"
+        )
     from transformers import AutoConfig
 
     quieten_libraries()
     register_config()
-    read_json(path / "config.json", remedy, "model_type")
+    model_type = read_json(path / "config.json", remedy, "model_type")["model_type"]
+    if (model_type == MODEL_TYPE) != (result["format"] == "compact"):
+        raise UserError(
+            f"{path / EXPORT_FILE}: says {result['format']}, and config.json is of {model_type}; {remedy}, unchanged"
+        )
     dtypes, sizes = {}, {}
     for file in sorted(path.glob("*.safetensors")):
         with (

@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bigcircuit.circuit.circuit import Circuit
 from bigcircuit.circuit.masks import complete_masks
 from bigcircuit.cli import answer, run_compare, run_convert, run_evaluate, run_report
+from bigcircuit.convert.config import ConversionSettings
+from bigcircuit.convert.convert import convert_file
 from bigcircuit.convert.formats import eap_ig, edge_pruning
 from bigcircuit.planted.induction import induction_pairs
 from bigcircuit.results.result_files import read_result
@@ -166,6 +168,26 @@ def test_files_that_are_no_json_are_named_for_what_they_are(tmp_path, capsys, co
     assert answer(run_convert, [str(path)]) == 2
     shown = capsys.readouterr().err
     assert message in shown and str(path) in shown and len(shown.splitlines()) == 1
+
+
+def test_pairs_are_named_for_what_they_are(tmp_path, capsys):
+    path = write_pairs(tmp_path / "pairs.jsonl", induction_pairs(4))
+    assert answer(run_convert, [path]) == 2
+    shown = capsys.readouterr().err
+    assert (
+        "lines of JSON, such as pairs or text, and no circuit; name pairs with --task.path" in shown and path in shown
+    )
+
+
+@pytest.mark.parametrize("ablation", ["interchange", "mean"])
+def test_an_ablation_that_the_format_cannot_say_is_told(models, tmp_path, ablation):
+    Circuit(by_hand(2), {}, {"ablation": ablation}).save(tmp_path / "ours.safetensors")
+    settings = ConversionSettings(
+        to="eap-ig", output=str(tmp_path / "graph.json"), model={"path": str(models["llama"])}
+    )
+    notes = convert_file(tmp_path / "ours.safetensors", settings).notes
+    told = "note: the format does not say that the circuit is under mean ablation; read it back with --ablation mean"
+    assert (told in notes) == (ablation == "mean")
 
 
 def test_a_circuit_file_is_one_already_and_nothing_is_overwritten(models, tmp_path, capsys):

@@ -337,7 +337,16 @@ def test_exports_edited_by_hand_are_refused_in_one_line(exports, tmp_path, capsy
     save_file({**load_file(whole), "model.ids": torch.arange(3)}, whole, metadata={"format": "pt"})
     listed = edited("list") / "export.json"
     listed.write_text(json.dumps(json.loads(listed.read_text()) | {"recovered": []}))
+    renamed = edited("renamed") / "export.json"
+    renamed.write_text(json.dumps(json.loads(renamed.read_text()) | {"format": "uniform"}))
+    adapter = edited("adapter") / "adapter_config.json"
+    adapter.write_text("{}")
     for file, message in (
+        (
+            renamed,
+            "export.json: says uniform, and config.json is of bigcircuit; give the folder that `bigcircuit export`",
+        ),
+        (adapter, "holds an adapter and no weights; recover the export that it is of again, with recover.merge true"),
         (cut, f"{FILE}: cannot be read (SafetensorError"),
         (whole, "model.ids is I64, which no export writes"),
         (listed, "export.json: recovered: it: input should be an object"),
