@@ -120,6 +120,11 @@ class Architecture:
     needs_all_rows: bool = False
     """Whether the outer model reshapes the last hidden state to the rows of its input."""
 
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights of such a model are trained where that is asked for: experts and recurrent mixers are not."""
+        return not self.kind.startswith(("mixture", "hybrid", "recurrent"))
+
 
 _SINGLE_INPUT = ("per_layer_input_gate", "per_layer_projection")
 

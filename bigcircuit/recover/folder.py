@@ -132,7 +132,7 @@ def open_export(path: Path) -> ExportFolder:
     with explain_library_errors(f"{path}: its config.json cannot be opened", path, remedy):
         hf_config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     row = ARCHITECTURES.get(hf_config.model_type)
-    if row is not None and row.kind.startswith(("mixture", "hybrid", "recurrent")):
+    if row is not None and not row.trains_weights:
         raise UserError(
             f"{path}: is a {row.kind} ({hf_config.model_type}), which is not trained; recover a dense model"
         )

@@ -111,7 +111,13 @@ def _check_saved(config: Config, model: ResolvedModel) -> None:
 
 
 def _check_weight_copy(config: Config, model: ResolvedModel) -> None:
-    """Raises UserError where weights that are to learn along are quantised."""
+    """Raises UserError where weights that are to learn along are quantised, or of a kind that `recover` does not train."""
+    architecture = model.skeleton.architecture
+    if config.train.weight_lr and not architecture.trains_weights:
+        raise UserError(
+            f"{config.model.path}: is a {architecture.kind}, whose weights neither train.weight_lr nor recover trains; leave "
+            "train.weight_lr out"
+        )
     if config.train.weight_lr and model.quantization.bits is not None:
         raise UserError(
             f"{config.model.path}: has quantised weights, and train.weight_lr trains a copy of them; set --model.quantization "

@@ -18,10 +18,12 @@ from bigcircuit.sweep.config import load_sweep
 from bigcircuit.train.resolve import resolve
 from bigcircuit.train.setup import set_up
 from bigcircuit.train.step import faithfulness_gradient, update
+from tests.helpers.exports import saved_tiny
 from tests.helpers.interrupted_runs import Result, run_or_resume, stop
 from tests.helpers.launch import DEEPSPEED_CONFIGS, launch, option_words
 from tests.helpers.quantised_models import needs, save_plain, save_quantised
 from tests.helpers.short_runs import run
+from tests.helpers.tiny_models import TINY
 
 SETTINGS = {
     "task.name": "text",
@@ -147,6 +149,13 @@ def test_quantised_weights_are_refused_before_they_are_loaded(tmp_path):
     config = load(None, {**SETTINGS, "model.path": str(folder), "output": str(tmp_path / "run")})
     with pytest.raises(UserError, match="has quantised weights, and train.weight_lr trains a copy.*dequantise"):
         prune(config, Ranks())
+
+
+def test_a_mixture_is_refused(tmp_path):
+    saved_tiny("mixtral", {**TINY, "num_local_experts": 2, "num_experts_per_tok": 1}, tmp_path / "mixture")
+    config = load(None, {**SETTINGS, "model.path": str(tmp_path / "mixture")})
+    with pytest.raises(UserError, match="is a mixture.*, whose weights neither train.weight_lr nor recover trains"):
+        resolve(config, Ranks())
 
 
 @pytest.mark.parametrize("space", [{"train.seed": [0, 1]}, {"train.weight_lr": [0.0, 0.001]}])
