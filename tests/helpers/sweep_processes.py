@@ -65,11 +65,14 @@ def start_sweep(config, output, *words):
 
 
 def run_sweep_command(config, output, *words, code=0):
-    """Run a sweep to its end, check its exit code and return its output."""
+    """Run a sweep to its end, check its exit code and return its output.
+
+    Left out are lines on how long something has taken so far, which phases of ten seconds have on a busy machine.
+    """
     process = start_sweep(config, output, *words)
     said = wait_for_end(process)
     assert process.returncode == code, said
-    return said
+    return "".join(line for line in said.splitlines(keepends=True) if not line.endswith(" s so far\n"))
 
 
 def wait_until(happened, process):
