@@ -11,6 +11,7 @@ from torch import Tensor
 from bigcircuit.gates.members import Member
 from bigcircuit.gates.population import Population
 from bigcircuit.io.checkpoint import SavedState
+from bigcircuit.train.adam_moments import export_moments, restore_moments
 from bigcircuit.train.penalty import Duals
 from bigcircuit.train.weight_copy import WeightCopy
 
@@ -68,9 +69,8 @@ class MemberState:
         for name, parameter in self.member.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
             tensors[name] = parameter.detach()
+            tensors |= export_moments(self.optimizer, parameter, _short(name))
             if moments:
-                tensors[f"exp_avg.{_short(name)}"] = moments["exp_avg"]
-                tensors[f"exp_avg_sq.{_short(name)}"] = moments["exp_avg_sq"]
                 updates = int(moments["step"])
         tensors |= {f"best.{name}": values for name, values in self.best.log_alpha.items()}
         tensors |= {f"best_constants.{site}": values for site, values in self.best.constants.items()}
@@ -86,12 +86,7 @@ class MemberState:
         device = next(self.member.parameters()).device
         for name, parameter in self.member.named_parameters():
             parameter.copy_(tensors[name])
-            if data["updates"]:
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(data["updates"])),
-                    "exp_avg": tensors[f"exp_avg.{_short(name)}"].to(device, copy=True),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{_short(name)}"].to(device, copy=True),
-                }
+            restore_moments(self.optimizer, parameter, _short(name), tensors, data["updates"])
         objective, step = data["best"]
         gates, constants = (_below(tensors, prefix, device) for prefix in ("best.", "best_constants."))
         self.best = Best(objective, step, gates, constants)

@@ -7,7 +7,6 @@ nodes and not for others, and gates beside weights that learn find out which. Th
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from bigcircuit.config.schema import TrainConfig
 from bigcircuit.gates.schedules import learning_rate
 from bigcircuit.model.sites import FrozenModel
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+from bigcircuit.train.adam_moments import export_moments, restore_moments
 
 
 @dataclass
@@ -70,16 +68,11 @@ class WeightCopy:
         """Collect the tensors that `restore` needs, by name."""
         tensors = dict(zip(self.names, self.values, strict=True))
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"{key}.{name}": moments[key] for key in _MOMENTS if moments}
+            tensors |= export_moments(self.optimizer, parameter, name)
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor], updates: int) -> None:
         """Restore the tensors that `export` collected after so many updates."""
         for name, parameter, value in zip(self.names, self.parameters, self.values, strict=True):
             value.copy_(tensors[name])
-            if updates:
-                moments: dict[str, Any] = {
-                    key: tensors[f"{key}.{name}"].to(value.device, copy=True) for key in _MOMENTS
-                }
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **moments}
+            restore_moments(self.optimizer, parameter, name, tensors, updates)
